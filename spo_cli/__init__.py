@@ -1,0 +1,1 @@
+"""The command line of spo: flags → Config → stage → exit code."""

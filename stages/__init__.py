@@ -1,0 +1,1 @@
+"""The work behind `spo`: one module per verb, and the rooms they share (maths, shards, engines, tasks)."""

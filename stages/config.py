@@ -1,0 +1,100 @@
+"""How a stage's Config is written: a frozen dataclass whose fields say what their flag means.
+
+`option` is the one place where a flag is documented; the command line, the recipe reader and the fingerprint all
+read the same field. `result=False` marks a field that cannot change the rows a stage writes (batch sizes, devices,
+paths: an input is known by its digest, not by where it lies), so it stays out of the fingerprint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from stages.errors import UserError
+
+
+def option(
+    help: str,
+    *,
+    default: Any = dataclasses.MISSING,
+    result: bool = True,
+    argument: bool = False,
+    short: str | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+) -> Any:
+    """A Config field.
+
+    Args:
+      help: one sentence, shown by `--help`.
+      default: left out, the option is required.
+      result: whether the value can change the rows that are written (then it enters the fingerprint).
+      argument: positional on the command line instead of `--name`.
+      short: a one-letter or shorter alias, e.g. "-m" or "--out".
+      minimum, maximum: inclusive bounds. above: exclusive lower bound.
+    """
+    metadata = {
+        "help": help,
+        "result": result,
+        "argument": argument,
+        "short": short,
+        "minimum": minimum,
+        "maximum": maximum,
+        "above": above,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def flag(field: dataclasses.Field[Any]) -> str:
+    """What the user types for a field: `--num-questions`, or `TRAJECTORIES` for a positional argument."""
+    return field.name.upper() if field.metadata["argument"] else "--" + field.name.replace("_", "-")
+
+
+def field_types(config: type) -> dict[str, Any]:
+    """Resolved type of every field of a Config class."""
+    return typing.get_type_hints(config)
+
+
+def validate(config: Any) -> None:
+    """Check choices and bounds of every field; call it from `__post_init__`.
+
+    Raises:
+      UserError: naming the flag, what it takes and what was given.
+    """
+    types = field_types(type(config))
+    for field in dataclasses.fields(config):
+        value, type_ = getattr(config, field.name), types[field.name]
+        if get_origin(type_) is Literal and value not in get_args(type_):
+            raise UserError(f"{flag(field)} must be one of {', '.join(map(str, get_args(type_)))}; got {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        bounds = field.metadata
+        problem = (
+            (not math.isfinite(value) and "a finite number")
+            or (bounds["minimum"] is not None and value < bounds["minimum"] and f"at least {bounds['minimum']:g}")
+            or (bounds["maximum"] is not None and value > bounds["maximum"] and f"at most {bounds['maximum']:g}")
+            or (bounds["above"] is not None and value <= bounds["above"] and f"greater than {bounds['above']:g}")
+        )
+        if problem:
+            raise UserError(f"{flag(field)} must be {problem}; got {value}")
+
+
+def results_config(config: Any) -> dict[str, Any]:
+    """The fields that can change what is written, as JSON values: what the fingerprint and the footer hold."""
+    return {
+        field.name: _json_value(getattr(config, field.name))
+        for field in dataclasses.fields(config)
+        if field.metadata["result"]
+    }
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple):
+        return [_json_value(item) for item in value]
+    return value

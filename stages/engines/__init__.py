@@ -1,0 +1,1 @@
+"""Sampling and optimisation behind two small protocols."""

@@ -1,0 +1,32 @@
+"""The error hierarchy: every message says what was expected, what was found, where, and what to do.
+
+The exit code of the command is the class attribute `exit_code`; whatever is not a `SpoError` is a defect of ours (1).
+"""
+
+
+class SpoError(Exception):
+    """Anything that a command reports in one line, without a traceback."""
+
+    exit_code = 1
+
+
+class UserError(SpoError, ValueError):
+    """A wrong flag, a file of the wrong kind, a model without a tokenizer, a full disk: nothing was written."""
+
+    exit_code = 2
+
+
+class FingerprintMismatch(UserError):
+    """The output already holds work of another configuration."""
+
+
+class IncompleteInput(SpoError, FileNotFoundError):
+    """The input lacks parts, or a part of it is torn: make it whole, then run this again."""
+
+    exit_code = 3
+
+
+class Interrupted(SpoError):
+    """A signal ended the stage; what was committed stays and the same command resumes there."""
+
+    exit_code = 4

@@ -1,0 +1,1 @@
+"""The contract on disk: schemas, atomic parts, lineage, completeness, resume."""

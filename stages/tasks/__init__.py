@@ -1,0 +1,1 @@
+"""A task is questions, a prompt and a verifier."""
