@@ -1,0 +1,166 @@
+"""What a stage asks of a sampling engine, and how it gets one. Nothing here knows about tasks or files.
+
+An engine takes prefixes as token ids and draws continuations. Token t of a sample with key κ is chosen by the uniform
+number `uniforms(κ, t)`, so a sample depends on the model, its prefix, its key and the sampling parameters alone: not
+on what else is in the batch, nor on order, shards or crashes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from stages.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How tokens are chosen, the same for every request of a call.
+
+    Attributes:
+      temperature: divides the logits. 0 is greedy; its log-probabilities are those of temperature 1.
+      top_p: smallest set of most probable tokens whose probability reaches top_p; 1 keeps all.
+      top_k: the k most probable tokens; 0 keeps all.
+      stop: a sample ends after the token that completes one of these strings (the end-of-text tokens always end it).
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise UserError(f"temperature must be a finite number of at least 0; got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p must be greater than 0 and at most 1; got {self.top_p}")
+        if self.top_k < 0:
+            raise UserError(f"top_k must be at least 0 (0 keeps all tokens); got {self.top_k}")
+        if "" in self.stop:
+            raise UserError("stop strings must not be empty")
+
+
+@dataclass(frozen=True)
+class Request:
+    """Continuations wanted from one state.
+
+    Attributes:
+      prefix: int32 [P], P ≥ 1: prompt and response so far, as token ids.
+      keys: one 64-bit key per sample; their number is the number of samples.
+      max_new_tokens: most tokens per sample; the model's context bounds it too.
+    """
+
+    prefix: np.ndarray
+    keys: tuple[int, ...]
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One continuation.
+
+    Attributes:
+      token_ids: int32 [T], T ≥ 1, the end-of-text token included.
+      logprobs: float32 [T], natural logs under the temperature-scaled distribution over the full vocabulary, also
+        where top-p or top-k narrowed the choice.
+      finish_reason: "stop" (end of text or a stop string) or "length" (max_new_tokens or the context).
+    """
+
+    token_ids: np.ndarray
+    logprobs: np.ndarray
+    finish_reason: Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens that one call cost.
+
+    Attributes:
+      sampled: tokens drawn.
+      prefilled: prefix tokens run through the model (padding not counted).
+      distinct_prefix_tokens: nodes of the trie of all prefixes: the least that can be prefilled.
+    """
+
+    sampled: int
+    prefilled: int
+    distinct_prefix_tokens: int
+
+
+class Sampler(Protocol):
+    """A model that is ready to sample."""
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens of prefix and continuation together."""
+        ...
+
+    def sample(
+        self,
+        requests: Sequence[Request],
+        params: SamplingParams,
+        on_tokens: Callable[[int, int], None] | None = None,
+    ) -> tuple[list[list[Sample]], Usage]:
+        """Draws every sample of every request.
+
+        Args:
+          requests: in any order; common prefixes are found and prefilled once.
+          params: how tokens are chosen.
+          on_tokens: called now and then with (samples finished, tokens drawn) since the last call.
+
+        Returns:
+          one list per request with one sample per key, in order; and what it cost.
+
+        Raises:
+          UserError: a prefix that is empty or leaves no room in the context.
+        """
+        ...
+
+
+EngineName = Literal["transformers"]
+
+_last: tuple[tuple[object, ...], Sampler] | None = None
+
+
+def open_sampler(
+    engine: EngineName,
+    model_dir: Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    max_batch_rows: int | None = None,
+    threads: int | None = None,
+) -> Sampler:
+    """The sampler for a model directory; the last one is kept, so that a whole iteration loads a model once.
+
+    Args:
+      engine: which engine.
+      model_dir: a local Hugging Face directory (see `checkpoints.resolve`).
+      device, dtype: as `checkpoints.pick_device` and `checkpoints.pick_dtype` take them.
+      max_batch_rows: most samples in flight; None lets the engine choose. It changes speed, never results.
+      threads: CPU threads of this process; None leaves them alone.
+    """
+    global _last
+    files = tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(model_dir.iterdir()))
+    identity = (engine, model_dir.resolve(), files, device, dtype, max_batch_rows)
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    if _last is None or _last[0] != identity:
+        from stages.engines.transformers import TransformersSampler
+
+        _last = None  # frees the previous model before the next one is loaded
+        sampler = TransformersSampler.open(model_dir, device=device, dtype=dtype, max_batch_rows=max_batch_rows)
+        _last = (identity, sampler)
+    return _last[1]
+
+
+def close_sampler() -> None:
+    """Forgets the sampler that `open_sampler` keeps, so that its memory is free for training."""
+    global _last
+    _last = None
