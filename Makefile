@@ -1,0 +1,46 @@
+# Everything a newcomer needs: `make quickstart` and `make test`. The environment is made by whichever runs first.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: quickstart test check format bench lock clean
+
+quickstart: $(VENV)/installed
+	@PATH="$(abspath $(BIN)):$$PATH" spo run examples/quickstart/recipe.toml
+
+test: $(VENV)/installed
+	@$(BIN)/python -m pytest
+
+check: $(VENV)/installed
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pyright
+
+format: $(VENV)/installed
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(VENV)/installed-bench
+	@$(BIN)/python -m tests.bench
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("spo needs Python 3.11 or later, found " + sys.version.split()[0] + "; run: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+$(VENV)/installed-bench: $(VENV)/installed
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,bench]'
+	@touch $@
+
+# Pin again what the extras resolve to today (torch stays at the version that is written in constraints.txt).
+lock:
+	@rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)" '.[dev,bench,hub]'
+	{ sed -n '/^#/p' constraints.txt; build/lock/bin/python -m pip freeze --exclude spo-cli | sed -E 's/^(torch==[0-9.]+)\+.*/\1/'; } > build/constraints.txt
+	mv build/constraints.txt constraints.txt
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
