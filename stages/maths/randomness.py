@@ -45,7 +45,7 @@ def uniforms(keys: ArrayLike, positions: ArrayLike) -> NDArray[np.float64]:
     counters = np.asarray(positions, dtype=np.int64).astype(np.uint64)
     with np.errstate(over="ignore"):
         bits = _mix(states + (counters + np.uint64(1)) * _GOLDEN)
-    return (bits >> np.uint64(11)) * 2.0**-53
+    return (bits >> np.uint64(11)).astype(np.float64) * np.float64(2.0**-53)
 
 
 def _encode(part: int | str | bytes) -> tuple[bytes, bytes]:
