@@ -1,0 +1,299 @@
+"""Model directories in the Hugging Face layout: found, checked, digested, loaded, and written whole or not at all.
+
+A directory written here also holds `spo.json`, the lineage of the weights. Code that a model brings along is never run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from stages.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from stages.shards.lineage import Lineage
+
+LINEAGE_FILE = "spo.json"
+_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
+_TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+_SETTINGS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "*.index.json",
+)
+
+
+def resolve(model: str) -> Path:
+    """The directory of a model: a local one as it is, else a snapshot of the Hugging Face hub (downloaded if need be).
+
+    Raises:
+      UserError: neither exists, or the directory lacks its configuration, weights or tokenizer.
+    """
+    directory = Path(model).expanduser()
+    if directory.is_file():
+        raise UserError(f"model {model} is a file; expected a Hugging Face model directory")
+    if not directory.is_dir():
+        directory = _download(model)
+    missing = [
+        what
+        for what, patterns in {
+            "configuration (config.json)": ("config.json",),
+            "weights (model*.safetensors)": _WEIGHTS,
+            "tokenizer (tokenizer.json)": _TOKENIZER,
+        }.items()
+        if not _matching(directory, patterns)
+    ]
+    if missing:
+        raise UserError(
+            f"model directory {model} has no {', no '.join(missing)}; expected a Hugging Face model directory"
+        )
+    return directory
+
+
+def digest(directory: Path) -> str:
+    """Hex digest of everything that decides what the model says: weights, configuration and tokenizer files.
+
+    File names enter, the directory's own name, `spo.json`, metrics and optimiser state do not.
+    """
+    files = _matching(directory, (*_WEIGHTS, *_TOKENIZER, *_SETTINGS))
+    with ThreadPoolExecutor(max_workers=4) as pool:  # hashing releases the interpreter lock
+        digests = list(pool.map(_digest_if_unchanged, files))
+    whole = hashlib.blake2b(digest_size=16)
+    for file, one in zip(files, digests, strict=True):
+        whole.update(f"{file.name}\0{one}\0".encode())
+    return whole.hexdigest()
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model directory.
+
+    Raises:
+      UserError: it cannot be read, or has no end-of-text token.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
+    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+        raise UserError(f"the tokenizer in {directory} cannot be loaded: {_first_line(error)}") from error
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer in {directory} has no end-of-text token (eos_token); responses could never end")
+    return cast("PreTrainedTokenizerBase", tokenizer)
+
+
+def load_model(directory: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """The causal language model of a directory, in evaluation mode.
+
+    Raises:
+      UserError: torn or missing weights, not a causal language model, or one that needs its own code.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with _without_bars():
+            loaded = AutoModelForCausalLM.from_pretrained(
+                str(directory), dtype=dtype, trust_remote_code=False, output_loading_info=True
+            )
+    except (OSError, ValueError, ImportError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"the model in {directory} cannot be loaded: {_first_line(error)}") from error
+    model, report = cast("tuple[PreTrainedModel, dict[str, set[str]]]", loaded)
+    if absent := sorted(report["missing_keys"]):  # transformers would fill them with random numbers
+        raise UserError(f"the weights in {directory} lack {len(absent)} tensors, the first is {absent[0]}")
+    return model.to(device).eval()
+
+
+def context_length(config: PretrainedConfig) -> int:
+    """The longest sequence, prompt and response together, that the model was made for, in tokens.
+
+    Raises:
+      UserError: the configuration does not say.
+    """
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(length, int):
+        raise UserError(f"the {config.model_type} configuration states no max_position_embeddings")
+    return length
+
+
+def pick_device(device: str) -> torch.device:
+    """`auto` is the first CUDA device if there is one, else the CPU; anything else is taken as torch names it.
+
+    Raises:
+      UserError: no such device here.
+    """
+    import torch
+
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        picked = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"--device {device}: {_first_line(error)}") from error
+    if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"--device {device}: this machine has {torch.cuda.device_count()} CUDA devices; use cpu or auto"
+        )
+    return picked
+
+
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 where a CUDA device computes in it, else float32.
+
+    Raises:
+      UserError: not the name of a floating-point type.
+    """
+    import torch
+
+    if dtype == "auto":
+        bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if bfloat16 else torch.float32
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in names:
+        raise UserError(f"--dtype must be one of auto, {', '.join(names)}; got {dtype!r}")
+    return names[dtype]
+
+
+def save_directory(
+    directory: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    lineage: Lineage,
+    write_more: Callable[[Path], None] | None = None,
+) -> None:
+    """Write a model directory atomically; one that was there is replaced.
+
+    Args:
+      directory: where it shall lie; parents are made.
+      write_more: called with the unfinished directory, to put more files into it (metrics, optimiser state).
+
+    Raises:
+      UserError: the disk is full or the place is not writable; nothing is left half-written.
+    """
+    unfinished = directory.with_name(f".{directory.name}.unfinished-{os.getpid()}")
+    try:
+        unfinished.mkdir(parents=True)
+        with _without_bars():
+            model.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
+        write_lineage(unfinished, lineage)
+        if write_more:
+            write_more(unfinished)
+        replace_directory(unfinished, directory)
+    except OSError as error:
+        raise UserError(f"cannot write {directory}: {_first_line(error)}") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def replace_directory(finished: Path, directory: Path) -> None:
+    """Flush `finished` to disk and give it the name `directory`; a directory of that name is moved aside, then removed.
+
+    A crash leaves the old directory, the new one, or (between two renames) the old one as `.<name>.replaced`.
+    """
+    for path in [*finished.rglob("*"), finished]:
+        _flush(path)
+    aside = directory.with_name(f".{directory.name}.replaced")
+    shutil.rmtree(aside, ignore_errors=True)
+    if directory.exists():
+        directory.rename(aside)
+    finished.rename(directory)
+    _flush(directory.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_lineage(directory: Path, lineage: Lineage) -> None:
+    """Put the lineage of the weights beside them."""
+    (directory / LINEAGE_FILE).write_text(lineage.to_json() + "\n")
+
+
+def read_lineage(directory: Path) -> Lineage | None:
+    """The lineage of a model directory; None if it was not made here.
+
+    Raises:
+      UserError: `spo.json` is not readable.
+    """
+    from stages.shards.lineage import Lineage
+
+    path = directory / LINEAGE_FILE
+    if not path.is_file():
+        return None
+    try:
+        return Lineage.from_json(path.read_text())
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a lineage written by spo: {_first_line(error)}") from error
+
+
+def _download(model: str) -> Path:
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise UserError(f"there is no model directory {model}")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    wanted = ["*.json", "*.model", "*.txt", "*.jinja"]
+    try:
+        directory = Path(snapshot_download(model, allow_patterns=[*wanted, "model*.safetensors"]))
+        if not _matching(directory, _WEIGHTS):  # an older model, kept in torch's own format only
+            directory = Path(snapshot_download(model, allow_patterns=[*wanted, "pytorch_model*.bin"]))
+        return directory
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise UserError(
+            f"model {model!r} is neither a directory here nor to be had from the Hugging Face hub: {_first_line(error)}"
+        ) from error
+
+
+def _matching(directory: Path, patterns: tuple[str, ...]) -> list[Path]:
+    return sorted({path for pattern in patterns for path in directory.glob(pattern) if path.is_file()})
+
+
+def _digest_if_unchanged(path: Path) -> str:
+    status = path.stat()
+    return _digest_file(path.resolve(), status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _digest_file(path: Path, size: int, modified: int) -> str:
+    """Digest of a file's bytes, remembered while its size and time stand: an iteration asks for it in every stage."""
+    del size, modified
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Keep transformers' own progress bars off the terminal: drawing is the surface's business."""
+    from transformers.utils import logging
+
+    were_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if were_on:
+            logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
