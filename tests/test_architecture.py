@@ -1,0 +1,76 @@
+"""Who may import whom (CONTRIBUTING, the dependency rule)."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+VERBS = {"rollout", "segment", "estimate", "train", "evaluate", "sft"}
+BASE = {"errors", "config", "progress"}
+HEAVY = {"torch", "numpy", "pyarrow", "transformers", "tokenizers", "safetensors", "vllm", "deepspeed", "pandas"}
+# room of stages → the rooms it may import
+ALLOWED = {
+    "maths": {"maths"},
+    "shards": {"shards", "maths"} | BASE,
+    "engines": {"engines", "maths"} | BASE,
+    "tasks": {"tasks", "maths"} | BASE,
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports anywhere, dotted."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def rooms(modules: set[str]) -> set[str]:
+    return {module.split(".")[1] for module in modules if module.startswith("stages.")}
+
+
+def sources(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize("room", sorted(ALLOWED))
+def test_a_room_imports_only_rooms_below_it(room: str):
+    for path in sources(f"stages/{room}"):
+        assert rooms(imports(path)) <= ALLOWED[room], path
+        assert not any(module.startswith("spo_cli") for module in imports(path)), path
+
+
+def test_maths_imports_numpy_and_torch_only():
+    for path in sources("stages/maths"):
+        outside = {module.split(".")[0] for module in imports(path)} & HEAVY
+        assert outside <= {"numpy", "torch"}, path
+
+
+def test_verbs_do_not_import_each_other():
+    for verb in VERBS:
+        path = ROOT / "stages" / f"{verb}.py"
+        assert rooms(imports(path)) & (VERBS | {"iterate"}) <= {verb}, path
+
+
+def test_stages_never_import_the_surface_nor_print():
+    for path in sources("stages"):
+        assert not any(module.split(".")[0] in {"spo_cli", "rich", "typer"} for module in imports(path)), path
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        assert not [c for c in calls if isinstance(c.func, ast.Name) and c.func.id == "print"], path
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS | {"iterate"}))
+def test_a_verb_imports_nothing_heavy_at_its_top(verb: str):
+    """Else `spo VERB --help` would wait for torch."""
+    tree = ast.parse((ROOT / "stages" / f"{verb}.py").read_text())
+    top = {node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)}
+    modules = {node.module or "" for node in top if isinstance(node, ast.ImportFrom)}
+    modules |= {alias.name for node in top if isinstance(node, ast.Import) for alias in node.names}
+    assert not {module.split(".")[0] for module in modules} & HEAVY
+    assert rooms(modules) <= BASE | {"flags"} | (VERBS if verb == "iterate" else set())
