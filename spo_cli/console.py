@@ -1,0 +1,213 @@
+"""Everything that is printed: progress and errors on stderr, summaries and what was asked for on stdout.
+
+On a terminal one live bar stands below the lines; elsewhere (a log, a SLURM output file) plain lines every few seconds.
+Rich reads `NO_COLOR`, `FORCE_COLOR` and `COLUMNS` itself.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import deque
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any, Self
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from stages.progress import Summary
+
+PLAIN_INTERVAL = 5.0  # seconds between two plain lines of one step
+_SIGPIPE_EXIT = 141  # what a shell reports for a program that a closed pipe has killed
+_WINDOW = 30.0  # seconds that the shown rate looks back
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave without a word, as `spo show … | head` should (Rich would say 1, which here means a defect)."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(_SIGPIPE_EXIT)
+
+
+def stdout() -> Console:
+    """The console for results. Made anew each time, so that it follows a redirected `sys.stdout`."""
+    return _Console(highlight=False)
+
+
+def stderr() -> Console:
+    """The console for progress, notes and errors."""
+    return _Console(stderr=True, highlight=False)
+
+
+def print_line(text: str) -> None:
+    """One plain line on stdout."""
+    stdout().print(text, markup=False, soft_wrap=True)
+
+
+def print_results(*renderables: RenderableType) -> None:
+    """Rich renderables on stdout."""
+    console = stdout()
+    for renderable in renderables:
+        console.print(renderable)
+
+
+def print_error(title: str, message: str) -> None:
+    """`spo rollout: message`, on stderr."""
+    stderr().print(Text.assemble((f"{title}: ", "bold red"), message), soft_wrap=True)
+
+
+def number(value: float) -> str:
+    """A figure for people: whole numbers with thousands separators, others with four significant digits."""
+    if isinstance(value, int) or (value.is_integer() and abs(value) >= 1000):
+        return f"{int(value):,}"
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """`8 s`, `3 min 20 s`, `2 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def print_summary(summary: Summary) -> None:
+    """How a stage ended, as aligned lines on stdout."""
+    head = Text.assemble((f"spo {summary.stage}", "bold"), " → ", summary.out)
+    if summary.up_to_date:
+        head.append("  up to date", "green")
+    console = stdout()
+    console.print(head, soft_wrap=True)
+    console.print(_summary_table(summary))
+    for note in summary.notes:
+        console.print(Text(f"  {note}", "dim"), soft_wrap=True)
+
+
+def _summary_table(summary: Summary) -> Table:
+    figures: dict[str, float] = {"rows": summary.rows}
+    if summary.reward is not None:
+        figures["reward"] = summary.reward
+    if summary.tokens_sampled or summary.tokens_prefilled:
+        figures["tokens sampled"] = summary.tokens_sampled
+        figures["tokens prefilled"] = summary.tokens_prefilled
+        figures["tokens per second"] = round(summary.tokens_sampled / max(summary.seconds, 1e-9))
+    figures["seconds"] = round(summary.seconds, 1)
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 0, 0, 2))
+    table.add_column()
+    table.add_column(justify="right")
+    for name, value in {**figures, **summary.figures}.items():
+        table.add_row(Text(name, "cyan"), number(value))
+    return table
+
+
+@dataclass
+class _Step:
+    """One long step under way, and what can be said of it at any moment."""
+
+    label: str
+    total: int
+    unit: str
+    started: float = field(default_factory=monotonic)
+    done: int = 0
+    tokens: int = 0
+    figures: dict[str, float] = field(default_factory=dict)
+    recent: deque[tuple[float, int, int]] = field(default_factory=deque)  # (time, done, tokens), the last _WINDOW s
+
+    def __post_init__(self) -> None:
+        self.recent.append((self.started, 0, 0))
+
+    def advance(self, done: int, tokens: int, figures: dict[str, float]) -> None:
+        self.done += done
+        self.tokens += tokens
+        self.figures.update(figures)
+        now = monotonic()
+        self.recent.append((now, self.done, self.tokens))
+        while len(self.recent) > 2 and self.recent[0][0] < now - _WINDOW:
+            self.recent.popleft()
+
+    def now(self) -> str:
+        """`190/512 rows · 12.3 rows/s · 4,210 tokens/s · 26 s left · reward 0.41`"""
+        (begin, done, tokens), (end, *_) = self.recent[0], self.recent[-1]
+        rate, token_rate = _rates(self.done - done, self.tokens - tokens, end - begin)
+        left = f"{duration((self.total - self.done) / rate)} left" if rate and self.done < self.total else ""
+        return self._line(f"{self.done:,}/{self.total:,} {self.unit}", rate, token_rate, left)
+
+    def whole(self) -> str:
+        """The closing line: the same over the whole step."""
+        seconds = self.recent[-1][0] - self.started
+        rate, token_rate = _rates(self.done, self.tokens, seconds)
+        of = "" if self.done >= self.total else f" of {self.total:,}"
+        return self._line(f"{self.done:,}{of} {self.unit} in {duration(seconds)}", rate, token_rate, "")
+
+    def _line(self, amount: str, rate: float, token_rate: float, left: str) -> str:
+        parts = [
+            amount,
+            f"{number(rate)} {self.unit}/s" if rate else "",
+            f"{token_rate:,.0f} tokens/s" if token_rate else "",
+            left,
+            *(f"{name} {number(value)}" for name, value in self.figures.items()),
+        ]
+        return " · ".join(part for part in parts if part)
+
+
+def _rates(done: int, tokens: int, seconds: float) -> tuple[float, float]:
+    return (done / seconds, tokens / seconds) if seconds > 0 else (0.0, 0.0)
+
+
+class Reporter:
+    """`stages.progress.Progress`, drawn. Use as a context manager: leaving it takes the live bar off the screen."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or stderr()
+        self.step: _Step | None = None
+        self.bar: Progress | None = None
+        self.printed = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._close_step()
+
+    def start(self, label: str, total: int, unit: str) -> None:
+        """Close the step before, and begin the next."""
+        self._close_step()
+        self.step = _Step(label, total, unit)
+        if self.console.is_terminal:
+            columns = TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[line]}", markup=False)
+            self.bar = Progress(*columns, console=self.console, transient=True)
+            self.bar.add_task(label, total=total, line=f"0/{total:,} {unit}")
+            self.bar.start()
+        else:
+            self._plain(f"{label}: {total:,} {unit} to do")
+
+    def advance(self, done: int = 0, tokens: int = 0, **figures: float) -> None:
+        """Redraw the bar, or print a line if the last one is old enough."""
+        if self.step is None:
+            raise ValueError("advance() before start(): there is no step to advance")
+        self.step.advance(done, tokens, figures)
+        if self.bar is not None:
+            self.bar.update(self.bar.task_ids[0], completed=self.step.done, line=self.step.now())
+        elif monotonic() - self.printed >= PLAIN_INTERVAL:
+            share = 100 * self.step.done // max(self.step.total, 1)
+            self._plain(f"{self.step.label}: {share} % · {self.step.now()}")
+
+    def note(self, line: str) -> None:
+        """Print one line; a bar stays below it."""
+        self.console.print(line, markup=False, soft_wrap=True)
+
+    def _close_step(self) -> None:
+        step, bar, self.step, self.bar = self.step, self.bar, None, None
+        if bar is not None:
+            bar.stop()
+        if step is not None:
+            self._plain(f"{step.label}: {step.whole()}")
+
+    def _plain(self, line: str) -> None:
+        self.printed = monotonic()
+        self.console.print(line, markup=False, soft_wrap=True)

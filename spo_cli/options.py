@@ -1,0 +1,102 @@
+"""A Config dataclass becomes a command: every field of it one flag or argument, documented where the field is."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import typer
+from typer.core import TyperCommand
+
+from stages.config import field_types, flag
+
+
+def build_command(
+    name: str,
+    help: str,
+    config: type,
+    execute: Callable[[Any], None],
+    *,
+    epilog: str | None = None,
+    cls: type[TyperCommand] = TyperCommand,
+) -> TyperCommand:
+    """The Typer command that parses the flags of `config` and calls `execute` with an instance of it."""
+
+    def callback(debug: bool, **values: Any) -> None:
+        del debug  # the application has seen it: errors outlive this call
+        execute(config(**{key: tuple(x) if isinstance(x, list) else x for key, x in values.items()}))
+
+    types = field_types(config)
+    # Typer shows options in the order of the signature: what must be given comes first.
+    fields = sorted(
+        dataclasses.fields(config), key=lambda field: (not field.metadata["argument"], not _required(field))
+    )
+    parameters = [_parameter(field, types[field.name]) for field in fields]
+    debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of every error.")]
+    parameters.append(inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=debug))
+    callback.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+
+    app = typer.Typer(add_completion=False)
+    app.command(name, help=help, epilog=epilog, cls=cls)(callback)
+    command = typer.main.get_command(app)
+    assert isinstance(command, TyperCommand)
+    return command
+
+
+def bare_type(annotation: Any) -> Any:
+    """`X` of `X | None`, anything else as it is."""
+    if get_origin(annotation) in (UnionType, Union):
+        (annotation,) = (one for one in get_args(annotation) if one is not type(None))
+    return annotation
+
+
+def _parameter(field: dataclasses.Field[Any], annotation: Any) -> inspect.Parameter:
+    base = bare_type(annotation)
+    shown: dict[str, Any] = {"help": _escape_markup(field.metadata["help"])}
+    if base in _PARSERS:
+        shown["parser"] = _PARSERS[base]
+    if field.metadata["argument"]:
+        info = typer.Argument(metavar=flag(field), **shown)
+    else:
+        negative = "/--no-" + flag(field).removeprefix("--") if base is bool else ""
+        short = [field.metadata["short"]] if field.metadata["short"] else []
+        info = typer.Option(flag(field) + negative, *short, **shown)
+    if get_origin(base) is tuple:  # Typer knows repeatable flags as lists
+        annotation = list[get_args(base)[0]]
+    default = inspect.Parameter.empty if _required(field) else field.default
+    return inspect.Parameter(
+        field.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=list(default) if isinstance(default, tuple) else default,
+        annotation=Annotated[annotation, info],
+    )
+
+
+def _required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING
+
+
+def _whole_number(text: str | int) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a whole number") from None
+
+
+def _number(text: str | float) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a number") from None
+
+
+_PARSERS: dict[type, Callable[[Any], Any]] = {int: _whole_number, float: _number}
+
+
+def _escape_markup(text: str) -> str:
+    """Keep Rich from reading `[cpu]` in a help text as a style."""
+    return re.sub(r"\[(?=[a-z#/@])", r"\\[", text)

@@ -1,0 +1,92 @@
+"""A verb of our own to drive the surface with: it takes every kind of option and fails in every way on demand."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from spo_cli import app
+
+VERB = """
+import errno
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from stages.config import option, validate
+from stages.errors import IncompleteInput, UserError
+from stages.progress import Summary
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    threads: int | None = option("CPU threads.", default=None, minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Shared):
+    source: Path = option("Where from [see below].", argument=True)
+    out: Path = option("Where to.", short="--output-dir")
+    model: str = option("Model, e.g. [cpu].", default="tiny", short="-m")
+    partition: Literal["cutpoints", "fixed"] = option("How to cut.", default="cutpoints")
+    rho: float = option("Threshold.", default=0.9, above=0, maximum=1)
+    whiten: bool = option("Whiten.", default=True)
+    stop: tuple[str, ...] = option("Stop string; repeatable.", default=("$",))
+
+    def __post_init__(self):
+        validate(self)
+
+
+def run(config, progress):
+    if config.model == "missing-part":
+        raise IncompleteInput("part 3 of 8 is missing in runs/x; run spo rollout --shard 3/8")
+    if config.model == "defect":
+        raise ZeroDivisionError("boom")
+    if config.model == "full":
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/x/part")
+    if config.model == "absent":
+        raise FileNotFoundError(errno.ENOENT, "No such file", "x")
+    if config.model == "ctrl-c":
+        raise KeyboardInterrupt
+    progress.start("rollout", 4, "rows")
+    progress.advance(4, tokens=100, reward=0.5)
+    progress.note(repr(config))
+    return Summary("rollout", str(config.out), rows=4, seconds=2.0, tokens_sampled=100, tokens_prefilled=12345,
+                   reward=0.5, figures={"kl": 0.00123456}, notes=("no lineage",))
+"""
+
+RECIPE_VERB = """
+from dataclasses import dataclass
+from pathlib import Path
+
+from stages.config import option
+from stages.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    recipe: Path = option("Recipe file.", argument=True)
+    iterations: int | None = option("How many.", default=None)
+    overrides: tuple[str, ...] = option("table.key=value.", default=(), short="--set")
+
+
+def run(config, progress):
+    progress.note(repr(config))
+    if any(override.startswith("nonsense.") for override in config.overrides):
+        raise UserError("the recipe has no table nonsense")
+"""
+
+
+@pytest.fixture
+def verbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`spo rollout` and `spo run` led to the verbs above; returns the folder they lie in."""
+    folder = tmp_path / "verbs"
+    folder.mkdir()
+    (folder / "pretend_rollout.py").write_text(VERB)
+    (folder / "pretend_run.py").write_text(RECIPE_VERB)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setitem(app.VERBS, "rollout", app.Verb("pretend_rollout", "Pretend."))
+    monkeypatch.setitem(app.VERBS, "run", app.Verb("pretend_run", "Pretend."))
+    for name in ("pretend_rollout", "pretend_run"):
+        sys.modules.pop(name, None)
+    return folder

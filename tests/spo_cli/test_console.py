@@ -1,0 +1,147 @@
+"""Progress and summaries as they are read: in a log file, and on a terminal."""
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from spo_cli import console
+from spo_cli.console import Reporter, duration, number
+from stages.progress import Summary
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds as the test says; call it with how many shall pass."""
+    now = [100.0]
+    monkeypatch.setattr(console, "monotonic", lambda: now[0])
+    return lambda seconds: now.__setitem__(0, now[0] + seconds)
+
+
+def plain(*, terminal: bool = False) -> Console:
+    return Console(file=io.StringIO(), force_terminal=terminal, width=120, highlight=False, color_system=None)
+
+
+def written(to: Console) -> str:
+    assert isinstance(to.file, io.StringIO)
+    return to.file.getvalue()
+
+
+def test_a_log_gets_start_progress_and_end_with_rates_and_figures(clock):
+    log = plain()
+    with Reporter(log) as progress:
+        progress.start("sampling", 400, "rows")
+        clock(10)
+        progress.advance(100, tokens=2000, reward=0.25)
+        clock(30)
+        progress.advance(300, tokens=6000, reward=0.5)
+    assert written(log).splitlines() == [
+        "sampling: 400 rows to do",
+        # 100 rows in 10 s, so the 300 that are left take 30 s more
+        "sampling: 25 % · 100/400 rows · 10 rows/s · 200 tokens/s · 30 s left · reward 0.25",
+        "sampling: 100 % · 400/400 rows · 10 rows/s · 200 tokens/s · reward 0.5",
+        "sampling: 400 rows in 40 s · 10 rows/s · 200 tokens/s · reward 0.5",
+    ]
+
+
+def test_a_log_gets_no_more_than_a_line_every_few_seconds(clock):
+    log = plain()
+    with Reporter(log) as progress:
+        progress.start("sampling", 1000, "rows")
+        for _ in range(100):
+            clock(0.1)  # 10 s in all
+            progress.advance(10)
+    assert len(re.findall("%", written(log))) == 2
+
+
+def test_the_rate_is_the_recent_one_so_that_the_time_left_is_right(clock):
+    log = plain()
+    with Reporter(log) as progress:
+        progress.start("sampling", 1000, "rows")
+        for done in [1] * 20 + [10] * 20:  # slow for 100 s, then ten times faster for 100 s
+            clock(5)
+            progress.advance(done)
+        assert progress.step is not None
+        assert "2 rows/s" in progress.step.now()
+    assert "220 of 1,000 rows in 3 min 20 s · 1.1 rows/s" in written(log)
+
+
+def test_a_step_left_by_an_error_says_how_far_it_came(clock):
+    log = plain()
+    progress = Reporter(log)
+    progress.start("training", 10, "steps")
+    clock(2)
+    progress.advance(4)
+    with pytest.raises(ZeroDivisionError), progress:
+        raise ZeroDivisionError
+    assert written(log).splitlines()[-1] == "training: 4 of 10 steps in 2 s · 2 steps/s"
+
+
+def test_a_new_step_closes_the_one_before_and_an_empty_one_is_no_trouble(clock):
+    log = plain()
+    with Reporter(log) as progress:
+        progress.start("sampling", 0, "rows")
+        progress.start("cutting", 2, "rows")
+        progress.advance(2)
+    assert "sampling: 0 rows in 0 s" in written(log)
+    assert "cutting: 2 rows in 0 s" in written(log)
+
+
+def test_a_terminal_gets_a_bar_that_makes_way_for_notes_and_is_gone_in_the_end(clock):
+    screen = plain(terminal=True)
+    with Reporter(screen) as progress:
+        progress.start("sampling", 4, "rows")
+        clock(1)
+        progress.advance(2, tokens=50, reward=1.0)
+        assert progress.bar is not None
+        progress.bar.refresh()
+        progress.note("part 0 of 2 is up to date [skipped]")
+    text = written(screen)
+    assert "━" in text
+    assert "2/4 rows · 2 rows/s · 50 tokens/s · 1 s left · reward 1" in text
+    assert "part 0 of 2 is up to date [skipped]" in text
+    assert text.rstrip().endswith("sampling: 2 of 4 rows in 1 s · 2 rows/s · 50 tokens/s · reward 1")
+
+
+def test_the_summary_is_aligned_and_complete(capsys):
+    summary = Summary(
+        "rollout", "runs/a/000/trajectories", rows=4096, seconds=20.0, tokens_sampled=100_000, tokens_prefilled=12_345,
+        reward=0.40625, figures={"finished": 0.99}, notes=("part 1 has no lineage",),
+    )  # fmt: skip
+    console.print_summary(summary)
+    assert capsys.readouterr().out.splitlines() == [
+        "spo rollout → runs/a/000/trajectories",
+        "  rows                  4,096",
+        "  reward               0.4062",
+        "  tokens sampled      100,000",
+        "  tokens prefilled     12,345",
+        "  tokens per second     5,000",
+        "  seconds                  20",
+        "  finished               0.99",
+        "  part 1 has no lineage",
+    ]
+
+
+def test_a_summary_without_engine_or_reward_leaves_them_out(capsys):
+    console.print_summary(Summary("segment", "x", rows=3, seconds=0.04, up_to_date=True))
+    assert capsys.readouterr().out.splitlines() == ["spo segment → x  up to date", "  rows       3", "  seconds    0"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(3, "3"), (12345, "12,345"), (0.00012345, "0.0001234"), (12345.6, "12,346"), (2000.0, "2,000")]
+)
+def test_numbers_are_for_people(value, text):
+    assert number(value) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(7.6, "8 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")])
+def test_durations_are_for_people(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_no_color_is_respected(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("NO_COLOR", "1")
+    console.print_error("spo rollout", "no")
+    assert "\x1b[31m" not in capsys.readouterr().err
