@@ -1,1 +1,119 @@
-"""A task is questions, a prompt and a verifier."""
+"""A task is questions, their prompts, and a verifier. This file owns what the stages see of one; each task is a module.
+
+A task module has `open(data, options) -> Task`: `data` is the file, directory or hub name given with `--data`,
+`options` the pairs given with `--task-arg`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal, Protocol, TypeVar
+
+from stages.config import field_types
+from stages.errors import UserError
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+T = TypeVar("T")
+
+TASKS = {
+    "arithmetic": "stages.tasks.arithmetic",
+    "gsm8k": "stages.tasks.gsm8k",
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question.
+
+    Attributes:
+      id: names it for ever, e.g. `gsm8k-train-17`; unique within a task and its data.
+      prompt: what the model reads.
+      reference: the answer that the verifier compares with.
+      solution: a worked response to learn from, without the end token; None if there is none.
+    """
+
+    id: str
+    prompt: str
+    reference: str
+    solution: str | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the verifier says: the answer it read (canonical, so that equal answers are equal strings; None: it found
+    none), and the reward, 1 right, 0 wrong."""
+
+    answer: str | None
+    reward: float
+
+
+class Task(Protocol):
+    """What the stages ask of a task."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def digest(self) -> str:
+        """Hex digest of all that the questions and verdicts depend on: options and data."""
+        ...
+
+    def questions(self, split: Split) -> Sequence[Question]:
+        """The questions of a split, in an order that never changes; a slice costs no more than its own questions.
+
+        Raises:
+          UserError: the data has no such split, or the split has no questions.
+        """
+        ...
+
+    def verify(self, response: str, reference: str) -> Verdict:
+        """Grade a response (without its prompt). Any text is an answer to reckon with: never raises, never hangs."""
+        ...
+
+
+def open_task(name: str, data: str | None = None, args: Sequence[str] = ()) -> Task:
+    """The task of a name.
+
+    Args:
+      data: file, directory or Hugging Face data set, for the tasks that take one.
+      args: options of the task, each `key=value`.
+
+    Raises:
+      UserError: unknown task or option, an option twice or without a value, data that cannot be read.
+    """
+    if name not in TASKS:
+        raise UserError(f"unknown task {name!r}; expected one of {', '.join(TASKS)}")
+    options: dict[str, str] = {}
+    for arg in args:
+        key, equals, value = arg.partition("=")
+        if not equals or key in options:
+            raise UserError(f"--task-arg takes key=value, each key once; got {arg!r}")
+        options[key] = value
+    return import_module(TASKS[name]).open(data, options)
+
+
+def read_options(cls: type[T], task: str, options: Mapping[str, str]) -> T:
+    """A task's options as an instance of its dataclass, whose fields are int, float or str.
+
+    Raises:
+      UserError: a key that is none of its fields, or a value of the wrong kind.
+    """
+    types = field_types(cls)
+    values: dict[str, Any] = {}
+    for key, text in options.items():
+        if key not in types:
+            known = ", ".join(f"{field.name}={field.default}" for field in dataclasses.fields(cls))  # type: ignore[arg-type]
+            raise UserError(f"task {task} has no option {key!r}; its options and their defaults: {known}")
+        try:
+            values[key] = types[key](text)
+        except ValueError as error:
+            raise UserError(f"--task-arg {key} must be a {types[key].__name__}; got {text!r}") from error
+    try:
+        return cls(**values)
+    except UserError as error:  # a bound, which names the field as if it were a flag
+        raise UserError(f"--task-arg {str(error).removeprefix('--').replace('-', '_', 1)}") from error
