@@ -1,0 +1,137 @@
+"""Owns the masked output head: log-probabilities of chosen tokens, without ever holding [batch, length, vocabulary].
+
+Only the hidden states of the wanted positions come here, and they pass through the head a chunk at a time: a chunk's
+logits exist while it is worked on, and are made again when the gradient needs them. What stays in memory is [M]
+numbers and one chunk, whatever the vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+LOGITS_IN_HAND = 2**24
+"""Logits of one chunk where no chunk size is asked for: 64 MiB in float32."""
+
+
+class Scored(NamedTuple):
+    """Of each chosen token: its log-probability [M], and the entropy of the distribution it was drawn from [M].
+
+    Both in nats and at least float32; the entropy is a metric and carries no gradient.
+    """
+
+    logprobs: Tensor
+    entropy: Tensor
+
+
+def selected_log_probs(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    *,
+    temperature: float = 1.0,
+    chunk: int | None = None,
+) -> Scored:
+    """log softmax((W h + b) / τ)[y] of each hidden state h and token y.
+
+    The product is computed in the type of `hidden`, the softmax in float32 (float64 if hidden is); the gradient of
+    the weights is summed over chunks in that wider type. Differentiable once, in hidden, weight and bias.
+
+    Args:
+      hidden: [M, H] floating; M may be 0.
+      weight: [V, H], of any floating type, e.g. float32 masters under bfloat16 hidden states. May be tied.
+      bias: [V] or None.
+      targets: int64 [M] in [0, V).
+      temperature: τ > 0.
+      chunk: positions per chunk; left out, as many as make `LOGITS_IN_HAND` logits.
+
+    Raises:
+      ValueError: shapes that do not fit, a temperature or chunk that is not positive.
+    """
+    if hidden.ndim != 2 or targets.shape != hidden.shape[:1] or weight.shape[1:] != hidden.shape[1:]:
+        raise ValueError(
+            f"expected hidden [M, H], weight [V, H] and targets [M]; "
+            f"got {tuple(hidden.shape)}, {tuple(weight.shape)} and {tuple(targets.shape)}"
+        )
+    if temperature <= 0 or (chunk is not None and chunk < 1):
+        raise ValueError(f"temperature and chunk must be positive; got {temperature} and {chunk}")
+    chunk = chunk or max(16, LOGITS_IN_HAND // weight.shape[0])
+    return Scored(*_Head.apply(hidden, weight, bias, targets, temperature, chunk))  # pyright: ignore[reportArgumentType]
+
+
+class _Head(torch.autograd.Function):
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, chunk: int
+    ) -> tuple[Tensor, Tensor]:
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        logprobs, entropy, normaliser = (hidden.new_empty(targets.shape, dtype=wide) for _ in range(3))
+        probabilities = None
+        head = _cast(hidden, weight, bias)
+        for part in _chunks(targets, chunk):
+            logits = _logits(hidden[part], *head, temperature, wide)
+            largest = logits.amax(-1, keepdim=True)
+            probabilities = (logits - largest).exp_()
+            total = probabilities.sum(-1, keepdim=True)
+            probabilities.div_(total)
+            normaliser[part] = (largest + total.log()).squeeze(-1)
+            logprobs[part] = logits.gather(-1, targets[part, None]).squeeze(-1) - normaliser[part]
+            mean_logit = torch.bmm(probabilities[:, None, :], logits[:, :, None]).flatten()
+            entropy[part] = normaliser[part] - mean_logit
+            del logits
+        # The last chunk is the first that backward wants; a small batch is one chunk, and never computed twice.
+        ctx.last = probabilities if any(ctx.needs_input_grad[:3]) else None
+        ctx.save_for_backward(hidden, weight, bias, targets, normaliser)
+        ctx.temperature, ctx.chunk = temperature, chunk
+        ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """d log p[y] / d logits = (1[y] − p) / τ, chunk by chunk from the last."""
+        hidden, weight, bias, targets, normaliser = ctx.saved_tensors
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        head = _cast(hidden, weight, bias)
+        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=grad.dtype) if wants_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=grad.dtype) if wants_bias else None
+        for part in reversed(_chunks(targets, ctx.chunk)):
+            slope, ctx.last = ctx.last, None
+            if slope is None:
+                slope = _logits(hidden[part], *head, ctx.temperature, grad.dtype)
+                slope.sub_(normaliser[part, None]).exp_()
+            scale = grad[part, None] / ctx.temperature
+            slope.mul_(-scale).scatter_add_(-1, targets[part, None], scale)
+            if grad_bias is not None:
+                grad_bias += slope.sum(0)
+            slope = slope.to(hidden.dtype)
+            if grad_hidden is not None:
+                torch.mm(slope, head[0], out=grad_hidden[part])
+            if grad_weight is not None and grad_weight.dtype == slope.dtype:
+                grad_weight.addmm_(slope.T, hidden[part])
+            elif grad_weight is not None:  # 16-bit products, summed wide
+                grad_weight += slope.T @ hidden[part]
+        return (
+            grad_hidden,
+            None if grad_weight is None else grad_weight.to(weight.dtype),
+            None if grad_bias is None else grad_bias.to(bias.dtype),
+            *[None] * 3,
+        )
+
+
+def _cast(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    return weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, wide: torch.dtype) -> Tensor:
+    logits = F.linear(hidden, weight, bias).to(wide)
+    return logits if temperature == 1.0 else logits.div_(temperature)
+
+
+def _chunks(targets: Tensor, chunk: int) -> list[slice]:
+    return [slice(start, start + chunk) for start in range(0, targets.numel(), chunk)]

@@ -1,0 +1,221 @@
+"""The one-process optimisation engine: a Hugging Face model, AdamW, the masked head.
+
+Weights are float32 masters, whatever type they were stored in: at learning rates such as 1e-6 a bfloat16 weight does
+not move. Where bfloat16 is asked for, the decoder runs under autocast and the head multiplies in bfloat16. Saved
+directories hold the masters, so nothing is lost between iterations.
+
+On the CPU the same calls give the same bits. On a GPU, attention's backward pass may add in another order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stages.engines import checkpoints
+from stages.engines.batches import MicroBatch
+from stages.engines.head import Scored, selected_log_probs
+from stages.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from stages.shards.lineage import Lineage
+
+OPTIMISER_FILE = "optimizer.safetensors"
+
+
+@dataclass(frozen=True)
+class Adam:
+    """AdamW's settings; the learning rate comes with each step. Vectors (biases, norms) are not decayed."""
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+
+
+class TorchEngine:
+    """A causal language model in this process; see `optimisation.Engine`."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        adam: Adam = Adam(),
+        *,
+        compute: torch.dtype | None = None,
+        gradient_checkpointing: bool = False,
+        head_chunk: int | None = None,
+    ) -> None:
+        """Take a model over.
+
+        Args:
+          model: weights in the type they are to be kept in.
+          compute: type of the matrix products; left out, that of the weights.
+          gradient_checkpointing: recompute each layer in the backward pass instead of keeping its activations.
+          head_chunk: positions per pass through the output head; left out, by the size of the vocabulary.
+
+        Raises:
+          UserError: the model's logits are not its output head's product alone.
+        """
+        self.model = model.eval()  # no dropout: the old log-probabilities are of the same function
+        self.context_length = checkpoints.context_length(model.config)
+        self._decoder = cast("nn.Module", model.get_decoder())
+        self._head = cast("nn.Linear", model.get_output_embeddings())
+        self.vocabulary = self._head.weight.shape[0]
+        self._compute = compute or model.dtype
+        self._chunk = head_chunk
+        self._adam = adam
+        self._optimiser = _adamw(model, adam)
+        if gradient_checkpointing:
+            _checkpoint_layers(model)
+        self._check_head()
+
+    def score(self, batch: MicroBatch, temperature: float) -> Scored:
+        device = self._head.weight.device
+        ids, positions, targets = (
+            torch.from_numpy(array).to(device) for array in (batch.input_ids, batch.positions, batch.targets)
+        )
+        with torch.autocast(device.type, dtype=self._compute, enabled=self._compute != self.model.dtype):
+            hidden: Tensor = self._decoder(input_ids=ids, use_cache=False).last_hidden_state
+        kept = hidden.flatten(0, 1).index_select(0, positions).to(self._compute)
+        return selected_log_probs(
+            kept, self._head.weight, self._head.bias, targets, temperature=temperature, chunk=self._chunk
+        )
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def step(self, learning_rate: float) -> float:
+        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self._adam.max_grad_norm))
+        if not math.isfinite(norm):
+            self.discard()
+            raise FloatingPointError(f"the gradient's norm is {norm}")
+        for group in self._optimiser.param_groups:
+            group["lr"] = learning_rate
+        self._optimiser.step()
+        self.discard()
+        return norm
+
+    def discard(self) -> None:
+        self._optimiser.zero_grad(set_to_none=True)
+
+    def save(
+        self,
+        directory: Path,
+        tokenizer: PreTrainedTokenizerBase,
+        lineage: Lineage,
+        write_more: Callable[[Path], None],
+    ) -> None:
+        def write_rest(unfinished: Path) -> None:
+            self._save_optimiser(unfinished / OPTIMISER_FILE)
+            write_more(unfinished)
+
+        checkpoints.save_directory(directory, self.model, tokenizer, lineage, write_rest)
+
+    def _save_optimiser(self, path: Path) -> None:
+        """AdamW's state by parameter name: `exp_avg.NAME`, `exp_avg_sq.NAME`, `step.NAME`."""
+        from safetensors.torch import save_file
+
+        names: dict[Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}
+        save_file(
+            {
+                f"{what}.{names[parameter]}": value.contiguous()
+                for parameter, state in self._optimiser.state.items()
+                for what, value in state.items()
+            },
+            path,
+        )
+
+    def load_optimiser(self, path: Path) -> None:
+        """Continue AdamW from a saved state.
+
+        Raises:
+          UserError: the state is of another model, or torn.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            saved = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} cannot be read: {error}; pass --optimizer-state fresh to start anew") from error
+        parameters = dict(self.model.named_parameters())
+        for key, value in saved.items():
+            what, name = key.split(".", 1)
+            parameter = parameters.get(name)
+            if parameter is None or (what != "step" and value.shape != parameter.shape):
+                raise UserError(f"{path} is of another model ({name}); pass --optimizer-state fresh to start anew")
+            dtype = value.dtype if what == "step" else parameter.dtype
+            self._optimiser.state[parameter][what] = value.to(parameter.device, dtype)
+
+    def _check_head(self) -> None:
+        """Some families scale or cap the logits after the head; scored here they would be silently wrong."""
+        ids = np.arange(min(8, self.vocabulary), dtype=np.int64)[None]
+        batch = MicroBatch(ids[:, :-1], np.arange(ids.size - 1), ids[0, 1:])
+        with torch.no_grad():
+            given = torch.from_numpy(ids).to(self._head.weight.device)
+            logits = self.model(input_ids=given[:, :-1], use_cache=False).logits[0].float()
+            expected = logits.log_softmax(-1).gather(-1, given[0, 1:, None]).squeeze(-1)
+            found = self.score(batch, 1.0).logprobs
+        if not torch.allclose(found.float(), expected, rtol=0.02, atol=0.02):
+            raise UserError(
+                f"models of the family {self.model.config.model_type} change the logits after their output head, "
+                "which this engine does not; expected a model whose logits are its head's product alone"
+            )
+
+
+def open_engine(
+    directory: Path,
+    adam: Adam = Adam(),
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    gradient_checkpointing: bool = False,
+    head_chunk: int | None = None,
+    continue_optimiser: bool = False,
+) -> TorchEngine:
+    """The model of a directory with float32 masters; with its optimiser's state if that is there and asked for.
+
+    Raises:
+      UserError: see `checkpoints.load_model`, `TorchEngine` and `TorchEngine.load_optimiser`.
+    """
+    place = checkpoints.pick_device(device)
+    engine = TorchEngine(
+        checkpoints.load_model(directory, place, torch.float32),
+        adam,
+        compute=checkpoints.pick_dtype(dtype, place),
+        gradient_checkpointing=gradient_checkpointing,
+        head_chunk=head_chunk,
+    )
+    if continue_optimiser and (directory / OPTIMISER_FILE).is_file():
+        engine.load_optimiser(directory / OPTIMISER_FILE)
+    return engine
+
+
+def _adamw(model: nn.Module, adam: Adam) -> torch.optim.AdamW:
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": adam.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=0.0, betas=(adam.beta1, adam.beta2), eps=adam.eps, fused=True)
+
+
+def _checkpoint_layers(model: PreTrainedModel) -> None:
+    """transformers checkpoints a layer only while that layer's own flag says training; its children stay in eval."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True
