@@ -23,8 +23,7 @@ def states_to_estimate(segments: Segments, cutpoints: Ragged | None) -> NDArray[
     """Which segments' start states need a value.
 
     Under the cutpoint partition nothing before the first cutpoint can diverge, so V(prompt) is wanted only where the
-    first token is a cutpoint (arXiv 2505.23564, SPO-chain). Every other partition wants the value of every
-    start.
+    first token is a cutpoint (arXiv 2505.23564, SPO-chain). Every other partition wants every start.
 
     Args:
       segments: S segments.
@@ -50,9 +49,9 @@ def states_to_estimate(segments: Segments, cutpoints: Ragged | None) -> NDArray[
 def chain(segments: Segments, state_value: ArrayLike, reward: ArrayLike) -> Advantages:
     """A(segment) = V(end) − V(start); V(end) is V at the next segment's start, and R at the response's end.
 
-    (arXiv 2505.23564, chain-based estimation.) A trajectory's first start state may be left unestimated, NaN: the policy is nearly
-    certain of the stretch, so V there is V at its end and the advantage is 0. The advantages of a trajectory sum to
-    R − V(first estimated state).
+    (arXiv 2505.23564, chain-based estimation.) A trajectory's first start state may be left unestimated, NaN: the
+    policy is nearly certain of the stretch, so V there is V at its end and the advantage is 0. The advantages of a
+    trajectory sum to R − V(first estimated state).
 
     Args:
       segments: S segments of N trajectories.
@@ -69,14 +68,15 @@ def chain(segments: Segments, state_value: ArrayLike, reward: ArrayLike) -> Adva
             f"expected values of {len(segments)} segments and rewards of {np.count_nonzero(is_last)} trajectories;"
             f" got {value.shape} and {reward.shape}"
         )
-    unestimated = np.isnan(value)
-    if not np.isfinite(reward).all() or np.isinf(value).any() or np.any(unestimated & ~is_first):
+    unestimated = np.flatnonzero(~np.isfinite(value))
+    if not (np.isfinite(reward).all() and np.isnan(value[unestimated]).all() and is_first[unestimated].all()):
         raise ValueError("values and rewards must be finite; only a trajectory's first state may be unestimated (NaN)")
 
     value_end = np.empty_like(value)
     value_end[:-1] = value[1:]
     value_end[is_last] = reward
-    value_start = np.where(unestimated, value_end, value)
+    value_start = value.copy()
+    value_start[unestimated] = value_end[unestimated]
     return Advantages(value_start, value_end, value_end - value_start)
 
 

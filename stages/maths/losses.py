@@ -2,8 +2,8 @@
 
 Everything is flat over the kept tokens of a micro-batch, [M]: what the mask leaves out is not there, so no formula
 multiplies by a mask. Sums are divided by counts of the *whole* optimiser batch, which the caller passes: the losses of
-micro-batches, accumulation steps and ranks then add up to the loss of the whole. Paper: arXiv 2505.23564, policy optimization
-with probability mask.
+micro-batches, accumulation steps and ranks then add up to the loss of the whole. Paper: arXiv 2505.23564,
+policy optimization with probability mask.
 """
 
 from __future__ import annotations

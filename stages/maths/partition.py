@@ -39,12 +39,16 @@ class Segments:
     @property
     def is_first(self) -> NDArray[np.bool_]:
         """[S] whether the segment begins its trajectory."""
-        return np.diff(self.trajectory, prepend=-1) != 0
+        first = np.ones(len(self), np.bool_)
+        np.not_equal(self.trajectory[1:], self.trajectory[:-1], out=first[1:])
+        return first
 
     @property
     def is_last(self) -> NDArray[np.bool_]:
         """[S] whether the segment ends its trajectory."""
-        return np.diff(self.trajectory, append=-1) != 0
+        last = np.ones(len(self), np.bool_)
+        np.not_equal(self.trajectory[1:], self.trajectory[:-1], out=last[:-1])
+        return last
 
     @property
     def number(self) -> NDArray[np.int64]:
@@ -115,9 +119,12 @@ def fixed(lengths: ArrayLike, size: int) -> Segments:
     """
     lengths, _ = _lengths(lengths)
     _positive(size, "size")
-    trajectory, number = _enumerate(np.maximum(-(-lengths // size), 1))
-    start = number * size
-    return Segments(trajectory, start, np.minimum(start + size, lengths[trajectory]))
+    counts = np.maximum(-(-lengths // size), 1)
+    trajectory, start = _enumerate(counts)
+    start *= size
+    end = start + size
+    end[np.cumsum(counts) - 1] = lengths
+    return Segments(trajectory, start, end)
 
 
 def count(lengths: ArrayLike, segments: int) -> Segments:
@@ -233,7 +240,7 @@ def _cut_before(positions: NDArray[np.int64], lengths: NDArray[np.int64], offset
     start = np.zeros(trajectory.size, np.int64)
     start[lengths[trajectory] > 0] = positions - np.repeat(offsets[:-1], per_row)
     end = np.roll(start, -1)
-    end[np.diff(trajectory, append=-1) != 0] = lengths
+    end[np.cumsum(np.maximum(per_row, 1)) - 1] = lengths
     return Segments(trajectory, start, end)
 
 
@@ -245,7 +252,9 @@ def _enumerate(counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np
 def _count_up(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """[2, 3] → [0, 1, 0, 1, 2]."""
     offsets = offsets_of(counts)
-    return np.arange(offsets[-1]) - np.repeat(offsets[:-1], counts)
+    numbers = np.arange(offsets[-1])
+    numbers -= np.repeat(offsets[:-1], counts)
+    return numbers
 
 
 def _round_up(value: float, dtype: np.dtype) -> np.floating:

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def random_key(*parts: int | str | bytes) -> int:
+def random_key(*parts: int | np.integer | str | bytes) -> int:
     """A 64-bit key for what is named by the parts, e.g. `random_key(seed, question_id, sample)`.
 
     Every part enters with its type and length, so `("a", "b")`, `("ab",)` and `(1,)`, `("1",)` are all different.
@@ -48,7 +48,7 @@ def uniforms(keys: ArrayLike, positions: ArrayLike) -> NDArray[np.float64]:
     return (bits >> np.uint64(11)).astype(np.float64) * np.float64(2.0**-53)
 
 
-def _encode(part: int | str | bytes) -> tuple[bytes, bytes]:
+def _encode(part: int | np.integer | str | bytes) -> tuple[bytes, bytes]:
     if isinstance(part, str):
         return b"s", part.encode()
     if isinstance(part, bytes):

@@ -1,0 +1,119 @@
+"""How cheap the arithmetic is beside the disk: `python -m tests.bench.bench_segment [trajectories]`.
+
+Every partition, the cutpoints of its segments and the chain's advantages over 100,000 trajectories of about 150 tokens,
+and Monte Carlo means over 9 rewards per state of the cutpoint partition, in chunks as a stage works through a part;
+against writing and reading the same rows as zstd Parquet. Printed as seconds and as shares of the disk's time.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from stages.maths.advantages import chain, states_to_estimate
+from stages.maths.partition import (
+    Segments,
+    by_cutpoints,
+    count,
+    every_token,
+    find_cutpoints,
+    fixed,
+    segment_cutpoints,
+    whole_trajectory,
+)
+from stages.maths.ragged import Ragged, offsets_of
+from stages.maths.values import monte_carlo
+
+CHUNK = 5_000
+ROLLOUTS = 9
+PARTITIONS: dict[str, Callable[[NDArray[np.int64], NDArray[np.bool_]], Segments]] = {
+    "cutpoints, k = 5": lambda lengths, is_cutpoint: by_cutpoints(lengths, is_cutpoint, 5),
+    "fixed, 30": lambda lengths, _: fixed(lengths, 30),
+    "count, 3": lambda lengths, _: count(lengths, 3),
+    "token": lambda lengths, _: every_token(lengths),
+    "trajectory": lambda lengths, _: whole_trajectory(lengths),
+}
+
+
+def trajectories(n: int, random: np.random.Generator) -> tuple[Ragged, pa.Table]:
+    """Log-probabilities of n responses, one token in five below ρ, and the rows they travel in."""
+    offsets = offsets_of(random.integers(50, 250, n))
+    tokens = int(offsets[-1])
+    uncertain = random.random(tokens) < 0.2
+    probabilities = np.where(uncertain, random.uniform(0.1, 0.9, tokens), random.uniform(0.9, 1.0, tokens))
+    logprobs = Ragged(np.log(probabilities).astype(np.float32), offsets)
+    ids = pa.array(random.integers(0, 150_000, tokens), pa.int32())
+    arrow_offsets = pa.array(offsets, pa.int32())
+    columns = {
+        "trajectory_id": pa.array([f"q{i // 8}/{i % 8}" for i in range(n)]),
+        "token_ids": pa.ListArray.from_arrays(arrow_offsets, ids),
+        "logprobs": pa.ListArray.from_arrays(arrow_offsets, pa.array(logprobs.values)),
+        "reward": pa.array(random.integers(0, 2, n), pa.float32()),
+    }
+    return logprobs, pa.table(columns)
+
+
+def parquet_seconds(table: pa.Table) -> tuple[float, float]:
+    """Seconds to write and to read the rows."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "rows.parquet"
+        start = time.perf_counter()
+        pq.write_table(table, path, compression="zstd")
+        written = time.perf_counter()
+        pq.read_table(path)
+        return written - start, time.perf_counter() - written
+
+
+def chunks(logprobs: Ragged) -> Iterator[Ragged]:
+    for first in range(0, len(logprobs), CHUNK):
+        yield Ragged(logprobs.values, logprobs.offsets[first : first + CHUNK + 1])
+
+
+def arithmetic_seconds(name: str, logprobs: Ragged, random: np.random.Generator) -> tuple[float, int]:
+    """Seconds from log-probabilities, rewards and values to segments, masks and advantages; and how many segments."""
+    adaptive, seconds, total = name.startswith("cutpoints"), 0.0, 0
+    for chunk in chunks(logprobs):
+        start = time.perf_counter()
+        lengths, is_cutpoint = chunk.lengths, find_cutpoints(chunk, 0.9)
+        segments = PARTITIONS[name](lengths, is_cutpoint)
+        cutpoints = segment_cutpoints(segments, lengths, is_cutpoint)
+        wanted = states_to_estimate(segments, cutpoints if adaptive else None)
+        seconds += time.perf_counter() - start
+
+        reward = random.integers(0, 2, len(chunk))
+        values = random.random(len(segments))
+        draws = offsets_of(np.where(wanted, ROLLOUTS, 0))
+        rewards = Ragged(random.integers(0, 2, draws[-1]).astype(np.float32), draws) if adaptive else None
+
+        start = time.perf_counter()
+        chain(segments, values if rewards is None else monte_carlo(rewards).mean, reward)
+        seconds += time.perf_counter() - start
+        total += len(segments)
+    return seconds, total
+
+
+def main(n: int = 100_000) -> float:
+    """Prints the table; returns the dearest partition's share of the disk's time."""
+    random = np.random.default_rng(0)
+    logprobs, table = trajectories(n, random)
+    write, read = parquet_seconds(table)
+    disk = write + read
+    print(f"{n:,} trajectories, {logprobs.flat.size:,} tokens: Parquet written in {write:.2f} s, read in {read:.2f} s")
+    all_seconds = [arithmetic_seconds(name, logprobs, random) for name in PARTITIONS]
+    for name, (seconds, segments) in zip(PARTITIONS, all_seconds, strict=True):
+        print(f"  {name:17} {seconds:6.2f} s  {seconds / disk:5.2f} of the disk's time  {segments:>12,} segments")
+    total = sum(seconds for seconds, _ in all_seconds)
+    print(f"  {'all of them':17} {total:6.2f} s  {total / disk:5.2f} of the disk's time")
+    return total / disk
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:2]))
