@@ -5,17 +5,18 @@ A directory written here also holds `spo.json`, the lineage of the weights. Code
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from stages.errors import UserError
+from stages.errors import FingerprintMismatch, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -115,7 +116,7 @@ def load_model(directory: Path, device: torch.device, dtype: torch.dtype) -> Pre
     model, report = cast("tuple[PreTrainedModel, dict[str, set[str]]]", loaded)
     if absent := sorted(report["missing_keys"]):  # transformers would fill them with random numbers
         raise UserError(f"the weights in {directory} lack {len(absent)} tensors, the first is {absent[0]}")
-    return model.to(device).eval()
+    return model.to(device).eval()  # pyright: ignore[reportArgumentType]
 
 
 def context_length(config: PretrainedConfig) -> int:
@@ -184,8 +185,9 @@ def save_directory(
     Raises:
       UserError: the disk is full or the place is not writable; nothing is left half-written.
     """
-    unfinished = directory.with_name(f".{directory.name}.unfinished-{os.getpid()}")
+    unfinished = directory.with_name(f".{directory.name}.unfinished")
     try:
+        shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         with _without_bars():
             model.save_pretrained(unfinished)
@@ -198,6 +200,55 @@ def save_directory(
         raise UserError(f"cannot write {directory}: {_first_line(error)}") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def up_to_date(directory: Path, lineage: Lineage, overwrite: bool) -> bool:
+    """Whether a model directory holds the work that `lineage` describes; False: it is to be made (again).
+
+    Raises:
+      FingerprintMismatch: it holds a model of another configuration, and `overwrite` is not set.
+      UserError: it holds something that spo did not write; `overwrite` does not touch that.
+    """
+    from stages.shards.lineage import differences
+
+    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+        return False
+    there = read_lineage(directory) if directory.is_dir() else None
+    if there is None:
+        raise UserError(f"{directory} exists and was not written by spo; choose another --out")
+    if there.fingerprint == lineage.fingerprint:
+        return True
+    if not overwrite:
+        raise FingerprintMismatch(
+            f"{directory} holds a model of another configuration ({'; '.join(differences(there, lineage))}); "
+            "pass --overwrite to replace it, or choose another --out"
+        )
+    return False
+
+
+@contextmanager
+def unfinished_work(directory: Path) -> Iterator[Path]:
+    """The place beside a model directory for states to resume from, `.NAME.progress/`; removed on success.
+
+    Raises:
+      UserError: another process is at it.
+    """
+    place = directory.with_name(f".{directory.name}.progress")
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(place, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"cannot write beside {directory}: {error}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield place
+        shutil.rmtree(place)
+    except BlockingIOError as error:
+        raise UserError(f"another process is making {directory}; wait for it, or choose another --out") from error
+    finally:
+        os.close(descriptor)
+        with suppress(OSError):  # nothing saved in it: leave no trace
+            place.rmdir()
 
 
 def replace_directory(finished: Path, directory: Path) -> None:
@@ -234,8 +285,8 @@ def read_lineage(directory: Path) -> Lineage | None:
         return None
     try:
         return Lineage.from_json(path.read_text())
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a lineage written by spo: {_first_line(error)}") from error
+    except (OSError, UserError) as error:
+        raise UserError(f"{path} cannot be read: {_first_line(error)}") from error
 
 
 def _download(model: str) -> Path:
