@@ -69,6 +69,19 @@ class Schema:
         by_name = {column.name: column for column in self.columns}
         return tuple(by_name[name] for name in names)
 
+    def conform(self, table: pa.Table) -> pa.Table:
+        """A table about to be written, in the contract's column order and types.
+
+        Raises:
+          ValueError: missing or further columns, a type that does not cast, a null where none is allowed.
+        """
+        if sorted(table.column_names) != sorted(self.names):
+            raise ValueError(f"spo {self.stage} writes the columns {self.names}, got {tuple(table.column_names)}")
+        for column in self.columns:
+            if not column.nullable and table[column.name].null_count:
+                raise ValueError(f"column {column.name} may not be null")
+        return table.select(self.names).cast(self.arrow)
+
 
 _TEXT, _IDS, _LOGPROBS = pa.string(), pa.list_(pa.int32()), pa.list_(pa.float32())
 _FINISH = "why the sampling ended: stop (end-of-text or a stop string), length (out of room)"

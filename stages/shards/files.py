@@ -1,0 +1,70 @@
+"""Owns reading one Parquet file: its footer, its columns, its bytes; whole, torn or no Parquet at all."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stages.errors import IncompleteInput, UserError
+from stages.shards.lineage import FOOTER_KEY, Lineage
+from stages.shards.schemas import Schema
+
+
+def read_footer(path: Path, schema: Schema | None = None) -> pq.FileMetaData:
+    """The footer of a Parquet file.
+
+    Raises:
+      IncompleteInput: a torn file. UserError: one that is not Parquet, or not readable by this user.
+    """
+    try:
+        return pq.read_metadata(path)
+    except PermissionError as error:
+        raise UserError(f"{path} may not be read by this user") from error
+    except (pa.ArrowException, OSError) as error:
+        with path.open("rb") as file:
+            start = file.read(4)
+        if start.strip(b"\0") and start != b"PAR1":
+            raise UserError(f"{path} is not a Parquet file (it begins with {start!r})") from error
+        raise torn(path, schema, "it ends too early") from error
+
+
+def lineage_of(footer: pq.FileMetaData, path: Path) -> Lineage | None:
+    """What a footer says of the part; None where it says nothing.
+
+    Raises:
+      UserError: a lineage of another version of spo.
+    """
+    text = (footer.metadata or {}).get(FOOTER_KEY)
+    try:
+        return Lineage.from_json(text) if text is not None else None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def read_columns(path: Path, columns: list[str] | None, schema: Schema) -> pa.Table:
+    """These columns (None: all) of a file, as they are there; page checksums are verified.
+
+    Raises:
+      IncompleteInput: a torn or corrupt file.
+    """
+    try:
+        return pq.ParquetFile(path, page_checksum_verification=True).read(columns)
+    except (pa.ArrowException, OSError) as error:
+        raise torn(path, schema, str(error)) from error
+
+
+def torn(path: Path, schema: Schema | None, detail: str) -> IncompleteInput:
+    """The error for a file that is not whole."""
+    again = f"`spo {schema.stage}`" if schema else "the stage that made it"
+    return IncompleteInput(f"{path} is torn or corrupt ({detail}): delete it and run {again} again, or copy it anew")
+
+
+@lru_cache(maxsize=4096)
+def file_digest(path: Path, size: int, modified: int) -> str:
+    """Digest of a file's bytes; size and time of change make the cache forget a file that was written anew."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

@@ -1,0 +1,184 @@
+"""Owns how Parquet from elsewhere (the right columns, no lineage) becomes rows of the contract, or a clear refusal."""
+
+# pyarrow.compute makes its functions when it is imported, out of the type checker's sight.
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from stages.errors import UserError
+from stages.shards.schemas import ARTEFACT, Column, Schema
+from stages.shards.tables import null_row
+
+_DERIVED_FROM = {
+    "question_id": ("prompt_token_ids", "prompt"),
+    "trajectory_id": ("question_id", "prompt_token_ids", "prompt"),
+}
+"""What a missing column is made of, best first: one of them is enough."""
+
+_FINISH_REASONS = pa.array(["stop", "length", "segment"])
+_ROUNDING = 1e-3
+"""How far above 0 a log-probability may lie: engines of low precision overshoot."""
+
+KEYS = {
+    "rollout": ("trajectory_id",),
+    "segment": ("trajectory_id", "segment"),
+    "estimate": ("trajectory_id", "segment"),
+    "eval": ("response_id",),
+}
+"""The columns that tell the rows of a stage's table apart."""
+
+
+def columns_to_read(schema: Schema, names: Sequence[str], found: Sequence[str], path: Path) -> list[str]:
+    """The columns of the file that the asked ones are made from.
+
+    Raises:
+      UserError: naming the columns that are missing and cannot be derived, and those that were found.
+    """
+    wanted: list[str] = []
+    missing: list[str] = []
+    for column in schema.select(names):
+        sources = [name for name in _DERIVED_FROM.get(column.name, ()) if name in found][:1]
+        if column.name in found:
+            wanted.append(column.name)
+        elif column.name in _DERIVED_FROM and column.missing == "derive" and sources:
+            wanted += sources
+        elif column.missing == "refuse" or column.name in _DERIVED_FROM:
+            missing.append(column.name)
+    if missing:
+        raise UserError(
+            f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)} of {ARTEFACT[schema.stage]} "
+            f"(found: {', '.join(found) or 'none'}). Rename or add them; `spo show --schema` tells what each one means"
+        )
+    if "reward" in wanted and "finish_reason" in found:
+        wanted.append("finish_reason")  # tells an inner node, which has no reward, from a mistake
+    return list(dict.fromkeys(wanted))
+
+
+def adopt(table: pa.Table, schema: Schema, names: Sequence[str], first_row: int, path: Path) -> pa.Table:
+    """The asked columns in the contract's types: cast, checked, and derived where they are missing.
+
+    Args:
+      table: the columns of `columns_to_read`.
+      first_row: rows in the files before this one, from which ids are numbered on.
+
+    Raises:
+      UserError: a type that does not fit, a null where one is needed, token_ids and logprobs of unequal length, numbers
+        that cannot be token ids or log-probabilities; naming the column, the file and the row (counted from 0).
+    """
+    given = {column.name: _cast(table[column.name], column, path) for column in schema.select(table.column_names)}
+    given |= {name: _derive(name, given, table.num_rows, first_row) for name in names if name not in given}
+    if "finish_reason" in given:
+        given["finish_reason"] = pc.fill_null(given["finish_reason"], "stop")
+    columns = schema.select(names)
+    for column in columns:
+        if not column.nullable:
+            _refuse(null_row(given[column.name]), f"column {column.name} holds a null", path)
+    _check_values({name: given[name] for name in names}, given.get("finish_reason"), path)
+    result = [given[column.name].cast(column.type) for column in columns]
+    return pa.table(result, schema=pa.schema([column.field for column in columns]))
+
+
+def check_unique(keys: Sequence[tuple[Path, pa.Table]]) -> None:
+    """Refuses two rows with the same id, within a file or across the files of one artefact.
+
+    Args:
+      keys: for each file its key columns (`KEYS`).
+
+    Raises:
+      UserError: naming the id and both places.
+    """
+    names = keys[0][1].column_names
+    rows = pa.concat_tables([table for _, table in keys], promote_options="permissive")
+    counts = rows.group_by(names).aggregate([([], "count_all")])
+    repeated = counts.filter(pc.greater(counts["count_all"], 1))
+    if not repeated.num_rows:
+        return
+    wanted = tuple(repeated[name][0].as_py() for name in names)
+    places = [
+        f"row {row} of {path}"
+        for path, table in keys
+        for row, values in enumerate(zip(*(table[name].to_pylist() for name in names), strict=True))
+        if values == wanted
+    ]
+    raise UserError(f"{', '.join(names)} must tell rows apart, but {wanted} stands in {places[0]} and in {places[1]}")
+
+
+def _cast(values: pa.ChunkedArray, column: Column, path: Path) -> pa.ChunkedArray:
+    try:
+        return values.cast(column.type)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+        raise UserError(
+            f"column {column.name} of {path} is {values.type}, which does not fit {column.type}: {error}"
+        ) from error
+
+
+def _derive(name: str, given: dict[str, pa.ChunkedArray], rows: int, first_row: int) -> pa.ChunkedArray:
+    """A column that the file does not have, of `rows` rows."""
+    if name == "depth":
+        return pa.chunked_array([np.zeros(rows, np.int32)])
+    if name == "finish_reason":
+        return pa.chunked_array([pa.repeat("stop", rows)])
+    if name not in _DERIVED_FROM:
+        return pa.chunked_array([pa.nulls(rows)])
+    questions = given.get("question_id") or _question_ids(given, rows)
+    if name == "question_id":
+        return questions
+    numbers = pa.array(np.arange(first_row, first_row + rows)).cast(pa.string())
+    return pc.binary_join_element_wise(questions, numbers, "/")
+
+
+def _question_ids(given: dict[str, pa.ChunkedArray], rows: int) -> pa.ChunkedArray:
+    """ "q" and 12 hexadecimal digits of the prompt's ids, or of its text where there are none."""
+    source = given.get("prompt_token_ids", given.get("prompt"))
+    assert source is not None, "columns_to_read names one of them"
+    contents = ["" if value is None else value for value in source.to_pylist()]
+    encoded = [value.encode() if isinstance(value, str) else np.array(value, "<i4").tobytes() for value in contents]
+    ids = ["q" + hashlib.blake2b(content, digest_size=6).hexdigest() for content in encoded]
+    return pa.chunked_array([pa.array(ids, pa.string())])
+
+
+def _check_values(given: dict[str, pa.ChunkedArray], finish_reason: pa.ChunkedArray | None, path: Path) -> None:
+    """Refuses values that have the right type and cannot be right."""
+    if finish_reason is not None:
+        unknown = pc.invert(pc.is_in(finish_reason, value_set=_FINISH_REASONS))
+        _refuse(_first(unknown), f"finish_reason is none of {', '.join(_FINISH_REASONS.to_pylist())}", path)
+    if "reward" in given:
+        inner = pc.equal(finish_reason, "segment") if finish_reason is not None else pa.scalar(False)
+        lost = pc.and_(pc.is_null(given["reward"]), pc.invert(inner))
+        _refuse(_first(lost), "column reward holds a null", path)
+    if "token_ids" in given and "logprobs" in given:
+        lengths = [pc.list_value_length(given[name]) for name in ("token_ids", "logprobs")]
+        _refuse(_first(pc.not_equal(*lengths)), "token_ids and logprobs differ in length", path)
+    for name in ("token_ids", "prompt_token_ids"):
+        if name in given:
+            negative = pc.less(pc.list_flatten(given[name]), 0)
+            _refuse(_first_list(given[name], negative), f"{name} holds a negative id", path)
+    if "logprobs" in given:
+        flat = pc.list_flatten(given["logprobs"])
+        sound = pc.and_(pc.is_finite(flat), pc.less_equal(flat, _ROUNDING))
+        problem = "logprobs must be finite natural logs, at most 0; one is not"
+        _refuse(_first_list(given["logprobs"], pc.invert(sound)), problem, path)
+
+
+def _refuse(row: int | None, problem: str, path: Path) -> None:
+    if row is not None:
+        raise UserError(f"{problem}: row {row} (counted from 0) of {path}")
+
+
+def _first(mask: pa.ChunkedArray | pa.Array) -> int | None:
+    index = pc.index(mask, True).as_py()
+    return None if index < 0 else index
+
+
+def _first_list(column: pa.ChunkedArray, mask: pa.ChunkedArray | pa.Array) -> int | None:
+    """The row of a list column that the first true value of a mask over its flattened values lies in."""
+    index = _first(mask)
+    return None if index is None else pc.list_parent_indices(column)[index].as_py()
