@@ -53,11 +53,14 @@ class Request:
       prefix: int32 [P], P ≥ 1: prompt and response so far, as token ids.
       keys: one 64-bit key per sample; their number is the number of samples.
       max_new_tokens: most tokens per sample; the model's context bounds it too.
+      text_start: where the response begins in the prefix, so that a stop string may begin in the part of the response
+        that is already there; None: behind the prefix. Without stop strings it means nothing.
     """
 
     prefix: np.ndarray
     keys: tuple[int, ...]
     max_new_tokens: int
+    text_start: int | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,244 @@
+"""The embedded sampling engine: Hugging Face decoders on any device, with shared prefixes and a batch that stays full.
+
+A call is one loop. Prefixes are prefilled window by window, each distinct token once, into a store (`prefixes`,
+`prefill`). Samples wait in a queue; a free row of the batch takes the next one, copies its prefix from the store and
+draws its first token from the hidden state kept for that prefix. Finished rows are refilled at once; when nothing
+waits, the batch shrinks (`decoding`). A row's draws depend on its own tokens alone (`invariance`, `choosing`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from transformers import AttentionInterface
+
+from stages.engines import checkpoints, invariance
+from stages.engines.decoding import Batch, Queue
+from stages.engines.keyvalues import bytes_per_token
+from stages.engines.prefill import PrefixStore, Ready
+from stages.engines.prefixes import paths
+from stages.engines.sampling import Request, Sample, SamplingParams, Usage
+from stages.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+_ATTENTION = "spo"
+_MOST_ROWS = {"cpu": 256, "cuda": 512}
+_REPORT_EVERY = 8  # steps
+
+AttentionInterface.register(_ATTENTION, invariance.attention)
+
+
+class TransformersSampler:
+    """A decoder-only model with full attention (Qwen2, Llama, Mistral without a window …), ready to sample."""
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, max_batch_rows: int | None = None
+    ) -> None:
+        """Takes the model over: its attention and linear layers become the engine's.
+
+        Args:
+          model: in evaluation mode, on its device.
+          tokenizer: for stop strings and the end-of-text token.
+          max_batch_rows: most samples in flight; None: 256 on a CPU, 512 on a GPU, fewer where memory is short.
+
+        Raises:
+          UserError: the model does not attend to its whole context, or max_batch_rows is below 1.
+        """
+        if max_batch_rows is not None and max_batch_rows < 1:
+            raise UserError(f"max_batch_rows must be at least 1; got {max_batch_rows}")
+        self.context_length = checkpoints.context_length(model.config)
+        _require_full_attention(model.config, self.context_length)
+        model.set_attn_implementation(_ATTENTION)
+        invariance.block_linears(model)
+        self.model, self.tokenizer, self.max_batch_rows = model, tokenizer, max_batch_rows
+        self.is_end = _end_tokens(model, tokenizer)
+
+    @classmethod
+    def open(
+        cls, model_dir: Path, *, device: str = "auto", dtype: str = "auto", max_batch_rows: int | None = None
+    ) -> TransformersSampler:
+        """Loads a model directory."""
+        place = checkpoints.pick_device(device)
+        model = checkpoints.load_model(model_dir, place, checkpoints.pick_dtype(dtype, place))
+        return cls(model, checkpoints.load_tokenizer(model_dir), max_batch_rows=max_batch_rows)
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        requests: Sequence[Request],
+        params: SamplingParams,
+        on_tokens: Callable[[int, int], None] | None = None,
+    ) -> tuple[list[list[Sample]], Usage]:
+        """See `sampling.Sampler.sample`."""
+        for request in requests:
+            self._check(request)
+        if not any(request.keys for request in requests):
+            return [[] for _ in requests], Usage(0, 0, 0)
+        return _Call(self, requests, params).run(on_tokens or (lambda finished, tokens: None))
+
+    def _check(self, request: Request) -> None:
+        if len(request.prefix) == 0:
+            raise UserError("a prefix to sample from is empty; expected at least one token")
+        if request.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens must be at least 1; got {request.max_new_tokens}")
+        if len(request.prefix) >= self.context_length:
+            raise UserError(
+                f"a prefix of {len(request.prefix)} tokens leaves no room in the model's context of "
+                f"{self.context_length} tokens; leave it out, or take a model with a longer context"
+            )
+
+
+class _Call:
+    """One call of `sample`: what was asked, the store, the queue and the batch, and what has been drawn."""
+
+    def __init__(self, sampler: TransformersSampler, requests: Sequence[Request], params: SamplingParams) -> None:
+        self.sampler, self.requests, self.params = sampler, requests, params
+        counts = [len(request.keys) for request in requests]
+        self.first_sample = np.cumsum([0, *counts])
+        self.request_of = np.repeat(np.arange(len(requests)), counts)
+        self.keys = np.array([key for request in requests for key in request.keys], np.uint64)
+        self.limits = np.array([min(r.max_new_tokens, sampler.context_length - len(r.prefix)) for r in requests])
+        self.samples: list[Sample | None] = [None] * len(self.keys)
+        self.sampled = 0
+
+        asked = [i for i, count in enumerate(counts) if count]
+        all_paths, self.distinct = paths({i: requests[i].prefix for i in asked})
+        longest = max(len(path.token_ids) for path in all_paths)
+        span = max(len(requests[i].prefix) + int(self.limits[i]) for i in asked)
+        rows, capacity = _sizes(sampler, longest, span, len(self.keys))
+        self.store = PrefixStore(sampler.model, all_paths, min(capacity, len(all_paths)), sampler.context_length)
+        self.batch = Batch(sampler.model, rows, span, int(self.limits[asked].max()), params)
+        self.queue: Queue | None = None
+
+    def run(self, on_tokens: Callable[[int, int], None]) -> tuple[list[list[Sample]], Usage]:
+        """Draws every sample."""
+        batch, finished, reported, step = self.batch, 0, 0, 0
+        while True:
+            waiting = self._fill()
+            if not batch.active.any():
+                break
+            self.sampled += int(batch.active.sum())
+            tokens = batch.draw()
+            finished += self._finish(tokens)
+            step += 1
+            if step % _REPORT_EVERY == 0:
+                on_tokens(finished, self.sampled - reported)
+                finished, reported = 0, self.sampled
+            if not waiting:
+                tokens = batch.shrink(tokens)
+            if batch.active.any():
+                batch.advance(tokens)
+        on_tokens(finished, self.sampled - reported)
+        samples = cast("list[Sample]", self.samples)
+        return (
+            [samples[first:last] for first, last in pairwise(self.first_sample)],
+            Usage(self.sampled, self.store.prefilled, self.distinct),
+        )
+
+    def _fill(self) -> bool:
+        """Fills free rows from the queue, and the queue from the store; whether more may be waiting."""
+        while self.batch.free:
+            if not self.queue:
+                ready = self.store.next()
+                if ready is None:
+                    return False
+                self.queue = self._queue(ready)
+            self.batch.admit(self.queue, self.store.rows)
+        return True
+
+    def _queue(self, ready: Ready) -> Queue:
+        """The samples of the states, short prefixes first: so rows in flight are of similar length, and those that
+        have the most to draw do not come last."""
+        samples, states = [], []
+        for number in np.argsort([state.length for state in ready.states], kind="stable"):
+            for request in ready.states[number].requests:
+                first, last = self.first_sample[request : request + 2]
+                samples += range(first, last)
+                states += [number] * (last - first)
+        sample, state = np.array(samples), np.array(states)
+        start = np.array([state.length for state in ready.states])[state]
+        limit = self.limits[self.request_of[sample]]
+        return Queue(sample, self.keys[sample], start, limit, state, ready.rows[state], ready.hidden)
+
+    def _finish(self, tokens: torch.Tensor) -> int:
+        """Keeps and frees the rows that the last token ended; how many."""
+        batch = self.batch
+        stopped = batch.active & self.sampler.is_end[tokens.cpu().numpy()]
+        if self.params.stop:
+            stopped |= self._completes_stop_string(batch.active & ~stopped)
+        ended = np.flatnonzero(stopped | (batch.active & (batch.drawn >= batch.limit)[: batch.rows]))
+        if len(ended):
+            for row, (number, token_ids, logprobs) in zip(ended, batch.release(ended), strict=True):
+                if not np.isfinite(logprobs).all():
+                    raise UserError(
+                        "the model's logits are not finite; its weights are damaged, or overflow in this dtype"
+                    )
+                self.samples[number] = Sample(token_ids, logprobs, "stop" if stopped[row] else "length")
+        return len(ended)
+
+    def _completes_stop_string(self, candidates: np.ndarray) -> np.ndarray:
+        """bool [rows]: candidates whose text ends in a stop string, or in a token that completes one."""
+        batch, tokenizer = self.batch, self.sampler.tokenizer
+        # A token is at least a byte, but for a few at the start of a text; more tokens than bytes cover any match.
+        reach = max(len(stop.encode()) for stop in self.params.stop) + 4
+        drawn = batch.tokens[: batch.rows].cpu().numpy()
+        found = np.zeros(batch.rows, bool)
+        for row in np.flatnonzero(candidates):
+            request = self.requests[int(self.request_of[batch.sample[row]])]
+            tail = drawn[row, max(0, batch.drawn[row] - reach) : batch.drawn[row]]
+            if request.text_start is not None:
+                text = request.prefix[max(request.text_start, batch.start[row] - (reach - len(tail))) :]
+                tail = np.concatenate([text, tail])
+            decoded = tokenizer.decode(tail.tolist())
+            found[row] = any(stop in decoded for stop in self.params.stop)
+        return found
+
+
+def _sizes(sampler: TransformersSampler, longest: int, span: int, samples: int) -> tuple[int, int]:
+    """Rows of the batch, each `span` tokens, and paths of the store, each `longest` tokens, that memory allows."""
+    on_gpu = sampler.model.device.type == "cuda"
+    if on_gpu:
+        free = torch.cuda.mem_get_info(sampler.model.device)[0]
+    else:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    per_token = bytes_per_token(sampler.model.get_decoder().config, sampler.model.dtype)
+    rows = int(0.4 * free / (per_token * span))
+    most = sampler.max_batch_rows or min(_MOST_ROWS["cuda" if on_gpu else "cpu"], max(32, rows // 32 * 32))
+    return min(most, samples), max(1, int(0.2 * free / (per_token * longest)))
+
+
+def _require_full_attention(config: PreTrainedConfig, context_length: int) -> None:
+    """Raises UserError for models whose attention is more than a softmax over the whole context."""
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = getattr(config, "sliding_window", None)
+    windowed = kinds != {"full_attention"} or (
+        not getattr(config, "layer_types", None) and window is not None and window < context_length
+    )
+    for what, found in {
+        "layers of other kinds than full attention": windowed,
+        "soft-capped attention": getattr(config, "attn_logit_softcapping", None),
+        "an encoder": getattr(config, "is_encoder_decoder", False),
+    }.items():
+        if found:
+            raise UserError(
+                f"the {config.model_type} model has {what}; the transformers engine samples from "
+                "decoder-only models with full attention, such as Qwen2 or Llama"
+            )
+
+
+def _end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """bool [V]: the tokens that end a text, by the model's generation settings and by the tokenizer."""
+    ends = np.zeros(model.get_output_embeddings().weight.shape[0], bool)
+    ids = model.generation_config.eos_token_id if model.generation_config else None
+    for token in [*(ids if isinstance(ids, list | tuple) else [ids]), tokenizer.eos_token_id]:
+        if token is not None and token < len(ends):
+            ends[token] = True
+    return ends
