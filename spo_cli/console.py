@@ -6,6 +6,7 @@ Rich reads `NO_COLOR`, `FORCE_COLOR` and `COLUMNS` itself.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections import deque
@@ -61,6 +62,8 @@ def print_error(title: str, message: str) -> None:
 
 def number(value: float) -> str:
     """A figure for people: whole numbers with thousands separators, others with four significant digits."""
+    if not math.isfinite(value):
+        return str(value)
     if isinstance(value, int) or (value.is_integer() and abs(value) >= 1000):
         return f"{int(value):,}"
     return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
@@ -97,11 +100,15 @@ def _summary_table(summary: Summary) -> Table:
         figures["tokens prefilled"] = summary.tokens_prefilled
         figures["tokens per second"] = round(summary.tokens_sampled / max(summary.seconds, 1e-9))
     figures["seconds"] = round(summary.seconds, 1)
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 0, 0, 2))
+    table = Table(box=None, show_header=False, padding=(0, 0, 0, 2), collapse_padding=True)
     table.add_column()
     table.add_column(justify="right")
-    for name, value in {**figures, **summary.figures}.items():
-        table.add_row(Text(name, "cyan"), number(value))
+    table.add_column()
+    figures |= summary.figures
+    for name, value in figures.items():
+        error = figures.get(f"{name} standard error", math.nan)
+        if not name.endswith(" standard error"):
+            table.add_row(Text(name, "cyan"), number(value), f"± {number(error)}" if math.isfinite(error) else "")
     return table
 
 
@@ -112,7 +119,7 @@ class _Step:
     label: str
     total: int
     unit: str
-    started: float = field(default_factory=monotonic)
+    started: float
     done: int = 0
     tokens: int = 0
     figures: dict[str, float] = field(default_factory=dict)
@@ -177,7 +184,7 @@ class Reporter:
     def start(self, label: str, total: int, unit: str) -> None:
         """Close the step before, and begin the next."""
         self._close_step()
-        self.step = _Step(label, total, unit)
+        self.step = _Step(label, total, unit, started=monotonic())
         if self.console.is_terminal:
             columns = TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[line]}", markup=False)
             self.bar = Progress(*columns, console=self.console, transient=True)

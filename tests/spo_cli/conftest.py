@@ -1,11 +1,13 @@
 """A verb of our own to drive the surface with: it takes every kind of option and fails in every way on demand."""
 
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
 from spo_cli import app
+from tests.spo_cli.artefacts import make_run
 
 VERB = """
 import errno
@@ -90,3 +92,17 @@ def verbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("pretend_rollout", "pretend_run"):
         sys.modules.pop(name, None)
     return folder
+
+
+@pytest.fixture(scope="session")
+def _run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture
+def run_directory(_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small run with one iteration, `runs/demo` under the working directory."""
+    shutil.copytree(_run, tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("COLUMNS", "120")
+    return Path("runs/demo")

@@ -1,0 +1,124 @@
+"""What lies in a run's directory: every artefact and model in it, whether it is complete, and what it amounts to."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spo_cli.ancestry import is_model, lineage_at
+from stages.errors import IncompleteInput, UserError
+from stages.shards.parts import Artefact, open_artefact
+
+_DEPTH = 3  # runs/gsm8k/000/trajectories, seen from runs
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One artefact or model.
+
+    Attributes:
+      path: relative to the run.
+      stage: what made it; "" where that is not known.
+      state: "complete" or "partial".
+      problem: what is wrong with a partial one, and the remedy.
+      rows, reward: of a complete table; None where there are none.
+    """
+
+    path: str
+    stage: str
+    state: str
+    problem: str | None = None
+    rows: int | None = None
+    reward: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return dataclasses.asdict(self)
+
+
+def holds_parts(directory: Path) -> bool:
+    """Whether a directory is an artefact, be it only begun."""
+    return any(directory.glob("[!._]*.parquet")) or any(directory.glob(".part-*"))
+
+
+def inventory(run: Path) -> list[Entry]:
+    """Everything that a run holds, in the order of its names; an iteration's artefacts in the order of the stages."""
+    found = [path for depth in range(1, _DEPTH + 1) for path in run.glob("/".join(["[!._]*"] * depth)) if path.is_dir()]
+    entries = [_model(path, run) if is_model(path) else _table(path, run) for path in found if _is_entry(path)]
+    return sorted(entries, key=_order)
+
+
+def model_figures(path: Path) -> dict[str, Any]:
+    """Architecture and size of a model directory, from its configuration and files."""
+    config = path / "config.json"
+    if not config.is_file():
+        raise UserError(f"{path} has no config.json: it is no model directory, or one that was not written whole")
+    told = json.loads(config.read_text())
+    names = {
+        "architecture": "architectures",
+        "layers": "num_hidden_layers",
+        "width": "hidden_size",
+        "vocabulary": "vocab_size",
+        "context": "max_position_embeddings",
+    }
+    figures = {name: told[key] for name, key in names.items() if key in told}
+    if "architecture" in figures:
+        figures["architecture"] = ", ".join(figures["architecture"])
+    weights = [*path.glob("model*.safetensors"), *path.glob("pytorch_model*.bin")]
+    figures |= {"megabytes_of_weights": round(sum(file.stat().st_size for file in weights) / 1e6, 3)}
+    return figures | _last_metrics(path / "metrics.jsonl")
+
+
+def _last_metrics(path: Path) -> dict[str, Any]:
+    """How many steps a training took, and the metrics of the last one."""
+    if not path.is_file():
+        return {}
+    lines = path.read_text().splitlines()
+    return {"steps": len(lines), "last_step": json.loads(lines[-1])} if lines else {}
+
+
+def _is_entry(path: Path) -> bool:
+    return is_model(path) or holds_parts(path)
+
+
+def _model(path: Path, run: Path) -> Entry:
+    lineage = lineage_at(path)
+    return Entry(path.relative_to(run).as_posix(), lineage.stage if lineage else "", "complete")
+
+
+def _table(path: Path, run: Path) -> Entry:
+    name = path.relative_to(run).as_posix()
+    try:
+        artefact = open_artefact(path)
+    except (IncompleteInput, UserError) as error:
+        return Entry(name, _stage_of_begun(path), "partial", str(error))
+    return Entry(name, artefact.schema.stage, "complete", None, artefact.rows, _reward(artefact))
+
+
+def _stage_of_begun(path: Path) -> str:
+    """What is making an artefact that is not whole yet, by the parts it has."""
+    try:
+        lineage = lineage_at(path)
+    except (IncompleteInput, UserError):  # the very part that is torn: its state says so
+        return ""
+    return lineage.stage if lineage else ""
+
+
+def _reward(artefact: Artefact) -> float | None:
+    if "reward" not in artefact.schema.names or not artefact.rows:
+        return None
+    rewards = artefact.read_all(["reward"])["reward"].drop_null().to_numpy()
+    return float(np.mean(rewards)) if rewards.size else None
+
+
+def _order(entry: Entry) -> tuple[str, int, str]:
+    from stages.shards.schemas import BY_STAGE
+
+    stages = [*BY_STAGE, "sft", "train"]
+    parent = entry.path.rpartition("/")[0]
+    return parent, stages.index(entry.stage) if entry.stage in stages else len(stages), entry.path

@@ -1,0 +1,198 @@
+"""`spo show`: what a path holds. Lineage, schema, statistics and one trajectory of an artefact; the state of a run."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from spo_cli.console import number, print_line, print_results
+from stages.config import option, validate
+from stages.errors import IncompleteInput, UserError
+from stages.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from stages.shards.parts import Artefact
+    from stages.shards.schemas import Schema
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What `spo show` is told."""
+
+    path: Path | None = option(
+        "An artefact, one of its parts, a model directory or a run.", default=None, argument=True
+    )
+    schema: bool = option("Show what each column means; without PATH, of every stage's table.", default=False)
+    trajectory: str | None = option("Draw the trajectory with this id.", default=None)
+    row: int | None = option("Draw the trajectory of this row, counted from 0.", default=None, minimum=0)
+    trajectories: Path | None = option("Where the trajectories are, if they were moved.", default=None)
+    depth: int = option("How many generations the lineage is followed back.", default=5, minimum=0)
+    json: bool = option("Print lineage and statistics as JSON.", default=False)
+
+    def __post_init__(self) -> None:
+        validate(self)
+        if self.path is None and not self.schema:
+            raise UserError("expected PATH (an artefact, a part, a model directory or a run), or --schema")
+        if self.trajectory is not None and self.row is not None:
+            raise UserError("--trajectory and --row both choose what is drawn: give one of them")
+
+
+def run(config: Config, progress: Progress = Silent()) -> None:
+    """Prints what is asked for.
+
+    Raises:
+      UserError: nothing at the path, or nothing that spo knows.
+      IncompleteInput: an artefact that lacks parts; a single part of it can still be shown.
+    """
+    from spo_cli.ancestry import is_model
+    from spo_cli.inventory import holds_parts
+
+    if config.path is None:
+        _show_schemas()
+    elif not config.path.exists():
+        raise UserError(f"{config.path} does not exist; expected an artefact, a part, a model directory or a run")
+    elif is_model(config.path):
+        _show_model(config.path, config)
+    elif config.path.is_file() or holds_parts(config.path):
+        _show_artefact(config.path, config)
+    else:
+        _show_run(config.path, config)
+
+
+def _show_schemas() -> None:
+    from stages.shards.schemas import BY_STAGE
+
+    for schema in BY_STAGE.values():
+        print_results(*_schema(schema))
+
+
+def _schema(schema: Schema) -> tuple[RenderableType, ...]:
+    from stages.shards.schemas import ARTEFACT
+
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 2))
+    for column in schema.columns:
+        kind = str(column.type).replace("element: ", "").replace("item: ", "")
+        table.add_row(Text(column.name, "cyan"), Text(kind, "dim"), Text(column.doc))
+    head = Text.assemble((ARTEFACT[schema.stage], "bold"), f", made by spo {schema.stage}, version {schema.version}")
+    return head, table, Text()
+
+
+def _show_artefact(path: Path, config: Config) -> None:
+    from spo_cli.ancestry import ancestry
+    from spo_cli.figures import COLUMNS, statistics
+    from stages.shards.parts import open_artefact
+
+    artefact = open_artefact(path)
+    if config.schema:
+        return print_results(*_schema(artefact.schema))
+    stage, fingerprint, lineage = artefact.schema.stage, artefact.fingerprint(), artefact.parts[0].lineage
+    figures = statistics(stage, artefact.read_all(COLUMNS[stage]))
+    if config.json:
+        return _print_json(path, stage, fingerprint, lineage, figures)
+    if lineage is None:
+        print_results(Text(f"no lineage: made by another tool, read as the table of spo {stage}", "yellow"))
+    else:
+        print_results(_heading("lineage"), ancestry(path, fingerprint, lineage, config.depth))
+    count = len(artefact.parts)
+    print_results(_heading(f"statistics of {count} part{'s' * (count > 1)}"), _figures(figures))
+    if artefact.rows:
+        _draw(artefact, config)
+    return None
+
+
+def _draw(artefact: Artefact, config: Config) -> None:
+    """A trajectory that was asked for must be there; the one of our choice may be out of reach, which is then told."""
+    from spo_cli.excerpt import excerpt
+    from spo_cli.trajectory import draw
+
+    try:
+        trajectory, note = excerpt(artefact, config.trajectory, config.row, config.trajectories)
+    except (UserError, IncompleteInput) as error:
+        if config.trajectory is not None or config.row is not None:
+            raise
+        return print_results(Text(f"no trajectory is drawn: {error}", "yellow"))
+    print_results(_heading("trajectory"), draw(trajectory))
+    if note:
+        print_results(Text(note, "yellow"))
+    return None
+
+
+def _show_model(path: Path, config: Config) -> None:
+    from spo_cli.ancestry import ancestry
+    from spo_cli.inventory import model_figures
+    from stages.engines.checkpoints import digest, read_lineage
+
+    fingerprint, lineage, figures = digest(path), read_lineage(path), model_figures(path)
+    if config.json:
+        return _print_json(path, lineage.stage if lineage else "", fingerprint, lineage, figures)
+    if lineage is None:
+        print_results(Text("no lineage: this model was made elsewhere", "yellow"))
+    else:
+        print_results(_heading("lineage"), ancestry(path, fingerprint, lineage, config.depth))
+    print_results(_heading("model"), _figures(figures))
+    return None
+
+
+def _show_run(path: Path, config: Config) -> None:
+    from spo_cli.inventory import inventory
+
+    entries = inventory(path)
+    if not entries:
+        raise UserError(f"{path} holds no artefact, no model directory and no run")
+    if config.json:
+        return print_line(json.dumps([entry.as_dict() for entry in entries], indent=2))
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("path", "made by", "state"):
+        table.add_column(name, overflow="fold")
+    for name in ("rows", "reward"):
+        table.add_column(name, justify="right")
+    for entry in entries:
+        state = Text(entry.state, "" if entry.problem is None else "yellow")
+        rows, reward = (number(value) if value is not None else "" for value in (entry.rows, entry.reward))
+        table.add_row(Text(entry.path), f"spo {entry.stage}" if entry.stage else "", state, rows, reward)
+    problems = [Text(f"{entry.path}: {entry.problem}", "yellow") for entry in entries if entry.problem]
+    print_results(_heading(str(path)), table, *problems)
+    return None
+
+
+def _print_json(path: Path, stage: str, fingerprint: str, lineage: Any, figures: dict[str, Any]) -> None:
+    told = {
+        "path": str(path),
+        "stage": stage,
+        "fingerprint": fingerprint,
+        "lineage": json.loads(lineage.to_json()) if lineage else None,
+        "statistics": figures,
+    }
+    print_line(json.dumps(told, indent=2, ensure_ascii=False))
+
+
+def _heading(text: str) -> Text:
+    return Text.assemble("\n", (text, "bold underline"))
+
+
+def _figures(figures: dict[str, Any]) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for name, value in figures.items():
+        table.add_row(Text(name.replace("_", " "), "cyan"), _figure(value))
+    return table
+
+
+def _figure(value: Any) -> Text:
+    """One figure for people; a mean with its error or spread as `0.41 ± 0.02`."""
+    if isinstance(value, str):
+        return Text(value)
+    if not isinstance(value, dict):
+        return Text(number(value) if math.isfinite(value) else "–")
+    if value.keys() == {"mean", "standard_error"}:
+        return Text(f"{number(value['mean'])} ± {number(value['standard_error'])}")
+    text = Text()
+    for name, one in value.items():
+        text.append(f"{name} ", "dim").append(f"{number(one)}  ")
+    return text

@@ -1,0 +1,166 @@
+"""One trajectory for the eye: its tokens, cutpoints and segments, V̂ and the advantage of each segment.
+
+Colour only repeats what brackets and signed numbers say, so the picture reads the same in black and white. Whatever a
+model wrote is shown printably: a response cannot move the cursor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from spo_cli.figures import ZERO
+
+UNLIKELY = 0.9  # the paper's ρ, for tables that do not know theirs yet
+_VISIBLE = {"\n": "⏎", "\t": "⇥"}
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One row of a cutpoints or an advantages table; what a cutpoints table does not know is None."""
+
+    segment: int
+    start: int
+    end: int
+    cutpoints: tuple[int, ...]
+    value_start: float | None = None
+    value_end: float | None = None
+    advantage: float | None = None
+    rollouts: int | None = None
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What is drawn.
+
+    Attributes:
+      title: its id.
+      facts: name → value, e.g. reward and answer.
+      prompt: text of the prompt, "" where it is not known.
+      tokens: one text per token of the response.
+      segments: its segments in order; empty where the table has none.
+      unlikely: offsets of the tokens that are marked, where no segment says it.
+    """
+
+    title: str
+    facts: dict[str, str]
+    prompt: str
+    tokens: Sequence[str]
+    segments: Sequence[Segment] = ()
+    unlikely: frozenset[int] = frozenset()
+
+
+def draw(trajectory: Trajectory) -> RenderableType:
+    """The whole picture: id and facts, the prompt, then the response segment by segment."""
+    head = Text.assemble((trajectory.title, "bold"))
+    for name, value in trajectory.facts.items():
+        head.append(f"  {name} ", "dim").append(printable(value))
+    parts: list[RenderableType] = [head]
+    if trajectory.prompt:
+        parts.append(Text.assemble(("prompt  ", "dim"), printable(trajectory.prompt)))
+    if trajectory.segments:
+        parts.append(_segment_table(trajectory))
+    else:
+        parts.append(_tokens(trajectory.tokens, 0, len(trajectory.tokens), trajectory.unlikely, ""))
+    return Group(*parts, Text(_legend(trajectory), "dim"))
+
+
+def _legend(trajectory: Trajectory) -> str:
+    if not trajectory.segments:
+        return f"‹token› sampled with probability below {UNLIKELY}"
+    valued = " · V value at the segment's start → end · A advantage · n rollouts at its start"
+    return "‹token› cutpoint" + valued * (trajectory.segments[0].advantage is not None)
+
+
+def _segment_table(trajectory: Trajectory) -> Table:
+    valued = any(segment.advantage is not None for segment in trajectory.segments)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("seg", justify="right")
+    for name in ("V", "A", "n") if valued else ():
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("tokens", overflow="fold")
+    largest = max((abs(segment.advantage or 0.0) for segment in trajectory.segments), default=0.0)
+    for segment in trajectory.segments:
+        style = advantage_style(segment.advantage, largest)
+        numbers = _numbers(segment, style) if valued else ()
+        text = _tokens(trajectory.tokens, segment.start, segment.end, frozenset(segment.cutpoints), style)
+        table.add_row(str(segment.segment), *numbers, text)
+    return table
+
+
+def _numbers(segment: Segment, style: str) -> tuple[Text, Text, Text]:
+    value = f"{segment.value_start:.2f} → {segment.value_end:.2f}"
+    return Text(value), Text(f"{segment.advantage:+.2f}", style), Text(str(segment.rollouts))
+
+
+def advantage_style(advantage: float | None, largest: float) -> str:
+    """Green for what raised the value, red for what lowered it, bold from half the largest of the trajectory."""
+    if advantage is None or abs(advantage) <= ZERO:
+        return ""
+    weight = "bold " if abs(advantage) >= largest / 2 else ""
+    return weight + ("green" if advantage > 0 else "red")
+
+
+def _tokens(tokens: Sequence[str], start: int, end: int, marked: Iterable[int], style: str) -> Text:
+    marked = frozenset(marked)
+    text = Text(style=style)
+    for offset in range(start, end):
+        shown = printable(tokens[offset])
+        if offset in marked:
+            text.append(f"‹{shown}›", "underline")
+        else:
+            text.append(shown)
+    return text
+
+
+def printable(text: str) -> str:
+    """Line ends and tabs as signs, every other character that does not print as its code."""
+    return "".join(
+        character if character.isprintable() else _VISIBLE.get(character, f"\\x{ord(character):02x}")
+        for character in text
+    )
+
+
+def token_texts(
+    ids: Sequence[int], text: str | None, decode: Callable[[Sequence[int]], str] | None
+) -> tuple[list[str], str]:
+    """One text per token, and a line that says so where the ids had to do.
+
+    Without a tokenizer's `decode`, a text of as many bytes as there are tokens (or one fewer: the end-of-text) is taken
+    as one byte per token; else the ids themselves are shown.
+    """
+    if decode is not None:
+        return decode_each(ids, decode), ""
+    data = (text or "").encode()
+    if data and len(data) in (len(ids), len(ids) - 1):
+        rest = ["<end>"] * (len(ids) - len(data))
+        return decode_each(data, lambda part: bytes(part).decode(errors="replace")) + rest, ""
+    return [f"{one} " for one in ids], "No tokenizer is known here, so tokens are shown as ids."
+
+
+def decode_each(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[str]:
+    """Text of each token, so that together they are the decoded whole.
+
+    A token is decoded after the one before it, because tokenizers treat the start of a text in their own way. Tokens
+    that end inside a character are empty and the one that completes it holds it.
+    """
+    texts, context, begin = [], 0, 0
+    for end in range(1, len(ids) + 1):
+        before, now = decode(ids[context:begin]), decode(ids[context:end])
+        if now.endswith("\N{REPLACEMENT CHARACTER}") and end < len(ids):
+            texts.append("")
+        else:
+            texts.append(now[len(before) :])
+            context, begin = begin, end
+    return texts
+
+
+def unlikely_tokens(logprobs: Sequence[float]) -> frozenset[int]:
+    """Offsets of the tokens sampled with a probability below `UNLIKELY`."""
+    limit = math.log(UNLIKELY)
+    return frozenset(offset for offset, logprob in enumerate(logprobs) if logprob < limit)
