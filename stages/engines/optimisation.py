@@ -204,3 +204,17 @@ def _share(
         loss = loss + losses.kl_loss(kls, sequences, objective.beta)
         sums["kl"] = kls.detach().sum()
     return loss, {"loss": loss.detach()} | sums
+
+
+def schedule(position: int, total: int, warmup: int, kind: Literal["constant", "linear", "cosine"]) -> float:
+    """The factor on the learning rate at a step: rises over `warmup` steps, then stays, or falls to 0 at `total`.
+
+    Args:
+      position: steps taken before this one, so the first step of a warm-up of n has 1/n.
+    """
+    if position < warmup:
+        return (position + 1) / warmup
+    if kind == "constant":
+        return 1.0
+    done = min((position - warmup) / max(total - warmup, 1), 1.0)
+    return 1.0 - done if kind == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))

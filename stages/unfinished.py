@@ -1,0 +1,158 @@
+"""Owns what a killed training call leaves beside its output: checkpoints to resume from, in `.NAME.partial/`.
+
+A checkpoint is a whole model directory with the optimiser's state and the metrics of the steps so far; how many lines
+those have is how far it is. Everything appears by a rename, so whatever is there is complete.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stages.engines import checkpoints
+from stages.errors import FingerprintMismatch, UserError
+from stages.progress import Progress
+from stages.shards.disk import disk_errors, replacing
+from stages.shards.lineage import Lineage, differences
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from transformers import PreTrainedTokenizerBase
+
+    from stages.engines.optimisation import Engine
+
+METRICS_FILE = "metrics.jsonl"
+Metrics = list[dict[str, float]]
+
+
+class Unfinished:
+    """The unfinished work of one output, held by this process alone.
+
+    Attributes:
+      directory: `.NAME.partial/` beside the output.
+      checkpoint: the model directory to resume from; None where nothing was saved yet.
+      metrics: of the steps up to that checkpoint.
+    """
+
+    def __init__(self, directory: Path, lineage: Lineage) -> None:
+        self.directory = directory
+        self._lineage = lineage
+        saved = sorted(directory.glob("step-*"))
+        self.checkpoint = saved[-1] if saved else None
+        self.metrics: Metrics = []
+        if self.checkpoint:
+            lines = (self.checkpoint / METRICS_FILE).read_text().splitlines()
+            self.metrics = [json.loads(line) for line in lines]
+        write_metrics(directory, self.metrics)
+
+    def log(self, line: dict[str, float]) -> None:
+        """Append a step's metrics where a user may follow them."""
+        with (self.directory / METRICS_FILE).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def save(self, engine: Engine, tokenizer: PreTrainedTokenizerBase, metrics: Metrics) -> None:
+        """Write a checkpoint after the steps that `metrics` holds; older ones go."""
+        here = self.directory / f"step-{len(metrics):08d}"
+        engine.save(here, tokenizer, self._lineage, lambda directory: write_metrics(directory, metrics))
+        for other in self.directory.glob("step-*"):
+            if other != here:
+                shutil.rmtree(other)
+
+    def once(self, name: str, compute: Callable[[], dict[str, NDArray[np.floating]]]) -> dict[str, NDArray]:
+        """Arrays that are computed by the first attempt and read by those that resume it."""
+        from safetensors.numpy import load_file, save
+
+        path = self.directory / f"{name}.safetensors"
+        if not path.exists():
+            with replacing(path, path.with_name(f".{path.name}")) as file:
+                file.write(save(compute()))
+        return load_file(path)
+
+
+@contextmanager
+def open_unfinished(out: Path, lineage: Lineage, *, overwrite: bool, progress: Progress) -> Iterator[Unfinished]:
+    """The unfinished work of an output, begun here or by a call that was killed; no other process may hold it.
+
+    Raises:
+      FingerprintMismatch: it is of another configuration, and `overwrite` was not asked for.
+      UserError: another process is at it, or the disk does not take it.
+    """
+    directory = place(out)
+    with disk_errors(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        with _lock(directory):
+            _check_same_work(directory, lineage, overwrite)
+            unfinished = Unfinished(directory, lineage)
+            if unfinished.metrics:
+                progress.note(f"resuming {out} after step {len(unfinished.metrics)}")
+            yield unfinished
+
+
+def published(out: Path, lineage: Lineage, *, overwrite: bool) -> Lineage | None:
+    """The lineage of an output that is there and up to date; None where it is still to be made (or made anew).
+
+    Raises:
+      FingerprintMismatch: it is there, made with another configuration, and `overwrite` was not asked for.
+      UserError: something else lies there.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
+    found = checkpoints.read_lineage(out) if out.is_dir() else None
+    if found is None:
+        raise UserError(f"{out} is there and was not made by spo: choose another --out, or move it away")
+    if found.fingerprint == lineage.fingerprint:
+        return found
+    if not overwrite:
+        raise FingerprintMismatch(
+            f"{out} was made with another configuration ({'; '.join(differences(found, lineage))}): "
+            "choose another --out, or pass --overwrite"
+        )
+    return None
+
+
+def discard_unfinished(out: Path) -> None:
+    """Remove what an attempt at an output left; it has been published since."""
+    shutil.rmtree(place(out), ignore_errors=True)
+
+
+def place(out: Path) -> Path:
+    """Where the unfinished work of an output lies."""
+    return out.with_name(f".{out.name}.partial")
+
+
+def write_metrics(directory: Path, metrics: Metrics) -> None:
+    """Put the metrics of all steps, one JSON object a line, into a directory."""
+    (directory / METRICS_FILE).write_text("".join(json.dumps(line) + "\n" for line in metrics))
+
+
+def _check_same_work(directory: Path, lineage: Lineage, overwrite: bool) -> None:
+    begun = checkpoints.read_lineage(directory)
+    if begun and begun.fingerprint == lineage.fingerprint:
+        return
+    if begun and not overwrite:
+        raise FingerprintMismatch(
+            f"{directory} holds unfinished work of another configuration ({'; '.join(differences(begun, lineage))}): "
+            "finish that, or pass --overwrite to drop it"
+        )
+    for entry in directory.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif entry.name != "lock":
+            entry.unlink()
+    checkpoints.write_lineage(directory, lineage)
+
+
+@contextmanager
+def _lock(directory: Path) -> Iterator[None]:
+    with (directory / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another process is at work in {directory}: wait for it, or end it") from error
+        yield
