@@ -1,10 +1,10 @@
-"""The flags that several verbs share, each documented once: the task, how tokens are sampled, the engine, the output."""
+"""The flags that several verbs share, each documented once: the task, the sampling, the engine, the output."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from stages.config import option
 
@@ -27,6 +27,10 @@ class EngineFlags:
         "Most samples in flight; left out, the engine decides.", default=None, result=False, minimum=1
     )
 
+    def engine_options(self) -> dict[str, Any]:
+        """These flags as `stages.engines.sampling.open_sampler` takes them."""
+        return {field.name: getattr(self, field.name) for field in fields(EngineFlags)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class OutputFlags:
@@ -38,6 +42,37 @@ class OutputFlags:
         default=None,
         result=False,
     )
-    overwrite: bool = option(
-        "Replace parts that were made with another configuration.", default=False, result=False
+    overwrite: bool = option("Replace parts that were made with another configuration.", default=False, result=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponseFlags(EngineFlags, OutputFlags):
+    """Which questions are answered, by which model, and how tokens are chosen."""
+
+    model: str = option("The policy: a Hugging Face directory, or a name on the hub.", result=False, short="-m")
+    task: str = option("Where questions and rewards come from: arithmetic or gsm8k.")
+    data: str | None = option(
+        "The task's data: a Parquet or JSONL file, a directory of them, or a name on the hub.",
+        default=None,
+        result=False,
+    )
+    task_arg: tuple[str, ...] = option("An option of the task, as key=value; may be repeated.", default=())
+    split: Split = option("Which questions.", default="train")
+    num_questions: int | None = option("Questions to answer; left out, all of the split.", default=None, minimum=1)
+    skip_questions: int = option("Questions to pass over first.", default=0, minimum=0)
+    shuffle: bool = option(
+        "Take the questions in an order drawn from the seed; past the last one a new order begins.", default=False
+    )
+    num_generations: int = option("Responses per question.", default=8, minimum=1)
+    temperature: float = option("Sampling temperature; 0 is greedy.", default=1.0, minimum=0)
+    top_p: float = option("Nucleus sampling: the smallest set with this probability.", default=1.0, above=0, maximum=1)
+    top_k: int = option("Only the k most probable tokens; 0 keeps all.", default=0, minimum=0)
+    max_tokens: int = option("Longest response in tokens.", default=1024, minimum=1)
+    stop: tuple[str, ...] = option("A text that ends a response; may be repeated.", default=())
+    seed: int = option("Seed of every random number here.", default=0)
+    chunk_questions: int = option(
+        "Questions whose responses are committed at once: the most that a killed job loses.",
+        default=64,
+        minimum=1,
+        result=False,
     )

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stages.engines.sampling import Request, Sample, Sampler, SamplingParams, Usage
+from stages.engines import checkpoints
+from stages.engines.sampling import Request, Sample, Sampler, SamplingParams, Usage, open_sampler
 from stages.errors import UserError
+from stages.flags import ResponseFlags
 from stages.maths.randomness import random_key
-from stages.tasks import Question, Task
+from stages.progress import Progress
+from stages.shards import sharding
+from stages.shards.lineage import Source, describe, model_source
+from stages.shards.schemas import Schema
+from stages.shards.writing import PartWriter, open_part
+from stages.tasks import Question, Task, open_task
+from stages.tasks.selection import select
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from transformers import PreTrainedTokenizerBase
 
 
@@ -65,7 +74,9 @@ def grade(
     references: Sequence[str],
 ) -> list[Grade]:
     """Decodes whole responses (int32 [T] each) and has the task verify them; an unfinished response earns 0."""
-    texts = tokenizer.batch_decode(responses, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    texts = tokenizer.batch_decode(
+        [ids.tolist() for ids in responses], skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
     grades = []
     for text, finish_reason, reference in zip(texts, finish_reasons, references, strict=True):
         verdict = task.verify(text, reference)
@@ -110,3 +121,74 @@ def respond(
         [question.reference for question, *_ in drawn],
     )
     return [Response(*row, graded) for row, graded in zip(drawn, grades, strict=True)], usage
+
+
+@dataclass(frozen=True)
+class Written:
+    """A part of responses, and the tokens that this call spent on it."""
+
+    part: PartWriter
+    sampled: int
+    prefilled: int
+
+
+def write_responses(
+    stage: str,
+    schema: Schema,
+    config: ResponseFlags,
+    to_table: Callable[[list[Response]], pa.Table],
+    summarise: Callable[[pa.Table], Mapping[str, Any]],
+    progress: Progress,
+) -> Written:
+    """One part of responses to this shard's questions, chunk by chunk: the whole of `rollout` and `eval`.
+
+    Args:
+      to_table: responses → rows of the schema.
+      summarise: question_id, token_ids, finish_reason, answer, reward of all rows → what the part's footer says.
+    """
+    task = open_task(config.task, config.data, config.task_arg)
+    order = config.seed if config.shuffle else None
+    questions = select(task, config.split, config.num_questions, config.skip_questions, order)
+    shard = sharding.resolve(config.shard)
+    model_dir = checkpoints.resolve(config.model)
+    lineage = describe(
+        stage,
+        schema,
+        config,
+        inputs=(Source(config.data or config.task, task.digest, "task"),),
+        model=model_source(config.model, checkpoints.digest(model_dir), config.out),
+        packages=("torch", "transformers"),
+    )
+    sampled = prefilled = 0
+    with open_part(
+        config.out, shard.index, shard.count, lineage, schema, overwrite=config.overwrite, progress=progress
+    ) as part:
+        if not part.up_to_date:
+            mine = [questions[i] for i in sharding.split(len(questions), shard)]
+            size = config.chunk_questions
+            chunks = [slice(i, min(i + size, len(mine))) for i in range(0, len(mine), size)]
+            tokenizer = checkpoints.load_tokenizer(model_dir)
+            sampler = open_sampler(model_dir=model_dir, **config.engine_options())
+            prompts = tokenize_prompts(tokenizer, mine, sampler.context_length)
+            params = SamplingParams(config.temperature, config.top_p, config.top_k, config.stop)
+            missing = list(part.missing([f"questions {chunk.start}-{chunk.stop}" for chunk in chunks]))
+            left = sum(chunks[i].stop - chunks[i].start for i in missing)
+            progress.start(stage, left * config.num_generations, "responses")
+            for i in missing:
+                responses, usage = respond(
+                    mine[chunks[i]],
+                    prompts[chunks[i]],
+                    config.num_generations,
+                    sampler=sampler,
+                    tokenizer=tokenizer,
+                    task=task,
+                    params=params,
+                    max_tokens=config.max_tokens,
+                    key=(config.seed, stage),
+                    on_tokens=progress.advance,
+                )
+                sampled, prefilled = sampled + usage.sampled, prefilled + usage.prefilled
+                part.commit(i, to_table(responses), {"sampled": usage.sampled}, {"prefilled": usage.prefilled})
+            rows = part.committed(["question_id", "token_ids", "finish_reason", "answer", "reward"])
+            part.finish(summarise(rows))
+    return Written(part, sampled, prefilled)

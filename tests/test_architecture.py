@@ -13,7 +13,7 @@ BASE = {"errors", "config", "progress"}
 HEAVY = {"torch", "numpy", "pyarrow", "transformers", "tokenizers", "safetensors", "vllm", "deepspeed", "pandas"}
 # room of stages → the rooms it may import
 ALLOWED = {
-    "maths": {"maths"},
+    "maths": {"maths", "errors"},
     "shards": {"shards", "maths"} | BASE,
     "engines": {"engines", "maths"} | BASE,
     "tasks": {"tasks", "maths"} | BASE,

@@ -55,13 +55,17 @@ class Gsm8k:
     """The task over some data: files per split, or the rows of a hub data set."""
 
     options: Options
-    source: str
+    source: str | None
     digest: str
     files: Mapping[Split, Sequence[Path]] = field(repr=False)
     rows: Mapping[Split, Sequence[Row]] = field(repr=False)
     name: str = "gsm8k"
 
     def questions(self, split: Split) -> Sequence[Question]:
+        if self.source is None:
+            raise UserError(
+                "task gsm8k needs --data: a Parquet or JSONL file, a directory of them, or a hub name (openai/gsm8k)"
+            )
         if split not in self.files and split not in self.rows:
             raise UserError(
                 f"{self.source} has no {split} split; looked for "
@@ -121,14 +125,14 @@ def open(data: str | None, options: Mapping[str, str]) -> Gsm8k:
 
     A file whose name begins with a split serves that split, any other file serves whichever is asked for.
 
+    Without data it has no questions, but verifies.
+
     Raises:
-      UserError: no data given, none found, or an option that does not exist.
+      UserError: none found there, or an option that does not exist.
     """
     settings = read_options(Options, "gsm8k", options)
-    if data is None:
-        raise UserError(
-            "task gsm8k needs --data: a Parquet or JSONL file, a directory of them, or a hub name (openai/gsm8k)"
-        )
+    if data is None:  # enough to verify
+        return Gsm8k(settings, None, _digest(settings, ()), {}, {})
     path = Path(data).expanduser()
     if not path.exists():
         rows = _load_from_hub(data, settings)
