@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
@@ -19,6 +20,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 _PATIENCE = 5.0
 """Seconds in which further signals are taken for echoes of the first (schedulers send several)."""
+
+_interrupted_at = -math.inf
 
 
 @dataclass(frozen=True)
@@ -96,9 +99,11 @@ def split(total: int, shard: Shard) -> range:
 def interruptible() -> Iterator[None]:
     """Turns SIGTERM, SIGUSR1 and SIGINT into `Interrupted`, raised in the main thread at once.
 
-    Signals within the next seconds are taken for echoes and do not disturb the cleaning up; a later one raises again,
-    for the case that a library swallowed the first. A signal that was ignored when the command started (`nohup`, a
-    background job's Ctrl-C) stays ignored. Off the main thread, where Python takes no signals, it does nothing.
+    Signals within the next seconds are taken for echoes and disturb neither the cleaning up nor the report; a later one
+    raises again, for the case that a library swallowed the first. The handlers of before come back at the end of the
+    block, or, if it was interrupted, once no echo is to be expected. A signal that was ignored when the command
+    started (`nohup`, a background job's Ctrl-C) stays ignored. Off the main thread, where Python takes no signals, this
+    does nothing.
 
     Raises:
       Interrupted: inside the block.
@@ -106,23 +111,48 @@ def interruptible() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    raised_at = -_PATIENCE
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        nonlocal raised_at
-        if time.monotonic() - raised_at < _PATIENCE:
-            return
-        raised_at = time.monotonic()
-        raise Interrupted(
-            f"stopped by {signal.Signals(number).name}: what was committed is kept, and the same command resumes there"
-        )
-
     before = {number: signal.getsignal(number) for number in SIGNALS}
     taken = [number for number in SIGNALS if before[number] is not signal.SIG_IGN]
+
+    def restore(number: int) -> None:
+        signal.signal(number, before[signal.Signals(number)] or signal.SIG_DFL)
+
+    def restore_after_echoes(number: int, frame: FrameType | None) -> None:
+        if not _is_echo():
+            restore(number)
+            signal.raise_signal(number)
+
+    interrupted = False
     try:
         for number in taken:
-            signal.signal(number, interrupt)
+            signal.signal(number, _interrupt)
         yield
+    except Interrupted:
+        interrupted = True
+        raise
     finally:
         for number in taken:
-            signal.signal(number, before[number] or signal.SIG_DFL)
+            if interrupted:
+                signal.signal(number, restore_after_echoes)
+            else:
+                restore(number)
+
+
+def ignore_signals() -> None:
+    """For a command that reports an interruption and exits: no echo may change its exit code, even at the very end."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    global _interrupted_at
+    if _is_echo():
+        return
+    _interrupted_at = time.monotonic()
+    raise Interrupted(
+        f"stopped by {signal.Signals(number).name}: what was committed is kept, and the same command resumes there"
+    )
+
+
+def _is_echo() -> bool:
+    return time.monotonic() - _interrupted_at < _PATIENCE

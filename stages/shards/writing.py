@@ -33,7 +33,7 @@ from stages.shards.lineage import FOOTER_KEY, Lineage, differences
 from stages.shards.parts import parse_part_name, part_name, work_differences
 from stages.shards.schemas import Schema
 
-_CHOICE = "Give another --output-dir, or --overwrite to replace it"
+_CHOICE = "Give another --out, or --overwrite to replace it"
 
 
 @contextmanager
@@ -239,7 +239,7 @@ class PartWriter:
         else:
             if there is None or there.stage != self.lineage.stage:
                 author = f"`spo {there.stage}`" if there else "another tool"
-                raise FingerprintMismatch(f"{path} was written by {author}: give another --output-dir")
+                raise FingerprintMismatch(f"{path} was written by {author}: give another --out")
             problems = compare(there, self.lineage)
         if problems and not self._overwrite:
             raise FingerprintMismatch(f"{path} was made otherwise ({'; '.join(problems)}). {_CHOICE}")

@@ -1,0 +1,107 @@
+"""Small real tables and lineages that the tests of the contract write and read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from stages.config import option
+from stages.shards.lineage import Lineage, Source, describe
+from stages.shards.schemas import CUTPOINTS, TRAJECTORIES, Schema
+from stages.shards.writing import open_part
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    temperature: float = option("Temperature.", default=1.0)
+    seed: int = option("Seed.", default=0)
+    batch: int = option("Rows at once.", default=8, result=False)
+
+
+class Notes:
+    """A Progress that keeps its notes."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def start(self, label: str, total: int, unit: str) -> None: ...
+
+    def advance(self, done: int = 0, tokens: int = 0, **figures: float) -> None: ...
+
+    def note(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def trajectories(count: int, first: int = 0) -> pa.Table:
+    """Rows `first` … of a table that goes on for ever; each a function of its number, so that order can be checked."""
+    rows = [
+        {
+            "trajectory_id": f"q{n // 4}/{n % 4}",
+            "parent_id": None,
+            "question_id": f"q{n // 4}",
+            "depth": 0,
+            "prompt": f"{n // 4} + 1 =",
+            "prompt_token_ids": [1, n // 4],
+            "token_ids": list(range(n % 5 + 1)),
+            "logprobs": [-0.125 * k for k in range(n % 5 + 1)],
+            "text": f"answer {n}",
+            "finish_reason": "length" if n % 7 == 0 else "stop",
+            "answer": None if n % 3 == 0 else str(n),
+            "reference": str(n),
+            "reward": float(n % 2),
+        }
+        for n in range(first, first + count)
+    ]
+    return pa.Table.from_pylist(rows, schema=TRAJECTORIES.arrow)
+
+
+def cutpoints(count: int, first: int = 0) -> pa.Table:
+    """One segment for each of the `trajectories`."""
+    rows = [
+        {"trajectory_id": f"q{n // 4}/{n % 4}", "segment": 0, "start": 0, "end": n % 5 + 1, "cutpoints": [0]}
+        for n in range(first, first + count)
+    ]
+    return pa.Table.from_pylist(rows, schema=CUTPOINTS.arrow)
+
+
+def lineage(
+    settings: Settings = Settings(),  # noqa: B008 -- frozen
+    schema: Schema = TRAJECTORIES,
+    inputs: tuple[Source, ...] = (),
+    model: Source | None = Source("models/tiny", "m0", "model"),
+) -> Lineage:
+    return describe(schema.stage, schema, settings, inputs, model)
+
+
+def write_part(
+    directory: Path,
+    index: int = 0,
+    count: int = 1,
+    *,
+    table: pa.Table | None = None,
+    work: Lineage | None = None,
+    schema: Schema = TRAJECTORIES,
+    chunk: int = 5,
+    overwrite: bool = False,
+    progress: Notes | None = None,
+) -> Path:
+    """Writes a whole part in chunks of `chunk` rows, unless it is up to date."""
+    table = trajectories(12, 12 * index) if table is None else table
+    with open_part(
+        directory, index, count, work or lineage(), schema, overwrite=overwrite, progress=progress or Notes()
+    ) as part:
+        if not part.up_to_date:
+            starts = range(0, table.num_rows, chunk)
+            for i in part.missing([f"rows {start}-{start + chunk}" for start in starts]):
+                rows = table.slice(starts[i], chunk)
+                part.commit(i, rows, {"rows": rows.num_rows})
+            part.finish({"rows": table.num_rows})
+    return part.path
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    """Every file under a directory but the logs, by its relative path."""
+    found = sorted(path for path in directory.rglob("*") if path.is_file() and "_logs" not in path.parts)
+    return {str(path.relative_to(directory)): path.read_bytes() for path in found}
