@@ -230,9 +230,8 @@ def _train(
     )
     examples = fixed.attach(experience.examples, scores)
     engine = open_model(unfinished.checkpoint or start.policy, start.optimiser or unfinished.checkpoint is not None)
-    metrics = _steps(
-        config, engine, tokenizer, [[examples[i] for i in batch] for batch in batches], unfinished, progress
-    )
+    batches = [[examples[index] for index in batch] for batch in order]
+    metrics = _steps(config, engine, tokenizer, batches, unfinished, progress)
     lineage = dataclasses.replace(lineage, counts=_counts(examples, metrics, config), summary=_means(metrics))
     engine.save(config.out, tokenizer, lineage, lambda directory: write_metrics(directory, metrics))
     return lineage
