@@ -100,7 +100,7 @@ def _summary_table(summary: Summary) -> Table:
         figures["tokens prefilled"] = summary.tokens_prefilled
         figures["tokens per second"] = round(summary.tokens_sampled / max(summary.seconds, 1e-9))
     figures["seconds"] = round(summary.seconds, 1)
-    table = Table(box=None, show_header=False, padding=(0, 0, 0, 2), collapse_padding=True)
+    table = Table(box=None, show_header=False, padding=(0, 0, 0, 2))
     table.add_column()
     table.add_column(justify="right")
     table.add_column()

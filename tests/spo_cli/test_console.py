@@ -1,6 +1,7 @@
 """Progress and summaries as they are read: in a log file, and on a terminal."""
 
 import io
+import math
 import re
 
 import pytest
@@ -110,7 +111,7 @@ def test_the_summary_is_aligned_and_complete(capsys):
         reward=0.40625, figures={"finished": 0.99}, notes=("part 1 has no lineage",),
     )  # fmt: skip
     console.print_summary(summary)
-    assert capsys.readouterr().out.splitlines() == [
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == [
         "spo rollout → runs/a/000/trajectories",
         "  rows                 4,096",
         "  reward              0.4062",
@@ -125,7 +126,18 @@ def test_the_summary_is_aligned_and_complete(capsys):
 
 def test_a_summary_without_engine_or_reward_leaves_them_out(capsys):
     console.print_summary(Summary("segment", "x", rows=3, seconds=0.04, up_to_date=True))
-    assert capsys.readouterr().out.splitlines() == ["spo segment → x  up to date", "  rows     3", "  seconds  0"]
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == [
+        "spo segment → x  up to date",
+        "  rows     3",
+        "  seconds  0",
+    ]
+
+
+def test_a_figure_and_its_standard_error_are_one_line(capsys):
+    figures = {"avg@4": 0.8534, "avg@4 standard error": 0.0111, "maj@4": 0.9, "maj@4 standard error": math.nan}
+    console.print_summary(Summary("eval", "x", rows=3, seconds=1.0, figures=figures))
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[-2:] == ["avg@4 0.8534 ± 0.0111", "maj@4 0.9"]
 
 
 @pytest.mark.parametrize(
