@@ -60,8 +60,8 @@ class ResponseFlags(EngineFlags, OutputFlags):
     split: Split = option("Which questions.", default="train")
     num_questions: int | None = option("Questions to answer; left out, all of the split.", default=None, minimum=1)
     skip_questions: int = option("Questions to pass over first.", default=0, minimum=0)
-    shuffle: bool = option(
-        "Take the questions in an order drawn from the seed; past the last one a new order begins.", default=False
+    shuffle_seed: int | None = option(
+        "Take the questions in an order drawn from this seed; past the last one a new order begins.", default=None
     )
     num_generations: int = option("Responses per question.", default=8, minimum=1)
     temperature: float = option("Sampling temperature; 0 is greedy.", default=1.0, minimum=0)

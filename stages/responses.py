@@ -147,8 +147,7 @@ def write_responses(
       summarise: question_id, token_ids, finish_reason, answer, reward of all rows → what the part's footer says.
     """
     task = open_task(config.task, config.data, config.task_arg)
-    order = config.seed if config.shuffle else None
-    questions = select(task, config.split, config.num_questions, config.skip_questions, order)
+    questions = select(task, config.split, config.num_questions, config.skip_questions, config.shuffle_seed)
     shard = sharding.resolve(config.shard)
     model_dir = checkpoints.resolve(config.model)
     lineage = describe(

@@ -38,7 +38,7 @@ def select(
             raise UserError(f"the {split} split of {task.name} is a stream without end: pass --num-questions")
         return questions[skip : skip + asked]
     if total > _LARGEST_SHUFFLE:
-        raise UserError(f"the {split} split of {task.name} is a stream in random order: leave out --shuffle")
+        raise UserError(f"the {split} split of {task.name} is a stream in random order: leave out --shuffle-seed")
     asked = total if count is None else count
     if asked > total:
         raise UserError(f"the {split} split of {task.name} has {total:,} questions; --num-questions asks for {asked:,}")

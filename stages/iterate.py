@@ -1,0 +1,229 @@
+"""`spo run`: whole iterations of the stages in one process, from one recipe. The only place that knows their order.
+
+    OUT/start/checkpoint            the warm start ([sft]), unless [run] names a model
+    OUT/start/eval                  its accuracy
+    OUT/000/trajectories → cutpoints → advantages → checkpoint, and eval where it is due
+    OUT/001/…
+
+Every stage is the one of the command line and writes the same artefact, so a run that was killed goes on where it was,
+and single stages can be run again by hand. Iteration i takes the questions after those of iteration i − 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stages import estimate, evaluate, rollout, segment, sft, train
+from stages.config import option, validate
+from stages.errors import UserError
+from stages.progress import Progress, Silent, Summary
+
+if TYPE_CHECKING:
+    from stages.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What `spo run` is told."""
+
+    recipe: Path = option(
+        "The recipe: TOML with the tables run, sft, rollout, segment, estimate, train, eval.", argument=True
+    )
+    out: Path | None = option("Directory of the run; left out, as [run] says.", default=None, short="--output-dir")
+    iterations: int | None = option("Iterations; left out, as [run] says.", default=None, minimum=0)
+    overrides: tuple[str, ...] = option(
+        "table.key=value in place of what the recipe says; --train.learning-rate 1e-5 does the same.",
+        default=(),
+        short="--set",
+    )
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunTable:
+    """The table [run] of a recipe; any option of a stage may stand there too, for all stages that have it."""
+
+    out: Path = option("Directory of the run.")
+    iterations: int = option("Iterations.", minimum=0)
+    model: str | None = option("The model to start from, where there is no [sft].", default=None)
+    eval_every: int = option("Iterations between evaluations; 0: at the start and the end only.", default=0, minimum=0)
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+TABLES: dict[str, type] = {
+    "run": RunTable,
+    "sft": sft.Config,
+    "rollout": rollout.Config,
+    "segment": segment.Config,
+    "estimate": estimate.Config,
+    "train": train.Config,
+    "eval": evaluate.Config,
+}
+
+
+WHOLE = "0/1"
+"""The shard of every stage here: one process does all of it, whatever a scheduler's variables say."""
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """The configurations of one iteration, in order."""
+
+    rollout: rollout.Config
+    segment: segment.Config
+    estimate: estimate.Config
+    train: train.Config
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole run, checked before anything is done.
+
+    Attributes:
+      start: the warm start; None where a model is given.
+      evaluations: by the iteration they follow; −1 is the start.
+    """
+
+    out: Path
+    start: sft.Config | None
+    iterations: tuple[Iteration, ...]
+    evaluations: dict[int, evaluate.Config]
+
+
+def run(config: Config, progress: Progress = Silent()) -> Summary:
+    """Runs the recipe, or the rest of it.
+
+    Raises:
+      UserError: a recipe that is not as it should be: told before any work.
+      SpoError: as the stages.
+    """
+    from stages.engines.sampling import close_sampler
+
+    started = time.monotonic()
+    plan = make_plan(config)
+    done: list[Summary] = []
+    accuracy: dict[int, Summary] = {}
+
+    def evaluate_after(number: int) -> None:
+        if number in plan.evaluations:
+            accuracy[number] = evaluate.run(plan.evaluations[number], progress)
+            done.append(accuracy[number])
+            figures = ", ".join(f"{name} {value:.3f}" for name, value in accuracy[number].figures.items())
+            progress.note(f"{_name(number)}: {figures}")
+
+    if plan.start:
+        done.append(sft.run(plan.start, progress))
+    evaluate_after(-1)
+    for number, iteration in enumerate(plan.iterations):
+        sampled = rollout.run(iteration.rollout, progress)
+        cut = segment.run(iteration.segment, progress)
+        estimated = estimate.run(iteration.estimate, progress)
+        close_sampler()
+        trained = train.run(iteration.train, progress)
+        done += [sampled, cut, estimated, trained]
+        progress.note(
+            f"{_name(number)}: reward {sampled.reward or 0:.3f}, "
+            f"{sum(summary.tokens_sampled for summary in (sampled, estimated)):,} tokens sampled, "
+            f"{sum(summary.seconds for summary in (sampled, cut, estimated, trained)):.1f} s"
+        )
+        evaluate_after(number)
+    return _summary(plan, done, accuracy, time.monotonic() - started)
+
+
+def make_plan(config: Config) -> Plan:
+    """Every stage's configuration, from the recipe.
+
+    Raises:
+      UserError: naming the file, the table and the option.
+    """
+    from stages.recipe import read_recipe
+
+    given = {"out": config.out, "iterations": config.iterations}
+    flags = [f"run.{name}={value}" for name, value in given.items() if value is not None]
+    recipe = read_recipe(config.recipe, [*config.overrides, *flags], TABLES, shared_in="run")
+    table = recipe.config("run", RunTable)
+    start = _warm_start(recipe, table)
+    first = str(start.out) if start else str(table.model)
+    policies = {-1: first} | {i: str(_directory(table.out, i) / "checkpoint") for i in range(table.iterations)}
+    iterations = tuple(_iteration(recipe, table, i, policies[i - 1], first) for i in range(table.iterations))
+    due = {-1, table.iterations - 1}
+    if table.eval_every:
+        due |= set(range(table.eval_every - 1, table.iterations, table.eval_every))
+    evaluations = {
+        i: recipe.config("eval", evaluate.Config, model=policies[i], out=_directory(table.out, i) / "eval", shard=WHOLE)
+        for i in sorted(due)
+        if "eval" in recipe.tables
+    }
+    return Plan(table.out, start, iterations, evaluations)
+
+
+def _warm_start(recipe: Recipe, table: RunTable) -> sft.Config | None:
+    if "sft" not in recipe.tables:
+        if table.model is None:
+            raise UserError(
+                f"{recipe.source}: a run starts from [run] model, or from a warm start [sft]; neither is there"
+            )
+        return None
+    out = _directory(table.out, -1) / "checkpoint"
+    return recipe.config("sft", sft.Config, out=out, **({"model": table.model} if table.model else {}))
+
+
+def _iteration(recipe: Recipe, table: RunTable, number: int, policy: str, first: str) -> Iteration:
+    """The configurations of one iteration: its own questions and seeds, the policy of the one before."""
+    here = _directory(table.out, number)
+    sample = recipe.config("rollout", rollout.Config, model=policy, out=here / "trajectories", shard=WHOLE)
+    if sample.num_questions is None:
+        raise UserError(f"{recipe.source}: [rollout] lacks num_questions, the questions of one iteration")
+    questions = sample.num_questions
+    sample = dataclasses.replace(
+        sample, skip_questions=sample.skip_questions + number * questions, seed=sample.seed + number
+    )
+    cut = recipe.config("segment", segment.Config, trajectories=sample.out, out=here / "cutpoints", shard=WHOLE)
+    value = recipe.config(
+        "estimate", estimate.Config, cutpoints=cut.out, model=policy, out=here / "advantages", shard=WHOLE
+    )
+    learn = recipe.config("train", train.Config, advantages=value.out, model=policy, out=here / "checkpoint")
+    trajectories = questions * sample.num_generations
+    steps = learn.epochs * math.ceil(trajectories / learn.batch_size)
+    learn = dataclasses.replace(
+        learn,
+        seed=learn.seed + number,
+        reference_model=learn.reference_model or first,
+        total_steps=learn.total_steps or table.iterations * steps,  # one schedule over the whole run
+    )
+    return Iteration(sample, cut, dataclasses.replace(value, seed=value.seed + number), learn)
+
+
+def _directory(out: Path, iteration: int) -> Path:
+    return out / ("start" if iteration < 0 else f"{iteration:03d}")
+
+
+def _name(iteration: int) -> str:
+    return "start" if iteration < 0 else f"iteration {iteration:03d}"
+
+
+def _summary(plan: Plan, done: list[Summary], accuracy: dict[int, Summary], seconds: float) -> Summary:
+    figures = {
+        f"{_name(number)} {name}": value
+        for number, evaluated in (list(accuracy.items())[i] for i in sorted({0, len(accuracy) - 1}) if accuracy)
+        for name, value in evaluated.figures.items()
+    }
+    return Summary(
+        stage="run",
+        out=str(plan.out),
+        rows=sum(summary.rows for summary in done if summary.stage == "rollout"),
+        seconds=seconds,
+        up_to_date=all(summary.up_to_date for summary in done),
+        tokens_sampled=sum(summary.tokens_sampled for summary in done),
+        tokens_prefilled=sum(summary.tokens_prefilled for summary in done),
+        figures={"iterations": len(plan.iterations)} | figures,
+    )

@@ -1,0 +1,133 @@
+"""Reading a recipe: a TOML file with a table per stage, and `[run]` for what the stages share.
+
+A key is a stage's option with underscores. What `[run]` sets (`task`, `threads`, `seed` …) holds for every stage that
+has an option of that name, unless the stage's own table says otherwise.
+"""
+
+from __future__ import annotations
+
+import tomllib
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin
+
+from stages.config import field_types
+from stages.errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
+
+Table = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Tables of options by name, as read, with the overrides applied.
+
+    Attributes:
+      source: for messages.
+      tables: one per stage, and the one whose options all stages share.
+      shared_in: the name of the latter.
+    """
+
+    source: str
+    tables: Mapping[str, Table]
+    shared_in: str
+
+    def config(self, name: str, cls: type[T], **given: Any) -> T:
+        """The Config of a stage: the stage's table over what `[run]` shares, under what the caller fixes.
+
+        Raises:
+          UserError: an option that the stage does not have, that the caller decides, or of the wrong type or value.
+        """
+        table, hints = self.tables.get(name, {}), field_types(cls)
+        if fixed := sorted(set(table) & set(given)):
+            raise UserError(f"{self.source}: [{name}] must not set {', '.join(fixed)}: `spo run` decides it")
+        if name != self.shared_in and (unknown := sorted(set(table) - set(hints))):
+            raise UserError(
+                f"{self.source}: [{name}] has no option {', '.join(unknown)}; `spo {name} --help` lists them"
+            )
+        shared = {key: value for key, value in self.tables.get(self.shared_in, {}).items() if key in hints}
+        values = {
+            key: coerce(value, hints[key], f"{self.source}: [{name}] {key}")
+            for key, value in {**shared, **table}.items()
+            if key in hints and key not in given
+        }
+        required = [field.name for field in fields(cls) if field.default is MISSING]
+        if absent := [key for key in required if key not in values and key not in given]:
+            raise UserError(f"{self.source}: [{name}] lacks {', '.join(absent)}")
+        try:
+            return cls(**values, **given)
+        except UserError as error:
+            raise UserError(f"{self.source}: [{name}] {error}") from error
+
+
+def read_recipe(path: Path, overrides: Sequence[str], stages: Mapping[str, type], shared_in: str) -> Recipe:
+    """A recipe with `table.key=value` overrides applied.
+
+    Args:
+      stages: table name → Config class, of all tables that a recipe may have.
+
+    Raises:
+      UserError: no such file, not TOML, an unknown table, or an override of another form.
+    """
+    try:
+        tables: dict[str, Table] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"the recipe {path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"the recipe {path} is not TOML: {error}") from error
+    known = ", ".join(f"[{name}]" for name in stages)
+    for name, table in tables.items():
+        if name not in stages or not isinstance(table, dict):
+            raise UserError(f"the recipe {path} has {name}; expected the tables {known}")
+    tables = {name: {key.replace("-", "_"): value for key, value in table.items()} for name, table in tables.items()}
+    for override in overrides:
+        target, equals, text = override.partition("=")
+        name, dot, key = target.partition(".")
+        key = key.replace("-", "_")
+        if not (equals and dot and name in stages):
+            raise UserError(f"an override is table.key=value with one of {known}; got {override!r}")
+        tables.setdefault(name, {})[key] = _read_value(text, field_types(stages[name]).get(key))
+    options = {key for cls in stages.values() for key in field_types(cls)}
+    if unknown := sorted(set(tables.get(shared_in, {})) - options):
+        raise UserError(f"the recipe {path} sets {', '.join(unknown)} in [{shared_in}], which no stage has")
+    return Recipe(str(path), tables, shared_in)
+
+
+def coerce(value: Any, hint: Any, where: str) -> Any:
+    """A TOML value as the type of an option: lists become tuples, texts become paths, whole numbers floats.
+
+    Raises:
+      UserError: a value of another type.
+    """
+    if get_origin(hint) in (Union, types.UnionType):
+        options = [option for option in get_args(hint) if option is not type(None)]
+        return coerce(value, options[0], where)
+    if get_origin(hint) is Literal:
+        return value  # `validate` names the choices
+    if get_origin(hint) is tuple:
+        items = value if isinstance(value, list | tuple) else [value]
+        return tuple(coerce(item, get_args(hint)[0], where) for item in items)
+    if hint is Path and isinstance(value, str | Path):
+        return Path(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise UserError(f"{where} must be a {hint.__name__}; got {value!r}")
+    return value
+
+
+def _read_value(text: str, hint: Any) -> Any:
+    """The value of an override: TOML where that is what the option takes, else the text as it stands."""
+    wanted = {hint, *get_args(hint)}
+    if wanted & {str, Path} and not text.startswith(("[", '"', "'")):
+        return text
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
