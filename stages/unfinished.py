@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages.engines import checkpoints
-from stages.errors import FingerprintMismatch, UserError
+from stages.errors import FingerprintMismatch, Interrupted, SpoError, UserError
 from stages.progress import Progress
 from stages.shards.disk import disk_errors, replacing
 from stages.shards.lineage import Lineage, differences
@@ -43,8 +43,7 @@ class Unfinished:
     def __init__(self, directory: Path, lineage: Lineage) -> None:
         self.directory = directory
         self._lineage = lineage
-        saved = sorted(directory.glob("step-*"))
-        self.checkpoint = saved[-1] if saved else None
+        self.checkpoint = next(iter(_steps(directory)), None)
         self.metrics: Metrics = []
         if self.checkpoint:
             lines = (self.checkpoint / METRICS_FILE).read_text().splitlines()
@@ -60,9 +59,8 @@ class Unfinished:
         """Write a checkpoint after the steps that `metrics` holds; older ones go."""
         here = self.directory / f"step-{len(metrics):08d}"
         engine.save(here, tokenizer, self._lineage, lambda directory: write_metrics(directory, metrics))
-        for other in self.directory.glob("step-*"):
-            if other != here:
-                shutil.rmtree(other)
+        for other in _steps(self.directory)[1:]:
+            shutil.rmtree(other)
 
     def once(self, name: str, compute: Callable[[], dict[str, NDArray[np.floating]]]) -> dict[str, NDArray]:
         """Arrays that are computed by the first attempt and read by those that resume it."""
@@ -79,6 +77,8 @@ class Unfinished:
 def open_unfinished(out: Path, lineage: Lineage, *, overwrite: bool, progress: Progress) -> Iterator[Unfinished]:
     """The unfinished work of an output, begun here or by a call that was killed; no other process may hold it.
 
+    It stays where it is when the block ends; `discard_unfinished` removes it once the output is published.
+
     Raises:
       FingerprintMismatch: it is of another configuration, and `overwrite` was not asked for.
       UserError: another process is at it, or the disk does not take it.
@@ -91,7 +91,12 @@ def open_unfinished(out: Path, lineage: Lineage, *, overwrite: bool, progress: P
             unfinished = Unfinished(directory, lineage)
             if unfinished.metrics:
                 progress.note(f"resuming {out} after step {len(unfinished.metrics)}")
-            yield unfinished
+            try:
+                yield unfinished
+            except SpoError as error:
+                if not isinstance(error, Interrupted) and not _steps(directory):
+                    shutil.rmtree(directory)  # nothing was done that could be resumed
+                raise
 
 
 def published(out: Path, lineage: Lineage, *, overwrite: bool) -> Lineage | None:
@@ -131,11 +136,16 @@ def write_metrics(directory: Path, metrics: Metrics) -> None:
     (directory / METRICS_FILE).write_text("".join(json.dumps(line) + "\n" for line in metrics))
 
 
+def _steps(directory: Path) -> list[Path]:
+    """The checkpoints, the last one first."""
+    return sorted(directory.glob("step-*"), reverse=True)
+
+
 def _check_same_work(directory: Path, lineage: Lineage, overwrite: bool) -> None:
     begun = checkpoints.read_lineage(directory)
     if begun and begun.fingerprint == lineage.fingerprint:
         return
-    if begun and not overwrite:
+    if begun and _steps(directory) and not overwrite:
         raise FingerprintMismatch(
             f"{directory} holds unfinished work of another configuration ({'; '.join(differences(begun, lineage))}): "
             "finish that, or pass --overwrite to drop it"

@@ -166,7 +166,7 @@ class TorchEngine:
             logits = self.model(input_ids=given[:, :-1], use_cache=False).logits[0].float()
             expected = logits.log_softmax(-1).gather(-1, given[0, 1:, None]).squeeze(-1)
             found = self.score(batch, 1.0).logprobs
-        if not torch.allclose(found.float(), expected, rtol=0.02, atol=0.02):
+        if not torch.allclose(found.float(), expected, rtol=0.02, atol=0.02, equal_nan=True):
             raise UserError(
                 f"models of the family {self.model.config.model_type} change the logits after their output head, "
                 "which this engine does not; expected a model whose logits are its head's product alone"
