@@ -76,7 +76,7 @@ def _chosen_options(lineage: Lineage) -> str:
 
     config = importlib.import_module(VERBS[lineage.stage].module).Config if lineage.stage in VERBS else None
     defaults = {field.name: _as_json(field.default) for field in dataclasses.fields(config)} if config else {}
-    chosen = {name: value for name, value in lineage.config.items() if name not in defaults or defaults[name] != value}
+    chosen = {name: value for name, value in lineage.config.items() if value not in (defaults.get(name), None, [])}
     return ", ".join(f"{name.replace('_', ' ')} {_shown(value)}" for name, value in chosen.items())
 
 

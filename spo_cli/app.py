@@ -69,6 +69,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     raise SystemExit(code if isinstance(code, int) else 0)
 
 
+class _Application(TyperGroup):
+    """The list of commands."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        """Its flag is False rather than None where it is not given, which spares Typer the import of pydantic."""
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.default = False
+        return option
+
+
 class _LazyCommand(TyperCommand):
     """Stands in the list of commands; the real command is built when arguments are parsed for it."""
 
@@ -79,12 +90,14 @@ class _LazyCommand(TyperCommand):
 
 def load_command(name: str) -> TyperCommand:
     """Import a verb and build its command from its Config."""
-    from spo_cli import console, options
+    from spo_cli import options
 
     verb = VERBS[name]
     module = importlib.import_module(verb.module)
 
     def execute(config: Any) -> None:
+        from spo_cli import console
+
         try:
             with console.Reporter() as progress:
                 summary = module.run(config, progress)
@@ -111,8 +124,8 @@ _DOTTED = re.compile(r"--([a-z]+)\.([A-Za-z0-9._-]+)(?:=(.*))?", re.DOTALL)
 def translate_dotted(args: Sequence[str]) -> list[str]:
     """Write `--train.learning-rate 2e-4` as `--set train.learning_rate=2e-4`; other arguments stay as they are.
 
-    A flag of type bool takes no value: `--train.x` is true, `--train.no-x` is false. Which flags are bools is looked
-    up in the stage's Config; a table or key that does not exist is left for the recipe reader to refuse.
+    A flag of type bool takes no value: `--train.x` is true, `--train.no-x` is false. A table or key that does not exist
+    is left for the recipe reader to refuse.
     """
     rest, translated = list(args), []
     while rest:
@@ -136,17 +149,18 @@ def translate_dotted(args: Sequence[str]) -> list[str]:
 
 
 def _bool_keys(table: str) -> set[str]:
+    """The flags of a recipe's table that take no value; [run] may hold those of every stage."""
     from spo_cli.options import bare_type
     from stages.config import field_types
+    from stages.iterate import TABLES
 
-    if table not in VERBS or table in ("run", "show"):
-        return set()
-    config = importlib.import_module(VERBS[table].module).Config
-    return {name for name, annotation in field_types(config).items() if bare_type(annotation) is bool}
+    configs = [config for name, config in TABLES.items() if table in (name, "run")]
+    types = [entry for config in configs for entry in field_types(config).items()]
+    return {name for name, annotation in types if bare_type(annotation) is bool}
 
 
 def _application() -> TyperGroup:
-    app = typer.Typer(add_completion=False, no_args_is_help=False, invoke_without_command=True)
+    app = typer.Typer(cls=_Application, add_completion=False, invoke_without_command=True)
     app.callback()(_spo)
     group = typer.main.get_group(app)
     for name, verb in VERBS.items():

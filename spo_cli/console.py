@@ -70,8 +70,10 @@ def number(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`8 s`, `3 min 20 s`, `2 h 05 min`."""
+    """`7.6 s`, `26 s`, `3 min 20 s`, `2 h 05 min`."""
     whole = round(seconds)
+    if whole < 10:
+        return f"{seconds:.1f} s"
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:

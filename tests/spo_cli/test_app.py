@@ -149,40 +149,41 @@ def test_dotted_flags_become_overrides_of_the_recipe(verbs, capsys):
     code, _, err = spo(
         capsys,
         "run",
-        "--rollout.threads",
+        "--rollout.top-k",
         "2",
         "r.toml",
         "--iterations",
         "3",
-        "--rollout.no-whiten",
+        "--train.no-gradient-checkpointing",
         "--set",
         "eval.k=4",
     )
     assert code == 0
     assert "recipe=PosixPath('r.toml'), iterations=3" in err
-    assert "overrides=('rollout.threads=2', 'rollout.whiten=false', 'eval.k=4')" in err
+    assert "overrides=('rollout.top_k=2', 'train.gradient_checkpointing=false', 'eval.k=4')" in err
 
 
 @pytest.mark.parametrize(
     ("written", "meant"),
     [
-        ("--rollout.rho=0.5", "--set rollout.rho=0.5"),
-        ("--rollout.rho -1e-4", "--set rollout.rho=-1e-4"),
+        ("--segment.rho=0.5", "--set segment.rho=0.5"),
+        ("--train.beta -1e-4", "--set train.beta=-1e-4"),
         ("--rollout.output-dir=a=b", "--set rollout.output_dir=a=b"),
-        ("--rollout.whiten --iterations 2", "--set rollout.whiten=true --iterations 2"),
-        ("--rollout.whiten=false", "--set rollout.whiten=false"),
+        ("--rollout.overwrite --iterations 2", "--set rollout.overwrite=true --iterations 2"),
+        ("--rollout.overwrite=false", "--set rollout.overwrite=false"),
+        ("--run.no-overwrite r.toml", "--set run.overwrite=false r.toml"),
         ("--unknown.key 3", "--set unknown.key=3"),
         ("recipe.toml --set a.b=c", "recipe.toml --set a.b=c"),
     ],
 )
-def test_a_dotted_flag_means_the_override_of_that_name(verbs, written, meant):
+def test_a_dotted_flag_means_the_override_of_that_name(written, meant):
     assert translate_dotted(written.split()) == meant.split()
 
 
 def test_a_dotted_flag_without_its_value_is_a_usage_error(verbs, capsys):
-    code, _, err = spo(capsys, "run", "r.toml", "--rollout.rho", "--debug")
+    code, _, err = spo(capsys, "run", "r.toml", "--segment.rho", "--debug")
     assert code == 2
-    assert err.splitlines()[-1].startswith("spo run: Invalid value for --rollout.rho: the flag takes a value")
+    assert err.splitlines()[-1].startswith("spo run: Invalid value for --segment.rho: the flag takes a value")
 
 
 def test_what_the_recipe_reader_refuses_is_a_users_mistake(verbs, capsys):

@@ -76,7 +76,7 @@ def test_a_step_left_by_an_error_says_how_far_it_came(clock):
     progress.advance(4)
     with pytest.raises(ZeroDivisionError), progress:
         raise ZeroDivisionError
-    assert written(log).splitlines()[-1] == "training: 4 of 10 steps in 2 s · 2 steps/s"
+    assert written(log).splitlines()[-1] == "training: 4 of 10 steps in 2.0 s · 2 steps/s"
 
 
 def test_a_new_step_closes_the_one_before_and_an_empty_one_is_no_trouble(clock):
@@ -85,8 +85,8 @@ def test_a_new_step_closes_the_one_before_and_an_empty_one_is_no_trouble(clock):
         progress.start("sampling", 0, "rows")
         progress.start("cutting", 2, "rows")
         progress.advance(2)
-    assert "sampling: 0 rows in 0 s" in written(log)
-    assert "cutting: 2 rows in 0 s" in written(log)
+    assert "sampling: 0 rows in 0.0 s" in written(log)
+    assert "cutting: 2 rows in 0.0 s" in written(log)
 
 
 def test_a_terminal_gets_a_bar_that_makes_way_for_notes_and_is_gone_in_the_end(clock):
@@ -100,9 +100,9 @@ def test_a_terminal_gets_a_bar_that_makes_way_for_notes_and_is_gone_in_the_end(c
         progress.note("part 0 of 2 is up to date [skipped]")
     text = written(screen)
     assert "━" in text
-    assert "2/4 rows · 2 rows/s · 50 tokens/s · 1 s left · reward 1" in text
+    assert "2/4 rows · 2 rows/s · 50 tokens/s · 1.0 s left · reward 1" in text
     assert "part 0 of 2 is up to date [skipped]" in text
-    assert text.rstrip().endswith("sampling: 2 of 4 rows in 1 s · 2 rows/s · 50 tokens/s · reward 1")
+    assert text.rstrip().endswith("sampling: 2 of 4 rows in 1.0 s · 2 rows/s · 50 tokens/s · reward 1")
 
 
 def test_the_summary_is_aligned_and_complete(capsys):
@@ -147,7 +147,9 @@ def test_numbers_are_for_people(value, text):
     assert number(value) == text
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(7.6, "8 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(7.61, "7.6 s"), (26.4, "26 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")]
+)
 def test_durations_are_for_people(seconds, text):
     assert duration(seconds) == text
 
