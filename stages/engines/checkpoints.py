@@ -5,18 +5,17 @@ A directory written here also holds `spo.json`, the lineage of the weights. Code
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from stages.errors import FingerprintMismatch, UserError
+from stages.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -95,6 +94,20 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer in {directory} has no end-of-text token (eos_token); responses could never end")
     return cast("PreTrainedTokenizerBase", tokenizer)
+
+
+def load_config(directory: Path) -> PretrainedConfig:
+    """The configuration of a model directory.
+
+    Raises:
+      UserError: it cannot be read, or is of a model that needs its own code.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(str(directory), trust_remote_code=False)
+    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+        raise UserError(f"the configuration in {directory} cannot be read: {_first_line(error)}") from error
 
 
 def load_model(directory: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
@@ -200,55 +213,6 @@ def save_directory(
         raise UserError(f"cannot write {directory}: {_first_line(error)}") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def up_to_date(directory: Path, lineage: Lineage, overwrite: bool) -> bool:
-    """Whether a model directory holds the work that `lineage` describes; False: it is to be made (again).
-
-    Raises:
-      FingerprintMismatch: it holds a model of another configuration, and `overwrite` is not set.
-      UserError: it holds something that spo did not write; `overwrite` does not touch that.
-    """
-    from stages.shards.lineage import differences
-
-    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
-        return False
-    there = read_lineage(directory) if directory.is_dir() else None
-    if there is None:
-        raise UserError(f"{directory} exists and was not written by spo; choose another --out")
-    if there.fingerprint == lineage.fingerprint:
-        return True
-    if not overwrite:
-        raise FingerprintMismatch(
-            f"{directory} holds a model of another configuration ({'; '.join(differences(there, lineage))}); "
-            "pass --overwrite to replace it, or choose another --out"
-        )
-    return False
-
-
-@contextmanager
-def unfinished_work(directory: Path) -> Iterator[Path]:
-    """The place beside a model directory for states to resume from, `.NAME.progress/`; removed on success.
-
-    Raises:
-      UserError: another process is at it.
-    """
-    place = directory.with_name(f".{directory.name}.progress")
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(place, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(f"cannot write beside {directory}: {error}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield place
-        shutil.rmtree(place)
-    except BlockingIOError as error:
-        raise UserError(f"another process is making {directory}; wait for it, or choose another --out") from error
-    finally:
-        os.close(descriptor)
-        with suppress(OSError):  # nothing saved in it: leave no trace
-            place.rmdir()
 
 
 def replace_directory(finished: Path, directory: Path) -> None:

@@ -18,12 +18,13 @@ BYTES = 256
 CONTEXT_LENGTH = 2048
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {  # about 0.12 million parameters: learns `arithmetic` in a minute on one CPU thread
+    "tiny": {  # 99,136 parameters: learns `arithmetic` in under a minute on one CPU thread
         "hidden_size": 64,
-        "intermediate_size": 160,
+        "intermediate_size": 128,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "num_key_value_heads": 2,
+        "initializer_range": 0.1,  # at 0.02 a net this narrow spends most of its steps on a plateau
     },
     "small": {  # about 4 million parameters: for trying real text on a CPU
         "hidden_size": 256,

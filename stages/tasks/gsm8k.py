@@ -21,10 +21,10 @@ from stages.tasks import SPLITS, Question, Split, Verdict, read_options
 
 MARK = "####"
 _LONGEST_ANSWER = 200
-_NUMBER = re.compile(
-    r"[: \t]*(?P<sign>[-+−]?)[ \t]*\$?[ \t]*(?P<inner>[-−]?)"
-    r"(?P<digits>(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)"
-    r"(?![0-9]|[,.][0-9]|[ \t]*[-+*/^×÷=][ \t]*[0-9(]|[eE][-+0-9])"  # 36/2 and 18e5 are no plain numbers
+_NUMBER = re.compile(  # every repetition is possessive (+ behind it): no text makes it try twice
+    r"[: \t]*+(?P<sign>[-+−]?+)[ \t]*+\$?+[ \t]*+(?P<inner>[-−]?+)"
+    r"(?P<digits>(?:[0-9]{1,3}(?:,[0-9]{3})++|[0-9]++)(?:\.[0-9]*+)?+|\.[0-9]++)"
+    r"(?![0-9]|[,.][0-9]|[ \t]*+[-+*/^×÷=][ \t]*+[0-9(]|[eE][-+0-9])"  # 36/2 and 18e5 are no plain numbers
 )
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 _SUFFIXES = (".parquet", ".jsonl", ".json")
