@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from stages.progress import Summary
@@ -188,7 +188,8 @@ class Reporter:
         self._close_step()
         self.step = _Step(label, total, unit, started=monotonic())
         if self.console.is_terminal:
-            columns = TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[line]}", markup=False)
+            line = TextColumn("{task.fields[line]}", markup=False, table_column=Column(no_wrap=True))
+            columns = TextColumn("{task.description}"), BarColumn(24), line
             self.bar = Progress(*columns, console=self.console, transient=True)
             self.bar.add_task(label, total=total, line=f"0/{total:,} {unit}")
             self.bar.start()

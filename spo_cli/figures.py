@@ -72,7 +72,7 @@ def of_segments(table: pa.Table) -> Figures:
     """How the trajectories are cut, and how much of them the probability mask keeps."""
     cutpoints = _numpy(pc.list_value_length(table["cutpoints"]))
     lengths = _numpy(table["end"]) - _numpy(table["start"])
-    _, trajectory = np.unique(table["trajectory_id"].to_numpy(zero_copy_only=False), return_inverse=True)
+    trajectory = _codes(table["trajectory_id"])
     return {
         "trajectories": int(trajectory.max()) + 1,
         "segments_per_trajectory": _distribution(np.bincount(trajectory)),
@@ -121,14 +121,18 @@ def _last_values(table: pa.Table) -> np.ndarray:
     ordered = table.select(["trajectory_id", "segment", "value_end"]).sort_by(
         [("trajectory_id", "ascending"), ("segment", "ascending")]
     )
-    identifiers = ordered["trajectory_id"].to_numpy(zero_copy_only=False)
-    last = np.append(identifiers[1:] != identifiers[:-1], True)
+    last = np.append(np.diff(_codes(ordered["trajectory_id"])) != 0, True)
     return _numpy(ordered["value_end"])[last]
 
 
 def _with_error(mean: float, error: float) -> Figures:
     """A single question says nothing about the spread: its standard error is left out."""
     return {"mean": mean} | ({"standard_error": error} if np.isfinite(error) else {})
+
+
+def _codes(column: pa.ChunkedArray) -> np.ndarray:
+    """A number for each distinct value, from 0: [rows]."""
+    return column.combine_chunks().dictionary_encode().indices.to_numpy()
 
 
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:
