@@ -196,7 +196,6 @@ def load_cuts(cutpoints: Artefact, part: Part, trajectories: Artefact) -> Cuts:
       UserError: segments of unknown trajectories, or that do not cover a response; stretches of trees.
     """
     import numpy as np
-    import pyarrow as pa
     import pyarrow.compute as pc
 
     from stages.maths.advantages import states_to_estimate
@@ -217,9 +216,9 @@ def load_cuts(cutpoints: Artefact, part: Part, trajectories: Artefact) -> Cuts:
     owner, start = owner.to_numpy().astype(np.int64), rows["start"].to_numpy().astype(np.int64)
     question = table["question_id"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
     order = np.lexsort((start, owner, question[owner]))
-    rows, owner, start = rows.take(pa.array(order)), owner[order], start[order]
+    rows, owner, start = _take(rows, order), owner[order], start[order]
     begins = np.diff(owner, prepend=-1) != 0
-    table, trajectory = table.take(pa.array(owner[begins])), np.cumsum(begins) - 1
+    table, trajectory = _take(table, owner[begins]), np.cumsum(begins) - 1
     segments = Segments(trajectory, start, rows["end"].to_numpy().astype(np.int64))
     responses = ragged(table["token_ids"])
     _check_cover(segments, responses.lengths, part)
@@ -331,6 +330,14 @@ def advantage_table(cuts: Cuts, chunk: range, segments: slice, rewards: Ragged) 
         "value_std": pa.array(values.std, from_pandas=True),
     }
     return pa.table([columns[name] for name in ADVANTAGES.names], schema=ADVANTAGES.arrow)
+
+
+def _take(table: pa.Table, rows: np.ndarray) -> pa.Table:
+    """These rows of a table; without a copy where they are all of them in order, as in what our own stages write."""
+    import numpy as np
+    import pyarrow as pa
+
+    return table if np.array_equal(rows, np.arange(table.num_rows)) else table.take(pa.array(rows))
 
 
 def _check_cover(segments: Segments, lengths: np.ndarray, part: Part) -> None:

@@ -1,0 +1,22 @@
+"""`make bench`: every measurement that the README quotes, one after the other, each in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+MEASUREMENTS = ("bench_sampling", "bench_train", "bench_segment", "bench_stages")
+
+
+def main() -> int:
+    """Runs the measurements named on the command line (all by default); the exit code of the first that fails."""
+    for name in sys.argv[1:] or MEASUREMENTS:
+        print(f"== {name}", flush=True)
+        code = subprocess.run([sys.executable, "-m", f"tests.bench.{name}"], check=False).returncode
+        if code:
+            return code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
