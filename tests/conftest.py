@@ -20,3 +20,23 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs the data and golden numbers in {SHARED}, which is not part of the project")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model directory that is right now and then on arithmetic of one operation."""
+    from tests.chains import learn_a_little
+
+    return learn_a_little(tmp_path_factory.mktemp("policy") / "policy")
+
+
+@pytest.fixture(scope="session")
+def chain(policy: Path) -> Path:
+    """A directory with `trajectories` (12 questions, 4 responses each), their `cutpoints` and `advantages`."""
+    from tests.chains import cut, sample, value
+
+    here = policy.parent
+    sample(here / "trajectories", policy, num_questions=12, num_generations=4, temperature=0.8)
+    cut(here / "cutpoints", here / "trajectories", interval=2)
+    value(here / "advantages", here / "cutpoints")
+    return here

@@ -1,0 +1,228 @@
+"""What `spo rollout` writes: whole rows, true log-probabilities, the same bytes however the work is cut."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stages.errors import FingerprintMismatch, UserError
+from stages.shards.schemas import TRAJECTORIES
+from stages.tasks import open_task
+from tests.chains import ARITHMETIC, footer, rows, sample, with_context
+from tests.shards.samples import Notes, files
+
+TASK = open_task("arithmetic", None, ARITHMETIC["task_arg"])
+
+
+def forward_logprobs(model: Path, row: dict, temperature: float) -> np.ndarray:
+    """Full-vocabulary log-probabilities [T, V] at every position of a response, by transformers alone."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    ids = torch.tensor([row["prompt_token_ids"] + row["token_ids"]])
+    with torch.inference_mode():
+        logits = policy(ids).logits[0, len(row["prompt_token_ids"]) - 1 : -1]
+    return torch.log_softmax(logits / temperature, dim=-1).numpy()
+
+
+def test_a_row_joins_its_question_its_tokens_and_its_grade(chain: Path):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(chain / "policy")
+    found = rows(chain / "trajectories")
+    assert list(found[0]) == list(TRAJECTORIES.names)
+    assert len(found) == 12 * 4
+    for number, row in enumerate(found):
+        question = TASK.questions("train")[number // 4]
+        assert row["question_id"] == question.id
+        assert row["trajectory_id"] == f"{question.id}/{number % 4}"
+        assert (row["parent_id"], row["depth"]) == (None, 0)
+        assert (row["prompt"], row["reference"]) == (question.prompt, question.reference)
+        assert row["prompt_token_ids"] == list(question.prompt.encode())
+        assert len(row["token_ids"]) == len(row["logprobs"]) <= 24
+        assert tokenizer.decode(row["token_ids"], skip_special_tokens=True) == row["text"]
+        assert (row["token_ids"][-1] == tokenizer.eos_token_id) == (row["finish_reason"] == "stop")
+        verdict = TASK.verify(row["text"], question.reference)
+        assert row["answer"] == verdict.answer
+        assert row["reward"] == (verdict.reward if row["finish_reason"] == "stop" else 0)
+    assert {row["reward"] for row in found} == {0.0, 1.0}, "the policy must be neither always right nor always wrong"
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.7}, {"temperature": 1.3, "top_p": 0.5}, {"top_k": 3}, {}])
+def test_logprobs_are_those_of_a_full_forward_pass_over_the_whole_vocabulary(policy: Path, tmp_path: Path, options):
+    sample(tmp_path / "out", policy, **options)
+    temperature = options.get("temperature", 1.0)
+    for row in rows(tmp_path / "out"):
+        expected = forward_logprobs(policy, row, temperature)
+        chosen = expected[np.arange(len(row["token_ids"])), row["token_ids"]]
+        np.testing.assert_allclose(row["logprobs"], chosen, atol=1e-4)
+        ranks = (expected > chosen[:, None] + 1e-6).sum(axis=1)
+        before = np.where(expected > chosen[:, None] + 1e-6, np.exp(expected), 0).sum(axis=1)
+        assert ranks.max() < (options.get("top_k") or 1000)
+        assert before.max() < options.get("top_p", 1.0)
+
+
+def test_greedy_takes_the_most_probable_token_every_time(policy: Path, tmp_path: Path):
+    sample(tmp_path / "out", policy, temperature=0, num_generations=2)
+    found = rows(tmp_path / "out")
+    for first, second in zip(found[::2], found[1::2], strict=True):
+        assert first["token_ids"] == second["token_ids"]
+        expected = forward_logprobs(policy, first, 1.0)
+        assert first["token_ids"] == expected.argmax(axis=1).tolist()
+        np.testing.assert_allclose(first["logprobs"], expected.max(axis=1), atol=1e-4)
+
+
+def test_a_right_answer_that_was_not_finished_earns_nothing(policy: Path, tmp_path: Path):
+    sample(tmp_path / "out", policy, num_questions=16, max_tokens=8, temperature=0.5)  # the end would be the ninth
+    cut_short = [row for row in rows(tmp_path / "out") if row["finish_reason"] == "length"]
+    assert any(row["answer"] == row["reference"] for row in cut_short)
+    assert all(row["reward"] == 0 and len(row["token_ids"]) == 8 for row in cut_short)
+
+
+def test_a_stop_string_ends_a_response(policy: Path, tmp_path: Path):
+    sample(tmp_path / "out", policy, stop=("=",))
+    ended = [row for row in rows(tmp_path / "out") if "=" in row["text"]]
+    assert ended
+    assert all(row["text"].index("=") == len(row["text"]) - 1 and row["finish_reason"] == "stop" for row in ended)
+
+
+def test_a_question_without_room_in_the_context_is_refused_before_anything_is_written(policy: Path, tmp_path: Path):
+    short = with_context(policy, tmp_path / "short", 5)
+    with pytest.raises(UserError, match=r"arithmetic-train-0 is 5 tokens long and the model's context holds 5"):
+        sample(tmp_path / "out", short)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_context_ends_a_response(policy: Path, tmp_path: Path):
+    sample(tmp_path / "out", with_context(policy, tmp_path / "short", 8))
+    assert {(len(row["token_ids"]), row["finish_reason"]) for row in rows(tmp_path / "out")} == {(3, "length")}
+
+
+def test_a_task_without_questions_is_refused_before_anything_is_written(policy: Path, tmp_path: Path):
+    (tmp_path / "train.jsonl").write_text("")
+    with pytest.raises(UserError, match="no questions"):
+        sample(tmp_path / "out", policy, task="gsm8k", task_arg=(), data=str(tmp_path), num_questions=None)
+    with pytest.raises(UserError, match="10,000 questions"):
+        sample(tmp_path / "out", policy, split="test", num_questions=10_001)
+    assert not (tmp_path / "out").exists()
+
+
+def test_five_shards_make_the_rows_of_one(policy: Path, tmp_path: Path):
+    sample(tmp_path / "one", policy, num_questions=7)
+    for shard in (3, 0, 4, 1, 2):
+        sample(tmp_path / "five", policy, num_questions=7, shard=f"{shard}/5")
+    assert len(list((tmp_path / "five").glob("*.parquet"))) == 5
+    assert rows(tmp_path / "five") == rows(tmp_path / "one")
+
+
+def test_a_shard_without_questions_is_an_empty_part(policy: Path, tmp_path: Path):
+    for shard in range(3):
+        summary = sample(tmp_path / "three", policy, num_questions=2, shard=f"{shard}/3")
+        assert summary.rows == (0 if shard == 0 else 3)
+    sample(tmp_path / "one", policy, num_questions=2)
+    assert rows(tmp_path / "three") == rows(tmp_path / "one")
+    assert sample(tmp_path / "three", policy, num_questions=2, shard="0/3").up_to_date
+
+
+def test_a_slurm_array_task_is_a_shard_unless_told_otherwise(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name, number in {"ID": 1, "COUNT": 4, "MIN": 0, "MAX": 3, "STEP": 1}.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(number))
+    sample(tmp_path / "array", policy)
+    sample(tmp_path / "told", policy, shard="0/2")
+    assert [path.name for path in (tmp_path / "array").glob("*.parquet")] == ["part-00001-of-00004.parquet"]
+    assert [path.name for path in (tmp_path / "told").glob("*.parquet")] == ["part-00000-of-00002.parquet"]
+    assert {row["question_id"] for row in rows(tmp_path / "array")} == {"arithmetic-train-1"}
+
+
+def test_batches_and_chunks_do_not_change_a_byte(policy: Path, tmp_path: Path):
+    sample(tmp_path / "plain", policy)
+    sample(tmp_path / "narrow", policy, max_batch_rows=2)
+    sample(tmp_path / "chunked", policy, chunk_questions=1)
+    sample(tmp_path / "both", policy, chunk_questions=3, max_batch_rows=5)
+    for other in ("narrow", "chunked", "both"):
+        assert files(tmp_path / other) == files(tmp_path / "plain")
+
+
+def test_a_response_depends_on_seed_question_and_number_alone(policy: Path, tmp_path: Path):
+    sample(tmp_path / "all", policy)
+    sample(tmp_path / "later", policy, skip_questions=2, num_questions=2, num_generations=5)
+    sample(tmp_path / "seeded", policy, seed=1)
+    by_id = {row["trajectory_id"]: row for row in rows(tmp_path / "later")}
+    everything = rows(tmp_path / "all")
+    for row in everything[2 * 3 :]:
+        assert by_id[row["trajectory_id"]] == row
+    assert [row["token_ids"] for row in rows(tmp_path / "seeded")] != [row["token_ids"] for row in everything]
+    assert len({tuple(row["token_ids"]) for row in everything}) > 4, "responses to one question must differ"
+
+
+def test_a_shuffled_selection_keeps_the_names_of_its_questions(policy: Path, tmp_path: Path):
+    lines = [f'{{"question": "What is {i}?", "answer": "{i}"}}' for i in range(6)]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    options = {"task": "gsm8k", "task_arg": (), "data": str(tmp_path), "num_questions": 3, "shuffle_seed": 5}
+    sample(tmp_path / "first", policy, **options)
+    sample(tmp_path / "second", policy, skip_questions=3, **options)
+    drawn = [row["question_id"] for name in ("first", "second") for row in rows(tmp_path / name)[::3]]
+    assert sorted(drawn) == [f"gsm8k-train-{i}" for i in range(6)]
+    assert drawn != sorted(drawn)
+    assert {(row["question_id"], row["reference"]) for row in rows(tmp_path / "first")} == {
+        (name, name.rpartition("-")[2]) for name in drawn[:3]
+    }
+
+
+def test_a_second_call_is_up_to_date_and_does_not_load_torch(chain: Path):
+    script = f"""
+import sys
+from pathlib import Path
+from stages import rollout
+config = rollout.Config(out=Path({str(chain / "trajectories")!r}), model={str(chain / "policy")!r}, task="arithmetic",
+    task_arg=("operations=1",), num_questions=12, num_generations=4, max_tokens=24, temperature=0.8)
+summary = rollout.run(config)
+assert summary.up_to_date and summary.rows == 48 and summary.tokens_sampled == 0, summary
+assert summary.reward is not None
+assert not {{"torch", "transformers"}} & set(sys.modules)
+"""
+    before = files(chain / "trajectories")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert files(chain / "trajectories") == before
+
+
+def test_another_configuration_is_refused_by_name_until_overwritten(policy: Path, tmp_path: Path):
+    sample(tmp_path / "out", policy)
+    before = files(tmp_path / "out")
+    with pytest.raises(FingerprintMismatch, match=r"temperature: 1\.0 there, 0\.6 asked"):
+        sample(tmp_path / "out", policy, temperature=0.6)
+    with pytest.raises(FingerprintMismatch, match="another split"):
+        sample(tmp_path / "out", policy, shard="0/2")
+    assert files(tmp_path / "out") == before
+    sample(tmp_path / "out", policy, temperature=0.6, overwrite=True)
+    sample(tmp_path / "fresh", policy, temperature=0.6)
+    assert files(tmp_path / "out") == files(tmp_path / "fresh") != before
+
+
+def test_other_weights_at_the_same_place_are_another_model(policy: Path, tmp_path: Path):
+    model = with_context(policy, tmp_path / "model", 300)
+    sample(tmp_path / "out", model, num_questions=1)
+    (tmp_path / "model" / "config.json").write_text((policy / "config.json").read_text())
+    with pytest.raises(FingerprintMismatch, match=r"model: .*model has changed since"):
+        sample(tmp_path / "out", model, num_questions=1)
+
+
+def test_the_footer_says_what_was_done_and_the_summary_agrees_with_the_rows(policy: Path, tmp_path: Path):
+    notes = Notes()
+    summary = sample(tmp_path / "out", policy, notes, temperature=0.9, chunk_questions=2)
+    found, told = rows(tmp_path / "out"), footer(tmp_path / "out" / "part-00000-of-00001.parquet")
+    assert told["config"]["temperature"] == 0.9
+    assert told["counts"]["sampled"] == sum(len(row["token_ids"]) for row in found) == summary.tokens_sampled
+    rewards = np.array([row["reward"] for row in found])
+    assert summary.reward == told["summary"]["reward"] == pytest.approx(rewards.mean())
+    equal = np.ptp(rewards.reshape(4, 3), axis=1) == 0
+    assert summary.figures["frac_reward_zero_std"] == pytest.approx(equal.mean())
+    assert summary.figures["completions/mean_length"] == pytest.approx(np.mean([len(row["logprobs"]) for row in found]))
