@@ -102,22 +102,11 @@ def main(n: int = 100_000) -> None:
         write_trajectories(source, n, random)
         for number in range(ROUNDS):
             cuts, out, copies = base / f"cuts{number}", base / f"advantages{number}", base / "copy.parquet"
-            copies.mkdir()
-            cut_columns = ["trajectory_id", "token_ids", "logprobs"]
-            joined = [
-                "trajectory_id",
-                "parent_id",
-                "question_id",
-                "prompt_token_ids",
-                "token_ids",
-                "reference",
-                "reward",
-            ]
-            times["segment"].append(clock(lambda: run_segment(source, cuts)))  # noqa: B023
-            times["segment peer"].append(clock(lambda: copy([(source, cut_columns)], [cuts], copies)))  # noqa: B023
-            times["advantages"].append(clock(lambda: run_arithmetic(source, cuts, out, random)))  # noqa: B023
-            pairs = [(source, joined), (cuts, list(schemas.CUTPOINTS.names))]
-            times["advantages peer"].append(clock(lambda: copy(pairs, [out], copies)))  # noqa: B023
+            times["segment"].append(clock(run_segment, source, cuts))
+            times["segment peer"].append(clock(copy, [(source, CUT)], pq.read_table(cuts), copies))
+            times["advantages"].append(clock(run_arithmetic, source, cuts, out, random))
+            inputs = [(source, JOINED), (cuts, list(schemas.CUTPOINTS.names))]
+            times["advantages peer"].append(clock(copy, inputs, pq.read_table(out), copies))
     middle = {name: statistics.median(values) for name, values in times.items()}
     both, peer = (middle["segment" + end] + middle["advantages" + end] for end in ("", " peer"))
     for name in ("segment", "advantages"):
