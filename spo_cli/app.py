@@ -55,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         code = _application().main(args=arguments, prog_name="spo", standalone_mode=False)
     except SpoError as error:
+        if isinstance(error, Interrupted):
+            _ignore_signals()
         code = _fail(_title(arguments), str(error), error.exit_code, "--debug" in arguments)
     except typer.TyperException as error:
         title = _title(arguments)
@@ -97,12 +99,10 @@ def load_command(name: str) -> TyperCommand:
 
     def execute(config: Any) -> None:
         from spo_cli import console
+        from stages.shards.sharding import interruptible
 
-        try:
-            with console.Reporter() as progress:
-                summary = module.run(config, progress)
-        except KeyboardInterrupt as stop:  # before or after the part of a stage that handles signals itself
-            raise Interrupted("interrupted; the same command takes up where this one was stopped") from stop
+        with interruptible(), console.Reporter() as progress:
+            summary = module.run(config, progress)
         if summary is not None:
             console.print_summary(summary)
 
@@ -205,6 +205,13 @@ def _fail(title: str, message: str, code: int, debug: bool) -> int:
         traceback.print_exc()
     console.print_error(title, message)
     return code
+
+
+def _ignore_signals() -> None:
+    """Schedulers send their signals more than once: none may change the exit code of what has already ended."""
+    from stages.shards.sharding import ignore_signals
+
+    ignore_signals()
 
 
 def _report_defect(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -11,6 +11,9 @@ from tests.spo_cli.artefacts import make_run
 
 VERB = """
 import errno
+import os
+import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -48,8 +51,9 @@ def run(config, progress):
         raise OSError(errno.ENOSPC, "No space left on device", "runs/x/part")
     if config.model == "absent":
         raise FileNotFoundError(errno.ENOENT, "No such file", "x")
-    if config.model == "ctrl-c":
-        raise KeyboardInterrupt
+    if config.model.startswith("SIG"):
+        os.kill(os.getpid(), signal.Signals[config.model])
+        time.sleep(60)
     progress.start("rollout", 4, "rows")
     progress.advance(4, tokens=100, reward=0.5)
     progress.note(repr(config))

@@ -97,11 +97,6 @@ def test_help_shows_each_flag_with_its_help_default_and_choices(verbs, capsys, m
             "spo rollout: runs/x/part: No space left on device. Nothing half-written is left; mend it and run the same "
             "command again",
         ),
-        (
-            ["rollout", "in", "--out", "o", "-m", "ctrl-c"],
-            4,
-            "spo rollout: interrupted; the same command takes up where this one was stopped",
-        ),
     ],
 )
 def test_an_error_is_one_line_on_stderr_and_its_own_exit_code(verbs, capsys, arguments, code, line):
@@ -122,6 +117,14 @@ def test_what_nobody_foresaw_is_a_defect_with_traceback_and_exit_code_1(verbs, m
     assert "Traceback (most recent call last)" in result.stderr
     assert error in result.stderr
     assert result.stderr.splitlines()[-1].startswith("spo rollout: this is a defect of spo")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+def test_a_signal_ends_any_command_with_exit_code_4_and_a_line(verbs, name):
+    result = in_shell(verbs, "rollout", "in", "--out", "o", "-m", name)
+    assert result.returncode == 4
+    assert result.stderr.splitlines()[-1].startswith(f"spo rollout: stopped by {name}")
+    assert "Traceback" not in result.stderr
 
 
 def test_a_closed_pipe_ends_the_command_without_a_word(verbs):
