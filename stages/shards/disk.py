@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from stages.errors import UserError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT}
 _NOT_A_DIRECTORY = {errno.ENOTDIR, errno.EEXIST}
 _NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
 
@@ -134,18 +134,16 @@ class Log:
 
 def _take_lock(directory: Path) -> tuple[int, bool]:
     path = directory / "lock"
-    while True:
+    for attempts_left in reversed(range(100)):
         try:
             directory.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:  # the last holder removed the directory just now
-            continue
+        except FileNotFoundError:
+            if not attempts_left:
+                raise
+            continue  # the last holder removed the directory just now
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_still(path, handle):
-                os.truncate(handle, 0)
-                os.write(handle, f"{os.uname().nodename}, process {os.getpid()}".encode())
-                return handle, True
         except BlockingIOError as error:
             holder = os.read(handle, 200).decode(errors="replace")
             os.close(handle)
@@ -155,7 +153,13 @@ def _take_lock(directory: Path) -> tuple[int, bool]:
                 return handle, False
             os.close(handle)
             raise
-        os.close(handle)
+        if _is_still(path, handle):
+            with suppress(OSError):  # a full disk: who holds it is told as a courtesy
+                os.truncate(handle, 0)
+                os.write(handle, f"{os.uname().nodename}, process {os.getpid()}".encode())
+            return handle, True
+        os.close(handle)  # the last holder removed it just now
+    raise UserError(f"could not get hold of {directory}: other processes keep taking it")
 
 
 def _is_still(path: Path, handle: int) -> bool:

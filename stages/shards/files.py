@@ -27,7 +27,7 @@ def read_footer(path: Path, schema: Schema | None = None) -> pq.FileMetaData:
     except (pa.ArrowException, OSError) as error:
         with path.open("rb") as file:
             start = file.read(4)
-        if start.strip(b"\0") and start != b"PAR1":
+        if not b"PAR1".startswith(start.rstrip(b"\0")):
             raise UserError(f"{path} is not a Parquet file (it begins with {start!r})") from error
         raise torn(path, schema, "it ends too early") from error
 

@@ -74,7 +74,9 @@ def adopt(table: pa.Table, schema: Schema, names: Sequence[str], first_row: int,
         that cannot be token ids or log-probabilities; naming the column, the file and the row (counted from 0).
     """
     given = {column.name: _cast(table[column.name], column, path) for column in schema.select(table.column_names)}
-    given |= {name: _derive(name, given, table.num_rows, first_row) for name in names if name not in given}
+    for name in names:
+        if name not in given:
+            given[name] = _derive(name, given, table.num_rows, first_row, path)
     if "finish_reason" in given:
         given["finish_reason"] = pc.fill_null(given["finish_reason"], "stop")
     columns = schema.select(names)
@@ -86,7 +88,7 @@ def adopt(table: pa.Table, schema: Schema, names: Sequence[str], first_row: int,
     return pa.table(result, schema=pa.schema([column.field for column in columns]))
 
 
-def check_unique(keys: Sequence[tuple[Path, pa.Table]]) -> None:
+def check_unique(schema: Schema, keys: Sequence[tuple[Path, pa.Table]]) -> None:
     """Refuses two rows with the same id, within a file or across the files of one artefact.
 
     Args:
@@ -95,9 +97,10 @@ def check_unique(keys: Sequence[tuple[Path, pa.Table]]) -> None:
     Raises:
       UserError: naming the id and both places.
     """
-    names = keys[0][1].column_names
-    rows = pa.concat_tables([table for _, table in keys], promote_options="permissive")
-    counts = rows.group_by(names).aggregate([([], "count_all")])
+    names, columns = KEYS[schema.stage], schema.select(KEYS[schema.stage])
+    keys = [(path, pa.table({c.name: _cast(table[c.name], c, path) for c in columns})) for path, table in keys]
+    rows = pa.concat_tables([table for _, table in keys])
+    counts = rows.group_by(list(names)).aggregate([([], "count_all")])
     repeated = counts.filter(pc.greater(counts["count_all"], 1))
     if not repeated.num_rows:
         return
@@ -120,7 +123,7 @@ def _cast(values: pa.ChunkedArray, column: Column, path: Path) -> pa.ChunkedArra
         ) from error
 
 
-def _derive(name: str, given: dict[str, pa.ChunkedArray], rows: int, first_row: int) -> pa.ChunkedArray:
+def _derive(name: str, given: dict[str, pa.ChunkedArray], rows: int, first_row: int, path: Path) -> pa.ChunkedArray:
     """A column that the file does not have, of `rows` rows."""
     if name == "depth":
         return pa.chunked_array([np.zeros(rows, np.int32)])
@@ -128,19 +131,21 @@ def _derive(name: str, given: dict[str, pa.ChunkedArray], rows: int, first_row: 
         return pa.chunked_array([pa.repeat("stop", rows)])
     if name not in _DERIVED_FROM:
         return pa.chunked_array([pa.nulls(rows)])
-    questions = given.get("question_id") or _question_ids(given, rows)
+    questions = given.get("question_id") or _question_ids(given, path)
     if name == "question_id":
         return questions
     numbers = pa.array(np.arange(first_row, first_row + rows)).cast(pa.string())
     return pc.binary_join_element_wise(questions, numbers, "/")
 
 
-def _question_ids(given: dict[str, pa.ChunkedArray], rows: int) -> pa.ChunkedArray:
+def _question_ids(given: dict[str, pa.ChunkedArray], path: Path) -> pa.ChunkedArray:
     """ "q" and 12 hexadecimal digits of the prompt's ids, or of its text where there are none."""
-    source = given.get("prompt_token_ids", given.get("prompt"))
-    assert source is not None, "columns_to_read names one of them"
-    contents = ["" if value is None else value for value in source.to_pylist()]
-    encoded = [value.encode() if isinstance(value, str) else np.array(value, "<i4").tobytes() for value in contents]
+    name = "prompt_token_ids" if "prompt_token_ids" in given else "prompt"
+    _refuse(null_row(given[name]), f"column {name}, which question_id is derived from, holds a null", path)
+    encoded = [
+        value.encode() if isinstance(value, str) else np.array(value, "<i4").tobytes()
+        for value in given[name].to_pylist()
+    ]
     ids = ["q" + hashlib.blake2b(content, digest_size=6).hexdigest() for content in encoded]
     return pa.chunked_array([pa.array(ids, pa.string())])
 

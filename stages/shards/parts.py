@@ -111,7 +111,9 @@ class Artefact:
         names = foreign.KEYS[self.schema.stage]
         alien = [part for part in self.parts if not part.lineage and set(names) <= set(part.columns)]
         if alien:
-            foreign.check_unique([(part.path, read_columns(part.path, list(names), self.schema)) for part in alien])
+            foreign.check_unique(
+                self.schema, [(part.path, read_columns(part.path, list(names), self.schema)) for part in alien]
+            )
         return True
 
 

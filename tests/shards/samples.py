@@ -12,6 +12,8 @@ from stages.shards.lineage import Lineage, Source, describe
 from stages.shards.schemas import CUTPOINTS, TRAJECTORIES, Schema
 from stages.shards.writing import open_part
 
+TINY = Source("models/tiny", "m0", "model")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -67,12 +69,12 @@ def cutpoints(count: int, first: int = 0) -> pa.Table:
 
 
 def lineage(
-    settings: Settings = Settings(),  # noqa: B008 -- frozen
+    settings: Settings | None = None,
     schema: Schema = TRAJECTORIES,
     inputs: tuple[Source, ...] = (),
-    model: Source | None = Source("models/tiny", "m0", "model"),
+    model: Source | None = TINY,
 ) -> Lineage:
-    return describe(schema.stage, schema, settings, inputs, model)
+    return describe(schema.stage, schema, settings or Settings(), inputs, model)
 
 
 def write_part(
@@ -88,16 +90,16 @@ def write_part(
     progress: Notes | None = None,
 ) -> Path:
     """Writes a whole part in chunks of `chunk` rows, unless it is up to date."""
-    table = trajectories(12, 12 * index) if table is None else table
+    rows = trajectories(12, 12 * index) if table is None else table
     with open_part(
         directory, index, count, work or lineage(), schema, overwrite=overwrite, progress=progress or Notes()
     ) as part:
         if not part.up_to_date:
-            starts = range(0, table.num_rows, chunk)
+            starts = range(0, rows.num_rows, chunk)
             for i in part.missing([f"rows {start}-{start + chunk}" for start in starts]):
-                rows = table.slice(starts[i], chunk)
-                part.commit(i, rows, {"rows": rows.num_rows})
-            part.finish({"rows": table.num_rows})
+                piece = rows.slice(starts[i], chunk)
+                part.commit(i, piece, {"rows": piece.num_rows})
+            part.finish({"rows": rows.num_rows})
     return part.path
 
 

@@ -64,7 +64,7 @@ def test_killed_at_every_change_to_the_disk(tmp_path: Path, run: Run, unbroken: 
         if ended_by == 0:
             break
         assert ended_by == signal.SIGKILL
-        visible = [path for path in directory.glob("*.parquet")]
+        visible = list(directory.glob("*.parquet"))
         assert all(pandas.read_parquet(path).shape[0] == 23 for path in visible), "a reader sees whole parts or none"
         write(directory)
         assert files(directory) == unbroken, f"killed at change {event}"

@@ -1,0 +1,199 @@
+"""Reading: complete artefacts open, and whatever is missing, torn, mixed or of another stage is said in one line."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from stages.errors import IncompleteInput, UserError
+from stages.shards.lineage import Source
+from stages.shards.parts import Artefact, follow, open_artefact, source
+from stages.shards.schemas import ADVANTAGES, BY_STAGE, CUTPOINTS, TRAJECTORIES, Schema
+from tests.shards.samples import Settings, cutpoints, lineage, trajectories, write_part
+
+
+def test_columns_come_in_the_order_asked_with_their_meaning(tmp_path: Path):
+    write_part(tmp_path)
+    artefact = open_artefact(tmp_path, TRAJECTORIES)
+    table = artefact.read(artefact.parts[0], ["logprobs", "trajectory_id"])
+    assert table.column_names == ["logprobs", "trajectory_id"]
+    assert table.to_pylist() == trajectories(12).select(["logprobs", "trajectory_id"]).to_pylist()
+    assert b"natural log" in table.schema.field("logprobs").metadata[b"doc"]
+
+
+@pytest.mark.parametrize("schema", BY_STAGE.values(), ids=lambda schema: schema.stage)
+def test_every_column_says_in_the_file_what_it_means(tmp_path: Path, schema: Schema):
+    write_part(tmp_path, table=schema.arrow.empty_table(), schema=schema, work=lineage(schema=schema))
+    written = pq.read_schema(next(tmp_path.glob("*.parquet")))
+    assert [field.metadata[b"doc"].decode() for field in written] == [column.doc for column in schema.columns]
+    assert written.types == schema.arrow.types
+
+
+def test_a_single_part_is_an_artefact(tmp_path: Path):
+    write_part(tmp_path, 0, 2)
+    artefact = open_artefact(write_part(tmp_path, 1, 2), TRAJECTORIES)
+    assert (artefact.rows, len(artefact.parts), artefact.directory) == (12, 1, tmp_path)
+
+
+def test_the_schema_is_recognised(tmp_path: Path):
+    write_part(tmp_path / "t")
+    write_part(tmp_path / "c", table=cutpoints(3), schema=CUTPOINTS, work=lineage(schema=CUTPOINTS))
+    assert [open_artefact(tmp_path / name).schema for name in "tc"] == [TRAJECTORIES, CUTPOINTS]
+
+
+def test_missing_parts_are_named(tmp_path: Path):
+    for index in range(8):
+        if index not in (3, 5):
+            write_part(tmp_path, index, 8)
+    with pytest.raises(IncompleteInput, match=r"parts 3, 5 of 8 are missing.*spo rollout"):
+        open_artefact(tmp_path, TRAJECTORIES)
+    write_part(tmp_path, 3, 8)
+    with pytest.raises(IncompleteInput, match="part 5 of 8 is missing"):
+        open_artefact(tmp_path)
+
+
+def test_two_splits_are_not_one_table(tmp_path: Path):
+    for count in (1, 2):
+        write_part(tmp_path / str(count), 0, count)
+    shutil.copy(tmp_path / "1" / "part-00000-of-00001.parquet", tmp_path / "2")
+    with pytest.raises(UserError, match="mixes parts of 1 and of 2"):
+        open_artefact(tmp_path / "2", TRAJECTORIES)
+
+
+def test_parts_of_different_work_are_not_one_table(tmp_path: Path):
+    write_part(tmp_path, 0, 2)
+    write_part(tmp_path, 1, 2, work=lineage(Settings(temperature=0.6)), overwrite=True)
+    with pytest.raises(IncompleteInput, match=r"same work.*temperature"):
+        open_artefact(tmp_path, TRAJECTORIES)
+
+
+def test_a_part_of_another_stage_says_who_made_it_and_who_takes_it(tmp_path: Path):
+    write_part(tmp_path, table=cutpoints(3), schema=CUTPOINTS, work=lineage(schema=CUTPOINTS))
+    with pytest.raises(UserError, match=r"cutpoints, made by `spo segment`; expected trajectories.*`spo estimate`"):
+        open_artefact(tmp_path, TRAJECTORIES)
+
+
+def test_a_part_cut_short_anywhere_is_incomplete(tmp_path: Path):
+    whole = write_part(tmp_path / "whole").read_bytes()
+    torn = tmp_path / "part-00000-of-00001.parquet"
+    for length in [0, 3, *range(4, len(whole), 97), len(whole) - 1]:
+        torn.write_bytes(whole[:length])
+        with pytest.raises(IncompleteInput, match=r"part-00000-of-00001\.parquet is torn.*spo rollout"):
+            open_artefact(tmp_path, TRAJECTORIES)
+
+
+def test_a_damaged_page_is_noticed_when_it_is_read(tmp_path: Path):
+    path = write_part(tmp_path)
+    content, column = bytearray(path.read_bytes()), pq.read_metadata(path).row_group(0).column(7)
+    assert column.path_in_schema.startswith("logprobs")
+    content[column.data_page_offset + column.total_compressed_size - 1] ^= 0xFF
+    path.write_bytes(bytes(content))
+    artefact = open_artefact(tmp_path, TRAJECTORIES)
+    assert artefact.read(artefact.parts[0], ["token_ids"]).num_rows == 12
+    with pytest.raises(IncompleteInput, match="torn or corrupt"):
+        artefact.read(artefact.parts[0], ["logprobs"])
+
+
+def test_what_is_not_there_or_not_parquet(tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "rows.parquet").write_text('{"question": "1 + 1"}')
+    with pytest.raises(IncompleteInput, match=r"does not exist.*spo rollout"):
+        open_artefact(tmp_path / "nowhere", TRAJECTORIES)
+    with pytest.raises(IncompleteInput, match="holds no part yet"):
+        open_artefact(tmp_path / "empty", TRAJECTORIES)
+    with pytest.raises(UserError, match=r"no Parquet parts \(found: config\.json\)"):
+        open_artefact(tmp_path / "model", TRAJECTORIES)
+    with pytest.raises(UserError, match="is not a Parquet file"):
+        open_artefact(tmp_path / "rows.parquet", TRAJECTORIES)
+
+
+def test_a_stray_file_among_parts_is_named(tmp_path: Path):
+    shutil.copy(write_part(tmp_path), tmp_path / "copy.parquet")
+    with pytest.raises(UserError, match=r"copy\.parquet"):
+        open_artefact(tmp_path, TRAJECTORIES)
+
+
+def test_a_newer_schema_is_refused(tmp_path: Path):
+    path = write_part(tmp_path)
+    newer = Schema(TRAJECTORIES.stage, 2, TRAJECTORIES.columns, TRAJECTORIES.row_group)
+    with pytest.raises(UserError, match="version 1 of trajectories, this spo reads version 2"):
+        open_artefact(path, newer)
+
+
+def segment(trajectories: Artefact, directory: Path, parts: int) -> Artefact:
+    """Cutpoints of each part of the trajectories, as `spo segment` writes them."""
+    for part in trajectories.parts:
+        work = lineage(schema=CUTPOINTS, inputs=(source(trajectories, directory, part),))
+        write_part(directory, part.index, parts, table=cutpoints(12, 12 * part.index), schema=CUTPOINTS, work=work)
+    return open_artefact(directory, CUTPOINTS)
+
+
+def estimate(cuts: Artefact, directory: Path) -> Artefact:
+    """Advantages that name the cutpoints alone as their input."""
+    work = lineage(schema=ADVANTAGES, inputs=(source(cuts, directory),))
+    write_part(directory, table=ADVANTAGES.arrow.empty_table(), schema=ADVANTAGES, work=work)
+    return open_artefact(directory, ADVANTAGES)
+
+
+@pytest.fixture
+def chain(tmp_path: Path) -> tuple[Artefact, Artefact, Artefact]:
+    """Trajectories in two parts, their cutpoints and advantages, beside each other in tmp_path/run."""
+    for index in (0, 1):
+        write_part(tmp_path / "run" / "trajectories", index, 2)
+    rolled = open_artefact(tmp_path / "run" / "trajectories", TRAJECTORIES)
+    cuts = segment(rolled, tmp_path / "run" / "cutpoints", 2)
+    return rolled, cuts, estimate(cuts, tmp_path / "run" / "advantages")
+
+
+def test_cutpoints_and_advantages_lead_back_to_their_trajectories(
+    chain: tuple[Artefact, Artefact, Artefact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    rolled, cuts, advantages = chain
+    for artefact in (cuts, advantages):
+        assert follow(artefact, TRAJECTORIES).fingerprint() == rolled.fingerprint()
+    assert follow(advantages, CUTPOINTS).fingerprint() == cuts.fingerprint()
+    shutil.move(tmp_path / "run", tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    moved = open_artefact("advantages", ADVANTAGES)
+    assert follow(moved, TRAJECTORIES).rows == 24
+
+
+def test_trajectories_moved_away_are_asked_for(chain: tuple[Artefact, Artefact, Artefact], tmp_path: Path):
+    rolled, cuts, advantages = chain
+    moved = tmp_path / "moved"
+    shutil.move(rolled.path, moved)
+    for artefact in (cuts, advantages):
+        with pytest.raises(UserError, match="--trajectories"):
+            follow(artefact, TRAJECTORIES)
+        assert follow(artefact, TRAJECTORIES, at=moved).rows == 24
+
+
+def test_trajectories_that_have_changed_since_are_refused(chain: tuple[Artefact, Artefact, Artefact]):
+    rolled, cuts, _ = chain
+    for index in (0, 1):
+        write_part(rolled.path, index, 2, work=lineage(Settings(seed=1)), overwrite=True)
+    with pytest.raises(UserError, match=r"has changed since.*spo segment"):
+        follow(cuts, TRAJECTORIES)
+
+
+def test_an_artefact_without_lineage_does_not_lead_back(tmp_path: Path):
+    write_part(tmp_path / "trajectories")
+    pq.write_table(cutpoints(3), tmp_path / "mine.parquet")
+    mine = open_artefact(tmp_path / "mine.parquet", CUTPOINTS)
+    with pytest.raises(UserError, match="pass --trajectories"):
+        follow(mine, TRAJECTORIES)
+    assert follow(mine, TRAJECTORIES, at=tmp_path / "trajectories").rows == 12
+
+
+def test_sources_are_relative_to_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_part(tmp_path / "trajectories")
+    monkeypatch.chdir(tmp_path)
+    artefact = open_artefact("trajectories", TRAJECTORIES)
+    expected = Source("../../trajectories", artefact.fingerprint(), "rollout")
+    assert source(artefact, Path("runs/out")) == expected
+    assert source(artefact, tmp_path / "runs" / "out", artefact.parts[0]) == expected

@@ -1,0 +1,138 @@
+"""Shards from the flag and from SLURM, and signals within one process."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.errors import Interrupted, UserError
+from stages.shards import sharding
+from stages.shards.sharding import Shard, interruptible, parse_shard, resolve, shard_from_environment, split
+
+
+def array(**values: int) -> dict[str, str]:
+    return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in values.items()}
+
+
+@given(total=st.integers(0, 500), count=st.integers(1, 40))
+def test_shards_cover_everything_once_in_order_and_evenly(total: int, count: int):
+    slices = [split(total, Shard(index, count)) for index in range(count)]
+    assert [item for piece in slices for item in piece] == list(range(total))
+    assert max(map(len, slices)) - min(map(len, slices)) <= 1
+
+
+def test_a_shard_is_written_index_over_count_from_zero():
+    assert parse_shard("3/8") == Shard(3, 8)
+    assert str(Shard(3, 8)) == "3/8"
+
+
+@pytest.mark.parametrize("text", ["8/8", "3", "a/b", "-1/8", "0/0", "1/8/2", ""])
+def test_other_shards_are_refused(text: str):
+    with pytest.raises(UserError, match="shard"):
+        parse_shard(text)
+
+
+def test_a_slurm_array_from_zero_is_a_shard():
+    assert shard_from_environment(array(ID=2, COUNT=5, MIN=0, MAX=4, STEP=1)) == Shard(2, 5)
+    assert shard_from_environment({}) is None
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"ID": 5, "COUNT": 5, "MIN": 1, "MAX": 5, "STEP": 1},
+        {"ID": 2, "COUNT": 5, "MIN": 0, "MAX": 8, "STEP": 2},
+        {"ID": 4, "COUNT": 4, "MIN": 1, "MAX": 20, "STEP": 4},
+        {"ID": 3, "COUNT": 2, "MIN": 3, "MAX": 4, "STEP": 1},
+    ],
+)
+def test_arrays_written_otherwise_are_refused_with_advice(values: dict[str, int]):
+    with pytest.raises(UserError, match=r"0-\(N-1\)"):
+        shard_from_environment(array(**values))
+
+
+def test_an_array_without_its_size_is_refused():
+    with pytest.raises(UserError, match="pass --shard"):
+        shard_from_environment(array(ID=3))
+
+
+def test_the_flag_goes_before_the_array(monkeypatch: pytest.MonkeyPatch):
+    for name, value in array(ID=2, COUNT=5, MIN=0, MAX=4, STEP=1).items():
+        monkeypatch.setenv(name, value)
+    assert resolve("0/3") == Shard(0, 3)
+    assert resolve(None) == Shard(2, 5)
+
+
+@pytest.fixture
+def fresh_signals(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sharding, "_interrupted_at", -float("inf"))
+    before = {number: signal.getsignal(number) for number in sharding.SIGNALS}
+    for number in sharding.SIGNALS:
+        signal.signal(number, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("fresh_signals")
+def test_the_handlers_come_back():
+    with interruptible():
+        assert signal.getsignal(signal.SIGTERM) is not signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+
+
+@pytest.mark.usefixtures("fresh_signals")
+@pytest.mark.parametrize("number", sharding.SIGNALS)
+def test_a_signal_interrupts_and_its_echoes_do_not(number: signal.Signals):
+    def work():
+        with interruptible():
+            try:
+                signal.raise_signal(number)
+            finally:
+                signal.raise_signal(signal.SIGINT)  # while cleaning up
+
+    with pytest.raises(Interrupted, match=rf"{number.name}.*same command resumes") as caught:
+        work()
+    assert caught.value.exit_code == 4
+    signal.raise_signal(number)  # while reporting
+
+
+@pytest.mark.usefixtures("fresh_signals")
+def test_a_swallowed_signal_can_be_sent_again(monkeypatch: pytest.MonkeyPatch):
+    def work():
+        with interruptible():
+            with suppress(Interrupted):
+                signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(sharding, "_PATIENCE", 0.0)
+    with pytest.raises(Interrupted):
+        work()
+    with pytest.raises(KeyboardInterrupt):  # the handler of before has come back
+        signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.usefixtures("fresh_signals")
+def test_an_ignored_signal_stays_ignored():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with interruptible():
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.usefixtures("fresh_signals")
+def test_off_the_main_thread_nothing_changes():
+    seen = []
+
+    def work():
+        with interruptible():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [signal.default_int_handler]

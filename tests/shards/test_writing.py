@@ -1,0 +1,282 @@
+"""Parts: up to date, refused, replaced, resumed; the same bytes however the work was cut."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stages.errors import FingerprintMismatch, UserError
+from stages.shards.parts import open_artefact
+from stages.shards.schemas import CUTPOINTS, TRAJECTORIES
+from stages.shards.writing import open_part
+from tests.shards.samples import Notes, Settings, cutpoints, files, lineage, trajectories, write_part
+
+OTHER = lineage(Settings(temperature=0.6))
+CHUNKED = ["rows 0-5", "rows 5-10", "rows 10-15"]
+
+
+def commit_some(directory: Path, chunks: int, keys: list[str] = CHUNKED) -> None:
+    """A run that ends after some chunks of five rows."""
+    with open_part(directory, 0, 1, lineage(), TRAJECTORIES) as part:
+        for i in list(part.missing(keys))[:chunks]:
+            rows = trajectories(12).slice(5 * i, 5)
+            part.commit(i, rows, {"rows": rows.num_rows})
+
+
+FLOAT32 = st.floats(width=32, allow_nan=False)
+INT32 = st.integers(0, 2**31 - 1)
+ROWS = st.lists(
+    st.fixed_dictionaries(
+        {
+            **{name: st.text() for name in ("trajectory_id", "question_id", "finish_reason", "reference")},
+            **{name: st.none() | st.text() for name in ("parent_id", "prompt", "text", "answer")},
+            "depth": INT32,
+            "prompt_token_ids": st.lists(INT32, max_size=4),
+            "token_ids": st.lists(INT32, max_size=4),
+            "logprobs": st.lists(FLOAT32, max_size=4),
+            "reward": st.none() | FLOAT32,
+        }
+    ),
+    max_size=30,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(rows=ROWS, chunk=st.integers(1, 31), row_group=st.integers(1, 31))
+def test_any_chunking_gives_the_same_bytes_and_the_rows_come_back(rows: list[dict], chunk: int, row_group: int):
+    schema = dataclasses.replace(TRAJECTORIES, row_group=row_group)
+    table = pa.Table.from_pylist(rows, schema=schema.arrow)
+    with tempfile.TemporaryDirectory() as name:
+        chunked, whole = Path(name, "chunked"), Path(name, "whole")
+        write_part(chunked, table=table, chunk=chunk, schema=schema)
+        with open_part(whole, 0, 1, lineage(), schema) as part:
+            part.write(table, {"rows": table.num_rows} if rows else {}, {"rows": table.num_rows})
+        assert files(chunked) == files(whole)
+        assert open_artefact(whole, schema).read_all(schema.names).to_pylist() == table.to_pylist()
+
+
+def test_the_order_and_layout_in_which_columns_come_do_not_matter(tmp_path: Path):
+    table = trajectories(12)
+    write_part(tmp_path / "a", table=table)
+    shuffled = table.select(sorted(table.column_names)).replace_schema_metadata({"x": "y"})
+    pieces = pa.concat_tables([shuffled.slice(i, 1) for i in range(12)])
+    write_part(tmp_path / "b", table=pieces.set_column(0, "answer", pieces["answer"].cast(pa.large_string())))
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+
+
+def test_pandas_reads_the_directory_with_work_and_logs_beside_the_parts(tmp_path: Path):
+    for index in (0, 1):
+        write_part(tmp_path, index, 3)
+    with open_part(tmp_path, 2, 3, lineage(), TRAJECTORIES) as part:
+        first = next(part.missing(["rows 0-12"]))
+        part.commit(first, trajectories(12))
+        assert any(path.name.startswith(".part") for path in tmp_path.iterdir())
+        assert (tmp_path / "_logs").is_dir()
+        frame = pandas.read_parquet(tmp_path)
+    assert frame["trajectory_id"].tolist() == trajectories(24)["trajectory_id"].to_pylist()
+    assert {ids.dtype for ids in frame["token_ids"]} == {np.dtype(np.int32)}
+    assert {values.dtype for values in frame["logprobs"]} == {np.dtype(np.float32)}
+
+
+def test_a_part_of_no_rows_is_a_part(tmp_path: Path):
+    write_part(tmp_path, 0, 2)
+    write_part(tmp_path, 1, 2, table=trajectories(0))
+    assert open_artefact(tmp_path, TRAJECTORIES).rows == len(pandas.read_parquet(tmp_path)) == 12
+
+
+def test_the_same_work_is_skipped_saying_so(tmp_path: Path):
+    path = write_part(tmp_path)
+    before, notes = path.stat(), Notes()
+    with open_part(tmp_path, 0, 1, lineage(), TRAJECTORIES, progress=notes) as part:
+        assert part.up_to_date
+        assert part.rows == 12
+        assert part.lineage.counts == {"rows": 12}
+    assert path.stat() == before
+    assert "up to date" in notes.lines[0]
+
+
+def test_other_work_is_refused_naming_what_differs(tmp_path: Path):
+    write_part(tmp_path)
+    before = files(tmp_path)
+    with pytest.raises(FingerprintMismatch, match=r"temperature: 1\.0 there, 0\.6 asked.*--overwrite"):
+        write_part(tmp_path, work=OTHER)
+    assert files(tmp_path) == before
+
+
+def test_overwrite_replaces_what_differs_and_nothing_else(tmp_path: Path):
+    paths = [write_part(tmp_path, index, 2, overwrite=True) for index in (0, 1)]
+    before = paths[1].stat()
+    write_part(tmp_path, 0, 2, work=OTHER, overwrite=True)
+    assert paths[1].stat() == before
+    written = open_artefact(paths[0], TRAJECTORIES).parts[0].lineage
+    assert written
+    assert written.config["temperature"] == 0.6
+    write_part(tmp_path, 1, 2, overwrite=True)
+    assert paths[1].stat() == before, "it is up to date"
+
+
+def test_a_part_beside_parts_of_other_work_is_refused(tmp_path: Path):
+    write_part(tmp_path, 0, 2)
+    with pytest.raises(FingerprintMismatch, match="temperature"):
+        write_part(tmp_path, 1, 2, work=OTHER)
+    assert [path.name for path in tmp_path.glob("*.parquet")] == ["part-00000-of-00002.parquet"]
+
+
+def test_another_split_is_refused_and_overwrite_removes_it_at_the_end(tmp_path: Path):
+    for index in range(3):
+        write_part(tmp_path, index, 3)
+    with pytest.raises(FingerprintMismatch, match="another split"):
+        write_part(tmp_path, 0, 2)
+    with open_part(tmp_path, 0, 2, lineage(), TRAJECTORIES, overwrite=True) as part:
+        for i in part.missing(["rows 0-12"]):
+            part.commit(i, trajectories(12))
+            assert len(list(tmp_path.glob("*.parquet"))) == 3, "the old parts stay until the new one is done"
+        part.finish()
+    assert list(files(tmp_path)) == ["part-00000-of-00002.parquet"]
+
+
+def test_unfinished_work_of_another_split_counts_too(tmp_path: Path):
+    commit_some(tmp_path, 1)
+    with pytest.raises(FingerprintMismatch, match="another split"):
+        write_part(tmp_path, 0, 2)
+    write_part(tmp_path, 0, 2, overwrite=True)
+    assert list(files(tmp_path)) == ["part-00000-of-00002.parquet"]
+
+
+def test_overwrite_never_touches_what_another_stage_or_tool_wrote(tmp_path: Path):
+    write_part(tmp_path / "trajectories")
+    pandas.DataFrame({"precious": [1]}).to_parquet(tmp_path / "part-00000-of-00001.parquet")
+    before = files(tmp_path)
+    for directory, author in (("trajectories", "spo rollout"), ("", "another tool")):
+        with pytest.raises(FingerprintMismatch, match=author):
+            write_part(
+                tmp_path / directory,
+                table=cutpoints(3),
+                schema=CUTPOINTS,
+                work=lineage(schema=CUTPOINTS),
+                overwrite=True,
+            )
+    assert files(tmp_path) == before
+
+
+def test_committed_chunks_are_not_done_again(tmp_path: Path):
+    commit_some(tmp_path, 2)
+    notes = Notes()
+    with open_part(tmp_path, 0, 1, lineage(), TRAJECTORIES, progress=notes) as part:
+        assert list(part.missing(CHUNKED)) == [2]
+        assert part.rows == 10
+        part.commit(2, trajectories(2, 10), {"rows": 2})
+        assert part.committed(["reward"]) == trajectories(12).select(["reward"])
+        part.finish({"rows": 12})
+    assert notes.lines == ["part-00000-of-00001.parquet: resuming, 2 of 3 chunks committed"]
+    write_part(tmp_path / "unbroken")
+    assert part.path.read_bytes() == (tmp_path / "unbroken" / part.path.name).read_bytes()
+
+
+def test_chunks_of_another_size_are_dropped_saying_so(tmp_path: Path):
+    commit_some(tmp_path, 2)
+    notes = Notes()
+    write_part(tmp_path, chunk=4, progress=notes)
+    assert notes.lines == ["part-00000-of-00001.parquet: 2 chunks, torn or of another size, are done again"]
+    write_part(tmp_path / "unbroken")
+    assert files(tmp_path / "unbroken")["part-00000-of-00001.parquet"] == files(tmp_path)["part-00000-of-00001.parquet"]
+
+
+def test_a_torn_chunk_is_done_again(tmp_path: Path):
+    commit_some(tmp_path, 2)
+    torn = tmp_path / ".part-00000-of-00001" / "chunk-00001.parquet"
+    torn.write_bytes(torn.read_bytes()[:-40])
+    with open_part(tmp_path, 0, 1, lineage(), TRAJECTORIES) as part:
+        assert list(part.missing(CHUNKED)) == [1, 2]
+
+
+def test_unfinished_other_work_is_refused_unless_overwritten(tmp_path: Path):
+    commit_some(tmp_path, 2)
+    before = files(tmp_path)
+    with pytest.raises(FingerprintMismatch, match="temperature"):
+        write_part(tmp_path, work=OTHER)
+    assert files(tmp_path) == before
+    write_part(tmp_path, work=OTHER, overwrite=True)
+    write_part(tmp_path / "unbroken", work=OTHER)
+    assert files(tmp_path / "unbroken")["part-00000-of-00001.parquet"] == files(tmp_path)["part-00000-of-00001.parquet"]
+
+
+def test_two_processes_do_not_write_one_part(tmp_path: Path):
+    with open_part(tmp_path, 0, 1, lineage(), TRAJECTORIES):
+        with pytest.raises(UserError, match=f"process {os.getpid()}"):
+            write_part(tmp_path)
+        write_part(tmp_path / "another")
+    write_part(tmp_path)
+
+
+def test_an_error_before_any_work_leaves_no_trace(tmp_path: Path):
+    def fail():
+        with open_part(tmp_path / "runs" / "out", 0, 1, lineage(), TRAJECTORIES):
+            raise UserError("the model has no tokenizer")
+
+    with pytest.raises(UserError, match="tokenizer"):
+        fail()
+    assert not (tmp_path / "runs" / "out").exists()
+
+
+def test_the_log_tells_what_the_part_may_not(tmp_path: Path):
+    commit_some(tmp_path, 1)
+    write_part(tmp_path)
+    log = (tmp_path / "_logs" / "part-00000-of-00001.log").read_text()
+    told = ["started: ", "chunk 1 of 3: 5 rows", "started: ", "resuming, 1 of 3", "chunk 3 of 3", "finished: 12 rows"]
+    assert [line for line in told if line not in log] == []
+    assert log.count("started: ") == 2
+    assert f"process {os.getpid()}" in log
+
+
+def test_a_file_in_the_way_and_a_closed_directory_are_the_users_business(tmp_path: Path):
+    (tmp_path / "file").write_text("x")
+    for directory in (tmp_path / "file", tmp_path / "file" / "out", Path("/proc/out")):
+        with pytest.raises(UserError, match="cannot write"):
+            write_part(directory)
+
+
+def test_what_the_contract_does_not_allow_is_a_defect(tmp_path: Path):
+    table = trajectories(3)
+    bad = {
+        "columns": table.drop(["reward"]),
+        "null": table.set_column(0, "trajectory_id", pa.nulls(3, pa.string())),
+    }
+    with open_part(tmp_path, 0, 1, lineage(), TRAJECTORIES) as part:
+        assert list(part.missing(["a", "b"])) == [0, 1]
+        for name, wrong in bad.items():
+            with pytest.raises(ValueError, match=name):
+                part.commit(0, wrong)
+        with pytest.raises(ValueError, match="whole numbers"):
+            part.commit(0, table, {"tokens": 0.5})  # type: ignore[dict-item]
+        part.commit(0, table)
+        with pytest.raises(ValueError, match="not one of the missing"):
+            part.commit(0, table)
+        with pytest.raises(ValueError, match="1 of 2 chunks"):
+            part.finish()
+
+
+def test_a_moved_run_is_still_up_to_date(tmp_path: Path):
+    write_part(tmp_path / "old")
+    shutil.move(tmp_path / "old", tmp_path / "new")
+    with open_part(tmp_path / "new", 0, 1, lineage(), TRAJECTORIES) as part:
+        assert part.up_to_date
+
+
+def test_parts_written_in_any_order_are_one_table(tmp_path: Path):
+    order = list(range(5))
+    random.Random(1).shuffle(order)
+    for index in order:
+        write_part(tmp_path, index, 5)
+    assert open_artefact(tmp_path).read_all(TRAJECTORIES.names).to_pylist() == trajectories(60).to_pylist()
