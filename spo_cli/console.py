@@ -208,7 +208,9 @@ class Reporter:
             self._plain(f"{self.step.label}: {share} % · {self.step.now()}")
 
     def note(self, line: str) -> None:
-        """Print one line; a bar stays below it."""
+        """Print one line; the bar of a step that is not yet through stays below it."""
+        if self.step is not None and self.step.done >= self.step.total:
+            self._close_step()
         self.console.print(line, markup=False, soft_wrap=True)
 
     def _close_step(self) -> None:
