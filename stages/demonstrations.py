@@ -11,11 +11,11 @@ from stages.engines.batches import Example
 from stages.errors import UserError
 from stages.maths.randomness import random_key, uniforms
 from stages.tasks import Split, Task
-from stages.tasks.selection import select
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_LARGEST_SPLIT = 10_000_000
 _WINDOW = 64
 """Batches whose examples are sorted by length together: little padding, and the order stays random."""
 
@@ -28,7 +28,14 @@ def load_examples(
     Raises:
       UserError: none is left, or the split does not have so many.
     """
-    questions = select(task, split, count)
+    stream = task.questions(split)
+    if count is None and len(stream) > _LARGEST_SPLIT:
+        raise UserError(f"the {split} split of {task.name} is a stream without end: pass --num-examples or --steps")
+    if count is not None and count > len(stream):
+        raise UserError(
+            f"the {split} split of {task.name} has {len(stream):,} questions; --num-examples {count} asks more"
+        )
+    questions = stream[:count]
     pairs = [(question.prompt, question.solution) for question in questions if question.solution is not None]
     if not pairs:
         raise UserError(f"the {split} split of task {task.name} has no worked solutions to learn from")

@@ -1,0 +1,268 @@
+"""`spo sft`: what is learned, what is refused, and that a killed run ends as if it had not been killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from stages.demonstrations import encode_examples, plan_batches
+from stages.engines import checkpoints
+from stages.engines.presets import make_byte_tokenizer, make_model
+from stages.errors import FingerprintMismatch, Interrupted, UserError
+from stages.progress import Silent
+from stages.sft import Config, run
+from stages.shards.lineage import Lineage
+from stages.tasks import open_task
+
+CPU = torch.device("cpu")
+TOKENIZER = make_byte_tokenizer()
+
+
+def settings(out: Path, **given: Any) -> Config:
+    """A warm start of seconds: questions of one operation, 4 steps of 8 examples."""
+    settings: dict[str, Any] = {"preset": "tiny", "task": "arithmetic", "task_arg": ("operations=1",), "threads": 1}
+    settings |= {"steps": 4, "per_device_batch_size": 8} | given
+    return Config(out=out, **settings)
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    return dict(checkpoints.load_model(directory, CPU, torch.float32).state_dict())
+
+
+def same(a: Path, b: Path) -> bool:
+    left, right = weights(a), weights(b)
+    return all(torch.equal(left[name], right[name]) for name in left)
+
+
+def log_prob(model: Any, prompt: str, response: str) -> float:
+    """Mean log-probability of the response's tokens and the end token, straight from the logits."""
+    ids = torch.tensor([[*prompt.encode(), *response.encode(), 256]])
+    with torch.no_grad():
+        table = model(ids).logits.log_softmax(-1)[0, :-1].gather(-1, ids[0, 1:, None]).flatten()
+    return float(table[len(prompt) - 1 :].mean())
+
+
+class Stop(Silent):
+    """Sends a signal to this process after so many steps."""
+
+    def __init__(self, after: int, number: int) -> None:
+        self.left, self.number = after, number
+
+    def advance(self, done: int = 0, tokens: int = 0, **figures: float) -> None:
+        self.left -= bool(figures)
+        if self.left == 0:
+            os.kill(os.getpid(), self.number)
+
+
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def test_it_learns_the_response_and_its_end(tmp_path: Path):
+    """One question over and over: its response becomes near certain, end token included."""
+    data = tmp_path / "train.jsonl"
+    data.write_text('{"question": "1 + 1?", "answer": "It is 2.\\n#### 2"}\n')
+    args: dict[str, Any] = {"task": "gsm8k", "task_arg": ("template={question}",), "data": str(data)}
+    summary = run(settings(tmp_path / "model", steps=30, learning_rate=1e-2, per_device_batch_size=1, **args))
+    model = checkpoints.load_model(tmp_path / "model", CPU, torch.float32)
+    assert log_prob(model, "1 + 1?", " It is 2.\n#### 2") > -0.05
+    assert summary.figures["loss"] < 0.1
+    assert log_prob(make_model("tiny", 0)[0].eval(), "1 + 1?", " It is 2.\n#### 2") < -4
+
+
+def test_the_first_loss_is_minus_the_mean_log_probability_of_the_response_tokens(tmp_path: Path):
+    run(settings(tmp_path / "model", steps=1))
+    first = json.loads((tmp_path / "model" / "metrics.jsonl").read_text().splitlines()[0])
+    model = make_model("tiny", 0)[0].eval()
+    questions = open_task("arithmetic", None, ["operations=1"]).questions("train")[:8]
+    expected = [-log_prob(model, question.prompt, question.solution or "") for question in questions]
+    assert first["loss"] == pytest.approx(np.mean(expected), rel=1e-5)
+    assert first["num_tokens"] == 8 * 9
+
+
+def test_the_directory_is_an_ordinary_one_with_its_lineage(tmp_path: Path):
+    summary = run(settings(tmp_path / "model"))
+    directory = checkpoints.resolve(str(tmp_path / "model"))
+    assert checkpoints.load_tokenizer(directory)("#1")["input_ids"] == [35, 49]
+    lineage = checkpoints.read_lineage(directory)
+    assert lineage is not None
+    assert (lineage.stage, lineage.config["learning_rate"], lineage.seed) == ("sft", 3e-3, 0)
+    assert lineage.inputs[0].fingerprint == open_task("arithmetic", None, ["operations=1"]).digest
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert summary.rows == 32
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]  # nothing unfinished is left beside it
+
+
+def test_how_a_step_is_split_into_passes_changes_nothing_but_rounding(tmp_path: Path):
+    run(settings(tmp_path / "whole"))
+    split = settings(tmp_path / "split", per_device_batch_size=4, gradient_accumulation_steps=2)
+    run(split)
+    left, right = weights(tmp_path / "whole"), weights(tmp_path / "split")
+    assert all(torch.allclose(left[name], right[name], atol=2e-4) for name in left)
+    assert lineage_of(tmp_path / "whole").fingerprint == lineage_of(tmp_path / "split").fingerprint
+
+
+def lineage_of(directory: Path) -> Lineage:
+    lineage = checkpoints.read_lineage(directory)
+    assert lineage is not None
+    return lineage
+
+
+def test_the_same_work_is_skipped_and_other_work_refused_with_its_differences(tmp_path: Path):
+    config, notes = settings(tmp_path / "model"), Notes()
+    run(config)
+    before = (tmp_path / "model" / "model.safetensors").stat().st_mtime_ns
+    assert run(config, notes).up_to_date
+    assert notes.lines == [f"{tmp_path / 'model'} is up to date"]
+    with pytest.raises(FingerprintMismatch, match="seed: 0 there, 1 asked; steps: 4 there, 5 asked"):
+        run(settings(tmp_path / "model", steps=5, seed=1))
+    assert (tmp_path / "model" / "model.safetensors").stat().st_mtime_ns == before
+    assert not run(settings(tmp_path / "model", seed=1, overwrite=True)).up_to_date
+    assert lineage_of(tmp_path / "model").seed == 1
+
+
+def test_a_given_model_goes_on_from_its_weights(tmp_path: Path):
+    run(settings(tmp_path / "first"))
+    second = settings(tmp_path / "second", preset=None, model=str(tmp_path / "first"), learning_rate=1e-9)
+    run(second)
+    left, right = weights(tmp_path / "first"), weights(tmp_path / "second")
+    assert all(torch.allclose(left[name], right[name], atol=1e-6) for name in left)
+    source = lineage_of(tmp_path / "second").model
+    assert source is not None
+    assert (source.path, source.fingerprint) == ("../first", checkpoints.digest(tmp_path / "first"))
+
+
+def test_something_else_in_the_way_is_never_replaced(tmp_path: Path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "thesis.txt").touch()
+    with pytest.raises(UserError, match="was not made by spo"):
+        run(settings(tmp_path / "model", overwrite=True))
+    assert (tmp_path / "model" / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"preset": None}, "give either --model, to start from it, or --preset"),
+        ({"model": "somewhere"}, "give either --model, to start from it, or --preset"),
+        ({"steps": 0}, "--steps must be at least 1; got 0"),
+    ],
+)
+def test_flags_that_cannot_be_are_refused(tmp_path: Path, given: dict[str, Any], problem: str):
+    with pytest.raises(UserError, match=problem):
+        settings(tmp_path / "model", **given)
+
+
+def test_what_cannot_be_learned_from_is_told_and_nothing_is_written(tmp_path: Path):
+    data = tmp_path / "train.jsonl"
+    long: dict[str, Any] = {"task": "gsm8k", "task_arg": (), "data": str(data)}
+    data.write_text(json.dumps({"question": "?", "answer": "x" * 3000 + "#### 1"}))
+    with pytest.raises(UserError, match="every example is longer than the model's context of 2048 tokens"):
+        run(settings(tmp_path / "model", **long))
+    data.write_text(json.dumps({"question": "?", "answer": "1"}))
+    with pytest.raises(UserError, match="no worked solutions"):
+        run(settings(tmp_path / "model", **long))
+    data.write_text("")
+    with pytest.raises(UserError, match="task has no questions"):
+        run(settings(tmp_path / "model", **long))
+    with pytest.raises(UserError, match="stream without end: pass --num-examples or --steps"):
+        run(settings(tmp_path / "model", steps=None))
+    with pytest.raises(UserError, match="has 10,000 questions; --num-examples 10001"):
+        run(settings(tmp_path / "model", split="test", num_examples=10_001))
+    assert [path.name for path in tmp_path.iterdir()] == ["train.jsonl"]
+
+
+def test_examples_that_do_not_fit_are_left_out_and_counted(tmp_path: Path):
+    answers = ["#### 1", "x" * 3000 + "#### 1", "1"]
+    rows = [json.dumps({"question": "?", "answer": answer}) + "\n" for answer in answers]
+    (tmp_path / "train.jsonl").write_text("".join(rows))
+    summary = run(settings(tmp_path / "model", task="gsm8k", task_arg=(), data=str(tmp_path), steps=None, epochs=2.0))
+    assert (summary.rows, summary.figures["steps"]) == (1, 2)
+    assert summary.notes == (
+        "left out 1 questions without a worked solution",
+        "left out 1 examples longer than the context of 2048 tokens",
+    )
+
+
+def killed_after(config: Config, steps: int) -> None:
+    child = os.fork()
+    if child == 0:
+        try:
+            run(config, Stop(steps, signal.SIGKILL))
+        finally:
+            os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+
+
+def test_killed_again_and_again_it_ends_with_the_same_bytes(tmp_path: Path):
+    given: dict[str, Any] = {"steps": 7, "num_examples": 24, "save_every": 2}  # 3 steps an epoch
+    (tmp_path / "torn").mkdir()
+    run(settings(tmp_path / "whole", **given))
+    config = settings(tmp_path / "torn" / "model", **given)
+    for steps in (3, 1, 3):  # states: after 2, after 2, after 4
+        killed_after(config, steps)
+    assert [path.name for path in (tmp_path / "torn" / ".model.partial").glob("step-*")] == ["step-00000004"]
+    notes = Notes()
+    run(config, notes)
+    assert any("after step 4" in line for line in notes.lines)
+    for name in ("model.safetensors", "metrics.jsonl", "spo.json", "config.json", "tokenizer.json"):
+        assert (tmp_path / "torn" / "model" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert [path.name for path in (tmp_path / "torn").iterdir()] == ["model"]
+
+
+def test_a_signal_ends_it_resumably_and_other_settings_do_not_take_over(tmp_path: Path):
+    config = settings(tmp_path / "model", save_every=1)
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        run(config, Stop(3, signal.SIGTERM))
+    assert not (tmp_path / "model").exists()
+    with pytest.raises(FingerprintMismatch, match="seed: 0 there, 1 asked"):
+        run(settings(tmp_path / "model", seed=1))
+    run(config)
+    run(settings(tmp_path / "whole"))
+    assert same(tmp_path / "model", tmp_path / "whole")
+
+
+def test_a_response_follows_the_prompt_as_a_rollout_reads_it():
+    example, empty = encode_examples(TOKENIZER, [("1B+2C", "B+2=3;#3"), ("é", "")])
+    assert example.tokens.tolist() == [*b"1B+2CB+2=3;#3", 256]
+    assert example.kept.tolist() == list(range(5, 14))
+    assert (empty.tokens.tolist(), empty.kept.tolist()) == ([*"é".encode(), 256], [2])
+
+
+def test_a_token_across_the_border_is_cut_there():
+    """`b#` is one token of this vocabulary; a rollout reads the prompt `ab`, so it must be learned as that."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"a": 0, "b": 1, "#": 2, "1": 3, "b#": 4, "#1": 5, "<end>": 6}
+    bpe = Tokenizer(models.BPE(vocab=vocabulary, merges=[("b", "#"), ("#", "1")]))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<end>")
+    assert tokenizer("ab#1")["input_ids"] == [0, 4, 3]
+    (example,) = encode_examples(tokenizer, [("ab", "#1")])
+    assert example.tokens.tolist() == [0, 1, 5, 6]
+    assert example.kept.tolist() == [2, 3]
+
+
+def test_an_epoch_holds_every_example_once_in_batches_of_like_length():
+    texts = [("p", "x" * (1 + i * 37 % 50)) for i in range(200)]
+    examples = encode_examples(TOKENIZER, texts)
+    batches = plan_batches(examples, 8, seed=0, epoch=0)
+    assert sorted(np.concatenate(batches)) == list(range(200))
+    spread = [np.ptp([examples[i].tokens.size for i in batch]) for batch in batches]
+    assert max(spread) <= 2  # of 50 different lengths
+    orders = [np.concatenate(plan_batches(examples, 8, seed, epoch)) for seed, epoch in [(0, 0), (0, 1), (1, 0)]]
+    assert np.array_equal(orders[0], np.concatenate(batches))
+    assert not np.array_equal(orders[0], orders[1])
+    assert not np.array_equal(orders[0], orders[2])
