@@ -275,7 +275,7 @@ def estimate_chunk(
             states[name] = len(states)
             key = random_key(config.seed, "estimate", *name)
             keys = tuple(random_key(key, j) for j in range(config.rollouts))
-            requests.append(Request(prefix, keys, config.max_tokens - start))
+            requests.append(Request(prefix, keys, config.max_tokens - start, text_start=cuts.prompts[row].size))
             begun.append(response)
             reference_of.append(references[row - chunk.start])
         state_of[i] = states[name]
