@@ -134,6 +134,33 @@ def test_a_hub_name_without_the_datasets_package_says_what_to_install(monkeypatc
         open_task("gsm8k", "openai/gsm8k")
 
 
+def test_a_hub_name_that_cannot_be_reached_is_told_in_one_line():
+    pytest.importorskip("datasets")
+    with pytest.raises(UserError, match="data openai/gsm8k is neither a file here nor to be had") as raised:
+        open_task("gsm8k", "openai/gsm8k")
+    assert "\n" not in str(raised.value)
+
+
+def test_the_splits_of_a_hub_data_set_become_questions(monkeypatch: pytest.MonkeyPatch):
+    """The hub is out of reach of tests: rows as `datasets` would hold them, everything behind that is real."""
+    datasets = pytest.importorskip("datasets")
+    splits = datasets.DatasetDict({split: datasets.Dataset.from_list(ROWS) for split in ("train", "test")})
+    asked = []
+
+    def load_dataset(*args: str) -> object:
+        asked.append(args)
+        return splits
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    task = open_task("gsm8k", "openai/gsm8k")
+    assert asked == [("openai/gsm8k", "main")]
+    assert [question.reference for question in task.questions("test")] == ["5", "67,500"]
+    with pytest.raises(UserError, match=re.escape("no validation split")):
+        task.questions("validation")
+    splits["train"] = datasets.Dataset.from_list(ROWS[:1])
+    assert open_task("gsm8k", "openai/gsm8k").digest != task.digest
+
+
 @pytest.mark.parametrize(
     ("text", "number"),
     [
