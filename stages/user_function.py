@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from stages.errors import UserError
@@ -20,21 +21,30 @@ def load_function(name: str, flag: str) -> tuple[Callable[..., Any], str]:
     Raises:
       UserError: a name of another form, a module that cannot be imported, or one without that function.
     """
-    module_name, colon, attribute = name.partition(":")
-    if not (module_name and colon and attribute):
+    module_name, _, attribute = name.partition(":")
+    if not (attribute.isidentifier() and all(part.isidentifier() for part in module_name.split("."))):
         raise UserError(f"{flag}: a function of yours is given as package.module:function; got {name!r}")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        function = getattr(importlib.import_module(module_name), attribute)
+        module = importlib.import_module(module_name)
     except ImportError as error:
         raise UserError(f"{flag} {name}: cannot import {module_name} ({error}); is it installed, or here?") from error
-    except AttributeError as error:
-        raise UserError(f"{flag} {name}: the module {module_name} has no {attribute}") from error
+    except Exception as error:  # code that is not ours may raise anything
+        raise UserError(f"{flag} {name}: {module_name} fails when imported: {type(error).__name__}: {error}") from error
+    function = getattr(module, attribute, None)
+    if function is None:
+        raise UserError(f"{flag} {name}: the module {module_name} has no {attribute}")
     if not callable(function):
         raise UserError(f"{flag} {name}: {attribute} is a {type(function).__name__}, not a function")
-    file = inspect.getsourcefile(inspect.unwrap(function)) or inspect.getsourcefile(
-        importlib.import_module(module_name)
-    )
+    file = _source_file(function) or _source_file(module)
     source = Path(file).read_bytes() if file else name.encode()
     return function, hashlib.blake2b(source, digest_size=16).hexdigest()
+
+
+def _source_file(thing: Callable[..., Any] | ModuleType) -> str | None:
+    """Where something is written down; None for what is not made of Python source."""
+    try:
+        return inspect.getsourcefile(inspect.unwrap(thing) if callable(thing) else thing)
+    except TypeError:
+        return None

@@ -30,10 +30,8 @@ def select(
     asked = total - skip if count is None else count
     if shuffle_seed is None:
         if skip + asked > total or asked <= 0:
-            raise UserError(
-                f"the {split} split of {task.name} has {total:,} questions; "
-                f"--skip-questions {skip} and --num-questions {count} ask for more"
-            )
+            wanted = f"--skip-questions {skip}" + (f" and --num-questions {count}" if count else "")
+            raise UserError(f"the {split} split of {task.name} has {total:,} questions; {wanted} asks for more")
         if count is None and asked > _LARGEST_SHUFFLE:
             raise UserError(f"the {split} split of {task.name} is a stream without end: pass --num-questions")
         return questions[skip : skip + asked]
