@@ -112,6 +112,7 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
     from stages.engines.sampling import open_sampler
     from stages.shards import schemas
     from stages.shards.lineage import describe, model_source
+    from stages.shards.origin import is_other_model
     from stages.shards.parts import follow, open_artefact, source
     from stages.shards.sharding import resolve, split
     from stages.shards.writing import open_part
@@ -124,6 +125,14 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
     task = open_task(asked.task, None, asked.task_arg)
     model_dir = checkpoints.resolve(asked.model)
     model = model_source(asked.model, checkpoints.digest(model_dir), config.out)
+    notes = []
+    if is_other_model(trajectories, model):
+        if config.model is None:
+            raise UserError(
+                f"the model {asked.model} has changed since the trajectories {trajectories.path} were sampled, and "
+                "values are wanted of the policy that sampled them: pass --model PATH"
+            )
+        notes.append(f"{asked.model} is not the model that sampled the trajectories")
     totals, written = {"sampled": 0, "prefilled": 0}, []
     for part in [cutpoints.parts[i] for i in split(len(cutpoints.parts), resolve(config.shard))]:
         inputs = (source(cutpoints, config.out, part), source(trajectories, config.out))
@@ -139,6 +148,7 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
         ) as writer:
             if not writer.up_to_date:
                 cuts = load_cuts(cutpoints, part, trajectories)
+                _check_room(cuts, asked.max_tokens)
                 chunks = chunk_by_question(cuts, config.chunk_trajectories)
                 sampler = open_sampler(model_dir=model_dir, **config.engine_options())
                 tokenizer = checkpoints.load_tokenizer(model_dir)
@@ -161,7 +171,8 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
         up_to_date=all(writer.up_to_date for writer in written),
         tokens_sampled=totals["sampled"],
         tokens_prefilled=totals["prefilled"],
-        figures={"states": sum(c["states"] for c in counts), "rollouts": sum(c["rollouts"] for c in counts)},
+        figures={name: sum(of_part.get(name, 0) for of_part in counts) for name in ("states", "rollouts")},
+        notes=tuple(notes),
     )
 
 
@@ -175,7 +186,7 @@ def complete(config: Config, cutpoints: Artefact, trajectories: Artefact) -> _Re
 
     lineage = trajectories.parts[0].lineage
     sampled_with: dict[str, Any] = dict(lineage.config) if lineage else {"top_p": 1.0, "top_k": 0, "stop": ()}
-    sampled_with["model"] = sampling_model(trajectories)
+    sampled_with["model"] = None if config.model else sampling_model(trajectories)
     names = ("model", "task", "temperature", "max_tokens", "top_p", "top_k", "stop")
     values: dict[str, Any] = {name: getattr(config, name) for name in names}
     values |= {name: sampled_with.get(name) for name, value in values.items() if value is None}
@@ -183,7 +194,7 @@ def complete(config: Config, cutpoints: Artefact, trajectories: Artefact) -> _Re
         flags = " ".join("--" + name.replace("_", "-") for name in absent)
         raise UserError(f"{trajectories.path} does not say how it was sampled: pass {flags}")
     values["stop"] = tuple(values["stop"])
-    values["task_arg"] = config.task_arg if config.task else tuple(sampled_with["task_arg"])
+    values["task_arg"] = config.task_arg if config.task or config.task_arg else tuple(sampled_with["task_arg"])
     cut_by = cutpoints.parts[0].lineage
     given: dict[str, Any] = {field.name: getattr(config, field.name) for field in dataclasses.fields(Config)}
     return _Resolved(**given | values, partition=cut_by.config["partition"] if cut_by else None)
@@ -352,4 +363,15 @@ def _check_cover(segments: Segments, lengths: np.ndarray, part: Part) -> None:
         raise UserError(
             f"the segments in {part.path} must cover each response without gaps; one of {segments.start[i]} to "
             f"{segments.end[i]} does not fit a response of {lengths[segments.trajectory[i]]} tokens"
+        )
+
+
+def _check_room(cuts: Cuts, max_tokens: int) -> None:
+    """Every state must lie before the limit, or its rollouts have no token left."""
+    late = cuts.wanted & (cuts.segments.start >= max_tokens)
+    if late.any():
+        row = int(cuts.segments.trajectory[late.argmax()])
+        raise UserError(
+            f"trajectory {cuts.trajectories['trajectory_id'][row]} has {cuts.responses.lengths[row]} tokens, which "
+            f"leaves no room for rollouts within --max-tokens {max_tokens}: pass the limit that it was sampled with"
         )

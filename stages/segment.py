@@ -163,7 +163,7 @@ def _delimiter_cut(config: Config, trajectories: Artefact) -> tuple[Cut, tuple[S
     from stages.shards.lineage import model_source
     from stages.shards.origin import sampling_model
 
-    model = config.tokenizer or sampling_model(trajectories)
+    model = config.tokenizer or sampling_model(trajectories, "--tokenizer")
     if model is None:
         raise UserError(
             f"{config.trajectories} does not say which model sampled it, and the partition delimiter must read its "
