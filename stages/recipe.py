@@ -86,15 +86,16 @@ def read_recipe(path: Path, overrides: Sequence[str], stages: Mapping[str, type]
         if name not in stages or not isinstance(table, dict):
             raise UserError(f"the recipe {path} has {name}; expected the tables {known}")
     tables = {name: {key.replace("-", "_"): value for key, value in table.items()} for name, table in tables.items()}
+    options = {key: hint for cls in stages.values() for key, hint in field_types(cls).items()}
     for override in overrides:
         target, equals, text = override.partition("=")
         name, dot, key = target.partition(".")
         key = key.replace("-", "_")
         if not (equals and dot and name in stages):
             raise UserError(f"an override is table.key=value with one of {known}; got {override!r}")
-        tables.setdefault(name, {})[key] = _read_value(text, field_types(stages[name]).get(key))
-    options = {key for cls in stages.values() for key in field_types(cls)}
-    if unknown := sorted(set(tables.get(shared_in, {})) - options):
+        hints = options if name == shared_in else field_types(stages[name])
+        tables.setdefault(name, {})[key] = _read_value(text, hints.get(key))
+    if unknown := sorted(set(tables.get(shared_in, {})) - set(options)):
         raise UserError(f"the recipe {path} sets {', '.join(unknown)} in [{shared_in}], which no stage has")
     return Recipe(str(path), tables, shared_in)
 
@@ -124,10 +125,16 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
 
 def _read_value(text: str, hint: Any) -> Any:
     """The value of an override: TOML where that is what the option takes, else the text as it stands."""
-    wanted = {hint, *get_args(hint)}
-    if wanted & {str, Path} and not text.startswith(("[", '"', "'")):
+    if _types_in(hint) & {str, Path} and not text.startswith(("[", '"', "'")):
         return text
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+
+
+def _types_in(hint: Any) -> set[Any]:
+    """`tuple[str, ...] | None` → str and None among others; the choices of a Literal are no types."""
+    if get_origin(hint) is Literal:
+        return set()
+    return {hint}.union(*map(_types_in, get_args(hint)))
