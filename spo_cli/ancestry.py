@@ -12,20 +12,19 @@ from typing import Any
 from rich.text import Text
 from rich.tree import Tree
 
-from stages.engines import checkpoints
 from stages.shards.files import lineage_of, read_footer
-from stages.shards.lineage import Lineage, Source
+from stages.shards.lineage import MODEL_FILE, Lineage, Source, read_lineage
 
 
 def is_model(path: Path) -> bool:
     """Whether a path is a model directory."""
-    return (path / "config.json").is_file() or (path / checkpoints.LINEAGE_FILE).is_file()
+    return (path / "config.json").is_file() or (path / MODEL_FILE).is_file()
 
 
 def lineage_at(path: Path) -> Lineage | None:
     """What a model directory, a part, or the first part of an artefact says of itself; None where nothing is said."""
     if is_model(path):
-        return checkpoints.read_lineage(path)
+        return read_lineage(path)
     parts = [path] if path.is_file() else sorted(path.glob("[!._]*.parquet"))
     return lineage_of(read_footer(parts[0]), parts[0]) if parts else None
 

@@ -127,7 +127,8 @@ def _draw(artefact: Artefact, config: Config) -> None:
 def _show_model(path: Path, config: Config) -> None:
     from spo_cli.ancestry import ancestry
     from spo_cli.inventory import model_figures
-    from stages.engines.checkpoints import digest, read_lineage
+    from stages.engines.checkpoints import digest
+    from stages.shards.lineage import read_lineage
 
     fingerprint, lineage, figures = digest(path), read_lineage(path), model_figures(path)
     if config.json:

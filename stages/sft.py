@@ -119,46 +119,43 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
     Raises:
       UserError: wrong options, an unusable model, no worked solution that fits the context, a place that is taken.
       FingerprintMismatch: the output, or unfinished work beside it, was made with another configuration.
-      Interrupted: by a signal; the same command resumes at the last checkpoint.
     """
     from stages.demonstrations import load_examples
     from stages.engines import checkpoints
     from stages.shards.lineage import Source, describe, model_source
-    from stages.shards.sharding import interruptible
     from stages.tasks import open_task
-    from stages.unfinished import discard_unfinished, open_unfinished, published, write_metrics
+    from stages.unfinished import discard_unfinished, open_unfinished, published, write_records
 
     started = time.monotonic()
-    with interruptible():
-        task = open_task(config.task, config.data, config.task_arg)
-        base = checkpoints.resolve(config.model) if config.model else None
-        settings: dict[str, Any] = vars(config) | {"learning_rate": config.peak_learning_rate}
-        resolved = _Resolved(**settings, examples_per_step=config.batch_size)
-        lineage = describe(
-            "sft",
-            None,
-            resolved,
-            inputs=(Source(config.data or config.task, task.digest, "task"),),
-            model=model_source(config.model, checkpoints.digest(base), config.out) if config.model and base else None,
-            packages=("torch", "transformers"),
-        )
-        if published(config.out, lineage, overwrite=config.overwrite):
-            discard_unfinished(config.out)
-            progress.note(f"{config.out} is up to date")
-            return Summary("sft", str(config.out), 0, time.monotonic() - started, up_to_date=True)
-        tokenizer, context_length = _reader(base)
-        count = config.num_examples
-        if count is None and config.steps:
-            count = min(config.steps * config.batch_size, len(task.questions(config.split)))
-        examples, notes = load_examples(task, config.split, count, tokenizer, context_length)
-        with open_unfinished(config.out, lineage, overwrite=config.overwrite, progress=progress) as unfinished:
-            engine = _open(config, base, unfinished.checkpoint)
-            metrics = _learn(config, engine, tokenizer, examples, unfinished, progress)
-            # Without the optimiser's state: it belongs to this loss, and the policy's optimiser starts anew.
-            checkpoints.save_directory(
-                config.out, engine.model, tokenizer, lineage, lambda directory: write_metrics(directory, metrics)
-            )
+    task = open_task(config.task, config.data, config.task_arg)
+    base = checkpoints.resolve(config.model) if config.model else None
+    settings: dict[str, Any] = vars(config) | {"learning_rate": config.peak_learning_rate}
+    resolved = _Resolved(**settings, examples_per_step=config.batch_size)
+    lineage = describe(
+        "sft",
+        None,
+        resolved,
+        inputs=(Source(config.data or config.task, task.digest, "task"),),
+        model=model_source(config.model, checkpoints.digest(base), config.out) if config.model and base else None,
+        packages=("torch", "transformers"),
+    )
+    if published(config.out, lineage, overwrite=config.overwrite):
         discard_unfinished(config.out)
+        progress.note(f"{config.out} is up to date")
+        return Summary("sft", str(config.out), 0, time.monotonic() - started, up_to_date=True)
+    tokenizer, context_length = _reader(base)
+    count = config.num_examples
+    if count is None and config.steps:
+        count = min(config.steps * config.batch_size, len(task.questions(config.split)))
+    examples, notes = load_examples(task, config.split, count, tokenizer, context_length)
+    with open_unfinished(config.out, lineage, overwrite=config.overwrite, progress=progress) as unfinished:
+        engine = _open(config, base, unfinished.checkpoint)
+        metrics = _learn(config, engine, tokenizer, examples, unfinished, progress)
+        # Without the optimiser's state: it belongs to this loss, and the policy's optimiser starts anew.
+        checkpoints.save_directory(
+            config.out, engine.model, tokenizer, lambda directory: write_records(directory, lineage, metrics)
+        )
+    discard_unfinished(config.out)
     figures = {"steps": len(metrics), "loss": metrics[-1]["loss"], "tokens": metrics[-1]["num_tokens"]}
     return Summary("sft", str(config.out), len(examples), time.monotonic() - started, figures=figures, notes=notes)
 

@@ -10,7 +10,7 @@ from stages.engines import checkpoints
 from stages.engines.torch import OPTIMISER_FILE
 from stages.errors import UserError
 from stages.shards.files import file_digest
-from stages.shards.lineage import Source, model_source, relative_path
+from stages.shards.lineage import Source, model_source, read_lineage, relative_path
 from stages.shards.origin import sampling_model
 from stages.shards.parts import Artefact, follow, open_artefact, source
 from stages.shards.schemas import ADVANTAGES, TRAJECTORIES
@@ -83,7 +83,7 @@ def find_starting_point(
         status = state.stat()
         digest = file_digest(state, status.st_size, status.st_mtime_ns)
         inputs.append(Source(relative_path(state, out), digest, "optimizer"))
-        before = checkpoints.read_lineage(policy)
+        before = read_lineage(policy)
     told = sampled.parts[0].lineage
     notes = []
     if told is None:

@@ -151,39 +151,36 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
       UserError: wrong options, inputs that do not fit together or the model, a place that is taken.
       IncompleteInput: parts of an input are missing or torn.
       FingerprintMismatch: the output is there, made with another configuration.
-      Interrupted: by a signal; the same command resumes at the last checkpoint.
     """
     from stages.shards.lineage import describe
-    from stages.shards.sharding import interruptible
     from stages.starting_point import find_starting_point
     from stages.unfinished import discard_unfinished, open_unfinished, published
 
     began = time.monotonic()
-    with interruptible():
-        start = find_starting_point(
-            config.out,
-            config.advantages,
-            config.trajectories,
-            model=config.model,
-            reference_model=config.reference_model if config.beta else None,
-            temperature=config.temperature,
-            continue_optimiser=config.optimizer_state == "resume",
-        )
-        given: dict[str, Any] = vars(config) | {"temperature": start.temperature}
-        resolved = _Resolved(
-            **given,
-            trajectories_per_step=config.batch_size,
-            trajectories_per_pass=config.per_device_batch_size if config.whiten == "micro-batch" else None,
-            steps_before=start.steps_before,
-        )
-        lineage = describe("train", None, resolved, start.inputs, start.model, ("torch", "transformers"))
-        done = published(config.out, lineage, overwrite=config.overwrite)
-        if done is None:
-            for note in start.notes:
-                progress.note(note)
-            with open_unfinished(config.out, lineage, overwrite=config.overwrite, progress=progress) as unfinished:
-                lineage = _train(resolved, start, lineage, unfinished, progress)
-        discard_unfinished(config.out)
+    start = find_starting_point(
+        config.out,
+        config.advantages,
+        config.trajectories,
+        model=config.model,
+        reference_model=config.reference_model if config.beta else None,
+        temperature=config.temperature,
+        continue_optimiser=config.optimizer_state == "resume",
+    )
+    given: dict[str, Any] = vars(config) | {"temperature": start.temperature}
+    resolved = _Resolved(
+        **given,
+        trajectories_per_step=config.batch_size,
+        trajectories_per_pass=config.per_device_batch_size if config.whiten == "micro-batch" else None,
+        steps_before=start.steps_before,
+    )
+    lineage = describe("train", None, resolved, start.inputs, start.model, ("torch", "transformers"))
+    done = published(config.out, lineage, overwrite=config.overwrite)
+    if done is None:
+        for note in start.notes:
+            progress.note(note)
+        with open_unfinished(config.out, lineage, overwrite=config.overwrite, progress=progress) as unfinished:
+            lineage = _train(resolved, start, lineage, unfinished, progress)
+    discard_unfinished(config.out)
     made = done or lineage
     return Summary(
         stage="train",
@@ -206,7 +203,7 @@ def _train(
     from stages.engines import checkpoints
     from stages.experience import check_fits, load_experience, plan_batches
     from stages.scores import Fixed
-    from stages.unfinished import write_metrics
+    from stages.unfinished import write_records
 
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -233,7 +230,7 @@ def _train(
     batches = [[examples[index] for index in batch] for batch in order]
     metrics = _steps(config, engine, tokenizer, batches, unfinished, progress)
     lineage = dataclasses.replace(lineage, counts=_counts(examples, metrics, config), summary=_means(metrics))
-    engine.save(config.out, tokenizer, lineage, lambda directory: write_metrics(directory, metrics))
+    engine.save(config.out, tokenizer, lambda directory: write_records(directory, lineage, metrics))
     return lineage
 
 

@@ -14,11 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.engines import checkpoints
 from stages.errors import FingerprintMismatch, Interrupted, SpoError, UserError
 from stages.progress import Progress
 from stages.shards.disk import disk_errors, replacing
-from stages.shards.lineage import Lineage, differences
+from stages.shards.lineage import Lineage, differences, read_lineage, write_lineage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,7 +57,7 @@ class Unfinished:
     def save(self, engine: Engine, tokenizer: PreTrainedTokenizerBase, metrics: Metrics) -> None:
         """Write a checkpoint after the steps that `metrics` holds; older ones go."""
         here = self.directory / f"step-{len(metrics):08d}"
-        engine.save(here, tokenizer, self._lineage, lambda directory: write_metrics(directory, metrics))
+        engine.save(here, tokenizer, lambda directory: write_records(directory, self._lineage, metrics))
         for other in _steps(self.directory)[1:]:
             shutil.rmtree(other)
 
@@ -108,7 +107,7 @@ def published(out: Path, lineage: Lineage, *, overwrite: bool) -> Lineage | None
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
-    found = checkpoints.read_lineage(out) if out.is_dir() else None
+    found = read_lineage(out) if out.is_dir() else None
     if found is None:
         raise UserError(f"{out} is there and was not made by spo: choose another --out, or move it away")
     if found.fingerprint == lineage.fingerprint:
@@ -131,6 +130,12 @@ def place(out: Path) -> Path:
     return out.with_name(f".{out.name}.partial")
 
 
+def write_records(directory: Path, lineage: Lineage, metrics: Metrics) -> None:
+    """Put beside the weights how they were made, and the metrics of the steps."""
+    write_lineage(directory, lineage)
+    write_metrics(directory, metrics)
+
+
 def write_metrics(directory: Path, metrics: Metrics) -> None:
     """Put the metrics of all steps, one JSON object a line, into a directory."""
     (directory / METRICS_FILE).write_text("".join(json.dumps(line) + "\n" for line in metrics))
@@ -142,7 +147,7 @@ def _steps(directory: Path) -> list[Path]:
 
 
 def _check_same_work(directory: Path, lineage: Lineage, overwrite: bool) -> None:
-    begun = checkpoints.read_lineage(directory)
+    begun = read_lineage(directory)
     if begun and begun.fingerprint == lineage.fingerprint:
         return
     if begun and _steps(directory) and not overwrite:
@@ -155,7 +160,7 @@ def _check_same_work(directory: Path, lineage: Lineage, overwrite: bool) -> None
             shutil.rmtree(entry)
         elif entry.name != "lock":
             entry.unlink()
-    checkpoints.write_lineage(directory, lineage)
+    write_lineage(directory, lineage)
 
 
 @contextmanager

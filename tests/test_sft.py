@@ -18,7 +18,8 @@ from stages.engines.presets import make_byte_tokenizer, make_model
 from stages.errors import FingerprintMismatch, Interrupted, UserError
 from stages.progress import Silent
 from stages.sft import Config, run
-from stages.shards.lineage import Lineage
+from stages.shards.lineage import Lineage, read_lineage
+from stages.shards.sharding import interruptible
 from stages.tasks import open_task
 
 CPU = torch.device("cpu")
@@ -95,7 +96,7 @@ def test_the_directory_is_an_ordinary_one_with_its_lineage(tmp_path: Path):
     summary = run(settings(tmp_path / "model"))
     directory = checkpoints.resolve(str(tmp_path / "model"))
     assert checkpoints.load_tokenizer(directory)("#1")["input_ids"] == [35, 49]
-    lineage = checkpoints.read_lineage(directory)
+    lineage = read_lineage(directory)
     assert lineage is not None
     assert (lineage.stage, lineage.config["learning_rate"], lineage.seed) == ("sft", 3e-3, 0)
     assert lineage.inputs[0].fingerprint == open_task("arithmetic", None, ["operations=1"]).digest
@@ -115,7 +116,7 @@ def test_how_a_step_is_split_into_passes_changes_nothing_but_rounding(tmp_path: 
 
 
 def lineage_of(directory: Path) -> Lineage:
-    lineage = checkpoints.read_lineage(directory)
+    lineage = read_lineage(directory)
     assert lineage is not None
     return lineage
 
@@ -224,7 +225,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(tmp_path: Path):
 
 def test_a_signal_ends_it_resumably_and_other_settings_do_not_take_over(tmp_path: Path):
     config = settings(tmp_path / "model", save_every=1)
-    with pytest.raises(Interrupted, match="SIGTERM"):
+    with pytest.raises(Interrupted, match="SIGTERM"), interruptible():
         run(config, Stop(3, signal.SIGTERM))
     assert not (tmp_path / "model").exists()
     with pytest.raises(FingerprintMismatch, match="seed: 0 there, 1 asked"):

@@ -26,9 +26,10 @@ from stages.engines.presets import make_model
 from stages.errors import FingerprintMismatch, Interrupted, SpoError, UserError
 from stages.experience import plan_batches
 from stages.progress import Silent
-from stages.shards.lineage import describe, model_source
+from stages.shards.lineage import describe, model_source, read_lineage, write_lineage
 from stages.shards.parts import open_artefact, source
 from stages.shards.schemas import ADVANTAGES, TRAJECTORIES
+from stages.shards.sharding import interruptible
 from stages.shards.writing import open_part
 from stages.train import Config, run
 
@@ -57,7 +58,8 @@ def save_model(directory: Path, seed: int, change: Callable[[Any], None] | None 
     if change:
         with torch.no_grad():
             change(network)
-    checkpoints.save_directory(directory, network, tokenizer, describe("sft", None, Sampling()))
+    made = describe("sft", None, Sampling())
+    checkpoints.save_directory(directory, network, tokenizer, lambda unfinished: write_lineage(unfinished, made))
     return directory
 
 
@@ -155,7 +157,7 @@ def test_it_writes_a_hugging_face_directory_with_metrics_and_lineage(chain: Path
         assert all(np.isfinite(line[name]) for line in lines), name
     assert lines[0]["ratio/mean"] == 1.0
     assert lines[1]["ratio/mean"] != 1.0
-    lineage = checkpoints.read_lineage(out)
+    lineage = read_lineage(out)
     assert lineage is not None
     assert lineage.stage == "train"
     assert lineage.config["temperature"] == TEMPERATURE
@@ -283,7 +285,7 @@ def test_a_signal_ends_it_resumably(chain: Path, tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()
     run(settings(chain, tmp_path / "whole" / "policy"))
     config = settings(chain, tmp_path / "policy", save_every=1)
-    with pytest.raises(Interrupted, match="SIGTERM"):
+    with pytest.raises(Interrupted, match="SIGTERM"), interruptible():
         run(config, Stop(8, signal.SIGTERM))
     assert not (tmp_path / "policy").exists()
     with pytest.raises(FingerprintMismatch, match=r"unfinished work.*beta: 0\.01 there, 0\.5 asked"):
@@ -303,7 +305,7 @@ def test_two_calls_that_hand_on_the_optimiser_are_one(chain: Path, tmp_path: Pat
     run(settings(chain, tmp_path / "fresh", model=str(tmp_path / "first"), optimizer_state="fresh", **given))
     assert distance(tmp_path / "whole", tmp_path / "second") < 1e-6
     assert distance(tmp_path / "whole", tmp_path / "fresh") > 1e-4
-    lineage = checkpoints.read_lineage(tmp_path / "second")
+    lineage = read_lineage(tmp_path / "second")
     assert lineage is not None
     assert lineage.counts["schedule_steps"] == 2
     assert [item.stage for item in lineage.inputs] == ["estimate", "rollout", "optimizer"]
@@ -355,7 +357,7 @@ def test_the_kl_pulls_towards_the_reference(chain: Path, tmp_path: Path) -> None
     run(settings(chain, tmp_path / "held", beta=10.0, **given))
     free, held = metrics(tmp_path / "free"), metrics(tmp_path / "held")
     assert held[-1]["kl"] < 0.9 * free[-1]["kl"]
-    lineage = checkpoints.read_lineage(tmp_path / "held")
+    lineage = read_lineage(tmp_path / "held")
     assert lineage is not None
     assert [item.stage for item in lineage.inputs] == ["estimate", "rollout", "reference"]
 

@@ -1,6 +1,6 @@
 """Model directories in the Hugging Face layout: found, checked, digested, loaded, and written whole or not at all.
 
-A directory written here also holds `spo.json`, the lineage of the weights. Code that a model brings along is never run.
+Code that a model brings along is never run.
 """
 
 from __future__ import annotations
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from stages.shards.lineage import Lineage
-
-LINEAGE_FILE = "spo.json"
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _SETTINGS = (
@@ -186,14 +183,14 @@ def save_directory(
     directory: Path,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    lineage: Lineage,
     write_more: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a model directory atomically; one that was there is replaced.
 
     Args:
       directory: where it shall lie; parents are made.
-      write_more: called with the unfinished directory, to put more files into it (metrics, optimiser state).
+      write_more: called with the unfinished directory, to put more files into it (lineage, metrics,
+        optimiser state).
 
     Raises:
       UserError: the disk is full or the place is not writable; nothing is left half-written.
@@ -205,7 +202,6 @@ def save_directory(
         with _without_bars():
             model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
-        write_lineage(unfinished, lineage)
         if write_more:
             write_more(unfinished)
         replace_directory(unfinished, directory)
@@ -229,28 +225,6 @@ def replace_directory(finished: Path, directory: Path) -> None:
     finished.rename(directory)
     _flush(directory.parent)
     shutil.rmtree(aside, ignore_errors=True)
-
-
-def write_lineage(directory: Path, lineage: Lineage) -> None:
-    """Put the lineage of the weights beside them."""
-    (directory / LINEAGE_FILE).write_text(lineage.to_json() + "\n")
-
-
-def read_lineage(directory: Path) -> Lineage | None:
-    """The lineage of a model directory; None if it was not made here.
-
-    Raises:
-      UserError: `spo.json` is not readable.
-    """
-    from stages.shards.lineage import Lineage
-
-    path = directory / LINEAGE_FILE
-    if not path.is_file():
-        return None
-    try:
-        return Lineage.from_json(path.read_text())
-    except (OSError, UserError) as error:
-        raise UserError(f"{path} cannot be read: {_first_line(error)}") from error
 
 
 def _download(model: str) -> Path:

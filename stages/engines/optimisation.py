@@ -22,7 +22,6 @@ from stages.maths import losses, statistics
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from stages.shards.lineage import Lineage
 
 Whitening = Literal["batch", "micro-batch", "none"]
 
@@ -62,7 +61,6 @@ class Engine(Protocol):
         self,
         directory: Path,
         tokenizer: PreTrainedTokenizerBase,
-        lineage: Lineage,
         write_more: Callable[[Path], None],
     ) -> None:
         """Write a model directory with the optimiser's state, atomically."""

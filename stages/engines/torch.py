@@ -27,7 +27,6 @@ from stages.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from stages.shards.lineage import Lineage
 
 OPTIMISER_FILE = "optimizer.safetensors"
 
@@ -112,14 +111,13 @@ class TorchEngine:
         self,
         directory: Path,
         tokenizer: PreTrainedTokenizerBase,
-        lineage: Lineage,
         write_more: Callable[[Path], None],
     ) -> None:
         def write_rest(unfinished: Path) -> None:
             self._save_optimiser(unfinished / OPTIMISER_FILE)
             write_more(unfinished)
 
-        checkpoints.save_directory(directory, self.model, tokenizer, lineage, write_rest)
+        checkpoints.save_directory(directory, self.model, tokenizer, write_rest)
 
     def _save_optimiser(self, path: Path) -> None:
         """AdamW's state by parameter name: `exp_avg.NAME`, `exp_avg_sq.NAME`, `step.NAME`."""

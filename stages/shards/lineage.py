@@ -22,6 +22,8 @@ from stages.errors import UserError
 from stages.shards.schemas import Schema
 
 FOOTER_KEY = b"spo"
+MODEL_FILE = "spo.json"
+"""Where a model directory holds its lineage, beside the weights."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,26 @@ def differences(there: Lineage, asked: Lineage) -> list[str]:
         lines.append(_difference("inputs", len(there.inputs), len(asked.inputs)))
     sources = [*zip(there.inputs, asked.inputs, strict=False), (there.model, asked.model)]
     return [line for line in [*lines, *(_source_difference(*pair) for pair in sources)] if line]
+
+
+def write_lineage(directory: Path, lineage: Lineage) -> None:
+    """Puts the lineage of a model beside its weights."""
+    (directory / MODEL_FILE).write_text(lineage.to_json() + "\n")
+
+
+def read_lineage(directory: Path) -> Lineage | None:
+    """The lineage of a model directory; None if it was not made here.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    path = directory / MODEL_FILE
+    if not path.is_file():
+        return None
+    try:
+        return Lineage.from_json(path.read_text())
+    except (OSError, UserError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
 
 
 def combine(fingerprints: list[str]) -> str:

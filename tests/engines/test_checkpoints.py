@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from stages.engines import checkpoints
 from stages.engines.presets import CONTEXT_LENGTH, PRESETS, make_byte_tokenizer, make_model
 from stages.errors import UserError
-from stages.shards.lineage import Lineage
+from stages.shards.lineage import Lineage, read_lineage, write_lineage
 
 CPU = torch.device("cpu")
 LINEAGE = Lineage(stage="sft", schema_version=1, config={"preset": "tiny"}, seed=0, fingerprint="f00d")
@@ -24,7 +24,7 @@ TOKENIZER = make_byte_tokenizer()
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("models") / "tiny"
-    checkpoints.save_directory(directory, *make_model("tiny", 0), LINEAGE)
+    checkpoints.save_directory(directory, *make_model("tiny", 0), lambda unfinished: write_lineage(unfinished, LINEAGE))
     return directory
 
 
@@ -156,9 +156,7 @@ def test_a_tokenizer_without_an_end_token_is_refused(directory: Path):
 
 def test_saving_again_replaces_the_whole_directory(directory: Path):
     (directory / "stale.txt").write_text("of the older model")
-    checkpoints.save_directory(
-        directory, *make_model("tiny", 1), LINEAGE, lambda unfinished: (unfinished / "more.txt").touch()
-    )
+    checkpoints.save_directory(directory, *make_model("tiny", 1), lambda unfinished: (unfinished / "more.txt").touch())
     assert (directory / "more.txt").exists()
     assert not (directory / "stale.txt").exists()
     assert [path.name for path in directory.parent.iterdir()] == [directory.name]
@@ -171,18 +169,18 @@ def test_a_failure_while_saving_leaves_the_older_model_and_no_rubbish(directory:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(UserError, match="No space left on device"):
-        checkpoints.save_directory(directory, *make_model("tiny", 1), LINEAGE, fill_the_disk)
+        checkpoints.save_directory(directory, *make_model("tiny", 1), fill_the_disk)
     assert checkpoints.digest(directory) == before
     assert [path.name for path in directory.parent.iterdir()] == [directory.name]
 
 
 def test_the_lineage_lies_beside_the_weights(directory: Path):
-    assert checkpoints.read_lineage(directory) == LINEAGE
+    assert read_lineage(directory) == LINEAGE
     (directory / "spo.json").write_text("{")
     with pytest.raises(UserError, match=r"spo\.json"):
-        checkpoints.read_lineage(directory)
+        read_lineage(directory)
     (directory / "spo.json").unlink()
-    assert checkpoints.read_lineage(directory) is None
+    assert read_lineage(directory) is None
 
 
 def test_devices_and_number_formats_are_picked_or_refused():

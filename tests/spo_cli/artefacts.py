@@ -16,7 +16,7 @@ import pyarrow as pa
 from stages.config import option
 from stages.engines import checkpoints
 from stages.engines.presets import make_byte_tokenizer
-from stages.shards.lineage import Source, describe, model_source
+from stages.shards.lineage import Source, describe, model_source, write_lineage
 from stages.shards.parts import open_artefact, source
 from stages.shards.schemas import ADVANTAGES, CUTPOINTS, TRAJECTORIES, Schema
 from stages.shards.writing import open_part
@@ -104,7 +104,7 @@ def make_run(folder: Path) -> Path:
     make_byte_tokenizer().save_pretrained(model)
     config = {"architectures": ["Qwen2ForCausalLM"], "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 258}
     (model / "config.json").write_text(json.dumps(config))
-    checkpoints.write_lineage(model, describe("sft", None, Options(), (Source("arithmetic", "7a5c" * 8, "task"),)))
+    write_lineage(model, describe("sft", None, Options(), (Source("arithmetic", "7a5c" * 8, "task"),)))
     iteration = run / "000"
     trajectories = write(
         iteration / "trajectories",
