@@ -194,11 +194,13 @@ def _iteration(recipe: Recipe, table: RunTable, number: int, policy: str, first:
     learn = recipe.config("train", train.Config, advantages=value.out, model=policy, out=here / "checkpoint")
     trajectories = questions * sample.num_generations
     steps = learn.epochs * math.ceil(trajectories / learn.batch_size)
+    scheduled = learn.lr_schedule != "constant" or learn.warmup_ratio > 0 or learn.warmup_steps
     learn = dataclasses.replace(
         learn,
         seed=learn.seed + number,
         reference_model=learn.reference_model or first,
-        total_steps=learn.total_steps or table.iterations * steps,  # one schedule over the whole run
+        # One schedule over the whole run; without one, a finished run can be given more iterations.
+        total_steps=learn.total_steps or (table.iterations * steps if scheduled else None),
     )
     return Iteration(sample, cut, dataclasses.replace(value, seed=value.seed + number), learn)
 

@@ -1,0 +1,173 @@
+"""The commands as a user types them: chained, killed at any moment, interrupted by a scheduler, on real questions."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from stages.engines.presets import make_model
+from tests.chains import rows
+from tests.command_lives import Commands
+from tests.shards.samples import files
+
+MOMENTS = 10
+ENGINE = ("--threads", "1", "--max-batch-rows", "16")
+QUESTIONS = ("--task", "arithmetic", "--task-arg", "operations=1", "--max-tokens", "24", *ENGINE)
+
+
+@pytest.fixture(scope="module")
+def spo() -> Iterator[Commands]:
+    with Commands() as commands:
+        commands.run("--version")  # so that the first measured life does not wait for imports
+        yield commands
+
+
+def command(verb: str, chain: Path, out: Path) -> list[str | Path]:
+    """Work of a dozen chunks."""
+    asked = (*QUESTIONS, "--num-questions", "12", "--num-generations", "2", "--chunk-questions", "1")
+    return [
+        *{
+            "rollout": ("rollout", "--model", chain / "policy", *asked),
+            "eval": ("eval", "--model", chain / "policy", *asked, "--temperature", "1"),
+            "estimate": ("estimate", chain / "cutpoints", "--rollouts", "2", *ENGINE, "--chunk-trajectories", "4"),
+        }[verb],
+        *("--out", out),
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["rollout", "estimate", "eval"])
+def test_killed_at_any_moment_and_run_again_a_stage_ends_with_the_same_bytes(
+    verb: str, spo: Commands, chain: Path, tmp_path: Path
+):
+    unbroken = spo.finish(*command(verb, chain, tmp_path / "unbroken"))
+    expected = files(tmp_path / "unbroken")
+    assert list(expected) == ["part-00000-of-00001.parquet"]
+    found_at_work = 0
+    for moment in range(1, MOMENTS + 1):
+        out = tmp_path / f"killed-{moment}"
+        killed = spo.run(*command(verb, chain, out), seconds=unbroken.seconds * moment / (MOMENTS + 1))
+        assert killed.code in (-signal.SIGKILL, 0)
+        found_at_work += any(out.glob(".part-*/chunk-*"))
+        again = spo.finish(*command(verb, chain, out))
+        assert ("resuming" in again.stderr) == any("resuming" in path.read_text() for path in out.glob("_logs/*"))
+        assert files(out) == expected
+    assert found_at_work >= 2, "some must have been killed between two chunks"
+
+
+def start_and_wait_for_a_chunk(arguments: list[str | Path], out: Path) -> subprocess.Popen[str]:
+    """The real command, well into its work."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "spo_cli", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not any(out.glob(".part-*/chunk-*")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    return process
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("verb", "sent"), [("rollout", signal.SIGTERM), ("estimate", signal.SIGUSR1)])
+def test_a_scheduler_s_signal_ends_a_stage_with_code_4_and_one_line(
+    verb: str, sent: signal.Signals, spo: Commands, chain: Path, tmp_path: Path
+):
+    work = {"rollout": ["--num-questions", "60"], "estimate": ["--rollouts", "15"]}[verb]
+    arguments = [*command(verb, chain, tmp_path / "out"), *work]
+    process = start_and_wait_for_a_chunk(arguments, tmp_path / "out")
+    process.send_signal(sent)
+    process.send_signal(sent)  # schedulers repeat themselves
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 4, stderr
+    told = [line for line in stderr.splitlines() if line.startswith(f"spo {verb}:")]
+    assert len(told) == 1, stderr
+    assert f"stopped by {sent.name}" in told[0]
+    assert "chunks committed" in told[0]
+    assert "Traceback" not in stderr
+    assert not list((tmp_path / "out").glob("*.parquet"))
+    again = spo.finish(*arguments)
+    assert "resuming" in again.stderr
+    spo.finish(*command(verb, chain, tmp_path / "unbroken"), *work)
+    assert files(tmp_path / "out") == files(tmp_path / "unbroken")
+
+
+def test_a_chain_of_array_tasks_typed_by_hand(spo: Commands, policy: Path, tmp_path: Path):
+    """Each stage as an array of three; the third stage's tasks are fewer than the parts."""
+    here = tmp_path / "000"
+
+    def array(count: int, *arguments: str | Path) -> None:
+        for task in range(count):
+            names = {"ID": task, "COUNT": count, "MIN": 0, "MAX": count - 1, "STEP": 1}
+            variables = {f"SLURM_ARRAY_TASK_{name}": str(number) for name, number in names.items()}
+            spo.finish(*arguments, variables=variables)
+
+    asked = ("--num-questions", "7", "--num-generations", "2", "--stop", "?")
+    array(3, "rollout", "--model", policy, *QUESTIONS, *asked, "--out", here / "trajectories")
+    array(3, "segment", here / "trajectories", "--out", here / "cutpoints")
+    array(2, "estimate", here / "cutpoints", "--rollouts", "2", *ENGINE, "--out", here / "advantages")
+    spo.finish("train", here / "advantages", "--out", here / "checkpoint", "--threads", "1", "--learning-rate", "1e-4")
+    spo.finish("eval", "--model", here / "checkpoint", *QUESTIONS, "--num-questions", "3", "--out", here / "eval")
+
+    assert len(list((here / "advantages").glob("*.parquet"))) == 3
+    trajectories, advantages = (pd.read_parquet(here / name) for name in ("trajectories", "advantages"))
+    assert len(trajectories) == 14
+    assert set(advantages["trajectory_id"]) == set(trajectories["trajectory_id"])
+    assert len(pd.read_parquet(here / "eval")) == 3
+    assert (here / "checkpoint" / "model.safetensors").is_file()
+    again = spo.finish("estimate", here / "cutpoints", "--rollouts", "2", *ENGINE, "--out", here / "advantages")
+    assert "up to date" in again.stdout, "the stop strings of the trajectories are those of the rollouts"
+
+
+def test_what_is_wrong_is_one_line_and_its_exit_code(spo: Commands, chain: Path, tmp_path: Path):
+    for arguments, code, message in [
+        (["segment", tmp_path / "none", "--out", tmp_path / "out"], 3, "does not exist"),
+        (["segment", chain / "cutpoints", "--out", tmp_path / "out"], 2, "`spo estimate` takes it"),
+        (["estimate", chain / "cutpoints", "--model", "./none", "--out", tmp_path / "out"], 2, "no model directory"),
+        (["rollout", "--model", chain / "policy", "--task", "chess", "--out", tmp_path / "out"], 2, "unknown task"),
+        (["run", tmp_path / "none.toml"], 2, "cannot be read"),
+    ]:
+        life = spo.run(*arguments)
+        assert (life.code, len(life.stderr.splitlines())) == (code, 1), life.stderr
+        assert message in life.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_five_commands_over_real_questions(spo: Commands, shared: Path, tmp_path: Path):
+    model, tokenizer = make_model("tiny", 0)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    asked = ("--task", "gsm8k", "--data", shared / "data" / "gsm8k", "--max-tokens", "24", "--threads", "1")
+    few = ("--num-questions", "64", "--num-generations", "2", "--shuffle-seed", "1")
+    spo.finish("rollout", "--model", tmp_path / "model", *asked, *few, "--out", tmp_path / "trajectories")
+    spo.finish("segment", tmp_path / "trajectories", "--interval", "12", "--out", tmp_path / "cutpoints")
+    value = ("--rollouts", "2", "--threads", "1", "--out", tmp_path / "advantages")
+    spo.finish("estimate", tmp_path / "cutpoints", *value)
+    spo.finish("train", tmp_path / "advantages", "--threads", "1", "--out", tmp_path / "checkpoint")
+    spo.finish("eval", "--model", tmp_path / "checkpoint", *asked, "--num-questions", "8", "--out", tmp_path / "eval")
+
+    names = ("trajectories", "cutpoints", "advantages", "eval")
+    trajectories, cutpoints, advantages, answers = (pd.read_parquet(tmp_path / name) for name in names)
+    assert len(trajectories) == 128
+    assert len({*trajectories["question_id"]}) == 64
+    for segments in (cutpoints, advantages):
+        joined = segments.merge(trajectories, on="trajectory_id", validate="many_to_one")
+        assert len(joined) == len(segments)
+        assert {*joined["trajectory_id"]} == {*trajectories["trajectory_id"]}
+    both = advantages.merge(cutpoints, on=["trajectory_id", "segment"], validate="one_to_one")
+    assert len(both) == len(advantages) == len(cutpoints)
+    questions = pd.read_parquet(shared / "data" / "gsm8k" / "train.parquet")
+    for row in rows(tmp_path / "trajectories")[::16]:
+        number = int(row["question_id"].rpartition("-")[2])
+        assert str(questions["question"][number]) in row["prompt"]
+        assert row["prompt_token_ids"] == list(row["prompt"].encode())
+    assert answers["question_id"].tolist() == [f"gsm8k-test-{i}" for i in range(8)]
