@@ -60,8 +60,8 @@ def encode_examples(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[st
     the prompt would not be the one that a rollout reads, the two are tokenised apart.
     """
     end = tokenizer.eos_token_id
-    prompts = tokenizer([prompt for prompt, _ in pairs])["input_ids"]
-    wholes = tokenizer([prompt + solution for prompt, solution in pairs])["input_ids"]
+    prompts = tokenizer([prompt for prompt, _ in pairs], verbose=False)["input_ids"]
+    wholes = tokenizer([prompt + solution for prompt, solution in pairs], verbose=False)["input_ids"]
     examples = []
     for prompt, whole, (_, solution) in zip(prompts, wholes, pairs, strict=True):
         if not prompt:

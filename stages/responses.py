@@ -54,7 +54,7 @@ def tokenize_prompts(
     Raises:
       UserError: a prompt that is empty, or leaves no room for a response in the context.
     """
-    prompts = [np.asarray(tokenizer(question.prompt)["input_ids"], dtype=np.int32) for question in questions]
+    prompts = [np.asarray(tokenizer(question.prompt, verbose=False)["input_ids"], np.int32) for question in questions]
     for question, prompt in zip(questions, prompts, strict=True):
         if prompt.size == 0:
             raise UserError(f"question {question.id} has an empty prompt; give every question at least one token")
