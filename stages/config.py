@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
 import typing
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -65,11 +66,14 @@ def validate(config: Any) -> None:
     Raises:
       UserError: naming the flag, what it takes and what was given.
     """
-    types = field_types(type(config))
+    hints = field_types(type(config))
     for field in dataclasses.fields(config):
-        value, type_ = getattr(config, field.name), types[field.name]
-        if get_origin(type_) is Literal and value not in get_args(type_):
-            raise UserError(f"{flag(field)} must be one of {', '.join(map(str, get_args(type_)))}; got {value!r}")
+        value = getattr(config, field.name)
+        choices = [
+            choice for kind in _kinds(hints[field.name]) if get_origin(kind) is Literal for choice in get_args(kind)
+        ]
+        if choices and value is not None and value not in choices:
+            raise UserError(f"{flag(field)} must be one of {', '.join(map(str, choices))}; got {value!r}")
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         bounds = field.metadata
@@ -90,6 +94,11 @@ def results_config(config: Any) -> dict[str, Any]:
         for field in dataclasses.fields(config)
         if field.metadata["result"]
     }
+
+
+def _kinds(type_: Any) -> tuple[Any, ...]:
+    """The members of a union, or the type itself."""
+    return get_args(type_) if get_origin(type_) in (typing.Union, types.UnionType) else (type_,)
 
 
 def _json_value(value: Any) -> Any:

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stages.config import option
-
-Split = Literal["train", "validation", "test"]
+from stages.tasks import Split
 
 
 @dataclass(frozen=True, kw_only=True)
