@@ -12,7 +12,7 @@ import pytest
 from stages.errors import FingerprintMismatch, UserError
 from stages.shards.schemas import TRAJECTORIES
 from stages.tasks import open_task
-from tests.chains import ARITHMETIC, footer, rows, sample, with_context
+from tests.chains import ARITHMETIC, footer, make_constant, rows, sample, with_context
 from tests.shards.samples import Notes, files
 
 TASK = open_task("arithmetic", None, ARITHMETIC["task_arg"])
@@ -160,6 +160,12 @@ def test_a_response_depends_on_seed_question_and_number_alone(policy: Path, tmp_
         assert by_id[row["trajectory_id"]] == row
     assert [row["token_ids"] for row in rows(tmp_path / "seeded")] != [row["token_ids"] for row in everything]
     assert len({tuple(row["token_ids"]) for row in everything}) > 4, "responses to one question must differ"
+
+
+def test_questions_and_responses_do_not_share_random_numbers(tmp_path: Path):
+    model = make_constant(tmp_path / "model", {chr(97 + i): 0.038 for i in range(26)}, 0.012)
+    sample(tmp_path / "out", model)
+    assert len({tuple(row["token_ids"][:5]) for row in rows(tmp_path / "out")}) == 12
 
 
 def test_a_shuffled_selection_keeps_the_names_of_its_questions(policy: Path, tmp_path: Path):
