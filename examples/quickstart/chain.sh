@@ -16,7 +16,7 @@ for ((i = 0; i < iterations; i++)); do
   spo segment "$here/trajectories" --interval 4 --out "$here/cutpoints"
   spo estimate "$here/cutpoints" --rollouts 4 --threads 1 --seed "$i" --out "$here/advantages"
   spo train "$here/advantages" --learning-rate 1e-4 --epochs 4 --threads 1 --seed "$i" \
-    --per-device-batch-size 32 --gradient-accumulation-steps 1 --total-steps $((16 * iterations)) \
+    --per-device-batch-size 32 --gradient-accumulation-steps 1 \
     --reference-model "$out/start/checkpoint" --out "$here/checkpoint"
   policy=$here/checkpoint
 done
