@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,14 +22,13 @@ from stages.flags import EngineFlags, OutputFlags
 from stages.progress import Progress, Silent, Summary
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
     from transformers import PreTrainedTokenizerBase
 
+    from stages.cuts import Cuts
     from stages.engines.sampling import Sampler, Usage
-    from stages.maths.partition import Segments
     from stages.maths.ragged import Ragged
-    from stages.shards.parts import Artefact, Part
+    from stages.shards.parts import Artefact
     from stages.tasks import Task
 
 
@@ -81,26 +79,6 @@ class _Resolved(Config):
     partition: str | None = option("How the trajectories were cut; None where the cutpoints do not say.")
 
 
-@dataclass(frozen=True)
-class Cuts:
-    """The segments of one part with what is needed of their trajectories, the trajectories of a question side by side.
-
-    Attributes:
-      rows: [S] the cutpoints rows, in the order of `segments`.
-      segments: the same as numbers; `trajectory` counts the rows of `trajectories`.
-      wanted: bool [S], whether the value of the segment's start state is to be estimated.
-      trajectories: [N] question_id, reference, reward.
-      prompts, responses: N ragged rows of token ids, int32.
-    """
-
-    rows: pa.Table
-    segments: Segments
-    wanted: np.ndarray
-    trajectories: pa.Table
-    prompts: Ragged
-    responses: Ragged
-
-
 def run(config: Config, progress: Progress = Silent()) -> Summary:
     """Estimates the parts of this shard; each part of the cutpoints becomes the part of the same number.
 
@@ -108,11 +86,12 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
       UserError: wrong options, an input of another stage, missing columns, a model or task that cannot be told.
       IncompleteInput: parts of the input are missing or torn.
     """
+    from stages.cuts import check_room, chunk_by_question, load_cuts
     from stages.engines import checkpoints
     from stages.engines.sampling import open_sampler
     from stages.shards import schemas
     from stages.shards.lineage import describe, model_source
-    from stages.shards.origin import is_other_model
+    from stages.shards.origin import compare_model
     from stages.shards.parts import follow, open_artefact, source
     from stages.shards.sharding import resolve, split
     from stages.shards.writing import open_part
@@ -125,14 +104,7 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
     task = open_task(asked.task, None, asked.task_arg)
     model_dir = checkpoints.resolve(asked.model)
     model = model_source(asked.model, checkpoints.digest(model_dir), config.out)
-    notes = []
-    if is_other_model(trajectories, model):
-        if config.model is None:
-            raise UserError(
-                f"the model {asked.model} has changed since the trajectories {trajectories.path} were sampled, and "
-                "values are wanted of the policy that sampled them: pass --model PATH"
-            )
-        notes.append(f"{asked.model} is not the model that sampled the trajectories")
+    notes = compare_model(trajectories, model, named=config.model is not None)
     totals, written = {"sampled": 0, "prefilled": 0}, []
     for part in [cutpoints.parts[i] for i in split(len(cutpoints.parts), resolve(config.shard))]:
         inputs = (source(cutpoints, config.out, part), source(trajectories, config.out))
@@ -148,7 +120,7 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
         ) as writer:
             if not writer.up_to_date:
                 cuts = load_cuts(cutpoints, part, trajectories)
-                _check_room(cuts, asked.max_tokens)
+                check_room(cuts, asked.max_tokens)
                 chunks = chunk_by_question(cuts, config.chunk_trajectories)
                 sampler = open_sampler(model_dir=model_dir, **config.engine_options())
                 tokenizer = checkpoints.load_tokenizer(model_dir)
@@ -172,7 +144,7 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
         tokens_sampled=totals["sampled"],
         tokens_prefilled=totals["prefilled"],
         figures={name: sum(of_part.get(name, 0) for of_part in counts) for name in ("states", "rollouts")},
-        notes=tuple(notes),
+        notes=notes,
     )
 
 
@@ -198,56 +170,6 @@ def complete(config: Config, cutpoints: Artefact, trajectories: Artefact) -> _Re
     cut_by = cutpoints.parts[0].lineage
     given: dict[str, Any] = {field.name: getattr(config, field.name) for field in dataclasses.fields(Config)}
     return _Resolved(**given | values, partition=cut_by.config["partition"] if cut_by else None)
-
-
-def load_cuts(cutpoints: Artefact, part: Part, trajectories: Artefact) -> Cuts:
-    """One part of the cutpoints, joined with its trajectories.
-
-    Raises:
-      UserError: segments of unknown trajectories, or that do not cover a response; stretches of trees.
-    """
-    import numpy as np
-    import pyarrow.compute as pc
-
-    from stages.maths.advantages import states_to_estimate
-    from stages.maths.partition import Segments
-    from stages.shards.tables import ragged
-
-    columns = ["trajectory_id", "parent_id", "question_id", "prompt_token_ids", "token_ids", "reference", "reward"]
-    aligned = part.lineage and len(trajectories.parts) == part.count
-    table = trajectories.read(trajectories.parts[part.index], columns) if aligned else trajectories.read_all(columns)
-    if table["parent_id"].null_count != table.num_rows:
-        raise UserError(f"{trajectories.path} holds stretches of trees; Monte Carlo values are of whole responses")
-    rows = cutpoints.read(part, cutpoints.schema.names)
-    owner = pc.index_in(rows["trajectory_id"], value_set=table["trajectory_id"].combine_chunks())
-    if owner.null_count:
-        unknown = rows["trajectory_id"].filter(pc.is_null(owner))[0].as_py()
-        raise UserError(f"{part.path} cuts trajectory {unknown}, which is not in {trajectories.path}")
-
-    owner, start = owner.to_numpy().astype(np.int64), rows["start"].to_numpy().astype(np.int64)
-    question = table["question_id"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
-    order = np.lexsort((start, owner, question[owner]))
-    rows, owner, start = _take(rows, order), owner[order], start[order]
-    begins = np.diff(owner, prepend=-1) != 0
-    table, trajectory = _take(table, owner[begins]), np.cumsum(begins) - 1
-    segments = Segments(trajectory, start, rows["end"].to_numpy().astype(np.int64))
-    responses = ragged(table["token_ids"])
-    _check_cover(segments, responses.lengths, part)
-    by_cutpoints = part.lineage is not None and part.lineage.config["partition"] == "cutpoints"
-    wanted = states_to_estimate(segments, ragged(rows["cutpoints"]) if by_cutpoints else None)
-    return Cuts(rows, segments, wanted, table, ragged(table["prompt_token_ids"]), responses)
-
-
-def chunk_by_question(cuts: Cuts, size: int) -> list[range]:
-    """Trajectories in stretches of about `size` that never divide a question, so that equal states meet."""
-    import numpy as np
-
-    question = cuts.trajectories["question_id"].combine_chunks().dictionary_encode().indices.to_numpy()
-    borders = [0]
-    for end in [*np.flatnonzero(np.diff(question)) + 1, question.size]:
-        if end - borders[-1] >= size or end == question.size:
-            borders.append(int(end))
-    return [range(start, stop) for start, stop in pairwise(borders) if stop > start]
 
 
 def estimate_chunk(
@@ -341,37 +263,3 @@ def advantage_table(cuts: Cuts, chunk: range, segments: slice, rewards: Ragged) 
         "value_std": pa.array(values.std, from_pandas=True),
     }
     return pa.table([columns[name] for name in ADVANTAGES.names], schema=ADVANTAGES.arrow)
-
-
-def _take(table: pa.Table, rows: np.ndarray) -> pa.Table:
-    """These rows of a table; without a copy where they are all of them in order, as in what our own stages write."""
-    import numpy as np
-    import pyarrow as pa
-
-    return table if np.array_equal(rows, np.arange(table.num_rows)) else table.take(pa.array(rows))
-
-
-def _check_cover(segments: Segments, lengths: np.ndarray, part: Part) -> None:
-    """Segments must cover each response from its first token to its last, without a gap."""
-    import numpy as np
-
-    expected = np.where(segments.is_first, 0, np.roll(segments.end, 1))
-    wrong = segments.start != expected
-    wrong[segments.is_last] |= segments.end[segments.is_last] != lengths
-    if wrong.any():
-        i = int(np.argmax(wrong))
-        raise UserError(
-            f"the segments in {part.path} must cover each response without gaps; one of {segments.start[i]} to "
-            f"{segments.end[i]} does not fit a response of {lengths[segments.trajectory[i]]} tokens"
-        )
-
-
-def _check_room(cuts: Cuts, max_tokens: int) -> None:
-    """Every state must lie before the limit, or its rollouts have no token left."""
-    late = cuts.wanted & (cuts.segments.start >= max_tokens)
-    if late.any():
-        row = int(cuts.segments.trajectory[late.argmax()])
-        raise UserError(
-            f"trajectory {cuts.trajectories['trajectory_id'][row]} has {cuts.responses.lengths[row]} tokens, which "
-            f"leaves no room for rollouts within --max-tokens {max_tokens}: pass the limit that it was sampled with"
-        )

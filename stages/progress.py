@@ -1,4 +1,4 @@
-"""What a stage tells while it works (`Progress`) and when it is done (`Summary`). Printing is the surface's business."""
+"""What a stage tells while it works (`Progress`) and when it is done (`Summary`). The surface prints it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Progress(Protocol):
         ...
 
     def advance(self, done: int = 0, tokens: int = 0, **figures: float) -> None:
-        """`done` more units are finished, `tokens` more tokens went through; figures such as reward or loss are shown."""
+        """`done` more units are finished, `tokens` more went through; figures such as reward or loss are shown."""
         ...
 
     def note(self, line: str) -> None:

@@ -119,7 +119,7 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise UserError(f"{where} must be a {hint.__name__}; got {value!r}")
+        raise UserError(f"{where} must be of type {hint.__name__}; got {value!r}")
     return value
 
 

@@ -11,7 +11,7 @@ from stages.engines.torch import OPTIMISER_FILE
 from stages.errors import UserError
 from stages.shards.files import file_digest
 from stages.shards.lineage import Source, model_source, read_lineage, relative_path
-from stages.shards.origin import sampling_model
+from stages.shards.origin import compare_model, sampling_model
 from stages.shards.parts import Artefact, follow, open_artefact, source
 from stages.shards.schemas import ADVANTAGES, TRAJECTORIES
 
@@ -84,12 +84,9 @@ def find_starting_point(
         digest = file_digest(state, status.st_size, status.st_mtime_ns)
         inputs.append(Source(relative_path(state, out), digest, "optimizer"))
         before = read_lineage(policy)
-    told = sampled.parts[0].lineage
-    notes = []
-    if told is None:
-        notes.append(f"{sampled.path} has no lineage")
-    elif told.model and told.model.fingerprint != mine.fingerprint:
-        notes.append(f"{name} is not the model that sampled the trajectories ({told.model.path})")
+    notes = compare_model(sampled, mine, named=model is not None)
+    if sampled.parts[0].lineage is None:
+        notes = (f"{sampled.path} has no lineage",)
     return StartingPoint(
         advantages=rows,
         trajectories=sampled,
@@ -100,7 +97,7 @@ def find_starting_point(
         temperature=_sampling_temperature(sampled) if temperature is None else temperature,
         model=mine,
         inputs=tuple(inputs),
-        notes=tuple(notes),
+        notes=notes,
     )
 
 

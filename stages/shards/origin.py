@@ -27,7 +27,21 @@ def sampling_model(artefact: Artefact, flag: str = "--model") -> str | None:
     return lineage.model.path
 
 
-def is_other_model(artefact: Artefact, model: Source) -> bool:
-    """Whether an artefact says that it was sampled with other weights than these."""
+def compare_model(artefact: Artefact, model: Source, *, named: bool) -> tuple[str, ...]:
+    """What a reader should know where a model is not, by its weights, the one that sampled an artefact.
+
+    Args:
+      named: whether the user named the model; else it was found through the artefact's lineage.
+
+    Raises:
+      UserError: it was found, and has changed since.
+    """
     lineage = artefact.parts[0].lineage
-    return bool(lineage and lineage.model and lineage.model.fingerprint != model.fingerprint)
+    if lineage is None or lineage.model is None or lineage.model.fingerprint == model.fingerprint:
+        return ()
+    if named:
+        return (f"{model.path} is not the model that sampled {artefact.path} ({lineage.model.path})",)
+    raise UserError(
+        f"the model {model.path} has changed since {artefact.path} was sampled with it, and the policy that sampled is "
+        "wanted: pass --model PATH"
+    )

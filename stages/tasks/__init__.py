@@ -112,7 +112,7 @@ def read_options(cls: type[T], task: str, options: Mapping[str, str]) -> T:
         try:
             values[key] = types[key](text)
         except ValueError as error:
-            raise UserError(f"--task-arg {key} must be a {types[key].__name__}; got {text!r}") from error
+            raise UserError(f"--task-arg {key} must be of type {types[key].__name__}; got {text!r}") from error
     try:
         return cls(**values)
     except UserError as error:  # a bound, which names the field as if it were a flag

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages import estimate, segment
+from stages.cuts import load_cuts
 from stages.maths.ragged import Ragged, offsets_of
 from stages.shards import schemas
 from stages.shards.lineage import describe
@@ -65,7 +66,7 @@ def run_segment(source: Path, out: Path) -> None:
 def run_arithmetic(source: Path, cuts_at: Path, out: Path, random: np.random.Generator) -> float:
     """The estimate stage around its rollouts; returns the seconds spent on making up rewards, to be left out."""
     cutpoints, sampled = (open_artefact(path) for path in (cuts_at, source))
-    cuts = estimate.load_cuts(cutpoints, cutpoints.parts[0], sampled)
+    cuts = load_cuts(cutpoints, cutpoints.parts[0], sampled)
     start = time.perf_counter()
     draws = offsets_of(np.where(cuts.wanted, ROLLOUTS, 0))
     rewards = Ragged(random.integers(0, 2, draws[-1]).astype(np.float32), draws)

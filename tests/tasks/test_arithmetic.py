@@ -123,7 +123,7 @@ def test_options_change_the_task():
     ("arg", "problem"),
     [
         ("digits=3", "no option 'digits'; its options and their defaults: operations=6, wrong_share=0.2"),
-        ("operations=six", "operations must be a int; got 'six'"),
+        ("operations=six", "operations must be of type int; got 'six'"),
         ("operations=0", "operations must be at least 1; got 0"),
         ("wrong_rate=1.5", "wrong_rate must be at most 1; got 1.5"),
         ("operations", "key=value"),

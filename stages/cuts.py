@@ -1,0 +1,110 @@
+"""The segments of one part of cutpoints, joined with what is needed of their trajectories, question by question."""
+
+# pyarrow.compute makes its functions at import time:
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from stages.errors import UserError
+from stages.maths.advantages import states_to_estimate
+from stages.maths.partition import Segments
+from stages.maths.ragged import Ragged
+from stages.shards.parts import Artefact, Part
+from stages.shards.tables import ragged
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """The segments of one part with what is needed of their trajectories, the trajectories of a question side by side.
+
+    Attributes:
+      rows: [S] the cutpoints rows, in the order of `segments`.
+      segments: the same as numbers; `trajectory` counts the rows of `trajectories`.
+      wanted: bool [S], whether the value of the segment's start state is to be estimated.
+      trajectories: [N] question_id, reference, reward.
+      prompts, responses: N ragged rows of token ids, int32.
+    """
+
+    rows: pa.Table
+    segments: Segments
+    wanted: np.ndarray
+    trajectories: pa.Table
+    prompts: Ragged
+    responses: Ragged
+
+
+def load_cuts(cutpoints: Artefact, part: Part, trajectories: Artefact) -> Cuts:
+    """One part of the cutpoints, joined with its trajectories.
+
+    Raises:
+      UserError: segments of unknown trajectories, or that do not cover a response; stretches of trees.
+    """
+    columns = ["trajectory_id", "parent_id", "question_id", "prompt_token_ids", "token_ids", "reference", "reward"]
+    aligned = part.lineage and len(trajectories.parts) == part.count
+    table = trajectories.read(trajectories.parts[part.index], columns) if aligned else trajectories.read_all(columns)
+    if table["parent_id"].null_count != table.num_rows:
+        raise UserError(f"{trajectories.path} holds stretches of trees; Monte Carlo values are of whole responses")
+    rows = cutpoints.read(part, cutpoints.schema.names)
+    owner = pc.index_in(rows["trajectory_id"], value_set=table["trajectory_id"].combine_chunks())
+    if owner.null_count:
+        unknown = rows["trajectory_id"].filter(pc.is_null(owner))[0].as_py()
+        raise UserError(f"{part.path} cuts trajectory {unknown}, which is not in {trajectories.path}")
+
+    owner, start = owner.to_numpy().astype(np.int64), rows["start"].to_numpy().astype(np.int64)
+    question = table["question_id"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+    order = np.lexsort((start, owner, question[owner]))
+    rows, owner, start = _take(rows, order), owner[order], start[order]
+    begins = np.diff(owner, prepend=-1) != 0
+    table, trajectory = _take(table, owner[begins]), np.cumsum(begins) - 1
+    segments = Segments(trajectory, start, rows["end"].to_numpy().astype(np.int64))
+    responses = ragged(table["token_ids"])
+    _check_cover(segments, responses.lengths, part)
+    by_cutpoints = part.lineage is not None and part.lineage.config["partition"] == "cutpoints"
+    wanted = states_to_estimate(segments, ragged(rows["cutpoints"]) if by_cutpoints else None)
+    return Cuts(rows, segments, wanted, table, ragged(table["prompt_token_ids"]), responses)
+
+
+def chunk_by_question(cuts: Cuts, size: int) -> list[range]:
+    """Trajectories in stretches of about `size` that never divide a question, so that equal states meet."""
+    question = cuts.trajectories["question_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+    borders = [0]
+    for end in [*np.flatnonzero(np.diff(question)) + 1, question.size]:
+        if end - borders[-1] >= size or end == question.size:
+            borders.append(int(end))
+    return [range(start, stop) for start, stop in pairwise(borders) if stop > start]
+
+
+def _take(table: pa.Table, rows: np.ndarray) -> pa.Table:
+    """These rows of a table; without a copy where they are all of them in order, as in what our own stages write."""
+    return table if np.array_equal(rows, np.arange(table.num_rows)) else table.take(pa.array(rows))
+
+
+def _check_cover(segments: Segments, lengths: np.ndarray, part: Part) -> None:
+    """Segments must cover each response from its first token to its last, without a gap."""
+    expected = np.where(segments.is_first, 0, np.roll(segments.end, 1))
+    wrong = segments.start != expected
+    wrong[segments.is_last] |= segments.end[segments.is_last] != lengths
+    if wrong.any():
+        i = int(np.argmax(wrong))
+        raise UserError(
+            f"the segments in {part.path} must cover each response without gaps; one of {segments.start[i]} to "
+            f"{segments.end[i]} does not fit a response of {lengths[segments.trajectory[i]]} tokens"
+        )
+
+
+def check_room(cuts: Cuts, max_tokens: int) -> None:
+    """Raises UserError if a state does not lie before the limit: its rollouts would have no token left."""
+    late = cuts.wanted & (cuts.segments.start >= max_tokens)
+    if late.any():
+        row = int(cuts.segments.trajectory[late.argmax()])
+        raise UserError(
+            f"trajectory {cuts.trajectories['trajectory_id'][row]} has {cuts.responses.lengths[row]} tokens, which "
+            f"leaves no room for rollouts within --max-tokens {max_tokens}: pass the limit that it was sampled with"
+        )
