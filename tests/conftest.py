@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
 import pytest
+
+from stages.shards import sharding
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are fastest so; children inherit it
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches out
@@ -20,6 +23,12 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs the data and golden numbers in {SHARED}, which is not part of the project")
     return SHARED
+
+
+@pytest.fixture(autouse=True)
+def no_earlier_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal is no echo of one that an earlier test sent to this process."""
+    monkeypatch.setattr(sharding, "_interrupted_at", -math.inf)
 
 
 @pytest.fixture(scope="session")
