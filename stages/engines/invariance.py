@@ -37,7 +37,7 @@ def attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor,
+    attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
@@ -49,7 +49,12 @@ def attention(
 
     Returns:
       [B, T, H, D], and no weights.
+
+    Raises:
+      ValueError: no mask; a model that a sampler has taken over is not for other forward passes.
     """
+    if attention_mask is None:
+        raise ValueError("this model belongs to a sampler, whose attention takes a mask with every call; load another")
     batch, heads, length, width = query.shape
     groups = key.shape[1]
     if length == 1:  # the heads of a group become the queries of one block
