@@ -16,7 +16,7 @@ test: $(VENV)/installed
 check: $(VENV)/installed
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/pyright
+	@$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: $(VENV)/installed
 	@$(BIN)/ruff check --fix .

@@ -226,7 +226,7 @@ def _load_from_hub(name: str, options: Options) -> dict[Split, list[Row]]:
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(_SUFFIXES):
         raise UserError(f"there is no file or directory {name}")
     try:
-        import datasets
+        import datasets  # pyright: ignore[reportMissingImports] -- the extra `hub`
     except ImportError as error:
         raise UserError(
             f"{name} is no file here; to load it from the Hugging Face hub, install the datasets package: "

@@ -129,9 +129,9 @@ def run_trl(
     model: Any, pairs: list[tuple[str, list[int]]], steps: int, checkpointing: bool, between: Any
 ) -> list[float]:
     """CPU seconds of each of TRL's optimiser steps; calls `between` after each."""
-    from datasets import Dataset
+    from datasets import Dataset  # pyright: ignore[reportMissingImports] -- the extra `bench`
     from transformers import PrinterCallback, TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportMissingImports] -- the extra `bench`
 
     from stages.engines.presets import make_byte_tokenizer
 
