@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -142,6 +143,32 @@ def test_what_is_wrong_is_one_line_and_its_exit_code(spo: Commands, chain: Path,
 
 
 @pytest.mark.slow
+def test_a_disk_too_small_for_the_policy_is_one_line_and_leaves_nothing(chain: Path, tmp_path: Path):
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["unshare", "-Urm", "sh", "-c", f'mount -t tmpfs -o size=300k none {small} && "$0" "$@"; code=$?; '
+             f'ls -A {small}; exit $code']  # fmt: skip
+    if not shutil.which("unshare") or subprocess.run([*mount, "true"], capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small file system (unshare -Urm)")
+    train = [
+        sys.executable,
+        "-m",
+        "spo_cli",
+        "train",
+        chain / "advantages",
+        "--out",
+        small / "policy",
+        "--threads",
+        "1",
+    ]
+    result = subprocess.run([*mount, *train], capture_output=True, text=True)
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.splitlines()[-1].startswith(f"spo train: cannot write {small / 'policy'}: ")
+    assert "No space left" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout.split() == []  # the half-written policy is gone
+
+
 def test_five_commands_over_real_questions(spo: Commands, shared: Path, tmp_path: Path):
     model, tokenizer = make_model("tiny", 0)
     model.save_pretrained(tmp_path / "model")

@@ -195,6 +195,8 @@ def save_directory(
     Raises:
       UserError: the disk is full or the place is not writable; nothing is left half-written.
     """
+    from safetensors import SafetensorError
+
     unfinished = directory.with_name(f".{directory.name}.unfinished")
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -205,8 +207,10 @@ def save_directory(
         if write_more:
             write_more(unfinished)
         replace_directory(unfinished, directory)
-    except OSError as error:
-        raise UserError(f"cannot write {directory}: {_first_line(error)}") from error
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"cannot write {directory}: {_first_line(error)}; make room or choose another place, then run this again"
+        ) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
