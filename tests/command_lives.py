@@ -42,14 +42,19 @@ class Commands:
         self,
         *arguments: str | Path,
         seconds: float | None = None,
+        chunks: tuple[Path, int] | None = None,
         with_signal: int = signal.SIGKILL,
         variables: Mapping[str, str] = {},
     ) -> Life:
-        """One command, under further environment variables; after `seconds` it is sent the signal."""
+        """One command, under further environment variables.
+
+        It is sent the signal after `seconds`, or once so many chunks are committed in the artefact that it writes.
+        """
         assert self._server.stdin
         assert self._server.stdout
         asked = {"arguments": [str(argument) for argument in arguments], "variables": {**variables}}
-        self._server.stdin.write(json.dumps(asked | {"seconds": seconds, "signal": int(with_signal)}) + "\n")
+        asked |= {"seconds": seconds, "chunks": chunks and [str(chunks[0]), chunks[1]], "signal": int(with_signal)}
+        self._server.stdin.write(json.dumps(asked) + "\n")
         self._server.stdin.flush()
         return Life(**json.loads(self._server.stdout.readline()))
 
@@ -69,9 +74,20 @@ def live(asked: dict[str, Any], log: Path) -> Life:
     if asked["seconds"] is not None:
         time.sleep(asked["seconds"])
         os.kill(child, asked["signal"])
+    if asked["chunks"] is not None:
+        wait_for_chunks(child, *asked["chunks"])
+        os.kill(child, asked["signal"])
     _, status = os.waitpid(child, 0)
     told = [(log.with_suffix(suffix)).read_text() for suffix in (".out", ".err")]
     return Life(os.waitstatus_to_exitcode(status), time.monotonic() - began, *told)
+
+
+def wait_for_chunks(child: int, artefact: str, number: int) -> None:
+    """Until so many chunks lie there, or the child has ended (it stays to be waited for)."""
+    while len(list(Path(artefact).glob(".part-*/chunk-*"))) < number:
+        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return
+        time.sleep(0.0005)
 
 
 def be(arguments: Sequence[str], variables: dict[str, str], log: Path) -> None:

@@ -54,7 +54,10 @@ def test_killed_at_any_moment_and_run_again_a_stage_ends_with_the_same_bytes(
     found_at_work = 0
     for moment in range(1, MOMENTS + 1):
         out = tmp_path / f"killed-{moment}"
-        killed = spo.run(*command(verb, chain, out), seconds=unbroken.seconds * moment / (MOMENTS + 1))
+        if moment % 2:  # anywhere in its life
+            killed = spo.run(*command(verb, chain, out), seconds=unbroken.seconds * moment / (MOMENTS + 1))
+        else:  # in the middle of its work, wherever that is on this machine
+            killed = spo.run(*command(verb, chain, out), chunks=(out, moment // 2))
         assert killed.code in (-signal.SIGKILL, 0)
         found_at_work += any(out.glob(".part-*/chunk-*"))
         again = spo.finish(*command(verb, chain, out))
