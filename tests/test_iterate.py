@@ -156,7 +156,7 @@ def test_killed_at_random_moments_a_run_ends_with_the_same_artefacts(recipe: Pat
     random, kills = Random(0), 0
     for _ in range(10):
         kills += spo.run(*command("killed"), seconds=unbroken.seconds * random.uniform(0.05, 0.35)).code == -9
-    assert kills >= 4, "it must have been killed at work"
+    assert kills >= 2, "no life is longer than a third of the work"
     spo.finish(*command("killed"))
     found = artefacts(tmp_path / "killed")
     assert found.keys() == expected.keys()
