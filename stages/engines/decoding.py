@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -109,7 +110,8 @@ class Batch:
         place = np.maximum(self.start + self.drawn - 1, 0)[: self.rows]
         position = self._on_device(place)[:, None]
         self.bias[torch.arange(self.rows, device=self.device), position[:, 0]] = 0
-        length = key_length(int(place[self.active].max()) + 1, self.queries)
+        spans = self._spans(np.where(self.active, place + 1, 1))
+        length = max(keys for _, keys in spans)
         self.cache.aim(slice(0, self.rows), position, length)
         output = self.decoder(
             input_ids=tokens[:, None],
@@ -117,24 +119,30 @@ class Batch:
             position_ids=position,
             past_key_values=self.cache,
             use_cache=True,
+            spans=spans,
         )
         self.hidden[: self.rows] = output.last_hidden_state[:, 0]
 
-    def shrink(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Drops free rows for good when enough are free; returns the tokens of the rows that stay."""
-        active = self.active
-        rows = whole_blocks(int(active.sum()))
-        if rows > 0.75 * self.rows:
-            return tokens
-        moving = np.flatnonzero(active[rows:]) + rows
-        free = np.flatnonzero(~active[:rows])[: len(moving)]
-        for column in (self.sample, self.start, self.drawn, self.limit, self.key):
-            column[free] = column[moving]
-        to, of = self._on_device(free), self._on_device(moving)
-        for column in (self.bias, self.tokens, self.logprobs, tokens):
-            column[to] = column[of]
-        if len(moving):
-            self.cache.copy(to, self.cache, of, int((self.start + self.drawn)[free].max()))
+    def arrange(self, tokens: torch.Tensor, *, shrink: bool) -> torch.Tensor:
+        """Sorts the rows into blocks of like length, free ones last, and with `shrink` drops blocks that are free.
+
+        Attention spans the longest row of a block. Rows that are in their block already stay where they are.
+        Returns the tokens of the rows, as they now stand.
+        """
+        rows = whole_blocks(int(self.active.sum())) if shrink else self.rows
+        length = np.where(self.active, (self.start + self.drawn)[: self.rows], 0)
+        order = np.argsort(-length, kind="stable")[:rows]
+        stays = order // ROWS == np.arange(rows) // ROWS
+        places = np.setdiff1d(np.arange(rows), order[stays])
+        moved = order[~stays]
+        if len(moved):
+            for column in (self.sample, self.start, self.drawn, self.limit, self.key):
+                column[places] = column[moved]
+            to, of = self._on_device(places), self._on_device(moved)
+            for column in (self.bias, self.tokens, self.logprobs, tokens):
+                column[to] = column[of]
+            blocks = [np.flatnonzero((places // ROWS == block) & (length[moved] > 0)) for block in range(rows // ROWS)]
+            self.cache.move([(moved[b], places[b], int(length[moved[b]].max())) for b in blocks if len(b)])
         self.rows, self.usable = rows, min(rows, self.usable)
         return tokens[:rows]
 
@@ -150,6 +158,17 @@ class Batch:
         ]
         self.sample[rows] = -1
         return found
+
+    def _spans(self, needed: np.ndarray) -> list[tuple[slice, int]]:
+        """Runs of rows, in blocks, that attend to the same number of keys; on a GPU one run, as launches cost more."""
+        block = self.rows if self.device.type == "cuda" else ROWS
+        longest = [key_length(int(keys), self.queries) for keys in needed.reshape(-1, block).max(axis=1)]
+        runs = [(keys, len(list(run))) for keys, run in groupby(longest)]
+        ends = np.cumsum([0, *(count for _, count in runs)]).tolist()
+        return [
+            (slice(first * block, last * block), keys)
+            for (first, last), (keys, _) in zip(pairwise(ends), runs, strict=True)
+        ]
 
     def _on_device(self, column: np.ndarray) -> torch.Tensor:
         return torch.tensor(column, device=self.device)

@@ -11,6 +11,7 @@ token. With MKL these hold (tests/engines/test_sampling_invariance.py asks for t
 from __future__ import annotations
 
 import types
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,7 +19,6 @@ from torch import nn
 from torch.nn import functional as F
 
 ROWS = 32
-_KEYS = 64
 
 
 def whole_blocks(rows: int) -> int:
@@ -28,8 +28,8 @@ def whole_blocks(rows: int) -> int:
 
 def key_length(keys: int, queries: int) -> int:
     """How many keys to attend to, masked ones included, when `keys` are needed by blocks of `queries` queries."""
-    rounded = max(1, -(-keys // _KEYS)) * _KEYS
-    return rounded if queries == 1 or rounded <= 256 else -(-rounded // 512) * 512
+    block = 32 if queries == 1 else 64 if keys <= 256 else 512
+    return max(1, -(-keys // block)) * block
 
 
 def attention(
@@ -39,6 +39,7 @@ def attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
+    spans: Sequence[tuple[slice, int]] | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention as transformers' modules call it, with grouped heads and an additive mask, and no copies of the keys.
@@ -46,6 +47,7 @@ def attention(
     Args:
       query: [B, H, T, D]. key, value: [B, G, L, D], H a multiple of G.
       attention_mask: [B, 1, T, L], 0 or -inf.
+      spans: for T = 1, which rows need how many keys; None: all of them L.
 
     Returns:
       [B, T, H, D], and no weights.
@@ -59,7 +61,17 @@ def attention(
     groups = key.shape[1]
     if length == 1:  # the heads of a group become the queries of one block
         folded = query.reshape(batch, groups, heads // groups, width)
-        out = F.scaled_dot_product_attention(folded, key, value, attn_mask=attention_mask, scale=scaling)
+        parts = [
+            F.scaled_dot_product_attention(
+                folded[rows],
+                key[rows, :, :keys],
+                value[rows, :, :keys],
+                attn_mask=attention_mask[rows, ..., :keys],
+                scale=scaling,
+            )
+            for rows, keys in spans or [(slice(None), key.shape[2])]
+        ]
+        out = parts[0] if len(parts) == 1 else torch.cat(parts)
         return out.reshape(batch, 1, heads, value.shape[-1]), None
     if heads != groups and query.is_cuda:  # the fused kernels there take no groups beside a mask
         key, value = (x.repeat_interleave(heads // groups, dim=1) for x in (key, value))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import Cache, PreTrainedConfig
 
@@ -45,6 +47,16 @@ class Rows(Cache):
     def copy(self, targets: torch.Tensor, source: Rows, rows: torch.Tensor, length: int) -> None:
         """Copies the first `length` positions of the source's rows [N] to rows `targets` [N] of this one."""
         self.data[..., :length, :].index_copy_(0, targets, source.data[..., :length, :].index_select(0, rows))
+
+    def move(self, moves: Sequence[tuple[np.ndarray, np.ndarray, int]]) -> None:
+        """Copies rows (from, to, how many positions), as if all at once: a row may be left and taken."""
+        on_device = [[torch.from_numpy(rows).to(self.data.device) for rows in move[:2]] for move in moves]
+        lengths = [move[2] for move in moves]
+        held = [
+            self.data[..., :length, :].index_select(0, of) for (of, _), length in zip(on_device, lengths, strict=True)
+        ]
+        for (_, to), length, copied in zip(on_device, lengths, held, strict=True):
+            self.data[..., :length, :].index_copy_(0, to, copied)
 
 
 def bytes_per_token(config: PreTrainedConfig, dtype: torch.dtype) -> int:

@@ -20,6 +20,7 @@ from transformers import AttentionInterface
 
 from stages.engines import checkpoints, invariance
 from stages.engines.decoding import Batch, Queue
+from stages.engines.invariance import ROWS, whole_blocks
 from stages.engines.keyvalues import bytes_per_token
 from stages.engines.prefill import PrefixStore, Ready
 from stages.engines.prefixes import paths
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _ATTENTION = "spo"
-_MOST_ROWS = {"cpu": 256, "cuda": 512}
 _REPORT_EVERY = 8  # steps
+_ARRANGE_EVERY = 16  # steps
 
 AttentionInterface.register(_ATTENTION, invariance.attention)
 
@@ -50,12 +51,14 @@ class TransformersSampler:
           max_batch_rows: most samples in flight; None: 256 on a CPU, 512 on a GPU, fewer where memory is short.
 
         Raises:
-          UserError: the model does not attend to its whole context, or max_batch_rows is below 1.
+          UserError: the model does not attend to its whole context, or does more to its logits than its output head;
+            max_batch_rows is below 1.
         """
         if max_batch_rows is not None and max_batch_rows < 1:
             raise UserError(f"max_batch_rows must be at least 1; got {max_batch_rows}")
         self.context_length = checkpoints.context_length(model.config)
         _require_full_attention(model.config, self.context_length)
+        _require_plain_head(model)
         model.set_attn_implementation(_ATTENTION)
         invariance.block_linears(model)
         self.model, self.tokenizer, self.max_batch_rows = model, tokenizer, max_batch_rows
@@ -132,9 +135,11 @@ class _Call:
             if step % _REPORT_EVERY == 0:
                 on_tokens(finished, self.sampled - reported)
                 finished, reported = 0, self.sampled
-            if not waiting:
-                tokens = batch.shrink(tokens)
-            if batch.active.any():
+            active = int(batch.active.sum())
+            if active:
+                shrink = not waiting and whole_blocks(active) <= 0.75 * batch.rows
+                if shrink or step % _ARRANGE_EVERY == 0:
+                    tokens = batch.arrange(tokens, shrink=shrink)
                 batch.advance(tokens)
         on_tokens(finished, self.sampled - reported)
         samples = cast("list[Sample]", self.samples)
@@ -203,16 +208,14 @@ class _Call:
 
 
 def _sizes(sampler: TransformersSampler, longest: int, span: int, samples: int) -> tuple[int, int]:
-    """Rows of the batch, each `span` tokens, and paths of the store, each `longest` tokens, that memory allows."""
-    on_gpu = sampler.model.device.type == "cuda"
-    if on_gpu:
-        free = torch.cuda.mem_get_info(sampler.model.device)[0]
+    """Rows of the batch, of `span` tokens each, and paths of the store, of `longest` each, that memory has room for."""
+    if sampler.model.device.type == "cuda":
+        most, memory = 512, torch.cuda.mem_get_info(sampler.model.device)[0] / 2
     else:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        most, memory = 256, min(4 * 2**30, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 4)
     per_token = bytes_per_token(sampler.model.get_decoder().config, sampler.model.dtype)
-    rows = int(0.4 * free / (per_token * span))
-    most = sampler.max_batch_rows or min(_MOST_ROWS["cuda" if on_gpu else "cpu"], max(32, rows // 32 * 32))
-    return min(most, samples), max(1, int(0.2 * free / (per_token * longest)))
+    room = max(ROWS, int(memory / (per_token * span)) // ROWS * ROWS)
+    return min(sampler.max_batch_rows or min(most, room), samples), max(1, int(memory / 2 / (per_token * longest)))
 
 
 def _require_full_attention(config: PreTrainedConfig, context_length: int) -> None:
@@ -232,6 +235,19 @@ def _require_full_attention(config: PreTrainedConfig, context_length: int) -> No
                 f"the {config.model_type} model has {what}; the transformers engine samples from "
                 "decoder-only models with full attention, such as Qwen2 or Llama"
             )
+
+
+@torch.inference_mode()
+def _require_plain_head(model: Any) -> None:
+    """Raises UserError for models that scale or cap what their output head gives."""
+    one = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
+    expected = model(one, use_cache=False).logits.float()
+    found = model.get_output_embeddings()(model.get_decoder()(one, use_cache=False).last_hidden_state).float()
+    if not torch.allclose(found, expected, rtol=1e-2, atol=1e-2, equal_nan=True):
+        raise UserError(
+            f"the {model.config.model_type} model does more to its logits than its output head does; "
+            "the transformers engine would sample from other probabilities than the model's"
+        )
 
 
 def _end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -197,6 +198,20 @@ def test_models_with_a_sliding_window_are_refused() -> None:
     windowed = make("qwen2", use_sliding_window=True, sliding_window=16, max_window_layers=0)
     with pytest.raises(UserError, match="full attention"):
         sampler(windowed)
+
+
+def test_models_that_scale_their_logits_are_refused() -> None:
+    from transformers import GraniteConfig, GraniteForCausalLM
+
+    shape: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    config = GraniteConfig(vocab_size=40, logits_scaling=8.0, initializer_range=0.5, **shape)
+    with pytest.raises(UserError, match="more to its logits"):
+        sampler(GraniteForCausalLM(config).eval())
 
 
 @pytest.mark.parametrize(
