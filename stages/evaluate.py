@@ -5,8 +5,8 @@ Every response is a row; the accuracies, each with its standard error over quest
 
 from __future__ import annotations
 
+import dataclasses
 import math
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,8 +16,6 @@ from stages.progress import Progress, Silent, Summary
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-    from stages.responses import Response
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,23 +40,12 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
     from stages.responses import write_responses
     from stages.shards import schemas
 
-    started = time.monotonic()
-    work = write_responses("eval", schemas.EVALUATION, config, response_table, accuracies, progress)
+    summary, scores = write_responses("eval", schemas.EVALUATION, config, accuracies, progress)
     figures = {}
-    for name, (mean, error) in work.part.lineage.summary.items():
+    for name, (mean, error) in scores.items():
         figures[name] = mean
         figures[f"{name} standard error"] = math.nan if error is None else error
-    return Summary(
-        stage="eval",
-        out=str(config.out),
-        rows=work.part.rows,
-        seconds=time.monotonic() - started,
-        up_to_date=work.part.up_to_date,
-        tokens_sampled=work.sampled,
-        tokens_prefilled=work.prefilled,
-        reward=figures.get(f"avg@{config.num_generations}"),
-        figures=figures,
-    )
+    return dataclasses.replace(summary, reward=figures.get(f"avg@{config.num_generations}"), figures=figures)
 
 
 def accuracies(responses: pa.Table) -> dict[str, tuple[float, float]]:
@@ -89,26 +76,3 @@ def accuracies(responses: pa.Table) -> dict[str, tuple[float, float]]:
         budgets = [2**i for i in range(1, k.bit_length()) if 2**i < k] + [k]
         scores |= {f"pass@{j}": pass_at_k(np.full(total, k), right, j) for j in budgets}
     return {name: mean_and_standard_error(values) for name, values in scores.items()}
-
-
-def response_table(responses: list[Response]) -> pa.Table:
-    """One row per response, in the columns of `schemas.EVALUATION`."""
-    import pyarrow as pa
-
-    from stages.shards.schemas import EVALUATION
-
-    columns = {
-        "response_id": [f"{response.question.id}/{response.index}" for response in responses],
-        "question_id": [response.question.id for response in responses],
-        "sample": [response.index for response in responses],
-        "prompt": [response.question.prompt for response in responses],
-        "prompt_token_ids": [response.prompt_token_ids for response in responses],
-        "token_ids": [response.sample.token_ids for response in responses],
-        "logprobs": [response.sample.logprobs for response in responses],
-        "text": [response.grade.text for response in responses],
-        "finish_reason": [response.sample.finish_reason for response in responses],
-        "answer": [response.grade.answer for response in responses],
-        "reference": [response.question.reference for response in responses],
-        "reward": [response.grade.reward for response in responses],
-    }
-    return pa.table(columns, schema=EVALUATION.arrow)

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from stages.engines import checkpoints
 from stages.engines.sampling import Request, Sample, Sampler, SamplingParams, Usage, open_sampler
 from stages.errors import UserError
 from stages.flags import ResponseFlags
 from stages.maths.randomness import random_key
-from stages.progress import Progress
+from stages.progress import Progress, Summary
 from stages.shards import sharding
 from stages.shards.lineage import Source, describe, model_source
 from stages.shards.schemas import Schema
-from stages.shards.writing import PartWriter, open_part
+from stages.shards.writing import open_part
 from stages.tasks import Question, Task, open_task
 from stages.tasks.selection import select
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from transformers import PreTrainedTokenizerBase
 
 
@@ -123,29 +124,45 @@ def respond(
     return [Response(*row, graded) for row, graded in zip(drawn, grades, strict=True)], usage
 
 
-@dataclass(frozen=True)
-class Written:
-    """A part of responses, and the tokens that this call spent on it."""
-
-    part: PartWriter
-    sampled: int
-    prefilled: int
+def response_table(responses: Sequence[Response], schema: Schema) -> pa.Table:
+    """One row per response, in the columns of `TRAJECTORIES` (whole responses: chains) or `EVALUATION`."""
+    identifiers = [f"{response.question.id}/{response.index}" for response in responses]
+    columns = {
+        "trajectory_id": identifiers,
+        "response_id": identifiers,
+        "parent_id": [None] * len(responses),
+        "question_id": [response.question.id for response in responses],
+        "sample": [response.index for response in responses],
+        "depth": [0] * len(responses),
+        "prompt": [response.question.prompt for response in responses],
+        "prompt_token_ids": [response.prompt_token_ids for response in responses],
+        "token_ids": [response.sample.token_ids for response in responses],
+        "logprobs": [response.sample.logprobs for response in responses],
+        "text": [response.grade.text for response in responses],
+        "finish_reason": [response.sample.finish_reason for response in responses],
+        "answer": [response.grade.answer for response in responses],
+        "reference": [response.question.reference for response in responses],
+        "reward": [response.grade.reward for response in responses],
+    }
+    return pa.table({name: columns[name] for name in schema.names}, schema=schema.arrow)
 
 
 def write_responses(
     stage: str,
     schema: Schema,
     config: ResponseFlags,
-    to_table: Callable[[list[Response]], pa.Table],
     summarise: Callable[[pa.Table], Mapping[str, Any]],
     progress: Progress,
-) -> Written:
+) -> tuple[Summary, dict[str, Any]]:
     """One part of responses to this shard's questions, chunk by chunk: the whole of `rollout` and `eval`.
 
     Args:
-      to_table: responses → rows of the schema.
       summarise: question_id, token_ids, finish_reason, answer, reward of all rows → what the part's footer says.
+
+    Returns:
+      how it ended, and what the footer says: the verb puts that into the summary's reward and figures.
     """
+    started = time.monotonic()
     task = open_task(config.task, config.data, config.task_arg)
     questions = select(task, config.split, config.num_questions, config.skip_questions, config.shuffle_seed)
     shard = sharding.resolve(config.shard)
@@ -187,7 +204,18 @@ def write_responses(
                     on_tokens=progress.advance,
                 )
                 sampled, prefilled = sampled + usage.sampled, prefilled + usage.prefilled
-                part.commit(i, to_table(responses), {"sampled": usage.sampled}, {"prefilled": usage.prefilled})
+                part.commit(
+                    i, response_table(responses, schema), {"sampled": usage.sampled}, {"prefilled": usage.prefilled}
+                )
             rows = part.committed(["question_id", "token_ids", "finish_reason", "answer", "reward"])
             part.finish(summarise(rows))
-    return Written(part, sampled, prefilled)
+    summary = Summary(
+        stage=stage,
+        out=str(config.out),
+        rows=part.rows,
+        seconds=time.monotonic() - started,
+        up_to_date=part.up_to_date,
+        tokens_sampled=sampled,
+        tokens_prefilled=prefilled,
+    )
+    return summary, dict(part.lineage.summary)

@@ -8,7 +8,7 @@ One row per response: the exact token ids, their log-probabilities, the answer t
 
 from __future__ import annotations
 
-import time
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,8 +18,6 @@ from stages.progress import Progress, Silent, Summary
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-    from stages.responses import Response
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,20 +38,8 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
     from stages.responses import write_responses
     from stages.shards import schemas
 
-    started = time.monotonic()
-    work = write_responses("rollout", schemas.TRAJECTORIES, config, trajectory_table, reward_statistics, progress)
-    figures = dict(work.part.lineage.summary)
-    return Summary(
-        stage="rollout",
-        out=str(config.out),
-        rows=work.part.rows,
-        seconds=time.monotonic() - started,
-        up_to_date=work.part.up_to_date,
-        tokens_sampled=work.sampled,
-        tokens_prefilled=work.prefilled,
-        reward=figures.pop("reward", None),
-        figures=figures,
-    )
+    summary, figures = write_responses("rollout", schemas.TRAJECTORIES, config, reward_statistics, progress)
+    return dataclasses.replace(summary, reward=figures.pop("reward", None), figures=figures)
 
 
 def reward_statistics(trajectories: pa.Table) -> dict[str, float]:
@@ -71,27 +57,3 @@ def reward_statistics(trajectories: pa.Table) -> dict[str, float]:
         "completions/mean_length": pc.mean(pc.list_value_length(trajectories["token_ids"])).as_py(),
         "completions/clipped_ratio": pc.mean(pc.equal(trajectories["finish_reason"], "length")).as_py(),
     }
-
-
-def trajectory_table(responses: list[Response]) -> pa.Table:
-    """One row per response, in the columns of `schemas.TRAJECTORIES`."""
-    import pyarrow as pa
-
-    from stages.shards.schemas import TRAJECTORIES
-
-    columns = {
-        "trajectory_id": [f"{response.question.id}/{response.index}" for response in responses],
-        "parent_id": [None] * len(responses),
-        "question_id": [response.question.id for response in responses],
-        "depth": [0] * len(responses),
-        "prompt": [response.question.prompt for response in responses],
-        "prompt_token_ids": [response.prompt_token_ids for response in responses],
-        "token_ids": [response.sample.token_ids for response in responses],
-        "logprobs": [response.sample.logprobs for response in responses],
-        "text": [response.grade.text for response in responses],
-        "finish_reason": [response.sample.finish_reason for response in responses],
-        "answer": [response.grade.answer for response in responses],
-        "reference": [response.question.reference for response in responses],
-        "reward": [response.grade.reward for response in responses],
-    }
-    return pa.table(columns, schema=TRAJECTORIES.arrow)
