@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from spo_cli.trajectory import Segment, Trajectory, token_texts, unlikely_tokens
+from spo_cli.trajectory import Segment, Trajectory, readable_tokens, unlikely_tokens
 from stages.engines import checkpoints
+from stages.engines.token_texts import Decode, decoder
 from stages.errors import UserError
 from stages.shards.foreign import KEYS
 from stages.shards.parts import Artefact, follow
@@ -48,7 +48,7 @@ def excerpt(
     responses = follow(artefact, TRAJECTORIES, trajectories) if stage in _SEGMENT_COLUMNS else artefact
     response = _response(responses, chosen)
     decode, note = _decoder(responses)
-    tokens, guessed = token_texts(response["token_ids"], response["text"], decode)
+    tokens, guessed = readable_tokens(response["token_ids"], response["text"], decode)
     segments = _segments(artefact, chosen) if stage in _SEGMENT_COLUMNS else ()
     unlikely = frozenset() if segments else unlikely_tokens(response["logprobs"])
     facts = {name.replace("_", " "): _told(response[name]) for name in _FACTS if response.get(name) is not None}
@@ -103,7 +103,7 @@ def _segments(artefact: Artefact, identifier: str) -> tuple[Segment, ...]:
     return tuple(Segment(**{**row, "cutpoints": tuple(row["cutpoints"])}) for row in rows)
 
 
-def _decoder(responses: Artefact) -> tuple[Callable[[Sequence[int]], str] | None, str]:
+def _decoder(responses: Artefact) -> tuple[Decode | None, str]:
     """How token ids become text: by the tokenizer of the model in the lineage, if it is on this machine."""
     lineage = responses.parts[0].lineage
     if lineage is None or lineage.model is None:
@@ -116,8 +116,7 @@ def _decoder(responses: Artefact) -> tuple[Callable[[Sequence[int]], str] | None
 
         fast = Tokenizer.from_file(str(directory / "tokenizer.json"))
         return lambda ids: fast.decode(list(ids), skip_special_tokens=False), ""
-    slow = checkpoints.load_tokenizer(directory)
-    return lambda ids: str(slow.decode(list(ids))), ""
+    return decoder(checkpoints.load_tokenizer(directory)), ""
 
 
 def _model_directory(path: str, base: Path) -> Path | None:

@@ -6,17 +6,21 @@ model wrote is shown printably: a response cannot move the cursor.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from spo_cli.figures import ZERO
+from stages.engines.token_texts import Decode, token_texts
+from stages.maths.partition import find_cutpoints
+from stages.maths.ragged import Ragged
+from stages.segment import Config as SegmentConfig
 
-UNLIKELY = 0.9  # the paper's ρ, for tables that do not know theirs yet
+UNLIKELY = SegmentConfig.rho  # for tables that do not know their ρ yet
 _VISIBLE = {"\n": "⏎", "\t": "⇥"}
 
 
@@ -126,41 +130,21 @@ def printable(text: str) -> str:
     )
 
 
-def token_texts(
-    ids: Sequence[int], text: str | None, decode: Callable[[Sequence[int]], str] | None
-) -> tuple[list[str], str]:
+def readable_tokens(ids: Sequence[int], text: str | None, decode: Decode | None) -> tuple[list[str], str]:
     """One text per token, and a line that says so where the ids had to do.
 
     Without a tokenizer's `decode`, a text of as many bytes as there are tokens (or one fewer: the end-of-text) is taken
     as one byte per token; else the ids themselves are shown.
     """
     if decode is not None:
-        return decode_each(ids, decode), ""
+        return token_texts(decode, ids), ""
     data = (text or "").encode()
     if data and len(data) in (len(ids), len(ids) - 1):
         rest = ["<end>"] * (len(ids) - len(data))
-        return decode_each(data, lambda part: bytes(part).decode(errors="replace")) + rest, ""
+        return token_texts(lambda part: bytes(part).decode(errors="replace"), data) + rest, ""
     return [f"{one} " for one in ids], "No tokenizer is known here, so tokens are shown as ids."
 
 
-def decode_each(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[str]:
-    """Text of each token, so that together they are the decoded whole.
-
-    A token is decoded after the one before it, because tokenizers treat the start of a text in their own way. Tokens
-    that end inside a character are empty and the one that completes it holds it.
-    """
-    texts, context, begin = [], 0, 0
-    for end in range(1, len(ids) + 1):
-        before, now = decode(ids[context:begin]), decode(ids[context:end])
-        if now.endswith("\N{REPLACEMENT CHARACTER}") and end < len(ids):
-            texts.append("")
-        else:
-            texts.append(now[len(before) :])
-            context, begin = begin, end
-    return texts
-
-
 def unlikely_tokens(logprobs: Sequence[float]) -> frozenset[int]:
-    """Offsets of the tokens sampled with a probability below `UNLIKELY`."""
-    limit = math.log(UNLIKELY)
-    return frozenset(offset for offset, logprob in enumerate(logprobs) if logprob < limit)
+    """Offsets of the tokens that `spo segment` would take for cutpoints, left to its defaults."""
+    return frozenset(np.flatnonzero(find_cutpoints(Ragged.of([logprobs], np.float32), UNLIKELY)).tolist())

@@ -157,7 +157,7 @@ def _make_cut(config: Config, trajectories: Artefact) -> tuple[Cut, tuple[Source
 
 def _delimiter_cut(config: Config, trajectories: Artefact) -> tuple[Cut, tuple[Source, ...]]:
     from stages.engines import checkpoints
-    from stages.engines.token_texts import token_texts
+    from stages.engines.token_texts import decoder, token_texts
     from stages.maths import partition as cuts
     from stages.maths.ragged import Ragged
     from stages.shards.lineage import model_source
@@ -170,12 +170,12 @@ def _delimiter_cut(config: Config, trajectories: Artefact) -> tuple[Cut, tuple[S
             "tokens: pass --tokenizer MODEL"
         )
     directory = checkpoints.resolve(model)
-    tokenizer = checkpoints.load_tokenizer(directory)
+    decode = decoder(checkpoints.load_tokenizer(directory))
 
     def cut(tokens: Ragged, logprobs: Ragged, flags: np.ndarray) -> Segments:
         import numpy as np
 
-        starts = [cuts.delimiter_starts(token_texts(tokenizer, row), config.delimiter) for row in tokens]
+        starts = [cuts.delimiter_starts(token_texts(decode, row), config.delimiter) for row in tokens]
         return cuts.at_boundaries(tokens.lengths, Ragged.of(starts, np.int64))
 
     return cut, (model_source(model, checkpoints.digest(directory), config.out),)

@@ -7,18 +7,18 @@ from functools import cache
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from stages.engines.presets import make_byte_tokenizer
-from stages.engines.token_texts import token_texts
+from stages.engines.token_texts import Decode, decoder, token_texts
 
 
 @cache
-def one_byte_each() -> PreTrainedTokenizerBase:
-    return make_byte_tokenizer()
+def one_byte_each() -> Decode:
+    return decoder(make_byte_tokenizer())
 
 
-def word_pieces() -> PreTrainedTokenizerBase:
+def word_pieces() -> Decode:
     """Like SentencePiece: ▁ marks a space, and that of the first token is dropped when decoding."""
     from tokenizers import Tokenizer, decoders, models
 
@@ -26,7 +26,7 @@ def word_pieces() -> PreTrainedTokenizerBase:
     model = models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[], unk_token="<unk>")
     tokenizer = Tokenizer(model)
     tokenizer.decoder = decoders.Metaspace()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>")
+    return decoder(PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>"))
 
 
 def test_each_byte_of_plain_text_is_its_character_and_special_tokens_are_spelled_out():

@@ -9,10 +9,9 @@ from spo_cli.trajectory import (
     Segment,
     Trajectory,
     advantage_style,
-    decode_each,
     draw,
     printable,
-    token_texts,
+    readable_tokens,
     unlikely_tokens,
 )
 
@@ -104,29 +103,9 @@ def test_printable_keeps_other_scripts():
     assert printable("é数\r\u200b") == "é数\\x0d\\x200b"
 
 
-def utf8(ids) -> str:
-    return bytes(ids).decode(errors="replace")
-
-
-def test_tokens_decoded_one_by_one_are_together_the_whole():
-    ids = "aé数b".encode()
-    texts = decode_each(ids, utf8)
-    assert texts == ["a", "", "é", "", "", "数", "b"]
-    assert decode_each(ids[:-2], utf8)[-1] == "\N{REPLACEMENT CHARACTER}"  # cut off within 数
-
-
-def test_a_tokenizer_that_drops_the_first_space_keeps_the_inner_ones():
-    words = {1: " one", 2: " two"}
-    assert decode_each([1, 2, 1], lambda ids: "".join(words[one] for one in ids).removeprefix(" ")) == [
-        "one",
-        " two",
-        " one",
-    ]
-
-
 def test_without_a_tokenizer_bytes_are_read_from_the_text_else_ids_are_shown():
-    assert token_texts([1, 2, 3], "ab", None) == (["a", "b", "<end>"], "")
-    assert token_texts([1, 2], "ab", None) == (["a", "b"], "")
-    texts, note = token_texts([17, 5, 9, 4], "ab", None)
+    assert readable_tokens([1, 2, 3], "ab", None) == (["a", "b", "<end>"], "")
+    assert readable_tokens([1, 2], "ab", None) == (["a", "b"], "")
+    texts, note = readable_tokens([17, 5, 9, 4], "ab", None)
     assert texts == ["17 ", "5 ", "9 ", "4 "]
     assert "ids" in note
