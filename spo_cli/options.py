@@ -31,9 +31,10 @@ def build_command(
         execute(config(**{key: tuple(x) if isinstance(x, list) else x for key, x in values.items()}))
 
     types = field_types(config)
-    # Typer shows options in the order of the signature: what must be given comes first.
+    # Typer shows options in the order of the signature: what must be given comes first, what other verbs share last.
     fields = sorted(
-        dataclasses.fields(config), key=lambda field: (not field.metadata["argument"], not _required(field))
+        dataclasses.fields(config),
+        key=lambda field: (not field.metadata["argument"], not _required(field), _ancestor(config, field)),
     )
     parameters = [_parameter(field, types[field.name]) for field in fields]
     debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of every error.")]
@@ -74,6 +75,12 @@ def _parameter(field: dataclasses.Field[Any], annotation: Any) -> inspect.Parame
         default=list(default) if isinstance(default, tuple) else default,
         annotation=Annotated[annotation, info],
     )
+
+
+def _ancestor(config: type, field: dataclasses.Field[Any]) -> int:
+    """How far up a Config's ancestors a field is declared; 0 in the class itself."""
+    declares = [field.name in inspect.get_annotations(ancestor) for ancestor in config.__mro__]
+    return declares.index(True)
 
 
 def _required(field: dataclasses.Field[Any]) -> bool:

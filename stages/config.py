@@ -27,6 +27,7 @@ def option(
     minimum: float | None = None,
     maximum: float | None = None,
     above: float | None = None,
+    below: float | None = None,
 ) -> Any:
     """A Config field.
 
@@ -35,8 +36,8 @@ def option(
       default: left out, the option is required.
       result: whether the value can change the rows that are written (then it enters the fingerprint).
       argument: positional on the command line instead of `--name`.
-      short: a one-letter or shorter alias, e.g. "-m" or "--out".
-      minimum, maximum: inclusive bounds. above: exclusive lower bound.
+      short: another spelling of the flag, e.g. "-m" or "--output-dir".
+      minimum, maximum: inclusive bounds. above, below: exclusive ones.
     """
     metadata = {
         "help": help,
@@ -46,6 +47,7 @@ def option(
         "minimum": minimum,
         "maximum": maximum,
         "above": above,
+        "below": below,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -82,6 +84,7 @@ def validate(config: Any) -> None:
             or (bounds["minimum"] is not None and value < bounds["minimum"] and f"at least {bounds['minimum']:g}")
             or (bounds["maximum"] is not None and value > bounds["maximum"] and f"at most {bounds['maximum']:g}")
             or (bounds["above"] is not None and value <= bounds["above"] and f"greater than {bounds['above']:g}")
+            or (bounds["below"] is not None and value >= bounds["below"] and f"less than {bounds['below']:g}")
         )
         if problem:
             raise UserError(f"{flag(field)} must be {problem}; got {value}")

@@ -1,4 +1,4 @@
-"""The flags that several verbs share, each documented once: the task, the sampling, the engine, the output."""
+"""The flags that several verbs share, each documented once: the task, the machine, sampling, training, the output."""
 
 from __future__ import annotations
 
@@ -11,16 +11,22 @@ from stages.tasks import Split
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineFlags:
-    """Where and how fast; none of it changes what is sampled, but for `dtype`."""
+class MachineFlags:
+    """Where and how fast a model runs."""
 
-    engine: Literal["transformers"] = option("Sampling engine.", default="transformers", result=False)
     device: str = option("auto, cpu, cuda or cuda:N.", default="auto", result=False)
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "Number format of the model; auto is bfloat16 where the device has it, else float32.", default="auto"
-    )
     threads: int | None = option(
         "CPU threads; left out, torch decides. A tiny model is fastest with 1.", default=None, result=False, minimum=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineFlags(MachineFlags):
+    """The sampling engine; none of it changes what is sampled, but for `dtype`."""
+
+    engine: Literal["transformers"] = option("Sampling engine.", default="transformers", result=False)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "Number format of the model; auto is bfloat16 where the device has it, else float32.", default="auto"
     )
     max_batch_rows: int | None = option(
         "Most samples in flight; left out, the engine decides.", default=None, result=False, minimum=1
@@ -45,10 +51,34 @@ class OutputFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResponseFlags(EngineFlags, OutputFlags):
-    """Which questions are answered, by which model, and how tokens are chosen."""
+class TrainingFlags(MachineFlags):
+    """How a model is trained, and where it goes."""
 
-    model: str = option("The policy: a Hugging Face directory, or a name on the hub.", result=False, short="-m")
+    out: Path = option("Directory of the model that is written.", result=False, short="--output-dir")
+    adam_beta1: float = option("Decay of the first moment.", default=0.9, minimum=0, below=1)
+    adam_beta2: float = option("Decay of the second moment.", default=0.999, minimum=0, below=1)
+    weight_decay: float = option("Decoupled decay of matrices.", default=0.0, minimum=0)
+    max_grad_norm: float = option("The gradient is scaled down to this norm.", default=1.0, above=0)
+    dtype: Literal["auto", "float32", "bfloat16"] = option(
+        "Number format of the products; auto is bfloat16 where the device has it. Weights are kept in float32.",
+        default="auto",
+    )
+    gradient_checkpointing: bool = option(
+        "Recompute activations in the backward pass instead of keeping them.", default=False, result=False
+    )
+    save_every: int | None = option(
+        "Steps between checkpoints of unfinished work; left out, one every five minutes.",
+        default=None,
+        minimum=1,
+        result=False,
+    )
+    overwrite: bool = option("Replace a model that was made with another configuration.", default=False, result=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskFlags:
+    """Which questions."""
+
     task: str = option("Where questions and rewards come from: arithmetic or gsm8k.")
     data: str | None = option(
         "The task's data: a Parquet or JSONL file, a directory of them, or a name on the hub.",
@@ -57,6 +87,13 @@ class ResponseFlags(EngineFlags, OutputFlags):
     )
     task_arg: tuple[str, ...] = option("An option of the task, as key=value; may be repeated.", default=())
     split: Split = option("Which questions.", default="train")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponseFlags(TaskFlags, EngineFlags, OutputFlags):
+    """How many questions are answered, by which model, and how tokens are chosen."""
+
+    model: str = option("The policy: a Hugging Face directory, or a name on the hub.", result=False, short="-m")
     num_questions: int | None = option("Questions to answer; left out, all of the split.", default=None, minimum=1)
     skip_questions: int = option("Questions to pass over first.", default=0, minimum=0)
     shuffle_seed: int | None = option(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from stages.config import option, validate
 from stages.errors import UserError
-from stages.flags import Split
+from stages.flags import TaskFlags, TrainingFlags
 from stages.progress import Progress, Silent, Summary
 
 if TYPE_CHECKING:
@@ -31,10 +31,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(TrainingFlags, TaskFlags):
     """What `spo sft` is told."""
 
-    out: Path = option("Directory of the model that is written.", result=False, short="--output-dir")
     model: str | None = option(
         "The model to start from: a Hugging Face directory, or a name on the hub.",
         default=None,
@@ -47,13 +46,6 @@ class Config:
         default=None,
     )
     task: str = option("Where the worked solutions come from: arithmetic or gsm8k.")
-    data: str | None = option(
-        "The task's data: a Parquet or JSONL file, a directory of them, or a name on the hub.",
-        default=None,
-        result=False,
-    )
-    task_arg: tuple[str, ...] = option("An option of the task, as key=value; may be repeated.", default=())
-    split: Split = option("Which questions.", default="train")
     num_examples: int | None = option(
         "Solutions to learn from; left out, as many as the steps take, or all of the split.", default=None, minimum=1
     )
@@ -71,24 +63,8 @@ class Config:
     )
     lr_schedule: Literal["constant", "linear", "cosine"] = option("After the warm-up.", default="cosine")
     warmup_ratio: float = option("Share of the steps that warm up.", default=0.05, minimum=0, maximum=1)
-    adam_beta1: float = option("Decay of the first moment.", default=0.9, minimum=0, maximum=1)
-    adam_beta2: float = option("Decay of the second moment.", default=0.98, minimum=0, maximum=1)
-    weight_decay: float = option("Decoupled decay of matrices.", default=0.0, minimum=0)
-    max_grad_norm: float = option("The gradient is scaled down to this norm.", default=1.0, above=0)
+    adam_beta2: float = option("Decay of the second moment.", default=0.98, minimum=0, below=1)
     seed: int = option("Seed of the weights (from scratch) and of the order of the examples.", default=0)
-    dtype: Literal["auto", "float32", "bfloat16"] = option(
-        "Number format of the products; auto is bfloat16 where the device has it. Weights are kept in float32.",
-        default="auto",
-    )
-    gradient_checkpointing: bool = option(
-        "Recompute activations in the backward pass instead of keeping them.", default=False, result=False
-    )
-    device: str = option("auto, cpu, cuda or cuda:N.", default="auto", result=False)
-    threads: int | None = option(
-        "CPU threads; left out, torch decides. A tiny model is fastest with 1.", default=None, minimum=1, result=False
-    )
-    save_every: int = option("Steps between checkpoints of unfinished work.", default=500, minimum=1, result=False)
-    overwrite: bool = option("Replace a model that was made with another configuration.", default=False, result=False)
 
     def __post_init__(self) -> None:
         validate(self)
@@ -228,8 +204,8 @@ def _learn(
         metrics.append(line)
         unfinished.log(line)
         progress.advance(1, sum(example.response_tokens for example in batch), loss=line["loss"])
-        if (step + 1) % config.save_every == 0 and step + 1 < steps:
-            unfinished.save(engine, tokenizer, metrics)
+        if step + 1 < steps:
+            unfinished.save_if_due(engine, tokenizer, metrics, config.save_every)
     return metrics
 
 

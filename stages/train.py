@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stages.config import option, validate
-from stages.errors import SpoError, UserError
+from stages.errors import UserError
+from stages.flags import TrainingFlags
 from stages.progress import Progress, Silent, Summary
 
 if TYPE_CHECKING:
@@ -34,14 +35,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(TrainingFlags):
     """What `spo train` is told."""
 
     advantages: Path = option("The advantages to learn from.", argument=True, result=False)
     trajectories: Path | None = option(
         "Their trajectories; left out, where the advantages' lineage says.", default=None, result=False
     )
-    out: Path = option("Directory of the new policy.", result=False, short="--output-dir")
     model: str | None = option(
         "The policy to start from; left out, the model that sampled the trajectories.",
         default=None,
@@ -64,7 +64,7 @@ class Config:
         minimum=1,
         result=False,
     )
-    epsilon: float = option("Clip range of the ratio.", default=0.2, minimum=0, maximum=1)
+    epsilon: float = option("Clip range of the ratio.", default=0.2, minimum=0, below=1)
     epsilon_high: float | None = option("Upper clip range; left out, the same.", default=None, minimum=0)
     mask: Literal["cutpoints", "all"] = option(
         "Tokens that are trained: the probability mask, or all.", default="cutpoints"
@@ -86,44 +86,21 @@ class Config:
         default=None,
         minimum=1,
     )
-    adam_beta1: float = option("Decay of the first moment.", default=0.9, minimum=0, maximum=1)
-    adam_beta2: float = option("Decay of the second moment.", default=0.999, minimum=0, maximum=1)
     adam_epsilon: float = option("Added to the root of the second moment.", default=1e-8, above=0)
-    weight_decay: float = option("Decoupled decay of matrices.", default=0.0, minimum=0)
-    max_grad_norm: float = option("The gradient is scaled down to this norm.", default=1.0, above=0)
     max_ratio: float = option("A step whose mean ratio is above this is skipped whole.", default=10.0, above=0)
     optimizer_state: Literal["resume", "fresh"] = option(
         "Continue the optimiser's state of the policy's directory if there is one, or start anew.", default="resume"
     )
     seed: int = option("Seed of the order of the trajectories.", default=0)
-    dtype: Literal["auto", "float32", "bfloat16"] = option(
-        "Number format of the products; auto is bfloat16 where the device has it. Weights are kept in float32.",
-        default="auto",
-    )
-    gradient_checkpointing: bool = option(
-        "Recompute activations in the backward pass instead of keeping them.", default=False, result=False
-    )
     head_chunk: int | None = option(
         "Tokens per pass through the output head; left out, by the size of the vocabulary.",
         default=None,
         minimum=1,
         result=False,
     )
-    device: str = option("auto, cpu, cuda or cuda:N.", default="auto", result=False)
-    threads: int | None = option("CPU threads; left out, torch decides.", default=None, minimum=1, result=False)
-    save_every: int | None = option(
-        "Steps between checkpoints of unfinished work; left out, one every five minutes.",
-        default=None,
-        minimum=1,
-        result=False,
-    )
-    overwrite: bool = option("Replace a policy that was made with another configuration.", default=False, result=False)
 
     def __post_init__(self) -> None:
         validate(self)
-        for name in ("epsilon", "adam_beta1", "adam_beta2"):
-            if getattr(self, name) >= 1:
-                raise UserError(f"--{name.replace('_', '-')} must be below 1; got {getattr(self, name)}")
 
     @property
     def batch_size(self) -> int:
@@ -138,10 +115,6 @@ class _Resolved(Config):
     trajectories_per_step: int = option("Batch size times accumulation; how it is split changes nothing.")
     trajectories_per_pass: int | None = option("The split, where advantages are whitened by forward pass.")
     steps_before: int = option("Steps of the schedule that earlier calls took.")
-
-
-SAVE_SECONDS = 300.0
-"""Without --save-every, the most work that a killed call loses."""
 
 
 def run(config: Config, progress: Progress = Silent()) -> Summary:
@@ -245,7 +218,7 @@ def _steps(
     """One optimiser step per batch, from the last checkpoint on; the metrics of all steps."""
     from stages.engines.optimisation import update
 
-    objective, metrics, saved = _objective(config), unfinished.metrics, time.monotonic()
+    objective, metrics = _objective(config), unfinished.metrics
     progress.start("train", sum(map(len, batches)), "trajectories")
     progress.advance(sum(map(len, batches[: len(metrics)])))
     for number in range(len(metrics), len(batches)):
@@ -254,7 +227,10 @@ def _steps(
         try:
             figures = update(engine, batches[number], objective, config.per_device_batch_size, rate)
         except FloatingPointError as error:
-            raise SpoError(f"step {number + 1} of {len(batches)}: {error}; the weights before it are sound") from error
+            raise UserError(
+                f"step {number + 1} of {len(batches)}: {error}; take a lower --learning-rate, or another model if this "
+                "is its first step"
+            ) from error
         tokens, seconds = figures["num_tokens"], time.monotonic() - began
         before = metrics[-1]["num_tokens"] if metrics else 0.0
         line = {"step": number + 1, **figures, "num_tokens": before + tokens}
@@ -262,10 +238,8 @@ def _steps(
         unfinished.log(metrics[-1])
         shown = {name: figures[name] for name in ("reward", "loss", "kl") if name in figures}
         progress.advance(len(batches[number]), int(tokens), **shown)
-        due = (number + 1) % config.save_every == 0 if config.save_every else time.monotonic() - saved > SAVE_SECONDS
-        if due and number + 1 < len(batches):
-            unfinished.save(engine, tokenizer, metrics)
-            saved = time.monotonic()
+        if number + 1 < len(batches):
+            unfinished.save_if_due(engine, tokenizer, metrics, config.save_every)
     return metrics
 
 

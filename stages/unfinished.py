@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from stages.engines.optimisation import Engine
 
 METRICS_FILE = "metrics.jsonl"
+SAVE_SECONDS = 300.0
+"""Where no number of steps is asked for, the most work that a killed call loses."""
+
 Metrics = list[dict[str, float]]
 
 
@@ -42,6 +46,7 @@ class Unfinished:
     def __init__(self, directory: Path, lineage: Lineage) -> None:
         self.directory = directory
         self._lineage = lineage
+        self._saved = time.monotonic()
         self.checkpoint = next(iter(_steps(directory)), None)
         self.metrics: Metrics = []
         if self.checkpoint:
@@ -54,12 +59,21 @@ class Unfinished:
         with (self.directory / METRICS_FILE).open("a") as file:
             file.write(json.dumps(line) + "\n")
 
-    def save(self, engine: Engine, tokenizer: PreTrainedTokenizerBase, metrics: Metrics) -> None:
-        """Write a checkpoint after the steps that `metrics` holds; older ones go."""
+    def save_if_due(
+        self, engine: Engine, tokenizer: PreTrainedTokenizerBase, metrics: Metrics, every: int | None
+    ) -> None:
+        """Write a checkpoint after the steps that `metrics` holds; older ones go.
+
+        Args:
+          every: steps between checkpoints; None: `SAVE_SECONDS` since the last.
+        """
+        if len(metrics) % every if every else time.monotonic() - self._saved < SAVE_SECONDS:
+            return
         here = self.directory / f"step-{len(metrics):08d}"
         engine.save(here, tokenizer, lambda directory: write_records(directory, self._lineage, metrics))
         for other in _steps(self.directory)[1:]:
             shutil.rmtree(other)
+        self._saved = time.monotonic()
 
     def once(self, name: str, compute: Callable[[], dict[str, NDArray[np.floating]]]) -> dict[str, NDArray]:
         """Arrays that are computed by the first attempt and read by those that resume it."""
