@@ -150,8 +150,7 @@ def translate_dotted(args: Sequence[str]) -> list[str]:
 
 def _bool_keys(table: str) -> set[str]:
     """The flags of a recipe's table that take no value; [run] may hold those of every stage."""
-    from spo_cli.options import bare_type
-    from stages.config import field_types
+    from stages.config import bare_type, field_types
     from stages.iterate import TABLES
 
     configs = [config for name, config in TABLES.items() if table in (name, "run")]

@@ -6,13 +6,12 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Callable
-from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 from typer.core import TyperCommand
 
-from stages.config import field_types, flag
+from stages.config import bare_type, field_types, flag
 
 
 def build_command(
@@ -46,13 +45,6 @@ def build_command(
     command = typer.main.get_command(app)
     assert isinstance(command, TyperCommand)
     return command
-
-
-def bare_type(annotation: Any) -> Any:
-    """`X` of `X | None`, anything else as it is."""
-    if get_origin(annotation) in (UnionType, Union):
-        (annotation,) = (one for one in get_args(annotation) if one is not type(None))
-    return annotation
 
 
 def _parameter(field: dataclasses.Field[Any], annotation: Any) -> inspect.Parameter:

@@ -11,7 +11,6 @@ import dataclasses
 import math
 import types
 import typing
-from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from stages.errors import UserError
@@ -71,9 +70,8 @@ def validate(config: Any) -> None:
     hints = field_types(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        choices = [
-            choice for kind in _kinds(hints[field.name]) if get_origin(kind) is Literal for choice in get_args(kind)
-        ]
+        kind = bare_type(hints[field.name])
+        choices = get_args(kind) if get_origin(kind) is Literal else ()
         if choices and value is not None and value not in choices:
             raise UserError(f"{flag(field)} must be one of {', '.join(map(str, choices))}; got {value!r}")
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -91,22 +89,26 @@ def validate(config: Any) -> None:
 
 
 def results_config(config: Any) -> dict[str, Any]:
-    """The fields that can change what is written, as JSON values: what the fingerprint and the footer hold."""
+    """The fields that can change what is written, as JSON values: what the fingerprint and the footer hold.
+
+    A whole number where a float is meant becomes that float: `temperature = 1` is the same work as 1.0.
+    """
+    hints = field_types(type(config))
     return {
-        field.name: _json_value(getattr(config, field.name))
+        field.name: _json_value(getattr(config, field.name), bare_type(hints[field.name]))
         for field in dataclasses.fields(config)
         if field.metadata["result"]
     }
 
 
-def _kinds(type_: Any) -> tuple[Any, ...]:
-    """The members of a union, or the type itself."""
-    return get_args(type_) if get_origin(type_) in (typing.Union, types.UnionType) else (type_,)
+def bare_type(annotation: Any) -> Any:
+    """`X` of `X | None`, anything else as it is."""
+    if get_origin(annotation) in (typing.Union, types.UnionType):
+        (annotation,) = (one for one in get_args(annotation) if one is not type(None))
+    return annotation
 
 
-def _json_value(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
+def _json_value(value: Any, kind: Any) -> Any:
     if isinstance(value, tuple):
-        return [_json_value(item) for item in value]
-    return value
+        return list(value)
+    return float(value) if kind is float and value is not None else value

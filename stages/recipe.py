@@ -7,13 +7,12 @@ has an option of that name, unless the stage's own table says otherwise.
 from __future__ import annotations
 
 import tomllib
-import types
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
-from stages.config import field_types
+from stages.config import bare_type, field_types
 from stages.errors import UserError
 
 if TYPE_CHECKING:
@@ -106,9 +105,7 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
     Raises:
       UserError: a value of another type.
     """
-    if get_origin(hint) in (Union, types.UnionType):
-        options = [option for option in get_args(hint) if option is not type(None)]
-        return coerce(value, options[0], where)
+    hint = bare_type(hint)
     if get_origin(hint) is Literal:
         return value  # `validate` names the choices
     if get_origin(hint) is tuple:

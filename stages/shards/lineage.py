@@ -15,9 +15,9 @@ import os
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from stages.config import field_types, results_config
+from stages.config import results_config
 from stages.errors import UserError
 from stages.shards.schemas import Schema
 
@@ -116,7 +116,7 @@ def describe(
     lineage = Lineage(
         stage=stage,
         schema_version=schema.version if schema else 1,
-        config=_typed_config(config),
+        config=results_config(config),
         seed=getattr(config, "seed", None),
         fingerprint="",
         inputs=inputs,
@@ -206,15 +206,6 @@ def _fingerprinted(lineage: Lineage) -> Lineage:
         "part": lineage.part,
     }
     return dataclasses.replace(lineage, fingerprint=digest(canonical_json(work).encode()))
-
-
-def _typed_config(config: Any) -> dict[str, Any]:
-    """The results config with `temperature = 1` of a recipe written as the 1.0 that the flag would give."""
-    types, values = field_types(type(config)), results_config(config)
-    for name, value in values.items():
-        if isinstance(value, int) and not isinstance(value, bool) and float in (types[name], *get_args(types[name])):
-            values[name] = float(value)
-    return values
 
 
 def _version(distribution: str) -> str:

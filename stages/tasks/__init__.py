@@ -116,4 +116,5 @@ def read_options(cls: type[T], task: str, options: Mapping[str, str]) -> T:
     try:
         return cls(**values)
     except UserError as error:  # a bound, which names the field as if it were a flag
-        raise UserError(f"--task-arg {str(error).removeprefix('--').replace('-', '_', 1)}") from error
+        name, problem = str(error).removeprefix("--").split(" ", 1)
+        raise UserError(f"--task-arg {name.replace('-', '_')} {problem}") from error

@@ -125,6 +125,7 @@ def test_options_change_the_task():
         ("digits=3", "no option 'digits'; its options and their defaults: operations=6, wrong_share=0.2"),
         ("operations=six", "operations must be of type int; got 'six'"),
         ("operations=0", "operations must be at least 1; got 0"),
+        ("operations=-1", "operations must be at least 1; got -1"),
         ("wrong_rate=1.5", "wrong_rate must be at most 1; got 1.5"),
         ("operations", "key=value"),
     ],
