@@ -9,11 +9,11 @@ from pathlib import Path
 from stages.engines import checkpoints
 from stages.engines.torch import OPTIMISER_FILE
 from stages.errors import UserError
-from stages.shards.files import file_digest
 from stages.shards.lineage import Source, model_source, read_lineage, relative_path
 from stages.shards.origin import compare_model, sampling_model
 from stages.shards.parts import Artefact, follow, open_artefact, source
 from stages.shards.schemas import ADVANTAGES, TRAJECTORIES
+from stages.storage import file_digest
 
 SCHEDULE_STEPS = "schedule_steps"
 """The count, in a policy's lineage, of all optimiser steps that led to it, those skipped included."""
@@ -80,9 +80,7 @@ def find_starting_point(
             inputs.append(anchor)
     state, before = policy / OPTIMISER_FILE, None
     if continue_optimiser and state.is_file():
-        status = state.stat()
-        digest = file_digest(state, status.st_size, status.st_mtime_ns)
-        inputs.append(Source(relative_path(state, out), digest, "optimizer"))
+        inputs.append(Source(relative_path(state, out), file_digest(state), "optimizer"))
         before = read_lineage(policy)
     notes = compare_model(sampled, mine, named=model is not None)
     if sampled.parts[0].lineage is None:

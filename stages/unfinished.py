@@ -6,7 +6,6 @@ those have is how far it is. Everything appears by a rename, so whatever is ther
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 import time
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from stages.errors import FingerprintMismatch, Interrupted, SpoError, UserError
 from stages.progress import Progress
-from stages.shards.disk import disk_errors, replacing
+from stages.shards.disk import disk_errors, locked, replacing
 from stages.shards.lineage import Lineage, differences, read_lineage, write_lineage
 
 if TYPE_CHECKING:
@@ -97,19 +96,19 @@ def open_unfinished(out: Path, lineage: Lineage, *, overwrite: bool, progress: P
       UserError: another process is at it, or the disk does not take it.
     """
     directory = place(out)
-    with disk_errors(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        with _lock(directory):
-            _check_same_work(directory, lineage, overwrite)
-            unfinished = Unfinished(directory, lineage)
-            if unfinished.metrics:
-                progress.note(f"resuming {out} after step {len(unfinished.metrics)}")
-            try:
-                yield unfinished
-            except SpoError as error:
-                if not isinstance(error, Interrupted) and not _steps(directory):
-                    shutil.rmtree(directory)  # nothing was done that could be resumed
-                raise
+    with disk_errors(directory), locked(directory) as held:
+        if not held:
+            progress.note(f"{directory} has no file locks: let no other process work on {out}")
+        _check_same_work(directory, lineage, overwrite)
+        unfinished = Unfinished(directory, lineage)
+        if unfinished.metrics:
+            progress.note(f"resuming {out} after step {len(unfinished.metrics)}")
+        try:
+            yield unfinished
+        except SpoError as error:
+            if not isinstance(error, Interrupted) and not _steps(directory):
+                shutil.rmtree(directory, ignore_errors=True)  # nothing was done that could be resumed
+            raise
 
 
 def published(out: Path, lineage: Lineage, *, overwrite: bool) -> Lineage | None:
@@ -175,13 +174,3 @@ def _check_same_work(directory: Path, lineage: Lineage, overwrite: bool) -> None
         elif entry.name != "lock":
             entry.unlink()
     write_lineage(directory, lineage)
-
-
-@contextmanager
-def _lock(directory: Path) -> Iterator[None]:
-    with (directory / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another process is at work in {directory}: wait for it, or end it") from error
-        yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import inspect
 import os
@@ -13,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from stages.errors import UserError
+from stages.storage import digest
 
 
 def load_function(name: str, flag: str) -> tuple[Callable[..., Any], str]:
@@ -39,7 +39,7 @@ def load_function(name: str, flag: str) -> tuple[Callable[..., Any], str]:
         raise UserError(f"{flag} {name}: {attribute} is a {type(function).__name__}, not a function")
     file = _source_file(function) or _source_file(module)
     source = Path(file).read_bytes() if file else name.encode()
-    return function, hashlib.blake2b(source, digest_size=16).hexdigest()
+    return function, digest(source)
 
 
 def _source_file(thing: Callable[..., Any] | ModuleType) -> str | None:

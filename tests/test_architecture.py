@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 VERBS = {"rollout", "segment", "estimate", "train", "evaluate", "sft"}
-BASE = {"errors", "config", "progress"}
+BASE = {"errors", "config", "progress", "storage"}
 HEAVY = {"torch", "numpy", "pyarrow", "transformers", "tokenizers", "safetensors", "vllm", "deepspeed", "pandas"}
 # room of stages → the rooms it may import
 ALLOWED = {
@@ -56,6 +56,13 @@ def test_verbs_do_not_import_each_other():
     for verb in VERBS:
         path = ROOT / "stages" / f"{verb}.py"
         assert rooms(imports(path)) & (VERBS | {"iterate"}) <= {verb}, path
+
+
+def test_what_verbs_share_imports_no_verb():
+    shared = {path.stem for path in (ROOT / "stages").glob("*.py")} - VERBS - {"__init__", "iterate"}
+    for name in shared:
+        above = VERBS | {"iterate"} | (shared | set(ALLOWED) if name in BASE else set())
+        assert rooms(imports(ROOT / "stages" / f"{name}.py")) & above <= (BASE if name in BASE else set()), name
 
 
 def test_stages_never_import_the_surface_nor_print():

@@ -5,16 +5,14 @@ Code that a model brings along is never run.
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from stages import storage
 from stages.errors import UserError
 
 if TYPE_CHECKING:
@@ -69,11 +67,9 @@ def digest(directory: Path) -> str:
     """
     files = _matching(directory, (*_WEIGHTS, *_TOKENIZER, *_SETTINGS))
     with ThreadPoolExecutor(max_workers=4) as pool:  # hashing releases the interpreter lock
-        digests = list(pool.map(_digest_if_unchanged, files))
-    whole = hashlib.blake2b(digest_size=16)
-    for file, one in zip(files, digests, strict=True):
-        whole.update(f"{file.name}\0{one}\0".encode())
-    return whole.hexdigest()
+        digests = list(pool.map(storage.file_digest, files))
+    named = (f"{file.name}\0{one}\0" for file, one in zip(files, digests, strict=True))
+    return storage.digest("".join(named).encode())
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
@@ -221,13 +217,13 @@ def replace_directory(finished: Path, directory: Path) -> None:
     A crash leaves the old directory, the new one, or (between two renames) the old one as `.<name>.replaced`.
     """
     for path in [*finished.rglob("*"), finished]:
-        _flush(path)
+        storage.flush(path)
     aside = directory.with_name(f".{directory.name}.replaced")
     shutil.rmtree(aside, ignore_errors=True)
     if directory.exists():
         directory.rename(aside)
     finished.rename(directory)
-    _flush(directory.parent)
+    storage.flush(directory.parent)
     shutil.rmtree(aside, ignore_errors=True)
 
 
@@ -251,27 +247,6 @@ def _download(model: str) -> Path:
 
 def _matching(directory: Path, patterns: tuple[str, ...]) -> list[Path]:
     return sorted({path for pattern in patterns for path in directory.glob(pattern) if path.is_file()})
-
-
-def _digest_if_unchanged(path: Path) -> str:
-    status = path.stat()
-    return _digest_file(path.resolve(), status.st_size, status.st_mtime_ns)
-
-
-@lru_cache(maxsize=1024)
-def _digest_file(path: Path, size: int, modified: int) -> str:
-    """Digest of a file's bytes, remembered while its size and time stand: an iteration asks for it in every stage."""
-    del size, modified
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.errors import UserError
+from stages.storage import flush
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT}
@@ -57,16 +58,7 @@ def replacing(target: Path, temporary: Path) -> Iterator[BinaryIO]:
         with suppress(FileNotFoundError):
             temporary.unlink()
         raise
-    sync_directory(target.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Makes renames and removals in a directory survive a power loss."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    flush(target.parent)
 
 
 def write_parquet(file: BinaryIO, tables: Iterable[pa.Table], schema: pa.Schema, row_group: int) -> int:
@@ -97,7 +89,7 @@ def write_parquet(file: BinaryIO, tables: Iterable[pa.Table], schema: pa.Schema,
 
 @contextmanager
 def locked(directory: Path) -> Iterator[bool]:
-    """Holds `directory`, made if need be, for this process alone; an empty one is removed at the end.
+    """Holds `directory`, made if need be, for this process alone.
 
     Yields:
       False where the file system has no locks, so that nothing is held.
@@ -109,9 +101,20 @@ def locked(directory: Path) -> Iterator[bool]:
     try:
         yield held
     finally:
-        if not any(directory.glob("chunk-*")):
-            shutil.rmtree(directory, ignore_errors=True)
         os.close(handle)
+
+
+@contextmanager
+def locked_chunks(directory: Path) -> Iterator[bool]:
+    """`locked`, and at the end a directory without a chunk is removed."""
+    try:
+        with locked(directory) as held:
+            try:
+                yield held
+            finally:
+                if not any(directory.glob("chunk-*")):
+                    shutil.rmtree(directory, ignore_errors=True)
+    finally:
         with suppress(OSError):
             directory.rmdir()  # once more: NFS keeps a removed file in it until the file is closed
         with suppress(OSError):

@@ -1,9 +1,7 @@
-"""Owns reading one Parquet file: its footer, its columns, its bytes; whole, torn or no Parquet at all."""
+"""Owns reading one Parquet file: its footer, its columns; whole, torn or no Parquet at all."""
 
 from __future__ import annotations
 
-import hashlib
-from functools import lru_cache
 from pathlib import Path
 
 import pyarrow as pa
@@ -61,10 +59,3 @@ def torn(path: Path, schema: Schema | None, detail: str) -> IncompleteInput:
     """The error for a file that is not whole."""
     again = f"`spo {schema.stage}`" if schema else "the stage that made it"
     return IncompleteInput(f"{path} is torn or corrupt ({detail}): delete it and run {again} again, or copy it anew")
-
-
-@lru_cache(maxsize=4096)
-def file_digest(path: Path, size: int, modified: int) -> str:
-    """Digest of a file's bytes; size and time of change make the cache forget a file that was written anew."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

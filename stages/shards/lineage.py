@@ -8,7 +8,6 @@ resumed is the same file, byte for byte. Times are in the logs.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -20,6 +19,7 @@ from typing import Any
 from stages.config import results_config
 from stages.errors import UserError
 from stages.shards.schemas import Schema
+from stages.storage import digest
 
 FOOTER_KEY = b"spo"
 MODEL_FILE = "spo.json"
@@ -174,11 +174,6 @@ def read_lineage(directory: Path) -> Lineage | None:
 def combine(fingerprints: list[str]) -> str:
     """One fingerprint for several in order; that of a single one is itself."""
     return fingerprints[0] if len(fingerprints) == 1 else digest(canonical_json(fingerprints).encode())
-
-
-def digest(content: bytes) -> str:
-    """32 hexadecimal digits."""
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def canonical_json(value: Any) -> str:

@@ -13,10 +13,11 @@ import pyarrow as pa
 
 from stages.errors import IncompleteInput, UserError
 from stages.shards import foreign
-from stages.shards.files import file_digest, lineage_of, read_columns, read_footer, torn
+from stages.shards.files import lineage_of, read_columns, read_footer, torn
 from stages.shards.lineage import Lineage, Source, combine, differences, relative_path
 from stages.shards.schemas import ARTEFACT, BY_STAGE, READER, Schema, recognise
 from stages.shards.tables import list_array, ragged
+from stages.storage import file_digest
 
 __all__ = ["Artefact", "Part", "follow", "list_array", "open_artefact", "part_name", "ragged", "source"]
 
@@ -78,8 +79,7 @@ class Artefact:
             return combine([self.fingerprint(part) for part in self.parts])
         if part.lineage:
             return part.lineage.fingerprint
-        stat = part.path.stat()
-        content = file_digest(part.path, stat.st_size, stat.st_mtime_ns)
+        content = file_digest(part.path)
         # The ids given to its rows count on from the parts before it, so they belong to what it is.
         return combine([content, str(part.first_row)]) if part.first_row else content
 

@@ -3,7 +3,7 @@
     with open_part(out, index, count, lineage, TRAJECTORIES, overwrite=False, progress=progress) as part:
         if not part.up_to_date:
             for i in part.missing([f"questions {r.start}-{r.stop}" for r in ranges]):
-                part.commit(i, table, counts={"tokens_sampled": 123})
+                part.commit(i, table, counts={"sampled": 123})
             part.finish()
 
 Work in progress lies in `.part-00003-of-00008/`, invisible to readers; a part appears by a rename, complete. Whatever
@@ -27,11 +27,12 @@ import pyarrow as pa
 from stages.errors import FingerprintMismatch, IncompleteInput, Interrupted, UserError
 from stages.progress import Progress, Silent
 from stages.shards.chunks import Chunk, Chunks
-from stages.shards.disk import Log, disk_errors, locked, replacing, sync_directory, write_parquet
+from stages.shards.disk import Log, disk_errors, locked_chunks, replacing, write_parquet
 from stages.shards.files import lineage_of, read_footer
 from stages.shards.lineage import FOOTER_KEY, Lineage, differences
 from stages.shards.parts import parse_part_name, part_name, work_differences
 from stages.shards.schemas import Schema
+from stages.storage import flush
 
 _CHOICE = "Give another --out, or --overwrite to replace it"
 
@@ -67,7 +68,7 @@ def open_part(
         with disk_errors(part.directory):
             part._check()
             if not part.up_to_date:
-                held = stack.enter_context(locked(part._chunks.directory))
+                held = stack.enter_context(locked_chunks(part._chunks.directory))
                 if not held:
                     progress.note(f"{part.directory} has no file locks: let no other process write {part.path.name}")
                 part._check()  # again: another process may have finished it meanwhile
@@ -192,7 +193,7 @@ class PartWriter:
                 rows = write_parquet(file, tables, schema, self.schema.row_group)
             self._remove_other_split()
             os.replace(whole, self.path)
-            sync_directory(self.directory)
+            flush(self.directory)
             self.rows, self.lineage = rows, lineage
             for _, file, *_ in self._chunks.files():
                 file.unlink()
@@ -223,7 +224,7 @@ class PartWriter:
         self.lineage = lineage_of(footer, self.path) or self.lineage
         self.up_to_date, self.rows = True, footer.num_rows
         if self._chunks.directory.exists():  # left by a crash just after publishing, or another process's
-            with suppress(UserError), locked(self._chunks.directory):
+            with suppress(UserError), locked_chunks(self._chunks.directory):
                 for _, file, _, there in self._chunks.files():
                     if there and there.fingerprint == self.lineage.fingerprint:
                         file.unlink()
@@ -255,7 +256,7 @@ class PartWriter:
     def _remove_other_split(self) -> None:
         for path in self._other_split():
             if path.is_dir():
-                with locked(path):
+                with locked_chunks(path):
                     for chunk in path.glob("chunk-*"):
                         chunk.unlink()
             else:

@@ -30,6 +30,7 @@ from typing import overload
 from stages.config import option, validate
 from stages.errors import UserError
 from stages.maths.randomness import random_key
+from stages.storage import digest
 from stages.tasks import Question, Split, Verdict, read_options
 
 _OPERANDS = {"+": tuple(range(10)), "-": tuple(range(10)), "*": (3, 7, 9)}
@@ -64,7 +65,7 @@ class Arithmetic:
 
     @cached_property
     def digest(self) -> str:
-        return hashlib.blake2b(json.dumps([self.name, asdict(self.options)]).encode(), digest_size=16).hexdigest()
+        return digest(json.dumps([self.name, asdict(self.options)]).encode())
 
     def questions(self, split: Split) -> Sequence[Question]:
         return _Stream(self, split)
