@@ -8,6 +8,7 @@ beside the output; the same command resumes there and ends with bitwise the same
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from stages.engines.batches import Example
     from stages.engines.optimisation import Engine
     from stages.engines.torch import TorchEngine
+    from stages.shards.lineage import Lineage
     from stages.unfinished import Metrics, Unfinished
 
 
@@ -115,10 +117,9 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
         model=model_source(config.model, checkpoints.digest(base), config.out) if config.model and base else None,
         packages=("torch", "transformers"),
     )
-    if published(config.out, lineage, overwrite=config.overwrite):
+    if done := published(config.out, lineage, overwrite=config.overwrite, progress=progress):
         discard_unfinished(config.out)
-        progress.note(f"{config.out} is up to date")
-        return Summary("sft", str(config.out), 0, time.monotonic() - started, up_to_date=True)
+        return _summary(config, done, started, up_to_date=True)
     tokenizer, context_length = _reader(base)
     count = config.num_examples
     if count is None and config.steps:
@@ -127,13 +128,31 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
     with open_unfinished(config.out, lineage, overwrite=config.overwrite, progress=progress) as unfinished:
         engine = _open(config, base, unfinished.checkpoint)
         metrics = _learn(config, engine, tokenizer, examples, unfinished, progress)
+        last = metrics[-1]
+        counts = {"examples": len(examples), "steps": len(metrics), "tokens": int(last["num_tokens"])}
+        lineage = dataclasses.replace(lineage, counts=counts, summary={"loss": last["loss"]})
         # Without the optimiser's state: it belongs to this loss, and the policy's optimiser starts anew.
         checkpoints.save_directory(
             config.out, engine.model, tokenizer, lambda directory: write_records(directory, lineage, metrics)
         )
     discard_unfinished(config.out)
-    figures = {"steps": len(metrics), "loss": metrics[-1]["loss"], "tokens": metrics[-1]["num_tokens"]}
-    return Summary("sft", str(config.out), len(examples), time.monotonic() - started, figures=figures, notes=notes)
+    return _summary(config, lineage, started, notes=notes)
+
+
+def _summary(
+    config: Config, made: Lineage, started: float, *, up_to_date: bool = False, notes: tuple[str, ...] = ()
+) -> Summary:
+    """How the call ended, as the model's lineage tells it."""
+    figures: dict[str, float] = {name: value for name, value in made.counts.items() if name != "examples"}
+    return Summary(
+        stage="sft",
+        out=str(config.out),
+        rows=made.counts["examples"],
+        seconds=time.monotonic() - started,
+        up_to_date=up_to_date,
+        figures=figures | made.summary,
+        notes=notes,
+    )
 
 
 def _reader(base: Path | None) -> tuple[PreTrainedTokenizerBase, int]:

@@ -147,7 +147,7 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
         steps_before=start.steps_before,
     )
     lineage = describe("train", None, resolved, start.inputs, start.model, ("torch", "transformers"))
-    done = published(config.out, lineage, overwrite=config.overwrite)
+    done = published(config.out, lineage, overwrite=config.overwrite, progress=progress)
     if done is None:
         for note in start.notes:
             progress.note(note)

@@ -111,8 +111,8 @@ def open_unfinished(out: Path, lineage: Lineage, *, overwrite: bool, progress: P
             raise
 
 
-def published(out: Path, lineage: Lineage, *, overwrite: bool) -> Lineage | None:
-    """The lineage of an output that is there and up to date; None where it is still to be made (or made anew).
+def published(out: Path, lineage: Lineage, *, overwrite: bool, progress: Progress) -> Lineage | None:
+    """The lineage of an output that is there and up to date, saying so; None where it is still to be made, or anew.
 
     Raises:
       FingerprintMismatch: it is there, made with another configuration, and `overwrite` was not asked for.
@@ -124,6 +124,7 @@ def published(out: Path, lineage: Lineage, *, overwrite: bool) -> Lineage | None
     if found is None:
         raise UserError(f"{out} is there and was not made by spo: choose another --out, or move it away")
     if found.fingerprint == lineage.fingerprint:
+        progress.note(f"{out} is up to date")
         return found
     if not overwrite:
         raise FingerprintMismatch(
