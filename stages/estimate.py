@@ -76,7 +76,6 @@ class _Resolved(Config):
     top_k: int = option("As given or recorded.")
     max_tokens: int = option("As given or recorded.")
     stop: tuple[str, ...] = option("As given or recorded.")
-    partition: str | None = option("How the trajectories were cut; None where the cutpoints do not say.")
 
 
 def run(config: Config, progress: Progress = Silent()) -> Summary:
@@ -91,7 +90,7 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
     from stages.engines.sampling import open_sampler
     from stages.shards import schemas
     from stages.shards.lineage import describe, model_source
-    from stages.shards.origin import compare_model
+    from stages.shards.origin import compare_model, without_lineage
     from stages.shards.parts import follow, open_artefact, source
     from stages.shards.sharding import resolve, split
     from stages.shards.writing import open_part
@@ -100,11 +99,12 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
     started = time.monotonic()
     cutpoints = open_artefact(config.cutpoints, schemas.CUTPOINTS)
     trajectories = follow(cutpoints, schemas.TRAJECTORIES, config.trajectories)
-    asked = complete(config, cutpoints, trajectories)
+    asked = complete(config, trajectories)
     task = open_task(asked.task, None, asked.task_arg)
     model_dir = checkpoints.resolve(asked.model)
     model = model_source(asked.model, checkpoints.digest(model_dir), config.out)
     notes = compare_model(trajectories, model, named=config.model is not None)
+    notes = (*without_lineage(cutpoints, trajectories), *notes)
     totals, written = {"sampled": 0, "prefilled": 0}, []
     for part in [cutpoints.parts[i] for i in split(len(cutpoints.parts), resolve(config.shard))]:
         inputs = (source(cutpoints, config.out, part), source(trajectories, config.out))
@@ -148,7 +148,7 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
     )
 
 
-def complete(config: Config, cutpoints: Artefact, trajectories: Artefact) -> _Resolved:
+def complete(config: Config, trajectories: Artefact) -> _Resolved:
     """The options with what was left out taken from the trajectories' lineage.
 
     Raises:
@@ -167,9 +167,8 @@ def complete(config: Config, cutpoints: Artefact, trajectories: Artefact) -> _Re
         raise UserError(f"{trajectories.path} does not say how it was sampled: pass {flags}")
     values["stop"] = tuple(values["stop"])
     values["task_arg"] = config.task_arg if config.task or config.task_arg else tuple(sampled_with["task_arg"])
-    cut_by = cutpoints.parts[0].lineage
     given: dict[str, Any] = {field.name: getattr(config, field.name) for field in dataclasses.fields(Config)}
-    return _Resolved(**given | values, partition=cut_by.config["partition"] if cut_by else None)
+    return _Resolved(**given | values)
 
 
 def estimate_chunk(

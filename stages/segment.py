@@ -67,6 +67,7 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
 
     from stages.shards import schemas
     from stages.shards.lineage import describe
+    from stages.shards.origin import without_lineage
     from stages.shards.parts import open_artefact, source
     from stages.shards.sharding import resolve, split
     from stages.shards.writing import open_part
@@ -104,7 +105,7 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
         seconds=time.monotonic() - started,
         up_to_date=up_to_date,
         figures={"segments per trajectory": rows / max(sum(part.rows for part in mine), 1)},
-        notes=tuple(f"{part.path} has no lineage: another tool wrote it" for part in mine if part.lineage is None),
+        notes=without_lineage(trajectories),
     )
 
 

@@ -10,7 +10,7 @@ from stages.engines import checkpoints
 from stages.engines.torch import OPTIMISER_FILE
 from stages.errors import UserError
 from stages.shards.lineage import Source, model_source, read_lineage, relative_path
-from stages.shards.origin import compare_model, sampling_model
+from stages.shards.origin import compare_model, sampling_model, without_lineage
 from stages.shards.parts import Artefact, follow, open_artefact, source
 from stages.shards.schemas import ADVANTAGES, TRAJECTORIES
 from stages.storage import file_digest
@@ -82,9 +82,6 @@ def find_starting_point(
     if continue_optimiser and state.is_file():
         inputs.append(Source(relative_path(state, out), file_digest(state), "optimizer"))
         before = read_lineage(policy)
-    notes = compare_model(sampled, mine, named=model is not None)
-    if sampled.parts[0].lineage is None:
-        notes = (f"{sampled.path} has no lineage",)
     return StartingPoint(
         advantages=rows,
         trajectories=sampled,
@@ -95,7 +92,7 @@ def find_starting_point(
         temperature=_sampling_temperature(sampled) if temperature is None else temperature,
         model=mine,
         inputs=tuple(inputs),
-        notes=notes,
+        notes=(*without_lineage(rows, sampled), *compare_model(sampled, mine, named=model is not None)),
     )
 
 

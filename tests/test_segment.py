@@ -140,7 +140,7 @@ def test_ids_that_are_missing_are_made_from_the_prompts(tmp_path: Path):
 
 def test_parquet_from_elsewhere_is_taken_and_said_to_have_no_lineage(worked: Path, tmp_path: Path):
     summary = cut(tmp_path / "out", worked)
-    assert summary.notes == (f"{worked}/all.parquet has no lineage: another tool wrote it",)
+    assert summary.notes == (f"{worked} has no lineage: another tool wrote it",)
     assert list(pd.read_parquet(tmp_path / "out").columns) == list(CUTPOINTS.names)
     assert cut(tmp_path / "out", worked).up_to_date
     frame = pd.read_parquet(worked / "all.parquet").iloc[:2]

@@ -1,4 +1,4 @@
-"""Owns the way from an artefact back to what made it: where the model lies that its rows were sampled with."""
+"""Owns what an artefact tells of its origin: whether it does, and which model its rows were sampled with."""
 
 from __future__ import annotations
 
@@ -25,6 +25,12 @@ def sampling_model(artefact: Artefact, flag: str = "--model") -> str | None:
     if lineage.model.path.startswith(".."):  # a directory as seen from the artefact; names on the hub never begin so
         raise UserError(f"the model that sampled {artefact.path} lies no longer at {local}: pass {flag} PATH")
     return lineage.model.path
+
+
+def without_lineage(*artefacts: Artefact) -> tuple[str, ...]:
+    """A line for the reader about each artefact that does not say how it was made."""
+    alien = [artefact.path for artefact in artefacts if any(part.lineage is None for part in artefact.parts)]
+    return tuple(f"{path} has no lineage: another tool wrote it" for path in alien)
 
 
 def compare_model(artefact: Artefact, model: Source, *, named: bool) -> tuple[str, ...]:
