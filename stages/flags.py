@@ -22,9 +22,9 @@ class MachineFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineFlags(MachineFlags):
-    """The sampling engine; none of it changes what is sampled, but for `dtype`."""
+    """The sampling engine. Two of them, or two number formats, do not draw the same tokens."""
 
-    engine: Literal["transformers"] = option("Sampling engine.", default="transformers", result=False)
+    engine: Literal["transformers"] = option("Sampling engine.", default="transformers")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "Number format of the model; auto is bfloat16 where the device has it, else float32.", default="auto"
     )
