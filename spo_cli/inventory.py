@@ -13,6 +13,7 @@ import numpy as np
 from spo_cli.ancestry import is_model, lineage_at
 from stages.errors import IncompleteInput, UserError
 from stages.shards.parts import Artefact, open_artefact
+from stages.unfinished import METRICS_FILE
 
 _DEPTH = 3  # runs/gsm8k/000/trajectories, seen from runs
 
@@ -71,7 +72,7 @@ def model_figures(path: Path) -> dict[str, Any]:
         figures["architecture"] = ", ".join(figures["architecture"])
     weights = [*path.glob("model*.safetensors"), *path.glob("pytorch_model*.bin")]
     figures |= {"megabytes_of_weights": round(sum(file.stat().st_size for file in weights) / 1e6, 3)}
-    return figures | _last_metrics(path / "metrics.jsonl")
+    return figures | _last_metrics(path / METRICS_FILE)
 
 
 def _last_metrics(path: Path) -> dict[str, Any]:

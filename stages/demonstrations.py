@@ -10,12 +10,11 @@ import numpy as np
 from stages.engines.batches import Example
 from stages.errors import UserError
 from stages.maths.randomness import random_key, uniforms
-from stages.tasks import Split, Task
+from stages.tasks import STREAM, Split, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_LARGEST_SPLIT = 10_000_000
 _WINDOW = 64
 """Batches whose examples are sorted by length together: little padding, and the order stays random."""
 
@@ -29,7 +28,7 @@ def load_examples(
       UserError: none is left, or the split does not have so many.
     """
     stream = task.questions(split)
-    if count is None and len(stream) > _LARGEST_SPLIT:
+    if count is None and len(stream) > STREAM:
         raise UserError(f"the {split} split of {task.name} is a stream without end: pass --num-examples or --steps")
     if count is not None and count > len(stream):
         raise UserError(

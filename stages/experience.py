@@ -15,7 +15,8 @@ from stages.engines.optimisation import Engine
 from stages.errors import UserError
 from stages.maths.ragged import Ragged, offsets_of
 from stages.maths.randomness import random_key
-from stages.shards.parts import Artefact, ragged
+from stages.shards.parts import Artefact
+from stages.shards.tables import ragged
 
 Mask = Literal["cutpoints", "all"]
 
@@ -106,18 +107,19 @@ def _kept_tokens(
     row = np.array([row_of[name] for name in names], np.int64)
     start, end = (table[name].to_numpy().astype(np.int64) for name in ("start", "end"))
     advantage = table["advantage"].to_numpy()
-    _refuse(advantages, names, (start < 0) | (end > lengths[row]) | (start > end), "does not lie within the response")
-    _refuse(advantages, names, ~np.isfinite(advantage), "has an advantage that is not finite")
+    misplaced = (start < 0) | (end > lengths[row]) | (start > end)
+    _refuse(advantages, ids, row, misplaced, "does not lie within the response")
+    _refuse(advantages, ids, row, ~np.isfinite(advantage), "has an advantage that is not finite")
     kept = ragged(table["cutpoints"]) if mask == "cutpoints" else _all_tokens(start, end)
     position = kept.flat.astype(np.int64)
     segment = np.repeat(np.arange(row.size), kept.lengths)
     outside = (position < start[segment]) | (position >= end[segment])
-    _refuse(advantages, [names[index] for index in segment], outside, "has a cutpoint outside itself")
+    _refuse(advantages, ids, row[segment], outside, "has a cutpoint outside itself")
 
     order = np.lexsort((position, row[segment]))
     tokens = _Tokens(row[segment][order], position[order], advantage[segment][order])
     again = (np.diff(tokens.row) == 0) & (np.diff(tokens.position) == 0)
-    _refuse(advantages, [ids[index] for index in tokens.row[1:]], again, "overlaps another one")
+    _refuse(advantages, ids, tokens.row[1:], again, "overlaps another one")
     return tokens, np.bincount(row, minlength=len(ids))
 
 
@@ -126,9 +128,11 @@ def _all_tokens(start: NDArray[np.int64], end: NDArray[np.int64]) -> Ragged:
     return Ragged(np.arange(offsets[-1]) + np.repeat(start - offsets[:-1], end - start), offsets)
 
 
-def _refuse(advantages: Artefact, names: list[str], wrong: NDArray[np.bool_], problem: str) -> None:
+def _refuse(
+    advantages: Artefact, ids: list[str], row: NDArray[np.int64], wrong: NDArray[np.bool_], problem: str
+) -> None:
     if wrong.any():
-        raise UserError(f"a segment of trajectory {names[int(np.argmax(wrong))]} in {advantages.path} {problem}")
+        raise UserError(f"a segment of trajectory {ids[row[np.argmax(wrong)]]} in {advantages.path} {problem}")
 
 
 def plan_batches(ids: Sequence[str], seed: int, epochs: int, size: int) -> list[list[int]]:

@@ -16,10 +16,7 @@ from stages.shards import foreign
 from stages.shards.files import lineage_of, read_columns, read_footer, torn
 from stages.shards.lineage import Lineage, Source, combine, differences, relative_path
 from stages.shards.schemas import ARTEFACT, BY_STAGE, READER, Schema, recognise
-from stages.shards.tables import list_array, ragged
 from stages.storage import file_digest
-
-__all__ = ["Artefact", "Part", "follow", "list_array", "open_artefact", "part_name", "ragged", "source"]
 
 _PART_NAME = re.compile(r"part-(\d{5})-of-(\d{5})\.parquet")
 
@@ -68,10 +65,6 @@ class Artefact:
     def rows(self) -> int:
         """Rows of all parts."""
         return sum(part.rows for part in self.parts)
-
-    def lineage(self, part: Part) -> Lineage | None:
-        """How a part was made; None for a file from elsewhere."""
-        return part.lineage
 
     def fingerprint(self, part: Part | None = None) -> str:
         """Of one part: its lineage's, else the digest of its bytes. Of the whole (None): of all parts in order."""

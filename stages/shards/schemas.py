@@ -83,16 +83,16 @@ class Schema:
         return table.select(self.names).cast(self.arrow)
 
 
-_TEXT, _IDS, _LOGPROBS = pa.string(), pa.list_(pa.int32()), pa.list_(pa.float32())
+_TEXT, _INTS, _NUMBERS = pa.string(), pa.list_(pa.int32()), pa.list_(pa.float32())
 _FINISH = "why the sampling ended: stop (end-of-text or a stop string), length (out of room)"
 
 _QUESTION_ID = Column("question_id", _TEXT, "the question, by an id that never changes", missing="derive")
 _PROMPT = Column("prompt", _TEXT, "the prompt's text (null: brought from elsewhere as ids only)", True, "null")
-_PROMPT_IDS = Column("prompt_token_ids", _IDS, "the prompt as token ids, exactly as the model was given it")
-_TOKEN_IDS = Column("token_ids", _IDS, "the sampled token ids, end-of-text included")
+_PROMPT_IDS = Column("prompt_token_ids", _INTS, "the prompt as token ids, exactly as the model was given it")
+_TOKEN_IDS = Column("token_ids", _INTS, "the sampled token ids, end-of-text included")
 _TOKEN_LOGPROBS = Column(
     "logprobs",
-    _LOGPROBS,
+    _NUMBERS,
     "natural log-probability of each sampled token under the temperature-scaled, full-vocabulary distribution",
 )
 _RESPONSE_TEXT = Column("text", _TEXT, "token_ids decoded, special tokens left out, for reading only", True, "null")
@@ -125,7 +125,7 @@ _SEGMENT_COLUMNS = (
     Column("segment", pa.int32(), "its number within the trajectory, from 0"),
     Column("start", pa.int32(), "offset of its first token in token_ids"),
     Column("end", pa.int32(), "offset after its last token in token_ids"),
-    Column("cutpoints", _IDS, "offsets in token_ids of its tokens with probability below rho: the probability mask"),
+    Column("cutpoints", _INTS, "offsets in token_ids of its tokens with probability below rho: the probability mask"),
 )
 
 CUTPOINTS = Schema(stage="segment", version=1, row_group=65536, columns=_SEGMENT_COLUMNS)
@@ -140,7 +140,7 @@ ADVANTAGES = Schema(
         Column("value_end", pa.float64(), "V at the segment's end; the trajectory's reward for its last segment"),
         Column("advantage", pa.float64(), "value_end - value_start"),
         Column("rollouts", pa.int32(), "Monte Carlo rollouts drawn at the start state (0: not estimated there)"),
-        Column("rewards", _LOGPROBS, "their rewards, one by one"),
+        Column("rewards", _NUMBERS, "their rewards, one by one"),
         Column("value_std", pa.float64(), "their standard deviation, n - 1 (null: fewer than two)", True, "null"),
     ),
 )

@@ -18,6 +18,9 @@ from stages.errors import UserError
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
+STREAM = 10_000_000
+"""A split of more questions than this is made as it is read: too many to take all, or to shuffle."""
+
 T = TypeVar("T")
 
 TASKS = {

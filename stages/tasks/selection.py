@@ -9,9 +9,7 @@ import numpy as np
 
 from stages.errors import UserError
 from stages.maths.randomness import random_key
-from stages.tasks import Question, Split, Task
-
-_LARGEST_SHUFFLE = 10_000_000
+from stages.tasks import STREAM, Question, Split, Task
 
 
 def select(
@@ -32,10 +30,10 @@ def select(
         if skip + asked > total or asked <= 0:
             wanted = f"--skip-questions {skip}" + (f" and --num-questions {count}" if count else "")
             raise UserError(f"the {split} split of {task.name} has {total:,} questions; {wanted} asks for more")
-        if count is None and asked > _LARGEST_SHUFFLE:
+        if count is None and asked > STREAM:
             raise UserError(f"the {split} split of {task.name} is a stream without end: pass --num-questions")
         return questions[skip : skip + asked]
-    if total > _LARGEST_SHUFFLE:
+    if total > STREAM:
         raise UserError(f"the {split} split of {task.name} is a stream in random order: leave out --shuffle-seed")
     asked = total if count is None else count
     if asked > total:
