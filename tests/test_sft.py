@@ -21,6 +21,7 @@ from stages.sft import Config, run
 from stages.shards.lineage import Lineage, read_lineage
 from stages.shards.sharding import interruptible
 from stages.tasks import open_task
+from tests.shards.samples import Notes
 
 CPU = torch.device("cpu")
 TOKENIZER = make_byte_tokenizer()
@@ -60,14 +61,6 @@ class Stop(Silent):
         self.left -= bool(figures)
         if self.left == 0:
             os.kill(os.getpid(), self.number)
-
-
-class Notes(Silent):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, line: str) -> None:
-        self.lines.append(line)
 
 
 def test_it_learns_the_response_and_its_end(tmp_path: Path):
@@ -123,9 +116,11 @@ def lineage_of(directory: Path) -> Lineage:
 
 def test_the_same_work_is_skipped_and_other_work_refused_with_its_differences(tmp_path: Path):
     config, notes = settings(tmp_path / "model"), Notes()
-    run(config)
+    first = run(config)
     before = (tmp_path / "model" / "model.safetensors").stat().st_mtime_ns
-    assert run(config, notes).up_to_date
+    again = run(config, notes)
+    assert again.up_to_date
+    assert (again.rows, again.figures) == (first.rows, first.figures)
     assert notes.lines == [f"{tmp_path / 'model'} is up to date"]
     with pytest.raises(FingerprintMismatch, match="seed: 0 there, 1 asked; steps: 4 there, 5 asked"):
         run(settings(tmp_path / "model", steps=5, seed=1))
