@@ -105,7 +105,7 @@ def _segments(artefact: Artefact, identifier: str) -> tuple[Segment, ...]:
 
 def _decoder(responses: Artefact) -> tuple[Decode | None, str]:
     """How token ids become text: by the tokenizer of the model in the lineage, if it is on this machine."""
-    lineage = responses.parts[0].lineage
+    lineage = responses.lineage
     if lineage is None or lineage.model is None:
         return None, ""
     directory = _model_directory(lineage.model.path, responses.directory)

@@ -92,7 +92,7 @@ def _show_artefact(path: Path, config: Config) -> None:
     artefact = open_artefact(path)
     if config.schema:
         return print_results(*_schema(artefact.schema))
-    stage, fingerprint, lineage = artefact.schema.stage, artefact.fingerprint(), artefact.parts[0].lineage
+    stage, fingerprint, lineage = artefact.schema.stage, artefact.fingerprint(), artefact.lineage
     figures = statistics(stage, artefact.read_all(COLUMNS[stage]))
     if config.json:
         return _print_json(path, stage, fingerprint, lineage, figures)

@@ -156,7 +156,7 @@ def complete(config: Config, trajectories: Artefact) -> _Resolved:
     """
     from stages.shards.origin import sampling_model
 
-    lineage = trajectories.parts[0].lineage
+    lineage = trajectories.lineage
     sampled_with: dict[str, Any] = dict(lineage.config) if lineage else {"top_p": 1.0, "top_k": 0, "stop": ()}
     sampled_with["model"] = None if config.model else sampling_model(trajectories)
     names = ("model", "task", "temperature", "max_tokens", "top_p", "top_k", "stop")

@@ -214,10 +214,11 @@ def _name(iteration: int) -> str:
 
 
 def _summary(plan: Plan, done: list[Summary], accuracy: dict[int, Summary], seconds: float) -> Summary:
+    evaluated = list(accuracy)
     figures = {
         f"{_name(number)} {name}": value
-        for number, evaluated in (list(accuracy.items())[i] for i in sorted({0, len(accuracy) - 1}) if accuracy)
-        for name, value in evaluated.figures.items()
+        for number in dict.fromkeys(evaluated[:1] + evaluated[-1:])
+        for name, value in accuracy[number].figures.items()
     }
     return Summary(
         stage="run",

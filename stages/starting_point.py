@@ -114,7 +114,7 @@ def _sampling_model(trajectories: Artefact) -> str:
 
 
 def _sampling_temperature(trajectories: Artefact) -> float:
-    lineage = trajectories.parts[0].lineage
+    lineage = trajectories.lineage
     temperature = lineage.config.get("temperature") if lineage else None
     if temperature is None:
         raise UserError(f"{trajectories.path} does not say its sampling temperature: pass --temperature")

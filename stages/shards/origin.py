@@ -16,7 +16,7 @@ def sampling_model(artefact: Artefact, flag: str = "--model") -> str | None:
     Raises:
       UserError: a directory that is no longer there.
     """
-    lineage = artefact.parts[0].lineage
+    lineage = artefact.lineage
     if lineage is None or lineage.model is None:
         return None
     local = artefact.directory / lineage.model.path
@@ -42,7 +42,7 @@ def compare_model(artefact: Artefact, model: Source, *, named: bool) -> tuple[st
     Raises:
       UserError: it was found, and has changed since.
     """
-    lineage = artefact.parts[0].lineage
+    lineage = artefact.lineage
     if lineage is None or lineage.model is None or lineage.model.fingerprint == model.fingerprint:
         return ()
     if named:

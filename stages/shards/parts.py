@@ -66,6 +66,11 @@ class Artefact:
         """Rows of all parts."""
         return sum(part.rows for part in self.parts)
 
+    @property
+    def lineage(self) -> Lineage | None:
+        """How its first part was made, and so the others, but for their place; None for a file from elsewhere."""
+        return self.parts[0].lineage
+
     def fingerprint(self, part: Part | None = None) -> str:
         """Of one part: its lineage's, else the digest of its bytes. Of the whole (None): of all parts in order."""
         if part is None:
@@ -166,7 +171,7 @@ def follow(artefact: Artefact, to: Schema, at: Path | None = None) -> Artefact:
       IncompleteInput: as `open_artefact`.
     """
     name, flag = ARTEFACT[to.stage], f"--{ARTEFACT[to.stage].replace(' ', '-')}"
-    lineage = artefact.parts[0].lineage
+    lineage = artefact.lineage
     if lineage is None:
         if at is None:
             raise UserError(f"{artefact.path} does not say which {name} it was made from: pass {flag} PATH")
