@@ -17,7 +17,7 @@ from stages.flags import ResponseFlags
 from stages.maths.randomness import random_key
 from stages.progress import Progress, Summary
 from stages.shards import sharding
-from stages.shards.lineage import Source, describe, model_source
+from stages.shards.lineage import describe, model_source, task_source
 from stages.shards.schemas import Schema
 from stages.shards.writing import open_part
 from stages.tasks import Question, Task, open_task
@@ -171,7 +171,7 @@ def write_responses(
         stage,
         schema,
         config,
-        inputs=(Source(config.data or config.task, task.digest, "task"),),
+        inputs=(task_source(config.task, config.data, task.digest, config.out),),
         model=model_source(config.model, checkpoints.digest(model_dir), config.out),
         packages=("torch", "transformers"),
     )

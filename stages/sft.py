@@ -100,7 +100,7 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
     """
     from stages.demonstrations import load_examples
     from stages.engines import checkpoints
-    from stages.shards.lineage import Source, describe, model_source
+    from stages.shards.lineage import describe, model_source, task_source
     from stages.tasks import open_task
     from stages.unfinished import discard_unfinished, open_unfinished, published, write_records
 
@@ -113,7 +113,7 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
         "sft",
         None,
         resolved,
-        inputs=(Source(config.data or config.task, task.digest, "task"),),
+        inputs=(task_source(config.task, config.data, task.digest, config.out),),
         model=model_source(config.model, checkpoints.digest(base), config.out) if config.model and base else None,
         packages=("torch", "transformers"),
     )

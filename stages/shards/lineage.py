@@ -128,7 +128,12 @@ def describe(
 
 def model_source(model: str | Path, digest: str, directory: Path) -> Source:
     """A model for the lineage of work in `directory`: a local path relative to it, a hub name as it is."""
-    return Source(relative_path(Path(model), directory) if Path(model).exists() else str(model), digest, "model")
+    return Source(_place(str(model), directory), digest, "model")
+
+
+def task_source(task: str, data: str | None, digest: str, directory: Path) -> Source:
+    """A task's questions for the lineage of work in `directory`: the place of its data, or the task that makes them."""
+    return Source(_place(data, directory) if data else task, digest, "task")
 
 
 def relative_path(path: Path, directory: Path) -> str:
@@ -189,6 +194,12 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "item"):  # a NumPy number
         return _plain(value.item())
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _place(name: str, directory: Path) -> str:
+    """A local path as seen from `directory`; what is none is a name on the hub."""
+    path = Path(name).expanduser()
+    return relative_path(path, directory) if path.exists() else name
 
 
 def _fingerprinted(lineage: Lineage) -> Lineage:

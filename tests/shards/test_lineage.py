@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.errors import UserError
-from stages.shards.lineage import Lineage, Source, combine, describe, differences, model_source
+from stages.shards.lineage import Lineage, Source, combine, describe, differences, model_source, task_source
 from stages.shards.schemas import CUTPOINTS, TRAJECTORIES
 from tests.shards.samples import TINY, Settings, lineage
 
@@ -91,6 +91,15 @@ def test_local_models_are_relative_to_the_work_and_hub_models_named(tmp_path: Pa
     (tmp_path / "model").mkdir()
     assert model_source(tmp_path / "model", "d", tmp_path / "runs" / "out").path == "../../model"
     assert model_source("org/model", "d", tmp_path).path == "org/model"
+
+
+def test_the_place_of_the_data_is_told_as_that_of_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "questions.jsonl").touch()
+    monkeypatch.chdir(tmp_path)
+    for spelling in ("questions.jsonl", str(tmp_path / "questions.jsonl")):
+        assert task_source("gsm8k", spelling, "d", Path("runs/out")) == Source("../../questions.jsonl", "d", "task")
+    assert task_source("gsm8k", "openai/gsm8k", "d", tmp_path).path == "openai/gsm8k"
+    assert task_source("arithmetic", None, "d", tmp_path).path == "arithmetic"
 
 
 def test_one_fingerprint_is_itself_and_order_counts():
