@@ -12,6 +12,7 @@ from typing import Any
 from rich.text import Text
 from rich.tree import Tree
 
+from stages.errors import IncompleteInput, UserError
 from stages.shards.files import lineage_of, read_footer
 from stages.shards.lineage import MODEL_FILE, Lineage, Source, read_lineage
 
@@ -44,7 +45,7 @@ def ancestry(path: Path, fingerprint: str, lineage: Lineage, depth: int) -> Tree
 def _grow(node: Tree, lineage: Lineage, base: Path, depth: int, seen: set[str]) -> None:
     for source in (*lineage.inputs, *([lineage.model] if lineage.model else [])):
         place = base.resolve() / source.path
-        parent = lineage_at(place) if place.exists() and source.stage != "task" else None
+        parent = _parent(source, place)
         if parent is None:
             node.add(_label(source.stage, source.fingerprint, _shown_place(source, place), ""))
         elif parent.fingerprint in seen:
@@ -55,6 +56,17 @@ def _grow(node: Tree, lineage: Lineage, base: Path, depth: int, seen: set[str]) 
             seen.add(parent.fingerprint)
             branch = node.add(_label(parent.stage, source.fingerprint, place, _chosen_options(parent)))
             _grow(branch, parent, place if place.is_dir() else place.parent, depth - 1, seen)
+
+
+def _parent(source: Source, place: Path) -> Lineage | None:
+    """What the source says of itself, where it still can: a file of another kind (optimiser states) says nothing, nor
+    does a part that has been damaged since."""
+    if source.stage == "task" or not place.exists():
+        return None
+    try:
+        return lineage_at(place)
+    except (IncompleteInput, UserError):
+        return None
 
 
 def _shown_place(source: Source, place: Path) -> str | Path:

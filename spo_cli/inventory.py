@@ -96,9 +96,10 @@ def _table(path: Path, run: Path) -> Entry:
     name = path.relative_to(run).as_posix()
     try:
         artefact = open_artefact(path)
+        reward = _reward(artefact)
     except (IncompleteInput, UserError) as error:
         return Entry(name, _stage_of_begun(path), "partial", str(error))
-    return Entry(name, artefact.schema.stage, "complete", None, artefact.rows, _reward(artefact))
+    return Entry(name, artefact.schema.stage, "complete", None, artefact.rows, reward)
 
 
 def _stage_of_begun(path: Path) -> str:

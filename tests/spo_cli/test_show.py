@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from spo_cli.app import main
+from stages.shards.lineage import Source, describe, write_lineage
 from stages.shards.schemas import BY_STAGE, EVALUATION
-from tests.spo_cli.artefacts import RESPONSES, write
+from tests.spo_cli.artefacts import RESPONSES, Options, write
 
 
 def show(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -87,6 +88,17 @@ def test_an_input_that_was_moved_is_named_as_gone(run_directory, capsys):
     assert "--trajectories PATH" in err
     drawn = show(capsys, run_directory / "000" / "cutpoints", "--row", "0", "--trajectories", "elsewhere")
     assert "‹2›+3" in drawn
+
+
+def test_an_input_that_is_no_table_or_is_torn_is_named_and_not_followed(run_directory, capsys):
+    model = run_directory / "start"
+    (model / "optimizer.safetensors").write_bytes(b"\xc0 no Parquet")
+    state = Source("optimizer.safetensors", "5747" * 8, "optimizer")
+    write_lineage(model, describe("train", None, Options(), (state,)))
+    assert "└── optimizer  57475747  runs/demo/start/optimizer.safetensors" in show(capsys, model)
+    part = run_directory / "000" / "trajectories" / "part-00000-of-00002.parquet"
+    part.write_bytes(part.read_bytes()[:100])
+    assert "└── rollout" in show(capsys, run_directory / "000" / "cutpoints")
 
 
 def test_statistics_of_trajectories(run_directory, capsys):
@@ -189,6 +201,15 @@ def test_a_run_lists_its_artefacts_and_what_is_partial(run_directory, capsys):
     told = json.loads(show(capsys, "runs", "--json"))
     assert told[0]["path"] == "demo/start"
     assert {entry["state"] for entry in told} == {"complete", "partial"}
+
+
+def test_a_table_that_cannot_be_read_does_not_hide_the_others(run_directory, capsys):
+    (run_directory / "002").mkdir()
+    foreign = pandas.DataFrame({"prompt_token_ids": [[1]], "token_ids": [[2]], "logprobs": [[-0.5]]})
+    foreign.to_parquet(run_directory / "002" / "rows.parquet")
+    text = show(capsys, run_directory)
+    assert "000/advantages" in text
+    assert "lacks the column reward" in text
 
 
 def test_the_reward_of_a_run_can_be_read_off_its_list(run_directory, capsys):
