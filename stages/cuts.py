@@ -99,6 +99,19 @@ def _check_cover(segments: Segments, lengths: np.ndarray, part: Part) -> None:
         )
 
 
+def check_vocabulary(cuts: Cuts, size: int, model: str) -> None:
+    """Raises UserError for a token that the model to sample with does not know."""
+    for batch in (cuts.prompts, cuts.responses):
+        unknown = batch.flat >= size
+        if unknown.any():
+            token = int(unknown.argmax())
+            row = int(np.searchsorted(batch.offsets - batch.offsets[0], token, side="right")) - 1
+            raise UserError(
+                f"trajectory {cuts.trajectories['trajectory_id'][row]} holds token {batch.flat[token]}, but {model} "
+                f"knows {size}: it was sampled by a model with another vocabulary"
+            )
+
+
 def check_room(cuts: Cuts, max_tokens: int) -> None:
     """Raises UserError if a state does not lie before the limit: its rollouts would have no token left."""
     late = cuts.wanted & (cuts.segments.start >= max_tokens)

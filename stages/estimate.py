@@ -85,7 +85,7 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
       UserError: wrong options, an input of another stage, missing columns, a model or task that cannot be told.
       IncompleteInput: parts of the input are missing or torn.
     """
-    from stages.cuts import check_room, chunk_by_question, load_cuts
+    from stages.cuts import check_room, check_vocabulary, chunk_by_question, load_cuts
     from stages.engines import checkpoints
     from stages.engines.sampling import open_sampler
     from stages.shards import schemas
@@ -121,6 +121,8 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
             if not writer.up_to_date:
                 cuts = load_cuts(cutpoints, part, trajectories)
                 check_room(cuts, asked.max_tokens)
+                known = checkpoints.vocabulary_size(checkpoints.load_config(model_dir))
+                check_vocabulary(cuts, known, asked.model)
                 chunks = chunk_by_question(cuts, config.chunk_trajectories)
                 sampler = open_sampler(model_dir=model_dir, **config.engine_options())
                 tokenizer = checkpoints.load_tokenizer(model_dir)

@@ -355,11 +355,11 @@ def copied(chain: Path, tmp_path: Path) -> Path:
 
 def test_trajectories_that_moved_or_changed_are_not_used_unsaid(copied: Path):
     (copied / "trajectories").rename(copied / "moved")
-    with pytest.raises(UserError, match=r"lies no longer at .*: pass --trajectories PATH"):
+    with pytest.raises(UserError, match=rf"lie no longer at {copied / 'trajectories'}: pass --trajectories PATH"):
         value(copied / "out", copied / "cutpoints")
     value(copied / "out", copied / "cutpoints", trajectories=copied / "moved", model=str(copied / "model"))
     sample(copied / "trajectories", copied / "model", num_questions=2, seed=4)
-    with pytest.raises(UserError, match="it has changed since"):
+    with pytest.raises(UserError, match="they have changed since"):
         value(copied / "other", copied / "cutpoints")
 
 
@@ -383,6 +383,19 @@ def test_cuts_that_do_not_fit_their_trajectories_are_refused(chain: Path, tmp_pa
         broken.to_parquet(tmp_path / f"{name}.parquet")
         with pytest.raises(UserError, match=message):
             value(tmp_path / "out", tmp_path / f"{name}.parquet", trajectories=chain / "trajectories")
+    assert not (tmp_path / "out").exists()
+
+
+def test_tokens_that_the_model_does_not_know_are_refused(chain: Path, tmp_path: Path):
+    frame = pd.DataFrame(rows(chain / "trajectories"))
+    told = {"model": str(chain / "policy"), "temperature": 0.8, "max_tokens": 24, **ARITHMETIC}
+    identifier = frame["trajectory_id"][2]
+    for column in ("prompt_token_ids", "token_ids"):
+        broken = frame.assign(**{column: [*frame[column][:2], [300, *frame[column][2][1:]], *frame[column][3:]]})
+        broken.to_parquet(tmp_path / f"{column}.parquet")
+        cut(tmp_path / column, tmp_path / f"{column}.parquet")
+        with pytest.raises(UserError, match=rf"{identifier} holds token 300, but .* knows 258"):
+            value(tmp_path / "out", tmp_path / column, **told)
     assert not (tmp_path / "out").exists()
 
 

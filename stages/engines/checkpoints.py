@@ -137,6 +137,11 @@ def context_length(config: PretrainedConfig) -> int:
     return length
 
 
+def vocabulary_size(config: PretrainedConfig) -> int:
+    """How many token ids the model knows, from 0."""
+    return config.get_text_config().vocab_size
+
+
 def pick_device(device: str) -> torch.device:
     """`auto` is the first CUDA device if there is one, else the CPU; anything else is taken as torch names it.
 

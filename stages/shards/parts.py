@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -150,6 +151,7 @@ def open_artefact(path: Path | str, schema: Schema | None = None) -> Artefact:
         _check_stage(file, lineage, found)
         first_row = sum(part.rows for part in parts)
         parts.append(Part(file, index, len(files), footer.num_rows, first_row, names[index], lineage))
+    _check_places(parts)
     _check_same_work(parts)
     return Artefact(path, found, tuple(parts))
 
@@ -179,9 +181,9 @@ def follow(artefact: Artefact, to: Schema, at: Path | None = None) -> Artefact:
     direct = next((candidate for candidate in lineage.inputs if candidate.stage == to.stage), None)
     if direct is None:
         return _follow_inputs(artefact, lineage, to, at)
-    target = at or artefact.directory.resolve() / direct.path
+    target = at or _place(artefact, direct)
     if not target.exists():
-        raise UserError(f"the {name} that {artefact.path} was made from lies no longer at {target}: pass {flag} PATH")
+        raise UserError(f"the {name} that {artefact.path} was made from lie no longer at {target}: pass {flag} PATH")
     found = open_artefact(target, to)
     made_from = {
         candidate.fingerprint
@@ -192,8 +194,8 @@ def follow(artefact: Artefact, to: Schema, at: Path | None = None) -> Artefact:
     changed = made_from - {found.fingerprint(), *(found.fingerprint(part) for part in found.parts)}
     if changed:
         raise UserError(
-            f"the {name} at {target} is not what {artefact.path} was made from (it has changed since): "
-            f"run `spo {artefact.schema.stage}` again on it, or pass {flag} PATH"
+            f"the {name} at {target} are not what {artefact.path} was made from (they have changed since): "
+            f"run `spo {artefact.schema.stage}` again on them, or pass {flag} PATH"
         )
     return found
 
@@ -275,6 +277,17 @@ def _check_stage(path: Path, lineage: Lineage | None, schema: Schema) -> None:
         )
 
 
+def _check_places(parts: Sequence[Part]) -> None:
+    """A part under the name of another would stand in for it: complete to look at, with the same rows twice."""
+    for part in parts:
+        place, told = parse_part_name(part.path.name), part.lineage and part.lineage.part
+        if place and told and part.lineage and place != told:
+            raise IncompleteInput(
+                f"{part.path} is in truth {part_name(*told)}: give it that name again, or delete it and run "
+                f"`spo {part.lineage.stage}` again"
+            )
+
+
 def _check_same_work(parts: Sequence[Part]) -> None:
     ours = [(part, part.lineage) for part in parts if part.lineage]
     for part, lineage in ours[1:]:
@@ -286,11 +299,16 @@ def _check_same_work(parts: Sequence[Part]) -> None:
             )
 
 
+def _place(artefact: Artefact, made_from: Source) -> Path:
+    """Where an input lies, without the `..` of its relative path, which no user typed."""
+    return Path(os.path.normpath(artefact.directory.resolve() / made_from.path))
+
+
 def _follow_inputs(artefact: Artefact, lineage: Lineage, to: Schema, at: Path | None) -> Artefact:
     """`follow` by way of an artefact in between: advantages → cutpoints → trajectories."""
     name = ARTEFACT[to.stage]
     for between in lineage.inputs:
-        path = artefact.directory.resolve() / between.path
+        path = _place(artefact, between)
         if between.stage in BY_STAGE and path.exists():
             return follow(open_artefact(path, BY_STAGE[between.stage]), to, at)
     if at is None:

@@ -70,6 +70,13 @@ def test_parts_of_different_work_are_not_one_table(tmp_path: Path):
         open_artefact(tmp_path, TRAJECTORIES)
 
 
+def test_a_part_under_the_name_of_another_does_not_stand_in_for_it(tmp_path: Path):
+    first = write_part(tmp_path, 0, 2)
+    shutil.copy(first, tmp_path / "part-00001-of-00002.parquet")
+    with pytest.raises(IncompleteInput, match=r"00001-of-00002\.parquet is in truth part-00000-of-00002.*spo rollout"):
+        open_artefact(tmp_path, TRAJECTORIES)
+
+
 def test_a_part_of_another_stage_says_who_made_it_and_who_takes_it(tmp_path: Path):
     write_part(tmp_path, table=cutpoints(3), schema=CUTPOINTS, work=lineage(schema=CUTPOINTS))
     with pytest.raises(UserError, match=r"cutpoints, made by `spo segment`; expected trajectories.*`spo estimate`"):
@@ -177,7 +184,7 @@ def test_trajectories_that_have_changed_since_are_refused(chain: tuple[Artefact,
     rolled, cuts, _ = chain
     for index in (0, 1):
         write_part(rolled.path, index, 2, work=lineage(Settings(seed=1)), overwrite=True)
-    with pytest.raises(UserError, match=r"has changed since.*spo segment"):
+    with pytest.raises(UserError, match=r"have changed since.*spo segment"):
         follow(cuts, TRAJECTORIES)
 
 
