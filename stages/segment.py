@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     Cut = Callable[[Ragged, Ragged, np.ndarray], Segments]
     """(token ids and log-probabilities of N trajectories, cutpoint flags of all tokens [V]) → segments."""
 
+_PARTITIONS = ("cutpoints", "fixed", "count", "delimiter", "token", "trajectory")
 _ROWS_AT_ONCE = 5_000  # of the arithmetic: small arrays stay in the cache, twice as fast as all at once
 
 
@@ -54,6 +55,11 @@ class Config(OutputFlags):
 
     def __post_init__(self) -> None:
         validate(self)
+        if self.partition not in _PARTITIONS and ":" not in self.partition:
+            raise UserError(
+                f"--partition must be one of {', '.join(_PARTITIONS)} or package.module:function; "
+                f"got {self.partition!r}"
+            )
 
 
 def run(config: Config, progress: Progress = Silent()) -> Summary:
@@ -147,11 +153,6 @@ def _make_cut(config: Config, trajectories: Artefact) -> tuple[Cut, tuple[Source
         return by_name[config.partition], ()
     if config.partition == "delimiter":
         return _delimiter_cut(config, trajectories)
-    if ":" not in config.partition:
-        raise UserError(
-            f"--partition must be one of {', '.join([*by_name, 'delimiter'])} or package.module:function; "
-            f"got {config.partition!r}"
-        )
     function, digest = load_function(config.partition, "--partition")
     return _user_cut(config.partition, function), (Source(config.partition, digest, "function"),)
 

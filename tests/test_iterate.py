@@ -229,6 +229,7 @@ def test_a_warm_start_is_the_policy_of_the_first_iteration_and_the_reference_of_
         (("run.model=m", "tran.learning_rate=1"), r"got 'tran.learning_rate=1'"),
         (("run.model=m", "estimate.rollouts=many"), r"\[estimate\] rollouts must be of type int; got 'many'"),
         (("run.model=m", "segment.rho=2"), r"\[segment\] --rho must be at most 1; got 2"),
+        (("run.model=m", "segment.partition=cutpoint"), r"\[segment\] --partition must be one of cutpoints, fixed"),
         (("run.model=m", "run.iterations=-1"), r"\[run\] --iterations must be at least 0"),
     ],
 )
