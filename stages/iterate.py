@@ -110,6 +110,7 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
 
     started = time.monotonic()
     plan = make_plan(config)
+    _open_tasks(plan)
     done: list[Summary] = []
     accuracy: dict[int, Summary] = {}
 
@@ -137,6 +138,19 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
         )
         evaluate_after(number)
     return _summary(plan, done, accuracy, time.monotonic() - started)
+
+
+def _open_tasks(plan: Plan) -> None:
+    """Every task once, so that a slip in a task's name, options or data is told before any work.
+
+    Raises:
+      UserError: as `open_task`.
+    """
+    from stages.tasks import open_task
+
+    configs = [*([plan.start] if plan.start else []), *(i.rollout for i in plan.iterations), *plan.evaluations.values()]
+    for name, data, args in dict.fromkeys((config.task, config.data, config.task_arg) for config in configs):
+        open_task(name, data, args)
 
 
 def make_plan(config: Config) -> Plan:

@@ -99,8 +99,8 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
         ) as writer:
             if not writer.up_to_date:
                 table = trajectories.read(part, ["trajectory_id", "token_ids", "logprobs"])
-                slices = [table.slice(i, _ROWS_AT_ONCE) for i in range(0, max(table.num_rows, 1), _ROWS_AT_ONCE)]
-                cuts = pa.concat_tables([cutpoint_table(some, config.rho, cut) for some in slices])
+                firsts = range(0, max(table.num_rows, 1), _ROWS_AT_ONCE)
+                cuts = pa.concat_tables([_cut_slice(table, first, part.path, config.rho, cut) for first in firsts])
                 writer.write(cuts, {"trajectories": table.num_rows})
         rows, up_to_date = rows + writer.rows, up_to_date and writer.up_to_date
         progress.advance(part.rows)
@@ -113,6 +113,15 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
         figures={"segments per trajectory": rows / max(sum(part.rows for part in mine), 1)},
         notes=without_lineage(trajectories),
     )
+
+
+def _cut_slice(table: pa.Table, first: int, path: Path, rho: float, cut: Cut) -> pa.Table:
+    """`cutpoint_table` of some rows of a part; an error, which counts from the first of them, says where they are."""
+    try:
+        return cutpoint_table(table.slice(first, _ROWS_AT_ONCE), rho, cut)
+    except UserError as error:
+        where = f"{path}, counted from trajectory {table['trajectory_id'][first]} (row {first})"
+        raise UserError(f"{where}: {error}") from error
 
 
 def cutpoint_table(trajectories: pa.Table, rho: float, cut: Cut) -> pa.Table:

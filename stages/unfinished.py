@@ -122,7 +122,7 @@ def published(out: Path, lineage: Lineage, *, overwrite: bool, progress: Progres
         return None
     found = read_lineage(out) if out.is_dir() else None
     if found is None:
-        raise UserError(f"{out} is there and was not made by spo: choose another --out, or move it away")
+        raise UserError(f"{out} is there and is no model directory made by spo: choose another --out, or move it away")
     if found.fingerprint == lineage.fingerprint:
         progress.note(f"{out} is up to date")
         return found

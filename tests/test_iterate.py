@@ -163,6 +163,12 @@ def test_killed_at_random_moments_a_run_ends_with_the_same_artefacts(recipe: Pat
     assert [name for name in found if found[name] != expected[name]] == []
 
 
+def test_a_slip_in_the_last_table_stops_a_run_before_it_samples(recipe: Path, policy: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="task arithmetic has no option 'operation'"):
+        run(recipe, tmp_path / "run", policy, 'eval.task_arg=["operation=1"]')
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_finished_run_can_be_given_more_iterations(recipe: Path, policy: Path, tmp_path: Path):
     constant = ("train.lr_schedule=constant", "run.eval_every=0")
     run(recipe, tmp_path / "run", policy, *constant, iterations=1)

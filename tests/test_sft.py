@@ -143,7 +143,7 @@ def test_a_given_model_goes_on_from_its_weights(tmp_path: Path):
 def test_something_else_in_the_way_is_never_replaced(tmp_path: Path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "thesis.txt").touch()
-    with pytest.raises(UserError, match="was not made by spo"):
+    with pytest.raises(UserError, match="no model directory made by spo"):
         run(settings(tmp_path / "model", overwrite=True))
     assert (tmp_path / "model" / "thesis.txt").exists()
 

@@ -194,7 +194,7 @@ def test_what_another_tool_wrote_is_never_replaced(chain: Path, tmp_path: Path) 
     out = tmp_path / "thesis"
     out.mkdir()
     (out / "chapter1.tex").write_text("…")
-    with pytest.raises(UserError, match="was not made by spo"):
+    with pytest.raises(UserError, match="no model directory made by spo"):
         run(settings(chain, out, overwrite=True))
     assert (out / "chapter1.tex").exists()
 
