@@ -41,7 +41,7 @@ MOST = 256
 BATCHES = (32, 64, 128)
 MODELS = {  # layers, width, heads, learning rate, learning steps, prompts
     "tiny: 2 layers, width 64": (2, 64, 2, 3e-3, 240, 24),
-    "4 layers, width 256": (4, 256, 4, 1e-3, 100, 4),
+    "4 layers, width 256": (4, 256, 4, 1e-3, 100, 8),
 }
 
 
