@@ -17,6 +17,8 @@ from tests.chains import footer, rows
 from tests.command_lives import Commands
 from tests.shards.samples import Notes, files
 
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
 RECIPE = """
 [run]
 out = "unused"
@@ -161,6 +163,30 @@ def test_killed_at_random_moments_a_run_ends_with_the_same_artefacts(recipe: Pat
     found = artefacts(tmp_path / "killed")
     assert found.keys() == expected.keys()
     assert [name for name in found if found[name] != expected[name]] == []
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.rglob("*.toml")), ids=lambda path: path.parent.name + "/" + path.name)
+def test_every_example_is_a_plan(path: Path):
+    plan = iterate.make_plan(iterate.Config(recipe=path))
+    assert len(plan.iterations) >= 1
+    assert {-1, len(plan.iterations) - 1} <= set(plan.evaluations)
+
+
+def test_the_example_for_rho_has_the_published_settings():
+    """arXiv 2505.23564, appendix H: chain, Rho-1.1B, GSM8K."""
+    plan = iterate.make_plan(iterate.Config(recipe=EXAMPLES / "gsm8k" / "rho-1.1b.toml"))
+    first, last = plan.iterations[0], plan.iterations[-1]
+    assert (first.rollout.num_questions, first.rollout.num_generations) == (64, 8)
+    assert (first.rollout.temperature, first.rollout.top_p, first.rollout.max_tokens) == (0.6, 0.9, 2047)
+    assert (first.segment.partition, first.segment.rho, first.segment.interval) == ("cutpoints", 0.9, 5)
+    assert first.estimate.rollouts == 9
+    assert (first.train.learning_rate, first.train.beta, first.train.kl) == (1e-6, 1e-4, "k3")
+    assert (first.train.batch_size, first.train.epochs, first.train.epsilon) == (64, 2, 0.2)
+    assert (first.train.mask, first.train.weight_decay, first.train.max_grad_norm) == ("cutpoints", 0.0, 1.0)
+    assert first.train.total_steps == 650 * 2 * 8  # one warm-up, 3 % of all steps, over the whole run
+    assert last.rollout.skip_questions == 649 * 64
+    evaluation = plan.evaluations[-1]
+    assert (evaluation.num_generations, evaluation.temperature, evaluation.top_p) == (16, 0.35, 0.9)
 
 
 def test_a_slip_in_the_last_table_stops_a_run_before_it_samples(recipe: Path, policy: Path, tmp_path: Path):
