@@ -26,16 +26,18 @@ seeds = 1
 learning_rates = [1e-4, 2e-4]
 grid_warm_starts = 1
 grid_seed = 9
+curve_every = 1
 
 [scores.validation]
 sampled = { num_questions = 3, num_generations = 2, temperature = 1.0 }
 [scores.test]
 sampled = { num_questions = 4, num_generations = 2, temperature = 1.0 }
 greedy = { num_questions = 4 }
+[scores.curve]
+accuracy = { num_questions = 2, temperature = 1.0 }
 
 [recipe.run]
 iterations = 2
-eval_every = 1
 task = "arithmetic"
 task_arg = ["operations=1"]
 threads = 1
@@ -48,9 +50,6 @@ num_questions = 2
 num_generations = 2
 [recipe.train]
 beta = 0.0
-[recipe.eval]
-num_questions = 2
-temperature = 1.0
 
 [methods.grpo]
 title = "GRPO"
@@ -80,8 +79,7 @@ def test_every_run_of_the_plan_is_a_recipe_that_spo_run_takes(table: str, method
         compare.write_recipe(tmp_path / "recipe.toml", compare.run_recipe(PLAN, run, tmp_path / "policy"))
         plan = iterate.make_plan(iterate.Config(recipe=tmp_path / "recipe.toml", out=tmp_path / "run"))
         assert plan.iterations[0].train.learning_rate == 1e-4
-        assert {evaluation.split for evaluation in plan.evaluations.values()} <= {"test"}
-        assert bool(plan.evaluations) == (split == "test"), "a run of the grid never sees the test split"
+        assert not plan.evaluations, "the scores of the plan judge, on the split of the run"
 
 
 @pytest.mark.slow
@@ -100,6 +98,9 @@ def test_a_small_comparison_ends_in_a_table_and_a_figure_and_is_not_done_twice(t
     for result in found:
         assert result["tokens_sampled"] > 0
         assert len(result["curve"]) == 3
+        drawn = ["accuracy" in point for point in result["curve"]]
+        assert drawn == [result["split"] == "test"] * 3, "a run of the grid never sees the test split"
+        assert result["cpu_seconds"] > 0
     again = script("compare.py", plan, "--out", out, "--jobs", 1)
     assert report.read_results(out) == found, f"done again: {again}"
 
@@ -132,7 +133,7 @@ def test_equal_scores_choose_the_lowest_rate_in_whatever_order_runs_end():
 
 def test_differences_in_the_table_are_paired_by_warm_start_and_seed():
     runs = [
-        result(method, 1e-4, sampled, "test", warm_start=warm, seed=0, tokens_sampled=2000, seconds=3.0)
+        result(method, 1e-4, sampled, "test", warm_start=warm, seed=0, tokens_sampled=2000, cpu_seconds=3.0)
         for method, scores in {"a": (0.2, 0.6), "b": (0.3, 0.7)}.items()
         for warm, sampled in enumerate(scores)
     ]

@@ -86,7 +86,7 @@ class Run:
 def warm_start_recipe(plan: Plan, table: str, number: int) -> Recipe:
     """A warm start has its own weights, questions and wrong facts."""
     recipe = plan.recipe(table, None)
-    shared = {key: value for key, value in recipe["run"].items() if key not in ("iterations", "eval_every")}
+    shared = {key: value for key, value in recipe["run"].items() if key != "iterations"}
     task_args = [*shared.pop("task_arg", []), f"seed={number}"]
     return {
         "run": shared | {"iterations": 0, "task_arg": task_args},
@@ -95,7 +95,7 @@ def warm_start_recipe(plan: Plan, table: str, number: int) -> Recipe:
 
 
 def run_recipe(plan: Plan, run: Run, policy: Path) -> Recipe:
-    """The recipe of a run: questions that no other seed takes; its curve is drawn on the split that scores it."""
+    """The recipe of a run: questions that no other seed takes."""
     recipe = plan.recipe(run.table, run.method)
     del recipe["sft"]
     recipe["run"]["task_arg"] = [*recipe["run"].get("task_arg", []), f"seed={run.warm_start}"]
@@ -107,10 +107,6 @@ def run_recipe(plan: Plan, run: Run, policy: Path) -> Recipe:
     else:
         recipe["rollout"]["skip_questions"] = run.seed * 1_000_000
     recipe["train"]["learning_rate"] = run.rate
-    if run.split == "validation":
-        recipe.pop("eval", None)  # no curve: the score at the end decides
-    else:
-        recipe["eval"]["split"] = "test"
     return recipe
 
 
@@ -127,30 +123,39 @@ def carry_out(plan: Plan, run: Run, out: Path) -> dict[str, Any]:
     shutil.rmtree(here, ignore_errors=True)
     policy = out / "warm" / warm_start_name(plan, run.table, run.warm_start) / "start" / "checkpoint"
     write_recipe(here / "recipe.toml", run_recipe(plan, run, policy.absolute()))
-    began = time.monotonic()
     intended = iterate.make_plan(iterate.Config(recipe=here / "recipe.toml", out=here / "run"))
-    curve = [point(done, intended) for done in iterate.carry_out(intended)]
-    seconds = time.monotonic() - began
-    checkpoint = here / "run" / f"{len(intended.iterations) - 1:03d}" / "checkpoint"
+    curve, before = [], time.process_time()
+    for done in iterate.carry_out(intended):
+        curve.append(point(done, intended) | {"cpu_seconds": time.process_time() - before})
+        before = time.process_time()
+    last = len(intended.iterations) - 1
+    if run.split == "test":
+        for found in curve:
+            if (found["iteration"] + 1) % plan.content["curve_every"] == 0 or found["iteration"] == last:
+                policy_then = checkpoint(here / "run", found["iteration"]) if found["iteration"] >= 0 else policy
+                found |= scores(plan, run, "curve", policy_then, here / f"curve-{found['iteration']}")
+    costs = ("tokens_sampled", "seconds", "cpu_seconds")
     result = asdict(run) | {
-        "test": scores(plan, run, checkpoint, here / "scores", intended.iterations[0].rollout),
-        "tokens_sampled": sum(p["tokens_sampled"] for p in curve),
-        "seconds": sum(p["seconds"] for p in curve),
-        "seconds_in_all": seconds,
+        "test": scores(plan, run, run.split, checkpoint(here / "run", last), here / "scores"),
+        **{name: sum(found[name] for found in curve) for name in costs},
         "curve": curve,
     }
     (here / "result.part").write_text(json.dumps(result, indent=1))
     (here / "result.part").rename(here / "result.json")
-    for name in ("run", "scores"):
-        shutil.rmtree(here / name, ignore_errors=True)
+    for path in here.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
     return result
 
 
+def checkpoint(out: Path, iteration: int) -> Path:
+    """The policy after an iteration of a run."""
+    return out / f"{iteration:03d}" / "checkpoint"
+
+
 def point(done: Any, intended: Any) -> dict[str, Any]:
-    """One iteration on the curve: what it cost, and what is known of the policy."""
+    """One iteration on the curve: what it cost, and what is known of the policy without asking it again."""
     found: dict[str, Any] = {"iteration": done.number, "tokens_sampled": done.tokens_sampled, "seconds": done.seconds}
-    if done.evaluation:
-        found["accuracy"] = done.evaluation.reward
     if done.number >= 0:
         train, rollout = done.stages["train"], done.stages["rollout"]
         found |= {"trained": train.rows, "reward": rollout.reward, "entropy": train.figures.get("entropy")}
@@ -172,20 +177,20 @@ def unique_responses(trajectories: Path) -> float | None:
     return sum(len(set(responses)) / len(responses) for responses in of_question.values()) / len(of_question)
 
 
-def scores(plan: Plan, run: Run, model: Path, out: Path, sampled_with: Any) -> dict[str, Any]:
-    """Accuracy of sampled and of greedy responses to held-out questions."""
+def scores(plan: Plan, run: Run, which: str, model: Path, out: Path) -> dict[str, Any]:
+    """A model's accuracies, by name, as the plan's `scores` say, on held-out questions of the run's split."""
     from stages import evaluate
 
-    task_args = (*plan.recipe(run.table, None)["run"].get("task_arg", []), f"seed={run.warm_start}")
+    shared = plan.recipe(run.table, None)["run"]
     found = {}
-    for name, options in plan.content["scores"][run.split].items():
+    for name, options in plan.content["scores"][which].items():
         summary = evaluate.run(
             evaluate.Config(
                 model=str(model),
-                task=(sampled_with.task,),
-                task_arg=task_args,
+                task=(shared["task"],),
+                task_arg=(*shared.get("task_arg", []), f"seed={run.warm_start}"),
                 split=run.split,
-                max_tokens=(sampled_with.max_tokens,),
+                max_tokens=(shared["max_tokens"],),
                 threads=1,
                 out=out / name,
                 **options,
@@ -236,7 +241,7 @@ def compare(plan: Plan, tables: list[str], methods: list[str] | None, out: Path,
         while pending:
             future = next(as_completed(pending))
             run, result = pending.pop(future), future.result()
-            spent = f"{result['tokens_sampled']:,} tokens, {result['seconds']:.0f} s"
+            spent = f"{result['tokens_sampled']:,} tokens, {result['cpu_seconds']:.0f} s"
             print(f"{run.name}: {result['test']}, {spent}", flush=True)
             if run.split == "test":
                 continue

@@ -66,7 +66,7 @@ def table_rows(results: Sequence[Result], table: str, methods: dict[str, str]) -
                 shown([run["test"]["greedy"] for run in runs]),
                 "" if method == first or len(pairs) < 2 else shown(pairs),
                 f"{sum(run['tokens_sampled'] for run in runs) / len(runs) / 1000:,.0f}k",
-                f"{sum(run['seconds'] for run in runs) / len(runs):.0f}",
+                f"{sum(run['cpu_seconds'] for run in runs) / len(runs):.0f}",
                 str(len(runs)),
             ]
         )
@@ -116,7 +116,7 @@ def curve(runs: Sequence[Result], x: str, y: str) -> tuple[list[float], list[flo
 PANELS = (
     ("trained", "accuracy", "trained trajectories", "accuracy, sampled"),
     ("tokens_sampled", "accuracy", "tokens sampled", ""),
-    ("seconds", "accuracy", "seconds (sampling and training)", ""),
+    ("cpu_seconds", "accuracy", "seconds of one CPU thread, sampling and training", ""),
 )
 MORE_PANELS = (
     ("trained", "reward", "trained trajectories", "accuracy on the training questions"),
