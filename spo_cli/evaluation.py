@@ -137,12 +137,13 @@ def _evaluate(config: Config | Regrade, progress: Progress) -> Report:
     try:
         evaluation = _read(config.out)
     except IncompleteInput:
-        shard = resolve(config.shard)
-        evaluation = _read(config.out / part_name(shard.index, shard.count))
-        notes = (
-            *notes,
-            f"this is part {shard} alone; when all are there, spo eval --table {config.out} shows the whole",
-        )
+        shard, *others = resolve(config)
+        part = config.out / part_name(shard.index, shard.count)
+        whole = f"when all parts are there, spo eval --table {config.out} shows the whole"
+        if others or not part.exists():
+            return Report(config.format, [], {"evaluation": str(config.out), "results": []}, (*notes, whole), summary)
+        evaluation = _read(part)
+        notes = (*notes, f"this is part {shard} alone; {whole}")
     found = _report_one(evaluation, str(config.out), config.format)
     return dataclasses.replace(found, notes=[*notes, *found.notes], summary=summary)
 

@@ -59,7 +59,7 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
     _check_graded_as_asked(config, trajectories)
     estimator = find_estimator(config.estimator)(config, cutpoints, trajectories, config.out, progress)
     sampled, prefilled, written = 0, 0.0, []
-    for part in [cutpoints.parts[i] for i in split(len(cutpoints.parts), resolve(config.shard))]:
+    for part in [cutpoints.parts[i] for i in split(len(cutpoints.parts), *resolve(config))]:
         inputs = (source(cutpoints, config.out, part), source(trajectories, config.out), *estimator.inputs)
         lineage = describe(
             "estimate", schemas.ADVANTAGES, estimator.settings, inputs, estimator.model, estimator.packages

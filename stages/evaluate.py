@@ -88,7 +88,7 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
     from stages.shards.writing import open_part
     from stages.tasks import open_task
 
-    started = time.monotonic()
+    started, shards = time.monotonic(), sharding.resolve(config)
     config = dataclasses.replace(with_template(config), max_tokens=tuple(sorted(set(config.max_tokens))))
     tasks = [open_task(*choice) for choice in config.tasks]
     questions = _select(config, tasks)
@@ -99,17 +99,19 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
     )
     model = model_source(config.model, checkpoints.digest(model_dir), config.out)
     lineage = describe("eval", EVALUATION, config, inputs, model, ("torch", "transformers"))
-    shard = sharding.resolve(config.shard)
-    sampled = prefilled = 0
-    with open_part(
-        config.out, shard.index, shard.count, lineage, EVALUATION, overwrite=config.overwrite, progress=progress
-    ) as part:
-        if not part.up_to_date:
-            mine = [questions[i] for i in sharding.split(len(questions), shard)]
-            sampled, prefilled = _answer(config, mine, model_dir, part, progress)
-            rows = part.committed(COLUMNS)
-            part.finish(score_accuracies(rows, tasks=len(tasks), budgets=len(config.max_tokens)))
-    return summarise([part], config.out, started, tokens_sampled=sampled, tokens_prefilled=prefilled)
+    sampled, prefilled, written = 0, 0, []
+    for shard in shards:
+        with open_part(
+            config.out, shard.index, shard.count, lineage, EVALUATION, overwrite=config.overwrite, progress=progress
+        ) as part:
+            if not part.up_to_date:
+                mine = [questions[i] for i in sharding.split(len(questions), shard)]
+                of_part = _answer(config, mine, model_dir, part, progress)
+                sampled, prefilled = sampled + of_part[0], prefilled + of_part[1]
+                rows = part.committed(COLUMNS)
+                part.finish(score_accuracies(rows, tasks=len(tasks), budgets=len(config.max_tokens)))
+        written.append(part)
+    return summarise(written, config.out, started, tokens_sampled=sampled, tokens_prefilled=prefilled)
 
 
 def _select(config: Config, tasks: Sequence[Task]) -> list[tuple[Task, Question]]:

@@ -58,6 +58,18 @@ class OutputFlags:
         default=None,
         result=False,
     )
+    num_shards: int | None = option(
+        "N, for an array of any form: its task of number I does share I/N. Outside an array, all are done.",
+        default=None,
+        minimum=1,
+        result=False,
+    )
+    shards_per_task: int = option(
+        "With --num-shards, K shares for each task of an array, which thus needs N/K tasks.",
+        default=1,
+        minimum=1,
+        result=False,
+    )
     overwrite: bool = option("Replace parts that were made with another configuration.", default=False, result=False)
 
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stages import estimate, evaluate, rollout, segment, sft, train
 from stages.config import option, validate
@@ -72,8 +72,8 @@ TABLES: dict[str, type] = {
 }
 """Table of a recipe → the options that may stand in it."""
 
-WHOLE = "0/1"
-"""The shard of every stage here: one process does all of it, whatever a scheduler's variables say."""
+WHOLE: dict[str, Any] = {"shard": "0/1", "num_shards": None, "shards_per_task": 1}
+"""The share of every stage here: one process does all of it, whatever a scheduler's variables say."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def make_plan(config: Config) -> Plan:
     if table.eval_every:
         due |= set(range(table.eval_every - 1, table.iterations, table.eval_every))
     evaluations = {
-        i: recipe.config("eval", evaluate.Config, model=policies[i], out=_directory(table.out, i) / "eval", shard=WHOLE)
+        i: recipe.config("eval", evaluate.Config, model=policies[i], out=_directory(table.out, i) / "eval", **WHOLE)
         for i in sorted(due)
         if "eval" in recipe.tables
     }
@@ -231,16 +231,16 @@ def _warm_start(recipe: Recipe, table: RunTable) -> sft.Config | None:
 def _iteration(recipe: Recipe, table: RunTable, number: int, policy: str, first: str) -> Iteration:
     """The configurations of one iteration: its own questions and seeds, the policy of the one before."""
     here = _directory(table.out, number)
-    sample = recipe.config("rollout", rollout.Config, model=policy, out=here / "trajectories", shard=WHOLE)
+    sample = recipe.config("rollout", rollout.Config, model=policy, out=here / "trajectories", **WHOLE)
     if sample.num_questions is None:
         raise UserError(f"{recipe.source}: [rollout] lacks num_questions, the questions of one iteration")
     questions = sample.num_questions
     sample = dataclasses.replace(
         sample, skip_questions=sample.skip_questions + number * questions, seed=sample.seed + number
     )
-    cut = recipe.config("segment", segment.Config, trajectories=sample.out, out=here / "cutpoints", shard=WHOLE)
+    cut = recipe.config("segment", segment.Config, trajectories=sample.out, out=here / "cutpoints", **WHOLE)
     value = recipe.config(
-        "estimate", estimate.Config, cutpoints=cut.out, model=policy, out=here / "advantages", shard=WHOLE
+        "estimate", estimate.Config, cutpoints=cut.out, model=policy, out=here / "advantages", **WHOLE
     )
     learn = recipe.config("train", train.Config, advantages=(value.out,), model=policy, out=here / "checkpoint")
     oldest = max(0, number + 1 - (learn.replay or 1))

@@ -81,7 +81,7 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
     config, tasks, budgets = _complete(config, saved)
     decode = _decoder(config, saved)
     places = tuple(task_source(str(name), None, task.digest, config.out) for name, task in tasks.items())
-    mine = [saved.parts[i] for i in split(len(saved.parts), resolve(config.shard))]
+    mine = [saved.parts[i] for i in split(len(saved.parts), *resolve(config))]
     written = []
     for part in mine:
         inputs = (source(saved, config.out, part), *places)

@@ -118,31 +118,38 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
     from stages.tasks import open_task
     from stages.tasks.selection import select
 
-    started = time.monotonic()
+    started, shards = time.monotonic(), sharding.resolve(config)
     way, asked = _way(config), with_template(_resolve(config))
     task = open_task(asked.task, asked.data, asked.task_arg)
     questions = select(task, asked.split, asked.num_questions, asked.skip_questions, asked.shuffle_seed)
-    shard = sharding.resolve(asked.shard)
     model_dir = checkpoints.resolve(asked.model)
     inputs = (task_source(asked.task, asked.data, task.digest, asked.out),)
     model = model_source(asked.model, checkpoints.digest(model_dir), asked.out)
     lineage = describe("rollout", TRAJECTORIES, asked, inputs, model, ("torch", "transformers"))
-    sampled = prefilled = 0
-    with open_part(
-        asked.out, shard.index, shard.count, lineage, TRAJECTORIES, overwrite=asked.overwrite, progress=progress
-    ) as part:
-        if not part.up_to_date:
-            mine = [questions[i] for i in sharding.split(len(questions), shard)]
-            sampled, prefilled = _answer(asked, way, task, mine, model_dir, part, progress)
-            part.finish(way.statistics(part.committed(_SUMMARISED)))
-    figures = dict(part.lineage.summary)
-    lost = part.lineage.counts.get("ungradable", 0)
+    sampled, prefilled, written = 0, 0, []
+    for shard in shards:
+        with open_part(
+            asked.out, shard.index, shard.count, lineage, TRAJECTORIES, overwrite=asked.overwrite, progress=progress
+        ) as part:
+            if not part.up_to_date:
+                mine = [questions[i] for i in sharding.split(len(questions), shard)]
+                of_part = _answer(asked, way, task, mine, model_dir, part, progress)
+                sampled, prefilled = sampled + of_part[0], prefilled + of_part[1]
+                part.finish(way.statistics(part.committed(_SUMMARISED)))
+        written.append(part)
+    return _summary(config, written, time.monotonic() - started, sampled, prefilled)
+
+
+def _summary(config: Config, parts: Sequence[PartWriter], seconds: float, sampled: int, prefilled: int) -> Summary:
+    """How a call that wrote these parts ended; their statistics are told where it wrote one part."""
+    figures = dict(parts[0].lineage.summary) if len(parts) == 1 else {}
+    lost = sum(part.lineage.counts.get("ungradable", 0) for part in parts)
     return Summary(
         stage="rollout",
         out=str(config.out),
-        rows=part.rows,
-        seconds=time.monotonic() - started,
-        up_to_date=part.up_to_date,
+        rows=sum(part.rows for part in parts),
+        seconds=seconds,
+        up_to_date=all(part.up_to_date for part in parts),
         tokens_sampled=sampled,
         tokens_prefilled=prefilled,
         reward=figures.pop("reward", None),

@@ -95,7 +95,7 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
     if config.partition == "branches":  # needs a question's responses side by side
         _check_questions_lie_in_one_part(trajectories)
         columns, at_once = [*columns, "question_id"], max(1, trajectories.rows)
-    mine = [trajectories.parts[i] for i in split(len(trajectories.parts), resolve(config.shard))]
+    mine = [trajectories.parts[i] for i in split(len(trajectories.parts), *resolve(config))]
     trajectory_count = sum(part.rows for part in mine)
     progress.start("segment", trajectory_count, "trajectories")
     rows, up_to_date = 0, True

@@ -1,4 +1,4 @@
-"""Owns which slice of the work this process does (`--shard`, SLURM arrays) and how a signal ends it."""
+"""Owns which slices of the work this process does (`--shard`, SLURM arrays) and how a signal ends it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+from typing import Protocol
 
 from stages.errors import Interrupted, UserError
 
@@ -60,39 +61,103 @@ def parse_shard(text: str) -> Shard:
     return Shard(int(match[1]), int(match[2]))
 
 
-def shard_from_environment(environment: Mapping[str, str] = os.environ) -> Shard | None:
+class Asked(Protocol):
+    """What the command line says of the shards (`stages.flags.OutputFlags`)."""
+
+    @property
+    def shard(self) -> str | None: ...
+    @property
+    def num_shards(self) -> int | None: ...
+    @property
+    def shards_per_task(self) -> int: ...
+
+
+def resolve(asked: Asked, environment: Mapping[str, str] = os.environ) -> tuple[Shard, ...]:
+    """The shards of this process, adjacent and in order.
+
+    What `--shard` says. Else, of `--num-shards` N with `--shards-per-task` K: those of this task of a SLURM array,
+    tK to tK + K − 1, which holds for any task of any array; outside an array all N. Else the array alone decides, if it
+    is written 0 to N−1; else the whole (0/1).
+
+    Raises:
+      UserError: options that exclude each other, or an array whose task numbers do not fit.
+    """
+    if asked.shard is not None and asked.num_shards is not None:
+        raise UserError(f"--shard {asked.shard} says it all: leave out --num-shards {asked.num_shards}, or --shard")
+    if asked.shards_per_task > 1 and asked.num_shards is None:
+        raise UserError(f"--shards-per-task {asked.shards_per_task} needs the number of shards: pass --num-shards N")
+    if asked.shard is not None:
+        return (parse_shard(asked.shard),)
+    if asked.num_shards is None:
+        return (_shard_of_array(environment) or Shard(0, 1),)
+    task = environment.get(_TASK)
+    if task is None:
+        return tuple(Shard(index, asked.num_shards) for index in range(asked.num_shards))
+    return task_shards(_task_number(task), asked.num_shards, asked.shards_per_task)
+
+
+def count_tasks(num_shards: int, shards_per_task: int) -> int:
+    """Tasks of the array that does `num_shards`, each `shards_per_task` of them; the last may have fewer."""
+    return math.ceil(num_shards / shards_per_task)
+
+
+def task_shards(task: int, num_shards: int, shards_per_task: int) -> tuple[Shard, ...]:
+    """The shards of one task of an array: tK to tK + K − 1.
+
+    Raises:
+      UserError: a task that no shard is left for.
+    """
+    tasks = count_tasks(num_shards, shards_per_task)
+    if task >= tasks:
+        each = f" with --shards-per-task {shards_per_task}" if shards_per_task > 1 else ""
+        raise UserError(
+            f"{_TASK}={task} is beyond --num-shards {num_shards}{each}, the work of {tasks} tasks: write --array=0-"
+            f"{tasks - 1}"
+        )
+    first = task * shards_per_task
+    return tuple(Shard(index, num_shards) for index in range(first, min(first + shards_per_task, num_shards)))
+
+
+def split(total: int, *shards: Shard) -> range:
+    """The slice of `total` items that adjacent shards have: contiguous, in order, sizes that differ by at most one."""
+    first, last = shards[0], shards[-1]
+    return range(total * first.index // first.count, total * (last.index + 1) // last.count)
+
+
+_TASK = "SLURM_ARRAY_TASK_ID"
+
+
+def _shard_of_array(environment: Mapping[str, str]) -> Shard | None:
     """The task of a SLURM array as a shard; None outside an array.
+
+    A sparse array does not say which of its tasks this is: `1-9:4,20` has COUNT 4, MIN 1, MAX 20 and STEP 4.
 
     Raises:
       UserError: an array not written as 0-(N−1): its task number says nothing about which slice it is.
     """
-    names = {key: f"SLURM_ARRAY_TASK_{key}" for key in ("ID", "COUNT", "MIN", "MAX", "STEP")}
-    if names["ID"] not in environment:
+    if _TASK not in environment:
         return None
+    names = {key: f"SLURM_ARRAY_TASK_{key}" for key in ("ID", "COUNT", "MIN", "MAX", "STEP")}
     given = {key: environment[name] for key, name in names.items() if name in environment}
     told = " ".join(f"{names[key]}={value}" for key, value in given.items())
     if "COUNT" not in given or not all(re.fullmatch(r"\d+", value) for value in given.values()):
-        raise UserError(f"cannot tell the shard from {told}: pass --shard I/N")
+        raise UserError(f"cannot tell the shard from {told}: pass --num-shards N, or --shard I/N")
     numbers = {key: int(value) for key, value in given.items()}
     last = numbers["COUNT"] - 1
     whole = numbers.get("MIN", 0) == 0 and numbers.get("MAX", last) == last and numbers.get("STEP", 1) == 1
     if not whole or numbers["ID"] > last:
         raise UserError(
             f"a job array must be written 0-(N-1), such as --array=0-{max(last, 0)}, for its tasks to be shards; "
-            f"found {told}. To run only some tasks again, submit the same array (finished parts are skipped) "
-            f"or pass --shard I/N"
+            f"found {told}. To run only some tasks again, pass --num-shards N, or submit the same array (finished "
+            "parts are skipped)"
         )
     return Shard(numbers["ID"], numbers["COUNT"])
 
 
-def resolve(shard: str | None) -> Shard:
-    """What `--shard` says, else the SLURM array, else the whole (0/1)."""
-    return parse_shard(shard) if shard is not None else shard_from_environment() or Shard(0, 1)
-
-
-def split(total: int, shard: Shard) -> range:
-    """The shard's slice of `total` items: contiguous, in order, sizes that differ by at most one."""
-    return range(total * shard.index // shard.count, total * (shard.index + 1) // shard.count)
+def _task_number(text: str) -> int:
+    if not re.fullmatch(r"\d+", text):
+        raise UserError(f"{_TASK} must be the number of a task; found {text!r}: pass --shard I/N")
+    return int(text)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from contextlib import suppress
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,16 @@ from hypothesis import strategies as st
 
 from stages.errors import Interrupted, UserError
 from stages.shards import sharding
-from stages.shards.sharding import Shard, interruptible, parse_shard, resolve, shard_from_environment, split
+from stages.shards.sharding import Shard, count_tasks, interruptible, parse_shard, resolve, split
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The flags of a sharded command."""
+
+    shard: str | None = None
+    num_shards: int | None = None
+    shards_per_task: int = 1
 
 
 def array(**values: int) -> dict[str, str]:
@@ -38,8 +48,12 @@ def test_other_shards_are_refused(text: str):
 
 
 def test_a_slurm_array_from_zero_is_a_shard():
-    assert shard_from_environment(array(ID=2, COUNT=5, MIN=0, MAX=4, STEP=1)) == Shard(2, 5)
-    assert shard_from_environment({}) is None
+    assert resolve(Asked(), array(ID=2, COUNT=5, MIN=0, MAX=4, STEP=1)) == (Shard(2, 5),)
+
+
+def test_outside_an_array_one_process_does_everything():
+    assert resolve(Asked(), {}) == (Shard(0, 1),)
+    assert resolve(Asked(num_shards=3, shards_per_task=2), {}) == (Shard(0, 3), Shard(1, 3), Shard(2, 3))
 
 
 @pytest.mark.parametrize(
@@ -47,25 +61,58 @@ def test_a_slurm_array_from_zero_is_a_shard():
     [
         {"ID": 5, "COUNT": 5, "MIN": 1, "MAX": 5, "STEP": 1},
         {"ID": 2, "COUNT": 5, "MIN": 0, "MAX": 8, "STEP": 2},
-        {"ID": 4, "COUNT": 4, "MIN": 1, "MAX": 20, "STEP": 4},
+        {"ID": 20, "COUNT": 4, "MIN": 1, "MAX": 20, "STEP": 4},  # what 1-9:4,20 says of itself
         {"ID": 3, "COUNT": 2, "MIN": 3, "MAX": 4, "STEP": 1},
     ],
 )
-def test_arrays_written_otherwise_are_refused_with_advice(values: dict[str, int]):
-    with pytest.raises(UserError, match=r"0-\(N-1\)"):
-        shard_from_environment(array(**values))
+def test_arrays_written_otherwise_are_refused_with_advice_unless_the_number_of_shards_is_told(values: dict[str, int]):
+    with pytest.raises(UserError, match=r"0-\(N-1\).*--num-shards N"):
+        resolve(Asked(), array(**values))
+    assert resolve(Asked(num_shards=30), array(**values)) == (Shard(values["ID"], 30),)
 
 
 def test_an_array_without_its_size_is_refused():
-    with pytest.raises(UserError, match="pass --shard"):
-        shard_from_environment(array(ID=3))
+    with pytest.raises(UserError, match="pass --num-shards N"):
+        resolve(Asked(), array(ID=3))
+
+
+@given(count=st.integers(1, 60), each=st.integers(1, 9))
+def test_tasks_of_several_shards_cover_all_of_them_once_in_order(count: int, each: int):
+    tasks = [
+        resolve(Asked(num_shards=count, shards_per_task=each), array(ID=task))
+        for task in range(count_tasks(count, each))
+    ]
+    assert [shard for shards in tasks for shard in shards] == [Shard(index, count) for index in range(count)]
+    assert {len(shards) for shards in tasks[:-1]} <= {each}
+    assert [item for shards in tasks for item in split(100, *shards)] == list(range(100))
+
+
+def test_a_task_beyond_the_shards_is_refused():
+    assert resolve(Asked(num_shards=5, shards_per_task=2), array(ID=2)) == (Shard(4, 5),)
+    with pytest.raises(UserError, match=r"=3 is beyond --num-shards 5 with --shards-per-task 2.*--array=0-2"):
+        resolve(Asked(num_shards=5, shards_per_task=2), array(ID=3))
+    with pytest.raises(UserError, match="must be the number of a task; found '%a'"):
+        resolve(Asked(num_shards=5), {"SLURM_ARRAY_TASK_ID": "%a"})
 
 
 def test_the_flag_goes_before_the_array(monkeypatch: pytest.MonkeyPatch):
     for name, value in array(ID=2, COUNT=5, MIN=0, MAX=4, STEP=1).items():
         monkeypatch.setenv(name, value)
-    assert resolve("0/3") == Shard(0, 3)
-    assert resolve(None) == Shard(2, 5)
+    assert resolve(Asked("0/3")) == (Shard(0, 3),)
+    assert resolve(Asked()) == (Shard(2, 5),)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (Asked("0/3", num_shards=3), "leave out --num-shards 3, or --shard"),
+        (Asked(shards_per_task=2), "needs the number of shards: pass --num-shards"),
+        (Asked("0/3", shards_per_task=2), "needs the number of shards"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(asked: Asked, message: str):
+    with pytest.raises(UserError, match=message):
+        resolve(asked, {})
 
 
 @pytest.fixture
