@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
+    from stages.reporting import Report
+
 METRICS_FILE = "metrics.jsonl"
 SAVE_SECONDS = 300.0
 """Where no number of steps is asked for, the most work that a killed call loses."""
@@ -48,21 +50,23 @@ class Unfinished:
       metrics: of the steps up to that checkpoint.
     """
 
-    def __init__(self, directory: Path, lineage: Lineage) -> None:
+    def __init__(self, directory: Path, out: Path, lineage: Lineage, report: Report | None) -> None:
         self.directory = directory
         self._lineage = lineage
         self._saved = time.monotonic()
         self.checkpoint = next(iter(_steps(directory)), None)
         self.metrics: Metrics = []
         if self.checkpoint:
-            lines = (self.checkpoint / METRICS_FILE).read_text().splitlines()
-            self.metrics = [json.loads(line) for line in lines]
+            self.metrics = read_metrics(self.checkpoint)
         write_metrics(directory, self.metrics)
+        self._series = report and report.series(lineage.stage, out, lineage.fingerprint, self.metrics)
 
     def log(self, line: dict[str, float]) -> None:
         """Append a step's metrics where a user may follow them."""
         with (self.directory / METRICS_FILE).open("a") as file:
             file.write(json.dumps(line) + "\n")
+        if self._series:
+            self._series.log(line)
 
     def save_if_due(
         self, work: Saving, tokenizer: PreTrainedTokenizerBase, metrics: Metrics, every: int | None
@@ -92,10 +96,15 @@ class Unfinished:
 
 
 @contextmanager
-def open_unfinished(out: Path, lineage: Lineage, *, overwrite: bool, progress: Progress) -> Iterator[Unfinished]:
+def open_unfinished(
+    out: Path, lineage: Lineage, *, overwrite: bool, progress: Progress, report: Report | None = None
+) -> Iterator[Unfinished]:
     """The unfinished work of an output, begun here or by a call that was killed; no other process may hold it.
 
     It stays where it is when the block ends; `discard_unfinished` removes it once the output is published.
+
+    Args:
+      report: gets the metrics of every step.
 
     Raises:
       FingerprintMismatch: it is of another configuration, and `overwrite` was not asked for.
@@ -106,7 +115,7 @@ def open_unfinished(out: Path, lineage: Lineage, *, overwrite: bool, progress: P
         if not held:
             progress.note(f"{directory} has no file locks: let no other process work on {out}")
         _check_same_work(directory, lineage, overwrite)
-        unfinished = Unfinished(directory, lineage)
+        unfinished = Unfinished(directory, out, lineage, report)
         if unfinished.metrics:
             progress.note(f"resuming {out} after step {len(unfinished.metrics)}")
         try:
@@ -117,8 +126,13 @@ def open_unfinished(out: Path, lineage: Lineage, *, overwrite: bool, progress: P
             raise
 
 
-def published(out: Path, lineage: Lineage, *, overwrite: bool, progress: Progress) -> Lineage | None:
+def published(
+    out: Path, lineage: Lineage, *, overwrite: bool, progress: Progress, report: Report | None = None
+) -> Lineage | None:
     """The lineage of an output that is there and up to date, saying so; None where it is still to be made, or anew.
+
+    Args:
+      report: gets its metrics, where it lacks them.
 
     Raises:
       FingerprintMismatch: it is there, made with another configuration, and `overwrite` was not asked for.
@@ -131,6 +145,8 @@ def published(out: Path, lineage: Lineage, *, overwrite: bool, progress: Progres
         raise UserError(f"{out} is there and is no model directory made by spo: choose another --out, or move it away")
     if found.fingerprint == lineage.fingerprint:
         progress.note(f"{out} is up to date")
+        if report:
+            report.series(found.stage, out, found.fingerprint, read_metrics(out))
         return found
     if not overwrite:
         raise FingerprintMismatch(
@@ -159,6 +175,11 @@ def write_records(directory: Path, lineage: Lineage, metrics: Metrics) -> None:
 def write_metrics(directory: Path, metrics: Metrics) -> None:
     """Put the metrics of all steps, one JSON object a line, into a directory."""
     (directory / METRICS_FILE).write_text("".join(json.dumps(line) + "\n" for line in metrics))
+
+
+def read_metrics(directory: Path) -> Metrics:
+    """The metrics of all steps, as `write_metrics` put them there."""
+    return [json.loads(line) for line in (directory / METRICS_FILE).read_text().splitlines()]
 
 
 def _steps(directory: Path) -> list[Path]:
