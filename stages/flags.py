@@ -74,6 +74,18 @@ class OutputFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReportFlags:
+    """Who else is told the metrics, which are always written as JSON lines."""
+
+    report_to: tuple[Literal["tensorboard", "wandb"], ...] = option(
+        "Show metrics in TensorBoard or Weights & Biases, too; event files, and the id of the run there, are kept in "
+        "_logs/ beside what is written. Several may be named.",
+        default=(),
+        result=False,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingFlags(MachineFlags):
     """How a model is trained, and where it goes."""
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from stages.config import option, validate
+from stages.config import option, results_config, validate
 from stages.errors import UserError
-from stages.flags import TaskFlags, TrainingFlags
+from stages.flags import ReportFlags, TaskFlags, TrainingFlags
 from stages.progress import Progress, Silent, Summary
 
 if TYPE_CHECKING:
@@ -28,12 +28,13 @@ if TYPE_CHECKING:
     from stages.engines.batches import Example
     from stages.engines.optimisation import Engine
     from stages.engines.torch import TorchEngine
+    from stages.reporting import Report
     from stages.shards.lineage import Lineage
     from stages.unfinished import Metrics, Unfinished
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(TrainingFlags, TaskFlags):
+class Config(TrainingFlags, TaskFlags, ReportFlags):
     """What `spo sft` is told."""
 
     model: str | None = option(
@@ -90,13 +91,23 @@ class _Resolved(Config):
     examples_per_step: int = option("The product of batch size and accumulation: how it is split changes nothing.")
 
 
-def run(config: Config, progress: Progress = Silent()) -> Summary:
+def run(config: Config, progress: Progress = Silent(), report: Report | None = None) -> Summary:
     """Trains the model and writes its directory.
+
+    Args:
+      report: of the run that this is part of; left out, its own where one is asked for.
 
     Raises:
       UserError: wrong options, an unusable model, no worked solution that fits the context, a place that is taken.
       FingerprintMismatch: the output, or unfinished work beside it, was made with another configuration.
     """
+    from stages.reporting import open_report
+
+    with open_report(config.out, config.report_to, results_config(config), progress, report) as opened:
+        return _run(config, progress, opened)
+
+
+def _run(config: Config, progress: Progress, report: Report | None) -> Summary:
     from stages.demonstrations import load_examples
     from stages.engines import checkpoints
     from stages.prompts import with_template
@@ -118,7 +129,7 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
         model=model_source(config.model, checkpoints.digest(base), config.out) if config.model and base else None,
         packages=("torch", "transformers"),
     )
-    if done := published(config.out, lineage, overwrite=config.overwrite, progress=progress):
+    if done := published(config.out, lineage, overwrite=config.overwrite, progress=progress, report=report):
         discard_unfinished(config.out)
         return _summary(config, done, started, up_to_date=True)
     tokenizer, context_length = _reader(base)
@@ -126,7 +137,9 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
     if count is None and config.steps:
         count = min(config.steps * config.batch_size, len(task.questions(config.split)))
     examples, notes = load_examples(task, config, count, tokenizer, context_length)
-    with open_unfinished(config.out, lineage, overwrite=config.overwrite, progress=progress) as unfinished:
+    with open_unfinished(
+        config.out, lineage, overwrite=config.overwrite, progress=progress, report=report
+    ) as unfinished:
         engine = _open(config, base, unfinished.checkpoint)
         metrics = _learn(config, engine, tokenizer, examples, unfinished, progress)
         last = metrics[-1]

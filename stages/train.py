@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from stages.config import option, validate
+from stages.config import option, results_config, validate
 from stages.errors import UserError
-from stages.flags import TrainingFlags
+from stages.flags import ReportFlags, TrainingFlags
 from stages.progress import Progress, Silent, Summary
 from stages.training.options import MAX_PER_QUESTION, LearningOptions, check_together
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from stages.engines.adam import Adam
     from stages.engines.objective import Objective
     from stages.engines.torch import TorchEngine
+    from stages.reporting import Report
     from stages.shards.lineage import Lineage
     from stages.training.critic import CriticStart, CriticTraining
     from stages.training.starting_point import StartingPoint
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(LearningOptions, TrainingFlags):
+class Config(LearningOptions, TrainingFlags, ReportFlags):
     """What `spo train` is told."""
 
     advantages: tuple[Path, ...] = option(
@@ -81,14 +82,24 @@ class _Resolved(Config):
     ages: tuple[int, ...] = option("Iterations since each of the advantages; 0 is this one.")
 
 
-def run(config: Config, progress: Progress = Silent()) -> Summary:
+def run(config: Config, progress: Progress = Silent(), report: Report | None = None) -> Summary:
     """Trains the policy on the advantages of one iteration, or of several.
+
+    Args:
+      report: of the run that this is part of; left out, its own where one is asked for.
 
     Raises:
       UserError: wrong options, inputs that do not fit together or the model, a place that is taken.
       IncompleteInput: parts of an input are missing or torn.
       FingerprintMismatch: the output is there, made with another configuration.
     """
+    from stages.reporting import open_report
+
+    with open_report(config.out, config.report_to, results_config(config), progress, report) as opened:
+        return _run(config, progress, opened)
+
+
+def _run(config: Config, progress: Progress, report: Report | None) -> Summary:
     from stages.shards.lineage import describe
     from stages.training.starting_point import find_starting_point
     from stages.unfinished import discard_unfinished, open_unfinished, published
@@ -109,11 +120,13 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
     critic = _find_critic(config, start) if config.critic_learning_rate else None
     inputs = (*start.inputs, *(critic.sources if critic else ()))
     lineage = describe("train", None, resolved, inputs, start.model, ("torch", "transformers"))
-    done = published(config.out, lineage, overwrite=config.overwrite, progress=progress)
+    done = published(config.out, lineage, overwrite=config.overwrite, progress=progress, report=report)
     if done is None:
         for note in start.notes:
             progress.note(note)
-        with open_unfinished(config.out, lineage, overwrite=config.overwrite, progress=progress) as unfinished:
+        with open_unfinished(
+            config.out, lineage, overwrite=config.overwrite, progress=progress, report=report
+        ) as unfinished:
             lineage = _train(resolved, start, critic, lineage, unfinished, progress)
     discard_unfinished(config.out)
     made = done or lineage
