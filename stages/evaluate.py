@@ -15,9 +15,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.config import option, validate
-from stages.errors import UserError
-from stages.flags import DATA_HELP, TASK_HELP, SamplingFlags, Split
+from stages.config import option, results_config, validate
+from stages.errors import IncompleteInput, UserError
+from stages.flags import DATA_HELP, TASK_HELP, ReportFlags, SamplingFlags, Split
 from stages.progress import Progress, Silent, Summary
 
 if TYPE_CHECKING:
@@ -25,13 +25,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from stages.evaluation.choices import TaskChoice
+    from stages.reporting import Report
     from stages.responses import Response, Sampling
     from stages.shards.writing import PartWriter
     from stages.tasks import Question, Task
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(SamplingFlags):
+class Config(SamplingFlags, ReportFlags):
     """What `spo eval` is told."""
 
     task: tuple[str, ...] = option(TASK_HELP + " Several are evaluated one after the other.")
@@ -71,13 +72,25 @@ class Config(SamplingFlags):
         return pair(self.task, self.data, self.task_arg)
 
 
-def run(config: Config, progress: Progress = Silent()) -> Summary:
+def run(config: Config, progress: Progress = Silent(), report: Report | None = None) -> Summary:
     """Evaluates this shard's questions.
+
+    Args:
+      report: of the run that this is part of; left out, its own where one is asked for, once all parts are there.
 
     Raises:
       UserError: wrong options, an unusable model, a task without questions, a question longer than the context.
       FingerprintMismatch: the part exists and was made with another configuration.
     """
+    from stages.mirrors import check_mirrors
+
+    check_mirrors(config.report_to)
+    summary = _run(config, progress)
+    _report(config, progress, report)
+    return summary
+
+
+def _run(config: Config, progress: Progress) -> Summary:
     from stages.engines import checkpoints
     from stages.evaluation.scores import COLUMNS
     from stages.evaluation.summaries import score_accuracies, summarise
@@ -112,6 +125,26 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
                 part.finish(score_accuracies(rows, tasks=len(tasks), budgets=len(config.max_tokens)))
         written.append(part)
     return summarise(written, config.out, started, tokens_sampled=sampled, tokens_prefilled=prefilled)
+
+
+def _report(config: Config, progress: Progress, report: Report | None) -> None:
+    """Tells the accuracies of all parts, if this was the last to be finished."""
+    from stages.evaluation.artefacts import read_evaluation
+    from stages.evaluation.summaries import accuracies
+    from stages.reporting import open_report
+
+    if not (report or config.report_to):
+        return
+    try:
+        scores = read_evaluation(config.out).scores
+    except IncompleteInput:
+        return
+    told = accuracies(scores, several_tasks=len(config.task) > 1, several_budgets=len(set(config.max_tokens)) > 1)
+    figures = {name: mean for name, (mean, _) in told.items()}
+    figures |= {f"{name} standard error": error for name, (_, error) in told.items()}
+    with open_report(config.out, config.report_to, results_config(config), progress, report) as opened:
+        if opened:
+            opened.tell("eval", config.out, figures)
 
 
 def _select(config: Config, tasks: Sequence[Task]) -> list[tuple[Task, Question]]:

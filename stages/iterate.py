@@ -12,21 +12,24 @@ and single stages can be run again by hand. Iteration i takes the questions afte
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from stages import estimate, evaluate, rollout, segment, sft, train
 from stages.config import option, validate
 from stages.errors import UserError
+from stages.flags import ReportFlags
 from stages.progress import Progress, Silent, Summary
 from stages.training.options import CRITIC
 
 if TYPE_CHECKING:
     from stages.recipe import Recipe
+    from stages.reporting import Report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,10 @@ class Config:
     )
     out: Path | None = option("Directory of the run; left out, as [run] says.", default=None, short="--output-dir")
     iterations: int | None = option("Iterations; left out, as [run] says.", default=None, minimum=0)
+    report_to: tuple[Literal["tensorboard", "wandb"], ...] = option(
+        "Show the metrics of all stages, as one run, in TensorBoard or Weights & Biases, too; left out, as [run] says.",
+        default=(),
+    )
     overrides: tuple[str, ...] = option(
         "table.key=value in place of what the recipe says; --train.learning-rate 1e-5 does the same.",
         default=(),
@@ -49,7 +56,7 @@ class Config:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunTable:
+class RunTable(ReportFlags):
     """The table [run] of a recipe; any option of a stage may stand there too, for all stages that have it."""
 
     out: Path = option("Directory of the run.")
@@ -93,12 +100,16 @@ class Plan:
     Attributes:
       start: the warm start; None where a model is given.
       evaluations: by the iteration they follow; −1 is the start.
+      report_to: who is told the metrics of all stages.
+      settings: the recipe's tables.
     """
 
     out: Path
     start: sft.Config | None
     iterations: tuple[Iteration, ...]
     evaluations: dict[int, evaluate.Config]
+    report_to: tuple[str, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -144,32 +155,46 @@ def carry_out(plan: Plan, progress: Progress = Silent()) -> Iterator[Done]:
     Raises:
       UserError: a slip in the task, told before any work; else as the stages.
     """
-    from stages.engines.sampling import close_sampler
+    from stages.reporting import open_run
 
     _open_tasks(plan)
-    warm_start = {"sft": sft.run(plan.start, progress)} if plan.start else {}
-    yield _evaluated(plan, Done(-1, warm_start), progress)
-    for number, iteration in enumerate(plan.iterations):
-        stages = {
-            "rollout": rollout.run(iteration.rollout, progress),
-            "segment": segment.run(iteration.segment, progress),
-            "estimate": estimate.run(iteration.estimate, progress),
-        }
-        close_sampler()
-        stages["train"] = train.run(iteration.train, progress)
-        done = Done(number, stages)
-        progress.note(
-            f"{_name(number)}: reward {stages['rollout'].reward or 0:.3f}, "
-            f"{done.tokens_sampled:,} tokens sampled, {done.seconds:.1f} s"
-        )
-        yield _evaluated(plan, done, progress)
+    with open_run(plan.out, plan.report_to, plan.settings, progress) as report:
+        warm_start = {"sft": sft.run(plan.start, progress, report)} if plan.start else {}
+        yield _evaluated(plan, Done(-1, warm_start), progress, report)
+        for number, iteration in enumerate(plan.iterations):
+            done = _iterated(number, iteration, progress, report)
+            yield _evaluated(plan, done, progress, report)
 
 
-def _evaluated(plan: Plan, done: Done, progress: Progress) -> Done:
+def _iterated(number: int, iteration: Iteration, progress: Progress, report: Report | None) -> Done:
+    """One iteration, up to its checkpoint."""
+    from stages.engines.sampling import close_sampler
+
+    stages = {
+        "rollout": rollout.run(iteration.rollout, progress),
+        "segment": segment.run(iteration.segment, progress),
+        "estimate": estimate.run(iteration.estimate, progress),
+    }
+    for summary in stages.values() if report else ():
+        figures = ({} if summary.reward is None else {"reward": summary.reward}) | summary.figures
+        report.tell(summary.stage, Path(summary.out), figures)
+    close_sampler()
+    stages["train"] = train.run(iteration.train, progress, report)
+    if report:
+        report.steps += int(stages["train"].figures["steps"])
+    done = Done(number, stages)
+    progress.note(
+        f"{_name(number)}: reward {stages['rollout'].reward or 0:.3f}, "
+        f"{done.tokens_sampled:,} tokens sampled, {done.seconds:.1f} s"
+    )
+    return done
+
+
+def _evaluated(plan: Plan, done: Done, progress: Progress, report: Report | None) -> Done:
     """The iteration with its evaluation, where one is due."""
     if done.number not in plan.evaluations:
         return done
-    evaluation = evaluate.run(plan.evaluations[done.number], progress)
+    evaluation = evaluate.run(plan.evaluations[done.number], progress, report)
     figures = ", ".join(f"{name} {value:.3f}" for name, value in evaluation.figures.items())
     progress.note(f"{_name(done.number)}: {figures}")
     return dataclasses.replace(done, evaluation=evaluation)
@@ -200,6 +225,7 @@ def make_plan(config: Config) -> Plan:
 
     given = {"out": config.out, "iterations": config.iterations}
     flags = [f"run.{name}={value}" for name, value in given.items() if value is not None]
+    flags += [f"run.report_to={json.dumps(config.report_to)}"] * bool(config.report_to)
     recipe = read_recipe(config.recipe, [*config.overrides, *flags], TABLES, shared_in="run")
     table = recipe.config("run", RunTable)
     start = _warm_start(recipe, table)
@@ -214,7 +240,7 @@ def make_plan(config: Config) -> Plan:
         for i in sorted(due)
         if "eval" in recipe.tables
     }
-    return Plan(table.out, start, iterations, evaluations)
+    return Plan(table.out, start, iterations, evaluations, table.report_to, dict(recipe.tables))
 
 
 def _warm_start(recipe: Recipe, table: RunTable) -> sft.Config | None:
