@@ -38,7 +38,7 @@ $(VENV)/installed-bench: $(VENV)/installed
 # Pin again what the extras resolve to today (torch stays at the version that is written in constraints.txt).
 lock:
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock
-	build/lock/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)" '.[dev,bench,hub,plot]'
+	build/lock/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)" '.[dev,bench,hub,lora,plot]'
 	{ sed -n '/^#/p' constraints.txt; build/lock/bin/python -m pip freeze --exclude spo-cli | sed -E 's/^(torch==[0-9.]+)\+.*/\1/'; } > build/constraints.txt
 	mv build/constraints.txt constraints.txt
 

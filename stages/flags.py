@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from stages.config import option
 from stages.tasks import TASKS, Split
 from stages.tasks.templates import SLOT, TEMPLATES
+
+if TYPE_CHECKING:
+    from stages.engines.adapters import Asked
 
 DATA_OPTIONS_HELP = (
     "Tasks over data: question, answer, solution, id, subject and level name columns; grader (maths, number, exact) or "
@@ -74,6 +77,32 @@ class OutputFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraFlags:
+    """A low-rank adapter in place of the weights (peft)."""
+
+    lora_r: int | None = option(
+        "Train an adapter of this rank (LoRA), without dropout, in place of the weights; left out, all weights, or the "
+        "adapter that the model is.",
+        default=None,
+        minimum=1,
+    )
+    lora_alpha: float | None = option(
+        "The adapter is scaled by alpha / rank; left out, twice the rank.", default=None, above=0
+    )
+    lora_target_modules: tuple[str, ...] = option(
+        "A linear layer that is adapted, such as q_proj; may be repeated. Left out, all but the output head.",
+        default=(),
+    )
+    merge: bool = option("Write base and adapter as one model, too, into OUT/merged.", default=False, result=False)
+
+    def adapter(self) -> Asked:
+        """The adapter that these flags ask for, as `stages.engines.lora.plan` takes it."""
+        from stages.engines.adapters import Asked
+
+        return Asked(self.lora_r, self.lora_alpha, self.lora_target_modules, self.merge)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportFlags:
     """Who else is told the metrics, which are always written as JSON lines."""
 
@@ -86,7 +115,7 @@ class ReportFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingFlags(MachineFlags):
+class TrainingFlags(LoraFlags, MachineFlags):
     """How a model is trained, and where it goes."""
 
     out: Path = option("Directory of the model that is written.", result=False, short="--output-dir")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedTokenizerBase
 
+    from stages.engines.adapters import Lora
     from stages.engines.batches import Example
     from stages.engines.optimisation import Engine
     from stages.engines.torch import TorchEngine
@@ -66,7 +67,9 @@ class Config(TrainingFlags, TaskFlags, ReportFlags):
     lr_schedule: Literal["constant", "linear", "cosine"] = option("After the warm-up.", default="cosine")
     warmup_ratio: float = option("Share of the steps that warm up.", default=0.05, minimum=0, maximum=1)
     adam_beta2: float = option("Decay of the second moment.", default=0.98, minimum=0, below=1)
-    seed: int = option("Seed of the weights (from scratch) and of the order of the examples.", default=0)
+    seed: int = option(
+        "Seed of the weights (from scratch), of a new adapter, and of the order of the examples.", default=0
+    )
 
     def __post_init__(self) -> None:
         validate(self)
@@ -109,7 +112,8 @@ def run(config: Config, progress: Progress = Silent(), report: Report | None = N
 
 def _run(config: Config, progress: Progress, report: Report | None) -> Summary:
     from stages.demonstrations import load_examples
-    from stages.engines import checkpoints
+    from stages.engines import checkpoints, lora
+    from stages.merging import merge_beside
     from stages.prompts import with_template
     from stages.shards.lineage import describe, model_source, task_source
     from stages.tasks import open_task
@@ -119,7 +123,9 @@ def _run(config: Config, progress: Progress, report: Report | None) -> Summary:
     config = with_template(config)
     task = open_task(config.task, config.data, config.task_arg)
     base = checkpoints.resolve(config.model) if config.model else None
+    adapter = lora.plan(base, config.adapter())
     settings: dict[str, Any] = vars(config) | {"learning_rate": config.peak_learning_rate}
+    settings |= adapter.options() if adapter else {}
     resolved = _Resolved(**settings, examples_per_step=config.batch_size)
     lineage = describe(
         "sft",
@@ -131,6 +137,8 @@ def _run(config: Config, progress: Progress, report: Report | None) -> Summary:
     )
     if done := published(config.out, lineage, overwrite=config.overwrite, progress=progress, report=report):
         discard_unfinished(config.out)
+        if config.merge:
+            merge_beside(config.out, progress)
         return _summary(config, done, started, up_to_date=True)
     tokenizer, context_length = _reader(base)
     count = config.num_examples
@@ -140,7 +148,7 @@ def _run(config: Config, progress: Progress, report: Report | None) -> Summary:
     with open_unfinished(
         config.out, lineage, overwrite=config.overwrite, progress=progress, report=report
     ) as unfinished:
-        engine = _open(config, base, unfinished.checkpoint)
+        engine = _open(config, base, unfinished.checkpoint, adapter)
         metrics = _learn(config, engine, tokenizer, examples, unfinished, progress)
         last = metrics[-1]
         counts = {"examples": len(examples), "steps": len(metrics), "tokens": int(last["num_tokens"])}
@@ -150,6 +158,8 @@ def _run(config: Config, progress: Progress, report: Report | None) -> Summary:
             config.out, engine.model, tokenizer, lambda directory: write_records(directory, lineage, metrics)
         )
     discard_unfinished(config.out)
+    if config.merge:
+        merge_beside(config.out, progress)
     return _summary(config, lineage, started, notes=notes)
 
 
@@ -178,7 +188,7 @@ def _reader(base: Path | None) -> tuple[PreTrainedTokenizerBase, int]:
     return presets.make_byte_tokenizer(), presets.CONTEXT_LENGTH
 
 
-def _open(config: Config, base: Path | None, checkpoint: Path | None) -> TorchEngine:
+def _open(config: Config, base: Path | None, checkpoint: Path | None, adapter: Lora | None) -> TorchEngine:
     """The model with its optimiser: from the checkpoint, else the given model, else from scratch."""
     import torch
 
@@ -203,6 +213,8 @@ def _open(config: Config, base: Path | None, checkpoint: Path | None) -> TorchEn
             dtype=config.dtype,
             gradient_checkpointing=config.gradient_checkpointing,
             continue_optimiser=checkpoint is not None,
+            adapter=adapter,
+            seed=config.seed,
         )
     device = checkpoints.pick_device(config.device)
     model, _ = make_model(config.preset or "tiny", config.seed)

@@ -27,6 +27,7 @@ from stages.training.options import MAX_PER_QUESTION, LearningOptions, check_tog
 if TYPE_CHECKING:
     from stages.engines.adam import Adam
     from stages.engines.objective import Objective
+    from stages.engines.optimisation import Scorer
     from stages.engines.torch import TorchEngine
     from stages.reporting import Report
     from stages.shards.lineage import Lineage
@@ -63,7 +64,7 @@ class Config(LearningOptions, TrainingFlags, ReportFlags):
         result=False,
     )
     temperature: float | None = option("Sampling temperature; left out, the trajectories'.", default=None, above=0)
-    seed: int = option("Seed of the order of the trajectories.", default=0)
+    seed: int = option("Seed of the order of the trajectories, and of a new adapter.", default=0)
 
     def __post_init__(self) -> None:
         validate(self)
@@ -100,6 +101,7 @@ def run(config: Config, progress: Progress = Silent(), report: Report | None = N
 
 
 def _run(config: Config, progress: Progress, report: Report | None) -> Summary:
+    from stages.merging import merge_beside
     from stages.shards.lineage import describe
     from stages.training.starting_point import find_starting_point
     from stages.unfinished import discard_unfinished, open_unfinished, published
@@ -115,6 +117,7 @@ def _run(config: Config, progress: Progress, report: Report | None) -> Summary:
         continue_optimiser=config.optimizer_state == "resume",
         life=config.replay,
         recorded=config.old_logprobs == "recorded",
+        adapter=config.adapter(),
     )
     resolved = _resolve(config, start)
     critic = _find_critic(config, start) if config.critic_learning_rate else None
@@ -129,6 +132,8 @@ def _run(config: Config, progress: Progress, report: Report | None) -> Summary:
         ) as unfinished:
             lineage = _train(resolved, start, critic, lineage, unfinished, progress)
     discard_unfinished(config.out)
+    if config.merge:
+        merge_beside(config.out, progress)
     made = done or lineage
     return Summary(
         stage="train",
@@ -153,7 +158,7 @@ def _resolve(config: Config, start: StartingPoint) -> _Resolved:
         "steps_before": start.steps_before,
         "ages": tuple(sampled.age for sampled in start.sampled),
     }
-    given: dict[str, Any] = vars(config) | found
+    given: dict[str, Any] = vars(config) | found | (start.adapter.options() if start.adapter else {})
     return _Resolved(**given)
 
 
@@ -170,6 +175,7 @@ def _train(
 
     from stages.engines import checkpoints
     from stages.engines.batches import padded
+    from stages.engines.lora import BaseOf
     from stages.engines.optimisation import update
     from stages.engines.packing import packed
     from stages.training.pool import fill_pool
@@ -192,16 +198,22 @@ def _train(
         """The last one stays open: the policy is scored last, and trained next."""
         if directory not in opened:
             opened.clear()
-            continues = directory == unfinished.checkpoint or (directory == start.policy and start.optimiser)
-            opened[directory] = _open_engine(config, directory, continues)
+            opened[directory] = _open_engine(config, start, directory, directory == unfinished.checkpoint)
             pool.check_fits(opened[directory], directory, packed=pack)
         return opened[directory]
+
+    def open_to_score(directory: Path) -> Scorer:
+        """The base of an adapter is in memory with it."""
+        if directory != start.base or directory == start.policy:
+            return open_model(directory)
+        engine = open_model(start.policy)
+        return BaseOf(engine, engine.model)
 
     untouched = frozenset(order[0]) if config.epochs == 1 and order else frozenset[int]()
     reference = (start.reference or start.policy) if config.beta else None
     fixed = Fixed(pool.samplers, start.policy, reference, untouched)
     scores = unfinished.once(
-        "scores", lambda: fixed.compute(pool.examples, open_model, size, config.temperature, layout, progress)
+        "scores", lambda: fixed.compute(pool.examples, open_to_score, size, config.temperature, layout, progress)
     )
     examples, objective = fixed.attach(pool.examples, scores), _objective(config)
     engine = open_model(unfinished.checkpoint or start.policy)
@@ -221,9 +233,10 @@ def _train(
     return lineage
 
 
-def _open_engine(config: _Resolved, directory: Path, continues: bool) -> TorchEngine:
+def _open_engine(config: _Resolved, start: StartingPoint, directory: Path, resumed: bool) -> TorchEngine:
     from stages.engines.torch import open_engine
 
+    is_policy = directory == start.policy
     return open_engine(
         directory,
         _adam(config),
@@ -231,7 +244,9 @@ def _open_engine(config: _Resolved, directory: Path, continues: bool) -> TorchEn
         dtype=config.dtype,
         gradient_checkpointing=config.gradient_checkpointing,
         head_chunk=config.head_chunk,
-        continue_optimiser=continues,
+        continue_optimiser=resumed or (is_policy and start.optimiser),
+        adapter=start.adapter if is_policy else None,
+        seed=config.seed,
     )
 
 

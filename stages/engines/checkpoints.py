@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from stages import storage
+from stages.engines import adapters
 from stages.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,14 +40,20 @@ _SETTINGS = (
 def resolve(model: str) -> Path:
     """The directory of a model: a local one as it is, else a snapshot of the Hugging Face hub (downloaded if need be).
 
+    That of an adapter (`stages.engines.adapters`) is one, too: everything here takes it for base and adapter together.
+
     Raises:
-      UserError: neither exists, or the directory lacks its configuration, weights or tokenizer.
+      UserError: neither exists, or the directory lacks its configuration, weights or tokenizer; an adapter's base is
+        not to be found, or has changed.
     """
     directory = Path(model).expanduser()
     if directory.is_file():
         raise UserError(f"model {model} is a file; expected a Hugging Face model directory")
     if not directory.is_dir():
         directory = _download(model)
+    if adapters.is_adapter(directory):
+        base_of(directory)
+        return directory
     missing = [
         what
         for what, patterns in {
@@ -63,12 +70,44 @@ def resolve(model: str) -> Path:
     return directory
 
 
+def base_of(directory: Path) -> Path:
+    """The directory whose weights a model's are: of an adapter that of its base, of a whole model its own.
+
+    Raises:
+      UserError: the base is not to be found, is an adapter itself, or is not what the adapter was trained on.
+    """
+    if not adapters.is_adapter(directory):
+        return directory
+    if not _matching(directory, adapters.WEIGHTS):
+        raise UserError(f"the adapter in {directory} has no weights ({adapters.WEIGHTS[0]})")
+    name, revision = adapters.base_named(directory)
+    try:
+        base = resolve(name) if revision is None else _download(name, revision)
+    except UserError as error:
+        told = directory / adapters.CONFIG_FILE
+        raise UserError(f"the base of the adapter in {directory}: {error}; {told} says where it is") from error
+    if adapters.is_adapter(base):
+        raise UserError(f"the base {name} of the adapter in {directory} is an adapter; expected a whole model")
+    if adapters.base_digest(directory) not in (None, digest(base)):
+        raise UserError(f"the base {base} has changed since the adapter in {directory} was trained on it")
+    return base
+
+
 def digest(directory: Path) -> str:
     """Hex digest of everything that decides what the model says: weights, configuration and tokenizer files.
 
-    File names enter, the directory's own name, `spo.json`, metrics and optimiser state do not.
+    File names enter, the directory's own name, `spo.json`, metrics and optimiser state do not. That of an adapter
+    covers its base, wherever it lies.
     """
-    files = _matching(directory, (*_WEIGHTS, *_TOKENIZER, *_SETTINGS))
+    patterns = (*_WEIGHTS, *_TOKENIZER, *_SETTINGS)
+    if not adapters.is_adapter(directory):
+        return _digest_of_files(directory, patterns)
+    files = _digest_of_files(directory, (*adapters.WEIGHTS, *patterns))
+    return storage.digest(f"{files}{adapters.settings_that_matter(directory)}{digest(base_of(directory))}".encode())
+
+
+def _digest_of_files(directory: Path, patterns: tuple[str, ...]) -> str:
+    files = _matching(directory, patterns)
     with ThreadPoolExecutor(max_workers=4) as pool:  # hashing releases the interpreter lock
         digests = list(pool.map(storage.file_digest, files))
     named = (f"{file.name}\0{one}\0" for file, one in zip(files, digests, strict=True))
@@ -76,13 +115,15 @@ def digest(directory: Path) -> str:
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model directory.
+    """The tokenizer of a model directory; that of its base where an adapter brings none.
 
     Raises:
       UserError: it cannot be read, or has no end-of-text token.
     """
     from transformers import AutoTokenizer
 
+    if not _matching(directory, _TOKENIZER):
+        directory = base_of(directory)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
     except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
@@ -101,13 +142,13 @@ def load_config(directory: Path) -> PretrainedConfig:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(str(directory), trust_remote_code=False)
+        return AutoConfig.from_pretrained(str(base_of(directory)), trust_remote_code=False)
     except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
         raise UserError(f"the configuration in {directory} cannot be read: {_first_line(error)}") from error
 
 
 def load_model(directory: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """The causal language model of a directory, in evaluation mode.
+    """The causal language model of a directory, in evaluation mode; an adapter is merged into its base.
 
     Raises:
       UserError: torn or missing weights, not a causal language model, or one that needs its own code.
@@ -116,6 +157,10 @@ def load_model(directory: Path, device: torch.device, dtype: torch.dtype) -> Pre
 
     if (directory / VALUE_HEAD_FILE).is_file():  # with tied embeddings it would load, and speak nonsense
         raise UserError(f"{directory} is a critic's; expected a language model")
+    if adapters.is_adapter(directory):
+        from stages.engines.lora import load_merged
+
+        return load_merged(directory, device, dtype)
     return _load(AutoModelForCausalLM, directory, device, dtype)
 
 
@@ -123,6 +168,8 @@ def load_backbone(directory: Path, device: torch.device, dtype: torch.dtype) -> 
     """The model of a directory up to its last hidden states, without an output head; as `load_model` otherwise."""
     from transformers import AutoModel
 
+    if adapters.is_adapter(directory):
+        return cast("PreTrainedModel", load_model(directory, device, dtype).base_model)
     return _load(AutoModel, directory, device, dtype)
 
 
@@ -207,6 +254,7 @@ def save_directory(
 
     Args:
       directory: where it shall lie; parents are made.
+      model: of one with an adapter on it, the adapter alone is written.
       write_more: called with the unfinished directory, to put more files into it (lineage, metrics,
         optimiser state).
 
@@ -215,12 +263,17 @@ def save_directory(
     """
     from safetensors import SafetensorError
 
+    from stages.engines import lora
+
     unfinished = directory.with_name(f".{directory.name}.unfinished")
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        with _quietly():
-            model.save_pretrained(unfinished)
+        if lora.is_adapted(model):
+            lora.write_adapter(model, unfinished)
+        else:
+            with _quietly():
+                model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
         if write_more:
             write_more(unfinished)
@@ -249,17 +302,18 @@ def replace_directory(finished: Path, directory: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _download(model: str) -> Path:
+def _download(model: str, revision: str | None = None) -> Path:
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise UserError(f"there is no model directory {model}")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     wanted = ["*.json", "*.model", "*.txt", "*.jinja"]
+    ours, older = ["model*.safetensors", "adapter_model.safetensors"], ["pytorch_model*.bin", "adapter_model.bin"]
     try:
-        directory = Path(snapshot_download(model, allow_patterns=[*wanted, "model*.safetensors"]))
-        if not _matching(directory, _WEIGHTS):  # an older model, kept in torch's own format only
-            directory = Path(snapshot_download(model, allow_patterns=[*wanted, "pytorch_model*.bin"]))
+        directory = Path(snapshot_download(model, revision=revision, allow_patterns=[*wanted, *ours]))
+        if not _matching(directory, (*_WEIGHTS, *adapters.WEIGHTS)):  # kept in torch's own format only
+            directory = Path(snapshot_download(model, revision=revision, allow_patterns=[*wanted, *older]))
         return directory
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise UserError(

@@ -24,7 +24,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class Engine(Protocol):
+class Scorer(Protocol):
+    """A policy that can be scored."""
+
+    def score(self, batch: MicroBatch, temperature: float) -> Scored:
+        """Log-probability and entropy of every kept token, at least float32; differentiable unless told `no_grad`."""
+        ...
+
+
+class Engine(Scorer, Protocol):
     """A policy that can be scored and moved.
 
     Attributes:
@@ -34,10 +42,6 @@ class Engine(Protocol):
 
     context_length: int
     vocabulary: int
-
-    def score(self, batch: MicroBatch, temperature: float) -> Scored:
-        """Log-probability and entropy of every kept token, at least float32; differentiable unless told `no_grad`."""
-        ...
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradient of a 0-d loss to what is accumulated."""
@@ -109,7 +113,7 @@ def update(
 
 
 def score_all(
-    engine: Engine, examples: Sequence[Example], size: int, temperature: float, layout: Layout = padded
+    engine: Scorer, examples: Sequence[Example], size: int, temperature: float, layout: Layout = padded
 ) -> Iterator[tuple[int, NDArray[np.floating]]]:
     """Log-probabilities of the kept tokens, without gradient: pairs of an example's index and its [M]."""
     with torch.no_grad():

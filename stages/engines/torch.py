@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stages.engines import checkpoints
+from stages.engines import checkpoints, lora
 from stages.engines.adam import DEFAULTS, OPTIMISER_FILE, Adam, Optimiser
 from stages.engines.batches import Example, MicroBatch, Tree, padded
 from stages.engines.head import Scored, selected_log_probs
@@ -26,6 +26,8 @@ from stages.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from stages.engines.adapters import Lora
 
 
 class TorchEngine:
@@ -57,6 +59,7 @@ class TorchEngine:
         self._head = cast("nn.Linear", model.get_output_embeddings())
         self.vocabulary = self._head.weight.shape[0]
         self._compute = compute or model.dtype
+        self._mixed = any(parameter.dtype != self._compute for parameter in model.parameters())
         self._chunk = head_chunk
         self.optimiser = Optimiser(model, adam)
         if gradient_checkpointing:
@@ -79,7 +82,7 @@ class TorchEngine:
         device = self._head.weight.device
         ids, positions = (torch.from_numpy(array).to(device) for array in (batch.input_ids, batch.positions))
         seen = self._tree_inputs(batch.tree, compute) if batch.tree else {}
-        with torch.autocast(device.type, dtype=compute, enabled=compute != self.model.dtype):
+        with torch.autocast(device.type, dtype=compute, enabled=self._mixed and compute != torch.float32):
             hidden: Tensor = self._decoder(input_ids=ids, use_cache=False, **seen).last_hidden_state
         return hidden.flatten(0, 1).index_select(0, positions).to(compute)
 
@@ -117,7 +120,8 @@ class TorchEngine:
                 for layout in (padded, packed)
             )
         for index, states in alone.items():
-            if not torch.allclose(together[index], states, rtol=0, atol=1e-4 * float(states.abs().max())):
+            rounding = max(1e-4, 8 * torch.finfo(states.dtype).eps) * float(states.abs().max())
+            if not torch.allclose(together[index], states, rtol=0, atol=rounding):
                 problem = "a token behind a fork does not see its own past alone"
         if problem:
             raise UserError(
@@ -175,17 +179,24 @@ def open_engine(
     gradient_checkpointing: bool = False,
     head_chunk: int | None = None,
     continue_optimiser: bool = False,
+    adapter: Lora | None = None,
+    seed: int = 0,
 ) -> TorchEngine:
     """The model of a directory with float32 masters; with its optimiser's state if that is there and asked for.
 
+    Args:
+      adapter: what is trained in place of the weights of a whole model; that of an adapter's directory is gone on with.
+      seed: of a new adapter.
+
     Raises:
-      UserError: see `checkpoints.load_model`, `TorchEngine` and `adam.Optimiser.load`.
+      UserError: see `lora.open_to_train`, `TorchEngine` and `adam.Optimiser.load`.
     """
     place = checkpoints.pick_device(device)
+    compute = checkpoints.pick_dtype(dtype, place)
     engine = TorchEngine(
-        checkpoints.load_model(directory, place, torch.float32),
+        lora.open_to_train(directory, place, compute, adapter, seed),
         adam,
-        compute=checkpoints.pick_dtype(dtype, place),
+        compute=compute,
         gradient_checkpointing=gradient_checkpointing,
         head_chunk=head_chunk,
     )

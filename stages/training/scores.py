@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.engines.batches import Example, Layout
-from stages.engines.optimisation import Engine, score_all
+from stages.engines.optimisation import Scorer, score_all
 from stages.progress import Progress
 
 Scores = dict[str, NDArray]
@@ -48,7 +48,7 @@ class Fixed:
     def compute(
         self,
         examples: Sequence[Example],
-        open_model: Callable[[Path], Engine],
+        open_model: Callable[[Path], Scorer],
         size: int,
         temperature: float,
         layout: Layout,

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.engines import checkpoints
+from stages.engines import checkpoints, lora
 from stages.engines.adam import OPTIMISER_FILE
+from stages.engines.adapters import Asked, Lora, is_adapter
 from stages.errors import UserError
 from stages.shards.lineage import Source, model_source, read_lineage, relative_path
 from stages.shards.origin import compare_model, sampling_model, without_lineage
@@ -44,6 +45,8 @@ class StartingPoint:
     Attributes:
       sampled: the experience, oldest first.
       policy, reference: model directories; reference None where it is the policy itself, or not asked for.
+      adapter: what is trained in place of the policy's weights; None: all of them.
+      base: the directory of the weights that an adapter changes; None where there is none.
       optimiser: whether the policy's directory holds a state to continue.
       steps_before: optimiser steps of the calls that this one continues.
       temperature: of the distribution that the trajectories were sampled from.
@@ -54,6 +57,8 @@ class StartingPoint:
     sampled: tuple[Sampled, ...]
     policy: Path
     reference: Path | None
+    adapter: Lora | None
+    base: Path | None
     optimiser: bool
     steps_before: int
     temperature: float
@@ -71,6 +76,7 @@ def find_starting_point(
     reference_model: str | None,
     temperature: float | None,
     continue_optimiser: bool,
+    adapter: Asked,
     life: int | None = None,
     recorded: bool = False,
 ) -> StartingPoint:
@@ -79,6 +85,7 @@ def find_starting_point(
     Args:
       advantages: oldest first; `-` holds the place of an iteration whose artefact is lost.
       trajectories: theirs, in the same order.
+      adapter: what is said of the adapter that is to be trained.
       life: artefacts older than so many iterations are passed over.
       recorded: nobody needs the models that sampled.
 
@@ -94,6 +101,8 @@ def find_starting_point(
     if policy == out.resolve():
         raise UserError(f"--out {out} is the policy to start from; expected another directory")
     mine = model_source(name, checkpoints.digest(policy), out)
+    trained = lora.plan(policy, adapter)
+    base = checkpoints.base_of(policy).resolve() if trained else None
     notes += [*without_lineage(*(artefact for rows, sampled, _ in opened for artefact in (rows, sampled)))]
     notes += compare_model(newest, mine, named=model is not None)
     experience = tuple(
@@ -101,10 +110,11 @@ def find_starting_point(
         for rows, sampled, age in opened
     )
     inputs = [source(artefact, out) for rows, sampled, _ in opened for artefact in (rows, sampled)]
-    reference, anchor = _find_reference(reference_model, policy, mine, out)
+    reference, anchor = _find_reference(reference_model, policy, mine, out, base)
     inputs += [anchor] if anchor else []
     state, before = policy / OPTIMISER_FILE, None
-    if continue_optimiser and state.is_file():
+    continues = continue_optimiser and state.is_file() and (trained is None or is_adapter(policy))
+    if continues:
         inputs.append(Source(relative_path(state, out), file_digest(state), "optimizer"))
         before = read_lineage(policy)
     if temperature is None:
@@ -113,7 +123,9 @@ def find_starting_point(
         sampled=experience,
         policy=policy,
         reference=reference,
-        optimiser=continue_optimiser and state.is_file(),
+        adapter=trained,
+        base=base,
+        optimiser=continues,
         steps_before=before.counts.get(SCHEDULE_STEPS, 0) if before else 0,
         temperature=temperature,
         model=mine,
@@ -168,11 +180,14 @@ def _find_sampler(trajectories: Artefact, policy: Path, mine: Source, age: int) 
     return found
 
 
-def _find_reference(name: str | None, policy: Path, mine: Source, out: Path) -> tuple[Path | None, Source | None]:
+def _find_reference(
+    name: str | None, policy: Path, mine: Source, out: Path, base: Path | None
+) -> tuple[Path | None, Source | None]:
     """The reference's directory, and how the lineage names it; None twice where it is the policy, or not asked for.
 
     Args:
       mine: the policy's own source.
+      base: the weights that an adapter changes: a copy of them is known by its digest, and not loaded beside them.
     """
     if name is None:
         return None, None
@@ -180,6 +195,8 @@ def _find_reference(name: str | None, policy: Path, mine: Source, out: Path) -> 
     anchor = dataclasses.replace(model_source(name, checkpoints.digest(directory), out), stage="reference")
     if anchor.fingerprint == mine.fingerprint:
         return None, None
+    if base and anchor.fingerprint == checkpoints.digest(base):
+        return base, anchor
     _check_vocabulary(policy, directory)
     return directory, anchor
 
