@@ -12,14 +12,15 @@ from typing import Any
 from rich.text import Text
 from rich.tree import Tree
 
+from stages.engines.adapters import CONFIG_FILE
 from stages.errors import IncompleteInput, UserError
 from stages.shards.files import lineage_of, read_footer
 from stages.shards.lineage import MODEL_FILE, Lineage, Source, read_lineage
 
 
 def is_model(path: Path) -> bool:
-    """Whether a path is a model directory."""
-    return (path / "config.json").is_file() or (path / MODEL_FILE).is_file()
+    """Whether a path is a model directory, an adapter's included."""
+    return any((path / name).is_file() for name in ("config.json", CONFIG_FILE, MODEL_FILE))
 
 
 def lineage_at(path: Path) -> Lineage | None:

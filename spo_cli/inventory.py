@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from spo_cli.ancestry import is_model, lineage_at
 from spo_cli.trees import load_nodes
+from stages.engines.adapters import WEIGHTS, base_named, is_adapter, read_lora
 from stages.errors import IncompleteInput, UserError
 from stages.shards.parts import Artefact, open_artefact
 from stages.shards.schemas import EVALUATION, TRAJECTORIES
@@ -63,7 +64,9 @@ def inventory(run: Path) -> list[Entry]:
 
 
 def model_figures(path: Path) -> dict[str, Any]:
-    """Architecture and size of a model directory, from its configuration and files."""
+    """Architecture and size of a model directory, from its configuration and files; of an adapter what it changes."""
+    if is_adapter(path):
+        return _adapter_figures(path) | _last_metrics(path / METRICS_FILE)
     config = path / "config.json"
     if not config.is_file():
         raise UserError(f"{path} has no config.json: it is no model directory, or one that was not written whole")
@@ -81,6 +84,18 @@ def model_figures(path: Path) -> dict[str, Any]:
     weights = [*path.glob("model*.safetensors"), *path.glob("pytorch_model*.bin")]
     figures |= {"megabytes_of_weights": round(sum(file.stat().st_size for file in weights) / 1e6, 3)}
     return figures | _last_metrics(path / METRICS_FILE)
+
+
+def _adapter_figures(path: Path) -> dict[str, Any]:
+    adapter, (base, _) = read_lora(path), base_named(path)
+    weights = [file for name in WEIGHTS if (file := path / name).is_file()]
+    return {
+        "adapter_of": base,
+        "rank": adapter.r,
+        "alpha": adapter.alpha,
+        "layers": ", ".join(adapter.targets),
+        "megabytes_of_weights": round(sum(file.stat().st_size for file in weights) / 1e6, 3),
+    }
 
 
 def _last_metrics(path: Path) -> dict[str, Any]:

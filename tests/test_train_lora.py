@@ -1,0 +1,237 @@
+"""`spo train --lora-r` on real artefacts: an adapter that is gone on with, resumed, merged, sampled from."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from spo_cli import show
+from stages import iterate, sft
+from stages.engines import adapters, checkpoints
+from stages.errors import FingerprintMismatch, UserError
+from stages.shards.lineage import read_lineage
+from stages.shards.parts import open_artefact
+from stages.shards.schemas import TRAJECTORIES
+from stages.train import Config, run
+from tests.chains import ARITHMETIC, cut, sample, value
+from tests.shards.samples import Notes
+from tests.test_train import Stop, attempt, metrics
+
+RECIPE = """
+[run]
+out = "unused"
+iterations = 2
+task = "arithmetic"
+task_arg = ["operations=1"]
+max_tokens = 16
+threads = 1
+
+[sft]
+preset = "tiny"
+steps = 3
+
+[rollout]
+num_questions = 3
+num_generations = 2
+
+[segment]
+interval = 2
+
+[estimate]
+rollouts = 2
+
+[train]
+learning_rate = 1e-2
+lora_r = 4
+lora_target_modules = ["q_proj", "v_proj"]
+mask = "all"
+merge = true
+
+[eval]
+num_questions = 2
+"""
+
+
+@pytest.fixture(scope="module")
+def adapted(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first iteration's adapter on the policy that sampled the chain."""
+    out = tmp_path_factory.mktemp("adapted") / "adapter"
+    run(settings(chain, out))
+    return out
+
+
+def settings(chain: Path, out: Path, **changes: Any) -> Config:
+    given: dict[str, Any] = {
+        "advantages": (chain / "advantages",),
+        "out": out,
+        "lora_r": 4,
+        "learning_rate": 1e-2,
+        "per_device_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "beta": 0.01,
+        "device": "cpu",
+        "threads": 1,
+    }
+    return Config(**given | changes)
+
+
+def assert_same_adapter(one: Path, other: Path) -> None:
+    for name in (adapters.WEIGHTS[0], adapters.CONFIG_FILE, "optimizer.safetensors", "spo.json"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def next_chain(here: Path, model: Path) -> Path:
+    """A second iteration's experience, sampled from an adapter's directory."""
+    sample(here / "trajectories", model, num_questions=4, temperature=0.8)
+    cut(here / "cutpoints", here / "trajectories", interval=2)
+    value(here / "advantages", here / "cutpoints")
+    return here
+
+
+def test_it_writes_an_adapter_whose_base_is_the_policy(chain: Path, policy: Path, adapted: Path):
+    assert {path.name for path in adapted.iterdir()} >= {"adapter_config.json", "adapter_model.safetensors", "spo.json"}
+    assert not [*adapted.glob("model*"), *adapted.glob("merged")]
+    told = json.loads((adapted / "adapter_config.json").read_text())
+    assert told["base_model_name_or_path"] == str(policy)
+    assert (told["r"], told["lora_alpha"], told["lora_dropout"]) == (4, 8.0, 0.0)
+    lineage = read_lineage(adapted)
+    assert lineage is not None
+    assert lineage.config["lora_target_modules"] == [
+        f"{name}_proj" for name in ("down", "gate", "k", "o", "q", "up", "v")
+    ]
+    assert metrics(adapted)[0]["ratio/mean"] == 1.0
+    assert metrics(adapted)[-1]["kl"] > 0
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_adapter(chain: Path, tmp_path: Path):
+    given = {"epochs": 2, "save_every": 1}
+    (tmp_path / "whole").mkdir()
+    run(settings(chain, tmp_path / "whole" / "policy", **given))
+    config = settings(chain, tmp_path / "torn" / "policy", **given)
+    assert not attempt(config, stop=Stop(17, signal.SIGKILL))
+    assert list((tmp_path / "torn" / ".policy.partial").glob("step-*/adapter_model.safetensors"))
+    generator = random.Random(0)
+    for _ in range(3):
+        if attempt(config, seconds=generator.uniform(0.05, 0.8)):
+            break
+    run(config)
+    assert_same_adapter(tmp_path / "whole" / "policy", tmp_path / "torn" / "policy")
+
+
+def test_the_next_iteration_samples_from_it_and_goes_on_with_it(
+    policy: Path, adapted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    here = next_chain(tmp_path, adapted)
+    sampled = open_artefact(here / "trajectories", TRAJECTORIES).lineage
+    assert sampled is not None
+    assert sampled.model is not None
+    assert sampled.model.fingerprint == checkpoints.digest(adapted)
+    loads = count_loads(monkeypatch)
+    run(settings(here, tmp_path / "next", reference_model=str(policy), epochs=2))
+    assert loads == [policy]  # the reference is what the adapter lies on: no second copy
+    steps = load_file(tmp_path / "next" / "optimizer.safetensors")
+    before = load_file(adapted / "optimizer.safetensors")
+    names = [name for name in steps if name.startswith("step.")]
+    taken = len(metrics(tmp_path / "next"))
+    assert all(steps[name] == before[name] + taken for name in names)
+    lineage = read_lineage(tmp_path / "next")
+    assert lineage is not None
+    assert [item.stage for item in lineage.inputs] == ["estimate", "rollout", "reference", "optimizer"]
+    assert metrics(tmp_path / "next")[0]["kl"] > 0  # the policy has left its base
+
+
+def count_loads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The directories of which weights are loaded from now on."""
+    loaded, load = list[Path](), checkpoints.load_model
+
+    def counted(directory: Path, *rest: Any) -> Any:
+        loaded.append(directory)
+        return load(directory, *rest)
+
+    monkeypatch.setattr(checkpoints, "load_model", counted)
+    return loaded
+
+
+def test_replay_takes_ratios_to_the_base_and_to_older_adapters(chain: Path, adapted: Path, tmp_path: Path):
+    here = next_chain(tmp_path, adapted)
+    both = (chain / "advantages", here / "advantages")
+    run(settings(here, tmp_path / "next", advantages=both, replay=2, max_per_question=1))
+    assert metrics(tmp_path / "next")[0]["ratio/mean"] != 1.0
+    run(settings(here, tmp_path / "after", advantages=both, replay=2, max_per_question=1, model=str(tmp_path / "next")))
+
+
+def test_merge_writes_the_whole_model_beside_now_or_later(chain: Path, policy: Path, adapted: Path):
+    assert run(settings(chain, adapted, merge=True)).up_to_date
+    whole, merged = checkpoints.resolve(str(adapted / "merged")), load_file(adapted / "merged" / "model.safetensors")
+    base, cpu = load_file(policy / "model.safetensors"), torch.device("cpu")
+    assert {name for name in base if not torch.equal(merged[name], base[name])} == {
+        n for n in base if "proj.weight" in n
+    }
+    ours = checkpoints.load_model(adapted, cpu, torch.float32).state_dict()
+    theirs = checkpoints.load_model(whole, cpu, torch.float32).state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    lineage = read_lineage(adapted / "merged")
+    assert lineage is not None
+    assert lineage.model is not None
+    assert (adapted / "merged" / lineage.model.path).resolve() == policy
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"lora_r": None, "merge": True}, "pass --lora-r"),
+        ({"lora_target_modules": ("query",)}, "--lora-target-modules query"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_work(chain: Path, tmp_path: Path, change: dict[str, Any], told: str):
+    with pytest.raises(UserError, match=told):
+        run(settings(chain, tmp_path / "out", **change))
+    assert not any(tmp_path.iterdir())
+
+
+def test_another_rank_is_other_work(chain: Path, adapted: Path):
+    with pytest.raises(FingerprintMismatch, match="lora_r: 4 there, 8 asked"):
+        run(settings(chain, adapted, lora_r=8))
+
+
+def test_a_warm_start_may_be_an_adapter(policy: Path, tmp_path: Path):
+    given: dict[str, Any] = {**ARITHMETIC, "steps": 2, "threads": 1, "device": "cpu"}
+    sft.run(sft.Config(out=tmp_path / "warm", model=str(policy), lora_r=2, merge=True, **given))
+    assert adapters.read_lora(tmp_path / "warm").r == 2
+    assert (tmp_path / "warm" / "merged" / "model.safetensors").is_file()
+    sft.run(sft.Config(out=tmp_path / "on", model=str(tmp_path / "warm"), **given))
+    assert adapters.read_lora(tmp_path / "on").r == 2
+    with pytest.raises(UserError, match="pass --model"):
+        sft.run(sft.Config(out=tmp_path / "none", preset="tiny", lora_r=2, **given))
+
+
+def test_a_run_trains_one_adapter_over_its_iterations(tmp_path: Path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(RECIPE)
+    iterate.run(iterate.Config(recipe=recipe, out=tmp_path / "run"), Notes())
+    base = tmp_path / "run" / "start" / "checkpoint"
+    for number in ("000", "001"):
+        policy = tmp_path / "run" / number / "checkpoint"
+        assert adapters.read_lora(policy) == adapters.Lora(4, 8.0, ("q_proj", "v_proj"))
+        assert checkpoints.base_of(policy) == base
+        assert (policy / "merged" / "model.safetensors").is_file()
+    assert (tmp_path / "run" / "001" / "eval").is_dir()
+    (tmp_path / "run").rename(tmp_path / "moved")
+    moved = tmp_path / "moved" / "001" / "checkpoint"
+    assert checkpoints.base_of(checkpoints.resolve(str(moved))).resolve() == tmp_path / "moved" / "start" / "checkpoint"
+
+
+def test_show_tells_what_an_adapter_changes(policy: Path, adapted: Path, capsys: pytest.CaptureFixture[str]):
+    show.run(show.Config(path=adapted, json=True))
+    told = json.loads(capsys.readouterr().out)
+    assert told["fingerprint"] == checkpoints.digest(adapted)
+    figures = told["statistics"]
+    assert (figures["adapter_of"], figures["rank"], figures["alpha"]) == (str(policy), 4, 8.0)
+    assert figures["steps"] == len(metrics(adapted))
