@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
@@ -26,8 +25,8 @@ def build_command(
 ) -> TyperCommand:
     """The Typer command that parses the flags of `config` and calls `execute` with an instance of it.
 
-    A repeatable flag of a command without positional arguments takes several values at once, too: `--max-tokens 2048
-    4096` is `--max-tokens 2048 --max-tokens 4096`.
+    A repeatable flag takes several values at once, too: `--max-tokens 2048 4096` is `--max-tokens 2048 --max-tokens
+    4096`. Where there are positional arguments, only a flag of fixed choices does, as long as they follow.
     """
 
     def callback(debug: bool, **values: Any) -> None:
@@ -45,14 +44,16 @@ def build_command(
     parameters.append(inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=debug))
     callback.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
 
-    several = [field for field in fields if get_origin(bare_type(types[field.name])) is tuple]
-    if not any(field.metadata["argument"] for field in fields):
-        names = {name for field in several for name in _names(field)}
-        translate = functools.partial(spread, names=names)
+    kinds = {field: bare_type(types[field.name]) for field in fields if not field.metadata["argument"]}
+    items = {field: get_args(kind)[0] for field, kind in kinds.items() if get_origin(kind) is tuple}
+    repeated: dict[str, Collection[str] | None] = {name: None for field in items for name in _names(field)}
+    if any(field.metadata["argument"] for field in fields):
+        literal = {field: get_args(item) for field, item in items.items() if get_origin(item) is Literal}
+        repeated = {name: choices for field, choices in literal.items() for name in _names(field)}
 
     class Command(TyperCommand):
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-            return super().parse_args(ctx, translate(args))
+            return super().parse_args(ctx, spread(translate(args), repeated))
 
     app = typer.Typer(add_completion=False)
     app.command(name, help=help, epilog=epilog, cls=Command)(callback)
@@ -84,21 +85,23 @@ def _parameter(field: dataclasses.Field[Any], annotation: Any) -> inspect.Parame
     )
 
 
-def spread(args: Sequence[str], names: Collection[str]) -> list[str]:
+def spread(args: Sequence[str], repeated: Mapping[str, Collection[str] | None]) -> list[str]:
     """Repeat a flag before each of the values that follow it, up to the next flag.
 
     Args:
-      names: the flags that may be repeated.
+      repeated: the flags that may be repeated, with the only values that follow them; None: any.
     """
     spread, flag, values = list[str](), None, 0
     for place, word in enumerate(args):
         if word == "--":
             return spread + list(args[place:])
         if word.startswith("-"):
-            flag, values = word if word in names else None, 0
+            flag, values = word if word in repeated else None, 0
         elif flag:
-            values += 1
-            if values > 1:
+            values, allowed = values + 1, repeated[flag]
+            if values > 1 and allowed is not None and word not in allowed:
+                flag = None
+            elif values > 1:
                 spread.append(flag)
         spread.append(word)
     return spread

@@ -29,6 +29,7 @@ class Flags:
 class Inputs:
     parts: tuple[Path, ...] = option("Parts.", argument=True)
     stop: tuple[str, ...] = option("Stop strings.", default=())
+    kinds: tuple[Literal["a", "b"], ...] = option("Kinds.", default=())
 
     def __post_init__(self) -> None:
         validate(self)
@@ -76,6 +77,14 @@ def test_an_argument_may_be_several_paths_and_flags_then_take_one_value_each():
         parsed(Inputs)
 
 
+def test_beside_arguments_a_flag_of_fixed_choices_takes_those_that_follow():
+    meant = Inputs(parts=(Path("x"), Path("y")), kinds=("a", "b"))
+    assert parsed(Inputs, "--kinds", "a", "b", "x", "y") == parsed(Inputs, "x", "y", "--kinds", "a", "b") == meant
+    assert parsed(Inputs, "x", "--kinds", "a", "y", "--kinds", "b") == meant
+    with pytest.raises(UserError, match=r"--kinds must be one of a, b; got 'c'"):
+        parsed(Inputs, "x", "--kinds", "c")
+
+
 @pytest.mark.parametrize(
     ("given", "meant"),
     [
@@ -86,4 +95,4 @@ def test_an_argument_may_be_several_paths_and_flags_then_take_one_value_each():
     ],
 )
 def test_spread_repeats_the_flag_and_nothing_else(given: Sequence[str], meant: list[str]):
-    assert spread(given, {"-f"}) == meant
+    assert spread(given, {"-f": None}) == meant
