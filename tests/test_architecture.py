@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 VERBS = {"rollout", "segment", "estimate", "train", "evaluate", "regrade", "sft"}
-BASE = {"errors", "config", "progress", "storage"}
+BASE = {"errors", "config", "progress", "storage", "launcher"}
 HEAVY = {"torch", "numpy", "pyarrow", "transformers", "tokenizers", "safetensors", "vllm", "deepspeed", "pandas"}
 # room of stages → the rooms it may import
 ALLOWED = {

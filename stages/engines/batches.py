@@ -6,11 +6,14 @@ change a hidden state that came before. For the same reason the tokens after the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from stages.maths.shares import balanced
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -82,14 +85,46 @@ class Tree:
     ends: NDArray[np.int64]
 
 
-Layout = Callable[[Sequence[Example], int], Iterator[tuple[list[int], MicroBatch]]]
-"""How examples are laid out in forward passes that cost as much memory as `size` of them: indices, and the pass."""
+class Part(NamedTuple):
+    """Share `index` of `count`, from 0, of the examples of a batch."""
+
+    index: int = 0
+    count: int = 1
 
 
-def padded(examples: Sequence[Example], size: int) -> Iterator[tuple[list[int], MicroBatch]]:
+WHOLE = Part()
+
+
+class Layout(Protocol):
+    """How examples are laid out in forward passes that cost as much memory as `size` of them: indices, and the pass.
+
+    Of several parts each is about as much to read; together they are all the examples, each once.
+    """
+
+    def __call__(
+        self, examples: Sequence[Example], size: int, part: Part = WHOLE, /
+    ) -> Iterator[tuple[list[int], MicroBatch]]:
+        """The passes of one part."""
+        ...
+
+
+def padded(examples: Sequence[Example], size: int, part: Part = WHOLE, /) -> Iterator[tuple[list[int], MicroBatch]]:
     """The layout of one example a row, at most `size` a pass; see `Layout`."""
-    for group in micro_batches(examples, size):
-        yield group, collate([examples[index] for index in group])
+    filled = [index for index, example in enumerate(examples) if example.kept.size]
+    share = balanced([examples[index].fed for index in filled], part.count)[part.index]
+    mine = [filled[place] for place in share]
+    for group in micro_batches([examples[index] for index in mine], size):
+        indices = [mine[place] for place in group]
+        yield indices, collate([examples[index] for index in indices])
+
+
+def padded_whole(
+    examples: Sequence[Example], size: int, part: Part = WHOLE, /
+) -> Iterator[tuple[list[int], MicroBatch]]:
+    """The same, where a pass must not depend on the number of parts: those of one part are dealt out whole."""
+    groups = micro_batches(examples, size)
+    for number in balanced([len(group) * examples[group[0]].fed for group in groups], part.count)[part.index]:
+        yield groups[number], collate([examples[index] for index in groups[number]])
 
 
 def micro_batches(examples: Sequence[Example], size: int) -> list[list[int]]:

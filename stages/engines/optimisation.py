@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stages.engines.batches import Example, Layout, MicroBatch, padded
+from stages.engines.batches import Example, Layout, MicroBatch, Part, padded
 from stages.engines.head import Scored
 from stages.engines.objective import Group, Objective, Whole, share_of_loss
+from stages.engines.ranks import ALONE, Ranks
 from stages.maths import statistics
 
 if TYPE_CHECKING:
@@ -43,8 +44,12 @@ class Engine(Scorer, Protocol):
     context_length: int
     vocabulary: int
 
-    def backward(self, loss: torch.Tensor) -> None:
-        """Add the gradient of a 0-d loss to what is accumulated."""
+    def backward(self, loss: torch.Tensor, *, last: bool = True) -> None:
+        """Add the gradient of a 0-d loss to what is accumulated, which is summed over ranks.
+
+        Args:
+          last: what comes next is `step` or `discard`, on all ranks.
+        """
         ...
 
     def step(self, learning_rate: float) -> float:
@@ -76,12 +81,13 @@ def update(
     size: int,
     learning_rate: float,
     layout: Layout = padded,
+    ranks: Ranks = ALONE,
 ) -> dict[str, float]:
     """One optimiser step on a batch, in forward passes as large as `size` examples.
 
-    Every share of the loss is divided by counts of the whole batch, so how it is split does not matter (but for
-    rounding, and for `whiten="micro-batch"`). A batch without a kept token, or with a mean ratio above the limit,
-    moves nothing: `skipped/empty` or `skipped/ratio` is 1.
+    Every share of the loss is divided by counts of the whole batch, which all ranks know, so how it is split over
+    passes and ranks does not matter (but for rounding, and for `whiten="micro-batch"`). A batch without a kept token,
+    or with a mean ratio above the limit, moves nothing: `skipped/empty` or `skipped/ratio` is 1.
 
     Returns:
       Metrics, named as TRL names them; means are over kept tokens. `tokens/fed` counts what the model reads, padding
@@ -95,14 +101,20 @@ def update(
     if whole.tokens == 0:
         return metrics | {"skipped/empty": 1.0}
     totals: dict[str, torch.Tensor] = {}
-    for group, inputs in _groups(batch, size, objective, layout):
+    fed = 0
+    for work, last in ranks.in_step(_groups(batch, size, objective, layout, ranks.part)):
+        if work is None:
+            engine.backward(_idle(engine), last=last)
+            continue
+        group, inputs = work
         loss, sums = share_of_loss(objective, group, engine.score(inputs, objective.temperature), whole)
-        engine.backward(loss)
-        metrics["tokens/fed"] += inputs.input_ids.size
+        engine.backward(loss, last=last)
+        fed += inputs.input_ids.size
         for name, value in sums.items():  # tensors: one copy from the device per step, not per pass
             totals[name] = totals[name] + value if name in totals else value
+    values = torch.stack([value.double() for value in totals.values()]).tolist() if totals else []
+    metrics |= ranks.sum({"tokens/fed": float(fed)} | dict(zip(totals, values, strict=True)))
     metrics["tokens/fed_per_trained"] = metrics["tokens/fed"] / whole.tokens
-    metrics |= zip(totals, torch.stack([value.double() for value in totals.values()]).tolist(), strict=True)
     if not math.isfinite(metrics["loss"]):
         engine.discard()
         raise FloatingPointError(f"the loss is {metrics['loss']}")
@@ -113,25 +125,43 @@ def update(
 
 
 def score_all(
-    engine: Scorer, examples: Sequence[Example], size: int, temperature: float, layout: Layout = padded
+    engine: Scorer,
+    examples: Sequence[Example],
+    size: int,
+    temperature: float,
+    layout: Layout = padded,
+    ranks: Ranks = ALONE,
 ) -> Iterator[tuple[int, NDArray[np.floating]]]:
-    """Log-probabilities of the kept tokens, without gradient: pairs of an example's index and its [M]."""
+    """Log-probabilities of the kept tokens, without gradient: pairs of an example's index and its [M].
+
+    Each rank gives those of its share.
+    """
     with torch.no_grad():
-        for group, inputs in layout(examples, size):
+        for work, _ in ranks.in_step(layout(examples, size, ranks.part)):
+            if work is None:
+                _idle(engine)
+                continue
+            group, inputs = work
             flat = engine.score(inputs, temperature).logprobs.cpu().numpy()
             ends = np.cumsum([examples[index].kept.size for index in group])
             yield from zip(group, np.split(flat, ends[:-1]), strict=True)
 
 
+def _idle(engine: Scorer) -> torch.Tensor:
+    """A pass that adds nothing, for a rank that has none while others do: a loss of 0."""
+    token = np.zeros((1, 1), np.int64)
+    return engine.score(MicroBatch(token, token[0], token[0]), 1.0).logprobs.sum() * 0.0
+
+
 def _groups(
-    batch: Sequence[Example], size: int, objective: Objective, layout: Layout
+    batch: Sequence[Example], size: int, objective: Objective, layout: Layout, part: Part
 ) -> Iterator[tuple[Group, MicroBatch]]:
-    """The forward passes of a batch, with the advantages as the loss takes them."""
+    """A part's forward passes, with the advantages as the loss takes them."""
     advantages = [example.advantages for example in batch]
     if objective.whiten == "batch":
         ends = np.cumsum([values.size for values in advantages])
         advantages = np.split(statistics.whiten(np.concatenate(advantages)), ends[:-1])
-    for indices, inputs in layout(batch, size):
+    for indices, inputs in layout(batch, size, part):
         values = np.concatenate([advantages[index] for index in indices])
         if objective.whiten == "micro-batch":
             values = statistics.whiten(values)

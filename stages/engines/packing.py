@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.engines.batches import Example, MicroBatch, Tree
+from stages.engines.batches import WHOLE, Example, MicroBatch, Part, Tree
 from stages.maths.prefixes import common_prefix, sortable
+from stages.maths.shares import contiguous
 
 ROW_LIMIT = 3.0
 """The longest row, in lengths of the longest example: what it shares is paid for by attention over what it does not."""
@@ -41,17 +43,18 @@ class Row:
     paths: list[NDArray[np.int64]]
 
 
-def packed(examples: Sequence[Example], size: int) -> Iterator[tuple[list[int], MicroBatch]]:
+def packed(examples: Sequence[Example], size: int, part: Part = WHOLE, /) -> Iterator[tuple[list[int], MicroBatch]]:
     """The layout of shared prefixes, in passes that hold no more tokens than `size` of the longest examples do.
 
-    See `batches.Layout`. Examples without a kept token are left out.
+    Examples without a kept token are left out. Parts are stretches of the order in which neighbours share most, so
+    that little is read by two of them. See `batches.Layout`.
     """
     filled = [index for index, example in enumerate(examples) if example.kept.size]
     if not filled:
         return
     longest = max(examples[index].fed for index in filled)
     budget = size * longest
-    rows = pack(examples, filled, min(budget, int(ROW_LIMIT * longest)))
+    rows = pack(examples, filled, min(budget, int(ROW_LIMIT * longest)), part)
     rows.sort(key=lambda row: -row.tokens.size)  # stable; the longest first, so that what is too large fails at once
     while rows:
         count = max(1, budget // rows[0].tokens.size)
@@ -59,17 +62,18 @@ def packed(examples: Sequence[Example], size: int) -> Iterator[tuple[list[int], 
         yield [index for row in group for index in row.examples], collate_rows(examples, group)
 
 
-def pack(examples: Sequence[Example], indices: Sequence[int], limit: int) -> list[Row]:
+def pack(examples: Sequence[Example], indices: Sequence[int], limit: int, part: Part = WHOLE) -> list[Row]:
     """Rows of at most `limit` tokens (or of one example that is longer).
 
     Neighbours in the order of their tokens share most, so a row takes them one after the other until it is full.
     """
     fed = {index: examples[index].tokens[: examples[index].fed] for index in indices}
     order = sorted(indices, key=lambda index: sortable(fed[index]))
+    common = [0, *(common_prefix(fed[one], fed[other]) for one, other in pairwise(order))]
+    mine = contiguous([fed[index].size - shared for index, shared in zip(order, common, strict=True)], part.count)
     groups: list[tuple[list[int], list[int]]] = []
     length = 0
-    for index in order:
-        shared = common_prefix(fed[groups[-1][0][-1]], fed[index]) if groups else 0
+    for index, shared in zip(order[mine[part.index]], common[mine[part.index]], strict=True):
         if not groups or length + fed[index].size - shared > limit:
             groups.append(([], []))
             length = shared = 0

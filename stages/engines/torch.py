@@ -133,7 +133,8 @@ class TorchEngine:
         states = self._states(batch, self.model.dtype)
         return list(zip(group, states.chunk(len(group)), strict=True))
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, *, last: bool = True) -> None:
+        del last
         loss.backward()
 
     def step(self, learning_rate: float) -> float:
