@@ -151,11 +151,12 @@ def check_mirrors(names: Iterable[str]) -> None:
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise UserError(f"--report-to {name} needs a package that is not installed: pip install 'spo-cli[{name}]'")
-    if "wandb" in names and os.environ.get("WANDB_MODE", "online") == "online":
+    if "wandb" in names:
         import wandb
 
         try:
-            wandb.login(verify=False)
+            if wandb.setup().settings.mode in ("online", "run", "shared"):
+                wandb.login(verify=False)
         except wandb.Error as error:
             raise UserError(
                 f"--report-to wandb: {error} Or set WANDB_API_KEY; or WANDB_MODE=offline, and `wandb sync` later"
