@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+from stages.launcher import read_launch
 from stages.mirrors import MIRRORS, Entry, Mirror, Shown, check_mirrors
 from stages.progress import Progress
 from stages.shards.disk import disk_errors, locked, replacing
@@ -188,7 +188,7 @@ def open_run(
     Raises:
       UserError: as `check_mirrors`; another process writes to it.
     """
-    if not is_first_process():
+    if read_launch().rank:
         yield None
         return
     with Report(out / LOGS, mirrors, out.resolve().name, settings, progress) as report:
@@ -203,15 +203,10 @@ def open_report(
 
     None elsewhere, and in every process of a group but the first. Raises as `open_run`.
     """
-    if shared or not mirrors or not is_first_process():
+    if shared or not mirrors or read_launch().rank:
         yield shared
         return
     here = out.resolve()
     title = f"{here.parent.name}/{here.name}"
     with Report(out.parent / LOGS / out.name, mirrors, title, settings, progress) as report:
         yield report
-
-
-def is_first_process() -> bool:
-    """Whether this is rank 0 of the processes that a launcher has started, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
