@@ -35,6 +35,8 @@ VERBS = {
     "train": Verb("stages.train", "Update the policy from the advantages."),
     "eval": Verb("spo_cli.evaluation", "Measure a model's accuracy on a split of a task."),
     "run": Verb("stages.iterate", "Run whole iterations from a recipe, in one process."),
+    "slurm": Verb("spo_cli.slurm", "Write the iterations of a recipe as SLURM jobs, and submit them."),
+    "status": Verb("spo_cli.status", "Show how far a run is: parts done, running, queued, failed and missing."),
     "show": Verb("spo_cli.show", "Show what an artefact holds: lineage, schema, statistics, a trajectory."),
 }
 
@@ -111,7 +113,7 @@ def load_command(name: str, args: Sequence[str] = ()) -> TyperCommand:
         if summary is not None:
             getattr(module, "report", console.print_summary)(summary)
 
-    if name == "run":
+    if name in ("run", "slurm"):
         return options.build_command(
             name, verb.help, module.Config, execute, epilog=_RUN_EPILOG, translate=translate_dotted
         )
@@ -121,7 +123,7 @@ def load_command(name: str, args: Sequence[str] = ()) -> TyperCommand:
     return options.build_command(name, told, form or module.Config, execute, epilog=getattr(module, "EPILOG", None))
 
 
-_DOTTED = re.compile(r"--([a-z]+)\.([A-Za-z0-9._-]+)(?:=(.*))?", re.DOTALL)
+_DOTTED = re.compile(r"--([a-z.]+)\.([A-Za-z0-9_-]+)(?:=(.*))?", re.DOTALL)
 
 
 def translate_dotted(args: Sequence[str]) -> list[str]:
@@ -154,9 +156,10 @@ def translate_dotted(args: Sequence[str]) -> list[str]:
 def _bool_keys(table: str) -> set[str]:
     """The flags of a recipe's table that take no value; [run] may hold those of every stage."""
     from stages.config import bare_type, field_types
-    from stages.iterate import TABLES
+    from stages.iterate import SLURM_TABLES, TABLES
 
-    configs = [config for name, config in TABLES.items() if table in (name, "run")]
+    apart = SLURM_TABLES.get(table)
+    configs = [apart] if apart else [config for name, config in TABLES.items() if table in (name, "run")]
     types = [entry for config in configs for entry in field_types(config).items()]
     return {name for name, annotation in types if bare_type(annotation) is bool}
 

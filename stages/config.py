@@ -108,6 +108,29 @@ def results_config(config: Any) -> dict[str, Any]:
     }
 
 
+def arguments(config: Any) -> list[list[str]]:
+    """The command line that gives this Config: what stands in place first, then each flag that is not at its default.
+
+    Returns one list for each: the value in place, a flag with its value, or a flag alone.
+    """
+    fields = sorted(dataclasses.fields(config), key=lambda field: not field.metadata["argument"])
+    written = list[list[str]]()
+    for field in fields:
+        value = getattr(config, field.name)
+        if value != field.default and value is not None:
+            written += [_written(field, item) for item in (value if isinstance(value, tuple) else (value,))]
+    return written
+
+
+def _written(field: dataclasses.Field[Any], value: Any) -> list[str]:
+    name = flag(field)
+    if field.metadata["argument"]:
+        return [str(value)]
+    if isinstance(value, bool):
+        return [name if value else name.replace("--", "--no-", 1)]
+    return [f"{name}={value}"] if str(value).startswith("-") else [name, str(value)]
+
+
 def bare_type(annotation: Any) -> Any:
     """`X` of `X | None`, anything else as it is."""
     if get_origin(annotation) in (typing.Union, types.UnionType):

@@ -25,6 +25,7 @@ from stages.config import option, validate
 from stages.errors import UserError
 from stages.flags import ReportFlags
 from stages.progress import Progress, Silent, Summary
+from stages.scheduling.resources import ArrayResources, RankResources
 from stages.training.options import CRITIC
 
 if TYPE_CHECKING:
@@ -78,6 +79,17 @@ TABLES: dict[str, type] = {
     "eval": evaluate.Config,
 }
 """Table of a recipe → the options that may stand in it."""
+
+SLURM_TABLES: dict[str, type] = {
+    "slurm": ArrayResources,
+    "slurm.sft": RankResources,
+    "slurm.rollout": ArrayResources,
+    "slurm.segment": ArrayResources,
+    "slurm.estimate": ArrayResources,
+    "slurm.train": RankResources,
+    "slurm.eval": ArrayResources,
+}
+"""What `spo slurm` reads besides, and `spo run` passes over."""
 
 WHOLE: dict[str, Any] = {"shard": "0/1", "num_shards": None, "shards_per_task": 1}
 """The share of every stage here: one process does all of it, whatever a scheduler's variables say."""
@@ -157,7 +169,7 @@ def carry_out(plan: Plan, progress: Progress = Silent()) -> Iterator[Done]:
     """
     from stages.reporting import open_run
 
-    _open_tasks(plan)
+    open_tasks(plan)
     with open_run(plan.out, plan.report_to, plan.settings, progress) as report:
         warm_start = {"sft": sft.run(plan.start, progress, report)} if plan.start else {}
         yield _evaluated(plan, Done(-1, warm_start), progress, report)
@@ -200,7 +212,7 @@ def _evaluated(plan: Plan, done: Done, progress: Progress, report: Report | None
     return dataclasses.replace(done, evaluation=evaluation)
 
 
-def _open_tasks(plan: Plan) -> None:
+def open_tasks(plan: Plan) -> None:
     """Every task once, so that a slip in a task's name, options or data is told before any work.
 
     Raises:
@@ -215,18 +227,27 @@ def _open_tasks(plan: Plan) -> None:
         open_task(name, data, args)
 
 
-def make_plan(config: Config) -> Plan:
-    """Every stage's configuration, from the recipe.
+def open_recipe(config: Config) -> Recipe:
+    """The recipe as it was asked for.
 
     Raises:
-      UserError: naming the file, the table and the option.
+      UserError: as `stages.recipe.read_recipe`.
     """
     from stages.recipe import read_recipe
 
     given = {"out": config.out, "iterations": config.iterations}
     flags = [f"run.{name}={value}" for name, value in given.items() if value is not None]
     flags += [f"run.report_to={json.dumps(config.report_to)}"] * bool(config.report_to)
-    recipe = read_recipe(config.recipe, [*config.overrides, *flags], TABLES, shared_in="run")
+    return read_recipe(config.recipe, [*config.overrides, *flags], TABLES, shared_in="run", apart=SLURM_TABLES)
+
+
+def make_plan(config: Config) -> Plan:
+    """Every stage's configuration, from the recipe.
+
+    Raises:
+      UserError: naming the file, the table and the option.
+    """
+    recipe = open_recipe(config)
     table = recipe.config("run", RunTable)
     start = _warm_start(recipe, table)
     first = str(start.out) if start else str(table.model)

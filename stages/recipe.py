@@ -1,7 +1,8 @@
 """Reading a recipe: a TOML file with a table per stage, and `[run]` for what the stages share.
 
 A key is a stage's option with underscores. What `[run]` sets (`task`, `threads`, `seed` …) holds for every stage that
-has an option of that name, unless the stage's own table says otherwise.
+has an option of that name, unless the stage's own table says otherwise. Tables apart, such as `[slurm]`, share nothing
+with `[run]`; what one of them says holds for those within it, such as `[slurm.rollout]`, unless they say otherwise.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Recipe:
 
     Attributes:
       source: for messages.
-      tables: one per stage, and the one whose options all stages share.
+      tables: one per stage, and the one whose options all stages share; a table within another by both names, `a.b`.
       shared_in: the name of the latter.
     """
 
@@ -37,8 +38,8 @@ class Recipe:
     tables: Mapping[str, Table]
     shared_in: str
 
-    def config(self, name: str, cls: type[T], **given: Any) -> T:
-        """The Config of a stage: the stage's table over what `[run]` shares, under what the caller fixes.
+    def config(self, name: str, cls: type[T], /, **given: Any) -> T:
+        """The Config of a table: what it says over what `[run]` or the table around it shares, under what the caller fixes.
 
         Raises:
           UserError: an option that the stage does not have, that the caller decides, or of the wrong type or value.
@@ -50,7 +51,8 @@ class Recipe:
             raise UserError(
                 f"{self.source}: [{name}] has no option {', '.join(unknown)}; `spo {name} --help` lists them"
             )
-        shared = {key: value for key, value in self.tables.get(self.shared_in, {}).items() if key in hints}
+        around = name.rpartition(".")[0] or self.shared_in
+        shared = {key: value for key, value in self.tables.get(around, {}).items() if key in hints}
         values = {
             key: coerce(value, hints[key], f"{self.source}: [{name}] {key}")
             for key, value in {**shared, **table}.items()
@@ -65,38 +67,60 @@ class Recipe:
             raise UserError(f"{self.source}: [{name}] {error}") from error
 
 
-def read_recipe(path: Path, overrides: Sequence[str], stages: Mapping[str, type], shared_in: str) -> Recipe:
+def read_recipe(
+    path: Path, overrides: Sequence[str], stages: Mapping[str, type], shared_in: str, apart: Mapping[str, type] = {}
+) -> Recipe:
     """A recipe with `table.key=value` overrides applied.
 
     Args:
       stages: table name → Config class, of all tables that a recipe may have.
+      apart: further tables, with which `shared_in` shares nothing; a table within another is named `a.b`.
 
     Raises:
       UserError: no such file, not TOML, an unknown table, or an override of another form.
     """
     try:
-        tables: dict[str, Table] = tomllib.loads(path.read_text(encoding="utf-8"))
+        read: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"the recipe {path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"the recipe {path} is not TOML: {error}") from error
-    known = ", ".join(f"[{name}]" for name in stages)
-    for name, table in tables.items():
-        if name not in stages or not isinstance(table, dict):
+    classes = {**stages, **apart}
+    known = ", ".join(f"[{name}]" for name in classes if "." not in name)
+    tables = dict[str, Table]()
+    for name, table in read.items():
+        if not isinstance(table, dict):
             raise UserError(f"the recipe {path} has {name}; expected the tables {known}")
-    tables = {name: {key.replace("-", "_"): value for key, value in table.items()} for name, table in tables.items()}
+        tables |= _flatten(name, table)
+    for name in tables:
+        if name not in classes:
+            raise UserError(f"the recipe {path} has {name}; expected the tables {known}")
     options = {key: hint for cls in stages.values() for key, hint in field_types(cls).items()}
     for override in overrides:
         target, equals, text = override.partition("=")
-        name, dot, key = target.partition(".")
+        name, dot, key = target.rpartition(".")
         key = key.replace("-", "_")
-        if not (equals and dot and name in stages):
+        if not (equals and dot and name in classes):
             raise UserError(f"an override is table.key=value with one of {known}; got {override!r}")
-        hints = options if name == shared_in else field_types(stages[name])
+        hints = options if name == shared_in else field_types(classes[name])
         tables.setdefault(name, {})[key] = _read_value(text, hints.get(key))
     if unknown := sorted(set(tables.get(shared_in, {})) - set(options)):
         raise UserError(f"the recipe {path} sets {', '.join(unknown)} in [{shared_in}], which no stage has")
+    for name, cls in apart.items():
+        if unknown := sorted(set(tables.get(name, {})) - set(field_types(cls))):
+            takes = ", ".join(field_types(cls))
+            raise UserError(f"the recipe {path} sets {', '.join(unknown)} in [{name}], which takes {takes}")
     return Recipe(str(path), tables, shared_in)
+
+
+def _flatten(name: str, table: Table) -> dict[str, Table]:
+    """A table and those within it, each by its full name, with underscores in the keys."""
+    within = {key: value for key, value in table.items() if isinstance(value, dict)}
+    own = {key.replace("-", "_"): value for key, value in table.items() if key not in within}
+    found = {name: own} if own or not within else {}
+    for key, value in within.items():
+        found |= _flatten(f"{name}.{key}", value)
+    return found
 
 
 def coerce(value: Any, hint: Any, where: str) -> Any:

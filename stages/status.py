@@ -1,0 +1,63 @@
+"""`spo status`: how far a run is, stage by stage: parts done, running, queued, failed, missing, and what was said last.
+
+It reads the directory, and asks SLURM about the jobs that `spo slurm` submitted. A run of `spo run`, or one made by
+hand, is shown as far as it lies there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stages.config import option, validate
+from stages.errors import UserError
+from stages.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from stages.scheduling.states import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What `spo status` is told."""
+
+    run: Path = option("Directory of the run.", argument=True)
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a run is.
+
+    Attributes:
+      stages: in order.
+      problem: why SLURM could not be asked about jobs that were submitted.
+    """
+
+    run: Path
+    stages: tuple[Stage, ...]
+    problem: str | None
+
+
+def run(config: Config, progress: Progress = Silent()) -> Status:
+    """Looks at a run.
+
+    Raises:
+      UserError: nothing there, or no run.
+    """
+    from stages.scheduling import queue, states
+    from stages.scheduling.records import read_submitted, read_works
+
+    if not config.run.is_dir():
+        raise UserError(f"{config.run} is no directory; expected that of a run, such as runs/gsm8k")
+    planned, submitted = read_works(config.run), read_submitted(config.run)
+    names = {work.name for work in planned}
+    works = [*planned, *(work for work in states.works_on_disk(config.run) if work.name not in names)]
+    if not works:
+        raise UserError(f"{config.run} holds no artefact of a run (expected start/, 000/ … in it) and no jobs")
+    asked = queue.ask(list(dict.fromkeys(job.number for job in submitted)))
+    found = tuple(states.look(config.run, work, submitted, asked) for work in works)
+    return Status(config.run, found, asked.problem)
