@@ -125,6 +125,9 @@ def _run(config: Config, progress: Progress, report: Report | None) -> Summary:
     lineage = describe("train", None, resolved, inputs, start.model, ("torch", "transformers"))
     done = published(config.out, lineage, overwrite=config.overwrite, progress=progress, report=report)
     if done is None:
+        start.check_not_pruned()
+        if critic:
+            critic.check_not_pruned()
         for note in start.notes:
             progress.note(note)
         with open_unfinished(

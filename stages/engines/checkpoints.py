@@ -9,18 +9,19 @@ import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from stages import storage
-from stages.engines import adapters
+from stages.engines import adapters, pruning
 from stages.errors import UserError
 
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
+WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 VALUE_HEAD_FILE = "value_head.safetensors"
 """Where a critic's directory holds its head, beside the backbone (`stages.engines.critic`)."""
@@ -41,6 +42,7 @@ def resolve(model: str) -> Path:
     """The directory of a model: a local one as it is, else a snapshot of the Hugging Face hub (downloaded if need be).
 
     That of an adapter (`stages.engines.adapters`) is one, too: everything here takes it for base and adapter together.
+    So is one whose weights were pruned: it is known for what it was, and `load_model` and its kind say that they are gone.
 
     Raises:
       UserError: neither exists, or the directory lacks its configuration, weights or tokenizer; an adapter's base is
@@ -58,7 +60,7 @@ def resolve(model: str) -> Path:
         what
         for what, patterns in {
             "configuration (config.json)": ("config.json",),
-            "weights (model*.safetensors)": _WEIGHTS,
+            "weights (model*.safetensors)": WEIGHTS,
             "tokenizer (tokenizer.json)": _TOKENIZER,
         }.items()
         if not _matching(directory, patterns)
@@ -99,7 +101,7 @@ def digest(directory: Path) -> str:
     File names enter, the directory's own name, `spo.json`, metrics and optimiser state do not. That of an adapter
     covers its base, wherever it lies.
     """
-    patterns = (*_WEIGHTS, *_TOKENIZER, *_SETTINGS)
+    patterns = (*WEIGHTS, *_TOKENIZER, *_SETTINGS)
     if not adapters.is_adapter(directory):
         return _digest_of_files(directory, patterns)
     files = _digest_of_files(directory, (*adapters.WEIGHTS, *patterns))
@@ -109,7 +111,7 @@ def digest(directory: Path) -> str:
 def _digest_of_files(directory: Path, patterns: tuple[str, ...]) -> str:
     files = _matching(directory, patterns)
     with ThreadPoolExecutor(max_workers=4) as pool:  # hashing releases the interpreter lock
-        digests = list(pool.map(storage.file_digest, files))
+        digests = list(pool.map(lambda file: pruning.digest_of(file, "weights"), files))
     named = (f"{file.name}\0{one}\0" for file, one in zip(files, digests, strict=True))
     return storage.digest("".join(named).encode())
 
@@ -176,6 +178,7 @@ def load_backbone(directory: Path, device: torch.device, dtype: torch.dtype) -> 
 def _load(kind: Any, directory: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     from safetensors import SafetensorError
 
+    pruning.check_weights(directory)
     try:
         with _quietly():
             loaded = kind.from_pretrained(
@@ -312,7 +315,7 @@ def _download(model: str, revision: str | None = None) -> Path:
     ours, older = ["model*.safetensors", "adapter_model.safetensors"], ["pytorch_model*.bin", "adapter_model.bin"]
     try:
         directory = Path(snapshot_download(model, revision=revision, allow_patterns=[*wanted, *ours]))
-        if not _matching(directory, (*_WEIGHTS, *adapters.WEIGHTS)):  # kept in torch's own format only
+        if not _matching(directory, (*WEIGHTS, *adapters.WEIGHTS)):  # kept in torch's own format only
             directory = Path(snapshot_download(model, revision=revision, allow_patterns=[*wanted, *older]))
         return directory
     except (HfHubHTTPError, HFValidationError, OSError) as error:
@@ -322,7 +325,10 @@ def _download(model: str, revision: str | None = None) -> Path:
 
 
 def _matching(directory: Path, patterns: tuple[str, ...]) -> list[Path]:
-    return sorted({path for pattern in patterns for path in directory.glob(pattern) if path.is_file()})
+    """The files of such names, those that were pruned among them."""
+    found = {path for pattern in patterns for path in directory.glob(pattern) if path.is_file()}
+    gone = [name for name in pruning.lost(directory, "weights") if any(fnmatch(name, one) for one in patterns)]
+    return sorted(found | {directory / name for name in gone})
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from stages.engines import adapters, checkpoints
 from stages.engines.adapters import Asked, Lora
+from stages.engines.pruning import check_weights
 from stages.errors import UserError
 
 if TYPE_CHECKING:
@@ -231,6 +232,7 @@ def _load(directory: Path, device: torch.device, dtype: torch.dtype, *, trainabl
     from peft import PeftModel
     from safetensors import SafetensorError
 
+    check_weights(directory)
     base = checkpoints.base_of(directory)
     model = checkpoints.load_model(base, device, dtype)
     try:

@@ -18,11 +18,11 @@ import numpy as np
 from stages.engines import checkpoints
 from stages.engines.adam import OPTIMISER_FILE
 from stages.engines.critic import Critic, Visited, has_head, update_critic
+from stages.engines.pruning import check_optimiser, check_weights, digest_of
 from stages.errors import UserError
 from stages.shards.lineage import Source, model_source, relative_path
 from stages.shards.parts import Artefact
 from stages.shards.tables import ragged
-from stages.storage import file_digest
 from stages.training.options import CRITIC
 from stages.training.starting_point import Sampled
 
@@ -45,6 +45,12 @@ class CriticStart:
     directory: Path
     optimiser: bool
     sources: tuple[Source, ...]
+
+    def check_not_pruned(self) -> None:
+        """As `StartingPoint.check_not_pruned`."""
+        check_weights(self.directory)
+        if self.optimiser:
+            check_optimiser(self.directory)
 
 
 def find_critic(sampled: Sampled, critic: str | None, out: Path, *, continue_optimiser: bool) -> CriticStart:
@@ -84,9 +90,10 @@ def find_critic(sampled: Sampled, critic: str | None, out: Path, *, continue_opt
         )
     sources = [dataclasses.replace(model_source(name, digest, out), stage=CRITIC)]
     state = directory / OPTIMISER_FILE
-    optimiser = continue_optimiser and has_head(directory) and state.is_file()  # without a head it is a policy's
-    if optimiser:
-        sources.append(Source(relative_path(state, out), file_digest(state), "critic's optimizer"))
+    content = digest_of(state, "optimizer") if has_head(directory) else None  # without a head it is a policy's
+    optimiser = continue_optimiser and content is not None
+    if content and optimiser:
+        sources.append(Source(relative_path(state, out), content, "critic's optimizer"))
     return CriticStart(directory, optimiser, tuple(sources))
 
 

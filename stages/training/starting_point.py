@@ -10,12 +10,12 @@ from pathlib import Path
 from stages.engines import checkpoints, lora
 from stages.engines.adam import OPTIMISER_FILE
 from stages.engines.adapters import Asked, Lora, is_adapter
+from stages.engines.pruning import check_optimiser, check_weights, digest_of
 from stages.errors import UserError
 from stages.shards.lineage import Source, model_source, read_lineage, relative_path
 from stages.shards.origin import compare_model, sampling_model, without_lineage
 from stages.shards.parts import Artefact, follow, open_artefact, source
 from stages.shards.schemas import ADVANTAGES, TRAJECTORIES
-from stages.storage import file_digest
 
 SCHEDULE_STEPS = "schedule_steps"
 """The count, in a policy's lineage, of all optimiser steps that led to it, those skipped included."""
@@ -66,6 +66,19 @@ class StartingPoint:
     inputs: tuple[Source, ...]
     notes: tuple[str, ...]
 
+    def check_not_pruned(self) -> None:
+        """Called before work begins; where it has been done already, nobody needs the files.
+
+        Raises:
+          UserError: weights, or the optimiser's state, that were pruned.
+        """
+        samplers = (sampled.sampler for sampled in self.sampled)
+        for directory in dict.fromkeys((self.policy, self.base, self.reference, *samplers)):
+            if directory:
+                check_weights(directory)
+        if self.optimiser:
+            check_optimiser(self.policy)
+
 
 def find_starting_point(
     out: Path,
@@ -113,9 +126,10 @@ def find_starting_point(
     reference, anchor = _find_reference(reference_model, policy, mine, out, base)
     inputs += [anchor] if anchor else []
     state, before = policy / OPTIMISER_FILE, None
-    continues = continue_optimiser and state.is_file() and (trained is None or is_adapter(policy))
-    if continues:
-        inputs.append(Source(relative_path(state, out), file_digest(state), "optimizer"))
+    content = digest_of(state, "optimizer") if trained is None or is_adapter(policy) else None
+    continues = continue_optimiser and content is not None
+    if content and continues:
+        inputs.append(Source(relative_path(state, out), content, "optimizer"))
         before = read_lineage(policy)
     if temperature is None:
         temperature = _sampling_temperature([sampled for _, sampled, _ in opened])
