@@ -31,6 +31,7 @@ from stages.training.options import CRITIC
 if TYPE_CHECKING:
     from stages.recipe import Recipe
     from stages.reporting import Report
+    from stages.retention import Retention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,11 @@ class Config:
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = option(
         "Show the metrics of all stages, as one run, in TensorBoard or Weights & Biases, too; left out, as [run] says.",
         default=(),
+    )
+    keep_checkpoints: int | None = option(
+        "Iterations, counted from the last, whose checkpoints stay whole; left out, as [run] says.",
+        default=None,
+        minimum=1,
     )
     overrides: tuple[str, ...] = option(
         "table.key=value in place of what the recipe says; --train.learning-rate 1e-5 does the same.",
@@ -64,9 +70,20 @@ class RunTable(ReportFlags):
     iterations: int = option("Iterations.", minimum=0)
     model: str | None = option("The model to start from, where there is no [sft].", default=None)
     eval_every: int = option("Iterations between evaluations; 0: at the start and the end only.", default=0, minimum=0)
+    keep_checkpoints: int | None = option(
+        "Iterations, counted from the last, whose checkpoints stay whole; older ones lose the optimiser's state, and "
+        "their weights once replay no longer scores with them. Left out, all stay.",
+        default=None,
+        minimum=1,
+    )
+    keep_every: int | None = option(
+        "Of the older ones, the weights of every so many-th stay.", default=None, minimum=1
+    )
 
     def __post_init__(self) -> None:
         validate(self)
+        if self.keep_every and not self.keep_checkpoints:
+            raise UserError("--keep-every is of checkpoints that would go: pass --keep-checkpoints, too, or neither")
 
 
 TABLES: dict[str, type] = {
@@ -114,6 +131,7 @@ class Plan:
       evaluations: by the iteration they follow; −1 is the start.
       report_to: who is told the metrics of all stages.
       settings: the recipe's tables.
+      keep: which checkpoints stay; None: all.
     """
 
     out: Path
@@ -122,6 +140,7 @@ class Plan:
     evaluations: dict[int, evaluate.Config]
     report_to: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
+    keep: Retention | None = None
 
 
 @dataclass(frozen=True)
@@ -174,8 +193,9 @@ def carry_out(plan: Plan, progress: Progress = Silent()) -> Iterator[Done]:
         warm_start = {"sft": sft.run(plan.start, progress, report)} if plan.start else {}
         yield _evaluated(plan, Done(-1, warm_start), progress, report)
         for number, iteration in enumerate(plan.iterations):
-            done = _iterated(number, iteration, progress, report)
-            yield _evaluated(plan, done, progress, report)
+            done = _evaluated(plan, _iterated(number, iteration, progress, report), progress, report)
+            _prune(plan, number, progress)
+            yield done
 
 
 def _iterated(number: int, iteration: Iteration, progress: Progress, report: Report | None) -> Done:
@@ -200,6 +220,16 @@ def _iterated(number: int, iteration: Iteration, progress: Progress, report: Rep
         f"{done.tokens_sampled:,} tokens sampled, {done.seconds:.1f} s"
     )
     return done
+
+
+def _prune(plan: Plan, number: int, progress: Progress) -> None:
+    """Deletes what iterations up to this one need no longer, where that was asked for."""
+    from stages.launcher import read_launch
+    from stages.retention import prune_run
+
+    if plan.keep and not read_launch().rank:
+        for directory in prune_run([one.train.out for one in plan.iterations[: number + 1]], plan.keep):
+            progress.note(f"{directory} was pruned ([run] keep_checkpoints)")
 
 
 def _evaluated(plan: Plan, done: Done, progress: Progress, report: Report | None) -> Done:
@@ -235,7 +265,7 @@ def open_recipe(config: Config) -> Recipe:
     """
     from stages.recipe import read_recipe
 
-    given = {"out": config.out, "iterations": config.iterations}
+    given = {name: getattr(config, name) for name in ("out", "iterations", "keep_checkpoints")}
     flags = [f"run.{name}={value}" for name, value in given.items() if value is not None]
     flags += [f"run.report_to={json.dumps(config.report_to)}"] * bool(config.report_to)
     return read_recipe(config.recipe, [*config.overrides, *flags], TABLES, shared_in="run", apart=SLURM_TABLES)
@@ -261,7 +291,17 @@ def make_plan(config: Config) -> Plan:
         for i in sorted(due)
         if "eval" in recipe.tables
     }
-    return Plan(table.out, start, iterations, evaluations, table.report_to, dict(recipe.tables))
+    keep = _retention(table, iterations[-1].train) if iterations else None
+    return Plan(table.out, start, iterations, evaluations, table.report_to, dict(recipe.tables), keep)
+
+
+def _retention(table: RunTable, learn: train.Config) -> Retention | None:
+    from stages.retention import Retention
+
+    if table.keep_checkpoints is None:
+        return None
+    scored = learn.replay if learn.replay and learn.old_logprobs == "recompute" else 1
+    return Retention(table.keep_checkpoints, scored, table.keep_every)
 
 
 def _warm_start(recipe: Recipe, table: RunTable) -> sft.Config | None:

@@ -12,6 +12,8 @@ from stages.shards.lineage import Lineage, Source, read_lineage, write_lineage
 def merge_beside(out: Path, progress: Progress) -> None:
     """Writes `OUT/merged` from the adapter in `out`, unless it is there: an adapter never changes once it is written.
 
+    Where the adapter's weights were pruned, those of the whole model were, too.
+
     Raises:
       UserError: as `stages.engines.lora.write_merged`.
     """

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from stages.engines.pruning import check_weights
 from stages.errors import UserError
 
 if TYPE_CHECKING:
@@ -154,6 +155,7 @@ def open_sampler(
       threads: CPU threads of this process; None leaves them alone.
     """
     global _last
+    check_weights(model_dir)
     files = tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(model_dir.iterdir()))
     identity = (engine, model_dir.resolve(), files, device, dtype, max_batch_rows)
     if threads is not None:
