@@ -191,16 +191,19 @@ def _show_model(path: Path, config: Config) -> None:
     from spo_cli.inventory import model_figures
     from stages.engines.checkpoints import digest
     from stages.shards.lineage import read_lineage
+    from stages.training import mismatch
 
     fingerprint, lineage = digest(path), read_lineage(path)
-    figures = model_figures(path) | _counted([lineage])
+    told = lineage.summary if lineage else {}
+    differences = {name.partition("/")[2]: value for name, value in told.items() if name.startswith("mismatch/")}
+    figures = model_figures(path) | _counted([lineage]) | ({"mismatch": differences} if differences else {})
     if config.json:
         return _print_json(path, lineage.stage if lineage else "", fingerprint, lineage, figures)
     if lineage is None:
         print_results(Text("no lineage: this model was made elsewhere", "yellow"))
     else:
         print_results(_heading("lineage"), ancestry(path, fingerprint, lineage, config.depth))
-    print_results(_heading("model"), _figures(figures))
+    print_results(_heading("model"), _figures(figures), *(Text(line, "yellow") for line in mismatch.warn(told)))
     return None
 
 

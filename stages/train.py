@@ -103,6 +103,7 @@ def run(config: Config, progress: Progress = Silent(), report: Report | None = N
 def _run(config: Config, progress: Progress, report: Report | None) -> Summary:
     from stages.merging import merge_beside
     from stages.shards.lineage import describe
+    from stages.training import mismatch
     from stages.training.starting_point import find_starting_point
     from stages.unfinished import discard_unfinished, open_unfinished, published
 
@@ -122,7 +123,8 @@ def _run(config: Config, progress: Progress, report: Report | None) -> Summary:
     resolved = _resolve(config, start)
     critic = _find_critic(config, start) if config.critic_learning_rate else None
     inputs = (*start.inputs, *(critic.sources if critic else ()))
-    lineage = describe("train", None, resolved, inputs, start.model, ("torch", "transformers"))
+    packages = ("torch", "transformers", *["peft"] * bool(start.adapter))
+    lineage = describe("train", None, resolved, inputs, start.model, packages)
     done = published(config.out, lineage, overwrite=config.overwrite, progress=progress, report=report)
     if done is None:
         start.check_not_pruned()
@@ -146,7 +148,7 @@ def _run(config: Config, progress: Progress, report: Report | None) -> Summary:
         up_to_date=done is not None,
         reward=made.summary.get("reward"),
         figures={name: value for name, value in made.summary.items() if name != "reward"},
-        notes=start.notes,
+        notes=(*start.notes, *mismatch.warn(made.summary)),
     )
 
 
@@ -189,7 +191,8 @@ def _train(
     if config.threads:
         torch.set_num_threads(config.threads)
     tokenizer = checkpoints.load_tokenizer(start.policy)
-    pool = fill_pool(config, start.sampled, recorded=config.old_logprobs == "recorded")
+    recorded = config.old_logprobs == "recorded"
+    pool = fill_pool(config, start.sampled, recorded=recorded)
     if not pool.examples:
         progress.note("there is no segment to learn from: the policy stays as it is")
     pack = pool.stretches and config.whiten != "micro-batch" if config.packing is None else config.packing
@@ -223,7 +226,10 @@ def _train(
     judge = _open_critic(config, critic, start, unfinished.checkpoint) if critic else None
 
     def step(batch: Sequence[int], rate: float) -> dict[str, float]:
-        figures = update(engine, [examples[index] for index in batch], objective, size, rate, layout)
+        taken = [examples[index] for index in batch]
+        if recorded and batch is not order[0]:  # the policy has moved, and nobody has scored it as it was
+            taken = [dataclasses.replace(example, sampled=None) for example in taken]
+        figures = update(engine, taken, objective, size, rate, layout)
         if judge:
             figures |= judge.step([pool.ids[index] for index in batch], rate / config.learning_rate)
         return figures

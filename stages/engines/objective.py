@@ -14,11 +14,15 @@ from torch import Tensor
 from stages.engines.batches import Example
 from stages.engines.head import Scored
 from stages.maths import losses
+from stages.maths.mismatch import TRUNCATED_ABOVE, mismatch
 
 Loss = Literal["ppo", "distill"]
 Whitening = Literal["batch", "micro-batch", "none"]
+LARGEST = "mismatch/logp_difference_max"
+"""The one metric of which micro-batches and ranks have the greatest, not the sum."""
 Share = tuple[Tensor, dict[str, Tensor]]
-"""A micro-batch's part of the batch's loss, and of each metric: the sum over micro-batches is the batch's."""
+"""A micro-batch's part of the batch's loss, and of each metric: the sum over micro-batches is the batch's (but for
+`LARGEST`)."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,8 @@ class Objective:
     Attributes:
       loss: PPO-clip over the kept tokens plus β · KL, or the distillation of segment advantages, whose β stands inside.
       temperature: τ of the distribution whose ratios are taken: that of sampling.
+      importance_cap: where ratios to log-probabilities that were recorded when sampling are truncated; None: the old
+        ones are the trainer's own.
       normalisation, constant: how the losses of tokens are summed (`losses.token_divisors`); PPO-clip only.
       whiten: over the kept tokens of the whole optimiser batch, of each micro-batch (the released code), or not.
       max_ratio: a batch whose mean ratio is above this is skipped whole.
@@ -52,13 +58,15 @@ class Whole:
 
     Attributes:
       sequences: examples, those without a kept token included.
-      tokens: their kept tokens. segments: their segments that have one.
+      tokens: their kept tokens. segments: their segments that have one. compared: tokens whose sampler's
+        log-probability is to be compared with the policy's.
       divisors: float64 [sequences], of the loss of each token of an example.
     """
 
     sequences: int
     tokens: int
     segments: int
+    compared: int
     divisors: NDArray[np.float64]
 
     @classmethod
@@ -67,7 +75,8 @@ class Whole:
         lengths = np.array([example.kept.size for example in batch], np.int64)
         divisors = losses.token_divisors(lengths, objective.normalisation, objective.constant)
         segments = sum(example.segment_starts.size for example in batch) if objective.loss == "distill" else 0
-        return cls(len(batch), int(lengths.sum()), segments, divisors)
+        compared = sum(int(np.isfinite(example.sampled).sum()) for example in batch if example.sampled is not None)
+        return cls(len(batch), int(lengths.sum()), segments, compared, divisors)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +102,26 @@ def share_of_loss(objective: Objective, group: Group, scored: Scored, whole: Who
     if objective.beta:
         reference = _beside(logprobs, group.examples, [example.reference for example in group.examples])
     loss, sums = _SHARES[objective.loss](objective, group, logprobs, old, reference, whole)
+    sums |= _compare(objective, group.examples, logprobs.detach(), old, whole) if whole.compared else {}
     return loss, {"loss": loss.detach(), "entropy": entropy.sum() / whole.tokens} | sums
+
+
+def _compare(
+    objective: Objective, examples: list[Example], own: Tensor, old: Tensor, whole: Whole
+) -> dict[str, Tensor]:
+    """The sampler's log-probabilities against the policy's as it was when the call started."""
+    none = [np.full(example.kept.size, np.nan) for example in examples]
+    recorded = [fill if e.sampled is None else e.sampled for e, fill in zip(examples, none, strict=True)]
+    sampler = torch.from_numpy(np.concatenate(recorded)).to(own)
+    trainer = old if objective.importance_cap is None else own
+    known = sampler.isfinite()
+    found = mismatch(trainer[known], sampler[known], objective.importance_cap or TRUNCATED_ABOVE)
+    return {
+        "mismatch/logp_difference_mean": found.difference / whole.compared,
+        "mismatch/kl": found.kl / whole.compared,
+        "mismatch/truncated": found.truncated / whole.compared,
+        LARGEST: found.largest,
+    }
 
 
 def _ppo(

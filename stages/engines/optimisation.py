@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from stages.engines.batches import Example, Layout, MicroBatch, Part, padded
 from stages.engines.head import Scored
-from stages.engines.objective import Group, Objective, Whole, share_of_loss
+from stages.engines.objective import LARGEST, Group, Objective, Whole, share_of_loss
 from stages.engines.ranks import ALONE, Ranks
 from stages.maths import statistics
+from stages.maths.mismatch import multiplicative_error
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -111,9 +112,15 @@ def update(
         engine.backward(loss, last=last)
         fed += inputs.input_ids.size
         for name, value in sums.items():  # tensors: one copy from the device per step, not per pass
-            totals[name] = totals[name] + value if name in totals else value
+            add = torch.maximum if name == LARGEST else torch.add
+            totals[name] = add(totals[name], value) if name in totals else value
     values = torch.stack([value.double() for value in totals.values()]).tolist() if totals else []
-    metrics |= ranks.sum({"tokens/fed": float(fed)} | dict(zip(totals, values, strict=True)))
+    found = dict(zip(totals, values, strict=True))
+    largest = found.pop(LARGEST, 0.0)
+    metrics |= ranks.sum({"tokens/fed": float(fed)} | found)
+    if whole.compared:
+        metrics |= {LARGEST: max(ranks.gather(largest)), "mismatch/tokens": float(whole.compared)}
+        metrics["mismatch/error"] = multiplicative_error(metrics["mismatch/logp_difference_mean"])
     metrics["tokens/fed_per_trained"] = metrics["tokens/fed"] / whole.tokens
     if not math.isfinite(metrics["loss"]):
         engine.discard()

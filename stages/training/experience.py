@@ -77,6 +77,7 @@ def load_experience(
     mask: Mask,
     *,
     recorded: bool,
+    compared: bool = False,
     drop_uniform: bool = False,
     drop_unfinished: bool = False,
 ) -> Experience:
@@ -88,6 +89,7 @@ def load_experience(
     Args:
       mask: `cutpoints` keeps the tokens listed in the column of that name, `all` every token of a segment.
       recorded: take the log-probabilities that were recorded when sampling as the old ones.
+      compared: take them to be compared with the policy's.
       drop_uniform: leave out the questions whose segments all have an advantage of 0.
       drop_unfinished: leave out the responses, or last stretches, that ran out of room.
 
@@ -96,7 +98,9 @@ def load_experience(
         overlapping; an advantage that is not finite; an empty prompt; a stretch that does not lead back to a prompt.
     """
     columns = ["trajectory_id", "parent_id", "question_id", "prompt_token_ids", "token_ids", "reward"]
-    table = trajectories.read_all([*columns, *["logprobs"] * recorded, *["finish_reason"] * drop_unfinished])
+    table = trajectories.read_all(
+        [*columns, *["logprobs"] * (recorded or compared), *["finish_reason"] * drop_unfinished]
+    )
     ids = table["trajectory_id"].to_pylist()
     parent = _parents(trajectories, table)
     stretches = bool((parent >= 0).any())
@@ -104,7 +108,7 @@ def load_experience(
     responses = ragged(table["token_ids"])
     tokens = _kept_tokens(advantages, ids, responses.lengths, mask)
     rewards = table["reward"].to_numpy()
-    logprobs = ragged(table["logprobs"]) if recorded else None
+    logprobs = ragged(table["logprobs"]) if recorded or compared else None
     prefix_of = _prefixes(parent, ragged(table["prompt_token_ids"]), responses)
 
     used, left_out = _used_rows(table, tokens, questions, drop_uniform, drop_unfinished)
@@ -117,12 +121,14 @@ def load_experience(
             raise UserError(
                 f"the prompt of trajectory {ids[row]} in {trajectories.path} is empty; expected at least one token"
             )
+        sampled = logprobs[row][position] if logprobs else None
         examples.append(
             Example(
                 tokens=np.concatenate([prefix, response]),
                 kept=prefix.size + position,
                 advantages=tokens.advantage[part],
-                old=logprobs[row][position] if logprobs else None,
+                old=sampled if recorded else None,
+                sampled=sampled if compared else None,
                 segment_of=tokens.segment[part],
                 response_tokens=response.size,
                 segments=int(tokens.segments[row]),

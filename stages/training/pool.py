@@ -76,6 +76,7 @@ def fill_pool(options: ExperienceOptions, sampled: Sequence[Sampled], *, recorde
             one.trajectories,
             options.mask,
             recorded=recorded,
+            compared=one.own,
             drop_uniform=options.drop_uniform_groups,
             drop_unfinished=options.mask_unfinished,
         )

@@ -29,13 +29,15 @@ class Sampled:
 
     Attributes:
       age: iterations since: 0 for this one's.
-      sampler: directory of the model that sampled it; None where it does not say.
+      sampler: directory of the model that sampled it; None where nobody asks for it.
+      own: whether that is the policy, and recorded log-probabilities are there to be compared with its own.
     """
 
     advantages: Artefact
     trajectories: Artefact
     age: int
     sampler: Path | None
+    own: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,13 @@ def find_starting_point(
     notes += [*without_lineage(*(artefact for rows, sampled, _ in opened for artefact in (rows, sampled)))]
     notes += compare_model(newest, mine, named=model is not None)
     experience = tuple(
-        Sampled(rows, sampled, age, None if recorded else _find_sampler(sampled, policy, mine, age))
+        Sampled(
+            rows,
+            sampled,
+            age,
+            None if recorded else _find_sampler(sampled, policy, mine, age),
+            _is_own(sampled, mine, age, recorded),
+        )
         for rows, sampled, age in opened
     )
     inputs = [source(artefact, out) for rows, sampled, _ in opened for artefact in (rows, sampled)]
@@ -192,6 +200,12 @@ def _find_sampler(trajectories: Artefact, policy: Path, mine: Source, age: int) 
     if checkpoints.digest(found) != told.fingerprint:
         raise UserError(f"the model {told.path} has changed since {trajectories.path} was sampled with it: {remedy}")
     return found
+
+
+def _is_own(trajectories: Artefact, mine: Source, age: int, recorded: bool) -> bool:
+    """Whether the policy sampled them; of those that do not say, if this iteration's are taken as the old ones."""
+    told = trajectories.lineage.model if trajectories.lineage else None
+    return told.fingerprint == mine.fingerprint if told else recorded and age == 0
 
 
 def _find_reference(

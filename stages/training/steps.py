@@ -12,6 +12,7 @@ from stages.engines.optimisation import schedule
 from stages.errors import UserError
 from stages.maths.randomness import random_key
 from stages.progress import Progress
+from stages.training import mismatch
 from stages.training.starting_point import SCHEDULE_STEPS
 from stages.unfinished import Metrics, Saving, Unfinished
 
@@ -112,6 +113,8 @@ def take_steps(
         tokens, seconds = figures["num_tokens"], time.monotonic() - began
         before = metrics[-1]["num_tokens"] if metrics else 0.0
         line = {"step": number + 1, **figures, "num_tokens": before + tokens}
+        for note in mismatch.warn(figures) if not number else ():
+            progress.note(note)
         metrics.append(line | {"step_time": seconds, "tokens_per_second": tokens / seconds})
         unfinished.log(metrics[-1])
         shown = {name: figures[name] for name in ("reward", "loss", "kl") if name in figures}
@@ -149,4 +152,4 @@ def summarise(metrics: Metrics) -> dict[str, float]:
     fed, trained = (sum(line[f"tokens/{what}"] for line in metrics) for what in ("fed", "trained"))
     if trained:
         figures["tokens/fed_per_trained"] = fed / trained
-    return figures
+    return figures | mismatch.summarise(metrics)
