@@ -18,12 +18,14 @@ import pyarrow.compute as pc
 from spo_cli.ancestry import is_model, lineage_at
 from spo_cli.trees import load_nodes
 from stages.engines.adapters import WEIGHTS, base_named, is_adapter, read_lora
+from stages.engines.pruning import lost
 from stages.errors import IncompleteInput, UserError
 from stages.shards.parts import Artefact, open_artefact
 from stages.shards.schemas import EVALUATION, TRAJECTORIES
 from stages.trees import are_trees
 from stages.unfinished import METRICS_FILE
 
+_KINDS = {"weights": "weights", "optimizer": "the optimiser's state"}
 _DEPTH = 3  # runs/gsm8k/000/trajectories, seen from runs
 
 
@@ -34,7 +36,7 @@ class Entry:
     Attributes:
       path: relative to the run.
       stage: what made it; "" where that is not known.
-      state: "complete" or "partial".
+      state: "complete", "partial", or "weights pruned" of a checkpoint that lost them to make room.
       problem: what is wrong with a partial one, and the remedy.
       rows, reward: of a complete table; None where there are none.
     """
@@ -82,6 +84,8 @@ def model_figures(path: Path) -> dict[str, Any]:
     if "architecture" in figures:
         figures["architecture"] = ", ".join(figures["architecture"])
     weights = [*path.glob("model*.safetensors"), *path.glob("pytorch_model*.bin")]
+    if gone := [kind for kind in ("weights", "optimizer") if lost(path, kind)]:
+        figures["pruned_to_make_room"] = " and ".join(_KINDS[kind] for kind in gone)
     figures |= {"megabytes_of_weights": round(sum(file.stat().st_size for file in weights) / 1e6, 3)}
     return figures | _last_metrics(path / METRICS_FILE)
 
@@ -112,7 +116,8 @@ def _is_entry(path: Path) -> bool:
 
 def _model(path: Path, run: Path) -> Entry:
     lineage = lineage_at(path)
-    return Entry(path.relative_to(run).as_posix(), lineage.stage if lineage else "", "complete")
+    state = "weights pruned" if lost(path, "weights") else "complete"
+    return Entry(path.relative_to(run).as_posix(), lineage.stage if lineage else "", state)
 
 
 def _table(path: Path, run: Path) -> Entry:

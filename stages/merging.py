@@ -12,16 +12,17 @@ from stages.shards.lineage import Lineage, Source, read_lineage, write_lineage
 def merge_beside(out: Path, progress: Progress) -> None:
     """Writes `OUT/merged` from the adapter in `out`, unless it is there: an adapter never changes once it is written.
 
-    Where the adapter's weights were pruned, those of the whole model were, too.
+    Where the adapter's weights were pruned, there is nothing to merge, and nobody who needs it.
 
     Raises:
       UserError: as `stages.engines.lora.write_merged`.
     """
     from stages.engines.adapters import MERGED
     from stages.engines.lora import write_merged
+    from stages.engines.pruning import lost
 
     merged, lineage = out / MERGED, read_lineage(out)
-    if merged.is_dir():
+    if merged.is_dir() or lost(out, "weights"):
         return
     progress.note(f"merging the adapter into {merged}")
     write_merged(out, merged, lambda directory: write_lineage(directory, _deeper(lineage)) if lineage else None)
