@@ -18,14 +18,14 @@ import pyarrow.compute as pc
 from spo_cli.ancestry import is_model, lineage_at
 from spo_cli.trees import load_nodes
 from stages.engines.adapters import WEIGHTS, base_named, is_adapter, read_lora
-from stages.engines.pruning import lost
+from stages.engines.pruning import Kind, lost
 from stages.errors import IncompleteInput, UserError
 from stages.shards.parts import Artefact, open_artefact
 from stages.shards.schemas import EVALUATION, TRAJECTORIES
 from stages.trees import are_trees
 from stages.unfinished import METRICS_FILE
 
-_KINDS = {"weights": "weights", "optimizer": "the optimiser's state"}
+_KINDS: dict[Kind, str] = {"weights": "weights", "optimizer": "the optimiser's state"}
 _DEPTH = 3  # runs/gsm8k/000/trajectories, seen from runs
 
 
@@ -67,8 +67,13 @@ def inventory(run: Path) -> list[Entry]:
 
 def model_figures(path: Path) -> dict[str, Any]:
     """Architecture and size of a model directory, from its configuration and files; of an adapter what it changes."""
-    if is_adapter(path):
-        return _adapter_figures(path) | _last_metrics(path / METRICS_FILE)
+    figures = _adapter_figures(path) if is_adapter(path) else _whole_figures(path)
+    gone = [told for kind, told in _KINDS.items() if lost(path, kind)]
+    pruned = {"pruned_to_make_room": " and ".join(gone)} if gone else {}
+    return figures | pruned | _last_metrics(path / METRICS_FILE)
+
+
+def _whole_figures(path: Path) -> dict[str, Any]:
     config = path / "config.json"
     if not config.is_file():
         raise UserError(f"{path} has no config.json: it is no model directory, or one that was not written whole")
@@ -84,10 +89,8 @@ def model_figures(path: Path) -> dict[str, Any]:
     if "architecture" in figures:
         figures["architecture"] = ", ".join(figures["architecture"])
     weights = [*path.glob("model*.safetensors"), *path.glob("pytorch_model*.bin")]
-    if gone := [kind for kind in ("weights", "optimizer") if lost(path, kind)]:
-        figures["pruned_to_make_room"] = " and ".join(_KINDS[kind] for kind in gone)
-    figures |= {"megabytes_of_weights": round(sum(file.stat().st_size for file in weights) / 1e6, 3)}
-    return figures | _last_metrics(path / METRICS_FILE)
+    size = sum(file.stat().st_size for file in weights)
+    return figures | ({"megabytes_of_weights": round(size / 1e6, 3)} if weights else {})
 
 
 def _adapter_figures(path: Path) -> dict[str, Any]:
