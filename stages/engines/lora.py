@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -177,32 +178,44 @@ def write_adapter(model: PreTrainedModel, directory: Path, state: Mapping[str, T
         (directory / adapters.BASE_FILE).write_text(json.dumps(told) + "\n")
 
 
-def write_merged(adapter: Path, out: Path, write_more: Callable[[Path], None] | None = None) -> None:
-    """Write the whole model that an adapter stands for as a Hugging Face directory, in float32: nothing is lost.
+def write_merged(
+    adapter: Path,
+    out: Path,
+    write_more: Callable[[Path], None] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write the whole model that an adapter stands for as a Hugging Face directory.
 
     Args:
       write_more: as `checkpoints.save_directory` takes it.
+      dtype: of the weights; in float32 nothing is lost.
 
     Raises:
       UserError: as `checkpoints.load_model` and `checkpoints.save_directory`.
     """
-    model = load_merged(adapter, torch.device("cpu"), torch.float32)
+    model = load_merged(adapter, torch.device("cpu"), dtype)
     checkpoints.save_directory(out, model, checkpoints.load_tokenizer(adapter), write_more)
 
 
-def whole_directory(directory: Path, scratch: Path) -> Path:
+def whole_directory(directory: Path, scratch: Path, dtype: torch.dtype = torch.float32) -> Path:
     """A directory of whole weights that says what a model says, for an engine that reads no adapters.
 
+    Args:
+      scratch: a directory of the caller's, where the last adapter is kept merged.
+      dtype: of the weights that are written there.
+
     Returns:
-      The model's own; of an adapter `merged/` where that was written, else `scratch/DIGEST`, written now.
+      The model's own; of an adapter `merged/` where that was written, else one in `scratch`, written now.
     """
     if not adapters.is_adapter(directory):
         return directory
-    beside, written = directory / adapters.MERGED, scratch / checkpoints.digest(directory)
-    if beside.is_dir():
+    beside, written = directory / adapters.MERGED, scratch / f"merged-{checkpoints.digest(directory)}"
+    if any(beside.glob("model*.safetensors")):
         return beside
     if not written.is_dir():
-        write_merged(directory, written)
+        for older in scratch.glob("merged-*"):
+            shutil.rmtree(older)
+        write_merged(directory, written, dtype=dtype)
     return written
 
 

@@ -124,11 +124,17 @@ def test_the_merged_directory_needs_neither_base_nor_peft(adapter: Path, tmp_pat
     assert torch.equal(logits(whole), logits(checkpoints.load_model(adapter, CPU, torch.float32)))
 
 
-def test_an_engine_without_adapters_gets_whole_weights(base: Path, adapter: Path, tmp_path: Path):
+def test_an_engine_that_reads_no_adapters_gets_whole_weights(base: Path, adapter: Path, tmp_path: Path):
     assert lora.whole_directory(base, tmp_path) == base
-    written = lora.whole_directory(adapter, tmp_path)
-    assert written == tmp_path / checkpoints.digest(adapter)
-    assert lora.whole_directory(adapter, tmp_path / "elsewhere" / "..").resolve() == written
+    (tmp_path / "merged-of-another").mkdir()
+    written = lora.whole_directory(adapter, tmp_path, torch.bfloat16)
+    assert list(tmp_path.iterdir()) == [written]
+    assert {value.dtype for value in load_file(written / "model.safetensors").values()} == {torch.bfloat16}
+    assert lora.whole_directory(adapter, tmp_path) == written
+    beside = tmp_path / "adapter"
+    shutil.copytree(adapter, beside)
+    lora.write_merged(beside, beside / adapters.MERGED)
+    assert lora.whole_directory(beside, tmp_path) == beside / adapters.MERGED
 
 
 def test_the_base_is_there_with_the_adapter_switched_off(base: Path, adapter: Path):
