@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,7 +88,8 @@ class Tree:
     ends: NDArray[np.int64]
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True)
+class Part:
     """Share `index` of `count`, from 0, of the examples of a batch."""
 
     index: int = 0

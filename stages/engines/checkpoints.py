@@ -5,6 +5,7 @@ Code that a model brings along is never run.
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -252,6 +253,7 @@ def save_directory(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     write_more: Callable[[Path], None] | None = None,
+    state: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Write a model directory atomically; one that was there is replaced.
 
@@ -260,6 +262,8 @@ def save_directory(
       model: of one with an adapter on it, the adapter alone is written.
       write_more: called with the unfinished directory, to put more files into it (lineage, metrics,
         optimiser state).
+      state: the weights by the model's own names, where it does not hold them whole, or not as they are to be written
+        (an engine gathers its float32 masters); left out, the model's.
 
     Raises:
       UserError: the disk is full or the place is not writable; nothing is left half-written.
@@ -273,10 +277,10 @@ def save_directory(
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         if lora.is_adapted(model):
-            lora.write_adapter(model, unfinished)
+            lora.write_adapter(model, unfinished, state)
         else:
             with _quietly():
-                model.save_pretrained(unfinished)
+                (_skeleton(model) if state else model).save_pretrained(unfinished, state_dict=state)
         tokenizer.save_pretrained(unfinished)
         if write_more:
             write_more(unfinished)
@@ -289,12 +293,27 @@ def save_directory(
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
+def _skeleton(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model in float32 and without weights, to describe those that are written in its place."""
+    import torch
+
+    config = copy.deepcopy(model.config)
+    config.dtype = torch.float32
+    with torch.device("meta"):
+        skeleton = type(model)(config)
+    skeleton.generation_config = model.generation_config
+    return skeleton.float()
+
+
 def replace_directory(finished: Path, directory: Path) -> None:
     """Flush `finished` to disk and give it the name `directory`; a directory of that name is moved aside, then removed.
 
     A crash leaves the old directory, the new one, or (between two renames) the old one as `.<name>.replaced`.
     """
+    readable = finished.stat().st_mode & 0o666  # as the umask has it; safetensors files come out for the owner alone
     for path in [*finished.rglob("*"), finished]:
+        if path.is_file():
+            path.chmod(readable)
         storage.flush(path)
     aside = directory.with_name(f".{directory.name}.replaced")
     shutil.rmtree(aside, ignore_errors=True)

@@ -31,7 +31,12 @@ if TYPE_CHECKING:
 
 
 class TorchEngine:
-    """A causal language model in this process; see `optimisation.Engine`."""
+    """A causal language model in this process; see `optimisation.Engine`.
+
+    Attributes:
+      model: with everything that is trained.
+      compute: type of the matrix products. mixed: some weights are of another, so the decoder runs under autocast.
+    """
 
     def __init__(
         self,
@@ -58,8 +63,8 @@ class TorchEngine:
         self._decoder = cast("nn.Module", model.get_decoder())
         self._head = cast("nn.Linear", model.get_output_embeddings())
         self.vocabulary = self._head.weight.shape[0]
-        self._compute = compute or model.dtype
-        self._mixed = any(parameter.dtype != self._compute for parameter in model.parameters())
+        self.compute = compute or model.dtype
+        self.mixed = any(parameter.dtype != self.compute for parameter in model.parameters())
         self._chunk = head_chunk
         self.optimiser = Optimiser(model, adam)
         if gradient_checkpointing:
@@ -69,7 +74,7 @@ class TorchEngine:
     def score(self, batch: MicroBatch, temperature: float) -> Scored:
         targets = torch.from_numpy(batch.targets).to(self._head.weight.device)
         return selected_log_probs(
-            self._states(batch, self._compute),
+            self._states(batch, self.compute),
             self._head.weight,
             self._head.bias,
             targets,
@@ -82,7 +87,7 @@ class TorchEngine:
         device = self._head.weight.device
         ids, positions = (torch.from_numpy(array).to(device) for array in (batch.input_ids, batch.positions))
         seen = self._tree_inputs(batch.tree, compute) if batch.tree else {}
-        with torch.autocast(device.type, dtype=compute, enabled=self._mixed and compute != torch.float32):
+        with torch.autocast(device.type, dtype=compute, enabled=self.mixed and compute != torch.float32):
             hidden: Tensor = self._decoder(input_ids=ids, use_cache=False, **seen).last_hidden_state
         return hidden.flatten(0, 1).index_select(0, positions).to(compute)
 

@@ -1,0 +1,250 @@
+"""The optimisation engine of many ranks: DeepSpeed shares a policy out over them (ZeRO, arXiv 1910.02054).
+
+A policy is opened as `stages.engines.torch` opens it, whole and on the CPU of every rank, looked at there, and then
+shared out. What is scored and how is the same function; DeepSpeed runs it, reduces gradients and steps torch's AdamW.
+
+Weights are float32 masters here too: at stage 0 the parameters themselves (bfloat16 products run under autocast), from
+stage 1 on a copy in the optimiser where the parameters are bfloat16. A saved directory is what the torch engine writes:
+masters and the optimiser's state by parameter name, gathered on rank 0. So either engine, on any number of ranks and at
+any stage, goes on where another has stopped.
+
+DeepSpeed clips as torch does, and leaves a step out whose gradient is not finite.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import os
+import warnings
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stages.engines import checkpoints
+from stages.engines.adam import MOMENTS, OPTIMISER_FILE, Adam, load_state, make_adamw, save_state
+from stages.engines.batches import MicroBatch
+from stages.engines.head import Scored
+from stages.engines.ranks import Ranks
+from stages.engines.torch import TorchEngine
+from stages.engines.zero import Zero
+from stages.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class DeepSpeedEngine:
+    """A causal language model over many ranks; see `optimisation.Engine`. All ranks call the same methods."""
+
+    def __init__(
+        self,
+        policy: TorchEngine,
+        adam: Adam,
+        zero: Zero,
+        ranks: Ranks,
+        device: torch.device,
+        state: Path | None = None,
+    ) -> None:
+        """Share a policy out.
+
+        Args:
+          policy: on the CPU, the same on every rank.
+          device: this rank's.
+          state: an optimiser's state to continue.
+
+        Raises:
+          UserError: the state is of another model, or torn; DeepSpeed does not take the configuration; it is not
+            installed.
+        """
+        deepspeed = import_deepspeed(device)
+        self._whole = deepspeed.utils
+        self.model, self.context_length, self.vocabulary = policy.model, policy.context_length, policy.vocabulary
+        self._ranks, self._stage = ranks, zero.stage
+        moments = load_state(state, {name: one.shape for name, one in self._trained()}) if state else {}
+        masters = {name: one.data for name, one in self._trained()}
+        settings = zero.settings(bfloat16=policy.compute == torch.bfloat16, max_grad_norm=adam.max_grad_norm)
+        ranks.gather(None)  # all have read it; from here on they work together
+        self._engine = _initialise(deepspeed, _Scoring(policy), adam, settings, zero.path)
+        if "bf16" in settings:
+            policy.mixed = False
+            for name, parameter in self._trained():
+                self._whole.safe_set_full_fp32_param(parameter, masters[name])
+        if zero.stage > 0:
+            self._make_moments()
+        self._restore(moments)
+
+    @property
+    def _adamw(self) -> torch.optim.Optimizer:
+        return self._engine.optimizer if self._stage == 0 else self._engine.optimizer.optimizer
+
+    def _trained(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, one) for name, one in self.model.named_parameters() if one.requires_grad]
+
+    def score(self, batch: MicroBatch, temperature: float) -> Scored:
+        """See `optimisation.Engine.score`."""
+        return Scored(*self._engine(batch, temperature))
+
+    def backward(self, loss: Tensor, *, last: bool = True) -> None:
+        """See `optimisation.Engine.backward`; DeepSpeed takes the mean over ranks."""
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss * self._ranks.size)
+
+    def step(self, learning_rate: float) -> float:
+        """See `optimisation.Engine.step`."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._engine.step()
+        norm = float(self._engine.get_global_grad_norm())
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"the gradient's norm is {norm}")
+        return norm
+
+    def discard(self) -> None:
+        """See `optimisation.Engine.discard`; made infinite, the gradient is what DeepSpeed itself forgets."""
+        token = np.zeros((1, 1), np.int64)
+        self.backward(self.score(MicroBatch(token, token[0], token[0]), 1.0).logprobs.sum() * math.inf)
+        self._engine.step()
+
+    def save(self, directory: Path, tokenizer: PreTrainedTokenizerBase, write_more: Callable[[Path], None]) -> None:
+        """See `optimisation.Engine.save`; rank 0 writes what all gather."""
+        weights = self._gather(None)
+        moments = {what: self._gather(what) for what in MOMENTS}
+        state = {f"{what}.{name}": whole for what, of_all in moments.items() for name, whole in of_all.items()}
+        state |= {f"step.{name}": self._steps() for name in moments[MOMENTS[0]]}
+
+        def write_rest(unfinished: Path) -> None:
+            save_state(unfinished / OPTIMISER_FILE, state)
+            write_more(unfinished)
+
+        parameters = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+        buffers = {name: one for name, one in self.model.state_dict().items() if name not in parameters}
+        self._ranks.first(
+            lambda: checkpoints.save_directory(directory, self.model, tokenizer, write_rest, weights | buffers)
+        )
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._engine.destroy()
+        del self._engine
+        self._ranks.gather(None)
+
+    def _make_moments(self) -> None:
+        """The optimiser's state before its first step, which would make it, so that a saved one can be put there."""
+        optimizer = self._engine.optimizer
+        for flat in self._flat_masters():
+            zeros = {name: torch.zeros_like(flat, requires_grad=False) for name in MOMENTS}
+            self._adamw.state[flat] = {"step": torch.zeros((), device=flat.device), **zeros}
+        if self._stage < 3:
+            optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _flat_masters(self) -> list[Tensor]:
+        """This rank's slices of the masters, as DeepSpeed's optimiser of a stage names them."""
+        names = ("single_partition_of_fp32_groups", "fp32_groups_flat_partition", "fp32_partitioned_groups_flat")
+        return next(getattr(self._engine.optimizer, name) for name in names if hasattr(self._engine.optimizer, name))
+
+    def _restore(self, state: dict[str, Tensor]) -> None:
+        """Put a saved optimiser's state where this rank's share of it belongs."""
+        steps = [int(value) for key, value in state.items() if key.startswith("step.")]
+        for name, parameter in self._trained():
+            for what in MOMENTS:
+                value = state.get(f"{what}.{name}")
+                if value is not None and self._stage == 0:
+                    kept = self._adamw.state[parameter]
+                    kept[what] = value.to(parameter.device, parameter.dtype)
+                    kept["step"] = state[f"step.{name}"].to(parameter.device)
+                elif value is not None:
+                    self._whole.safe_set_full_optimizer_state(parameter, value, what)
+        if steps and self._stage > 0:
+            for kept in self._adamw.state.values():
+                kept["step"].fill_(max(steps))
+
+    def _steps(self) -> Tensor:
+        """How many steps the optimiser has taken."""
+        taken = [float(kept["step"]) for kept in self._adamw.state.values()]
+        return torch.tensor(max(taken, default=0.0))
+
+    def _gather(self, what: str | None) -> dict[str, Tensor]:
+        """On rank 0, float32 masters (None) or moments of all that is trained, whole and on the CPU; else nothing."""
+        found = {}
+        for name, parameter in self._trained():
+            if self._stage == 0:
+                whole = parameter.detach() if what is None else self._adamw.state[parameter].get(what)
+            elif what is None:
+                whole = self._whole.safe_get_full_fp32_param(parameter)
+            else:
+                whole = self._whole.safe_get_full_optimizer_state(parameter, what)
+            if self._ranks.rank == 0 and whole is not None:
+                found[name] = whole.to("cpu", copy=True)
+        return found
+
+
+class _Scoring(nn.Module):
+    """What DeepSpeed runs: a pass through the decoder and the masked head."""
+
+    def __init__(self, policy: TorchEngine) -> None:
+        super().__init__()
+        self.model, self._score = policy.model, policy.score
+
+    def forward(self, batch: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
+        return tuple(self._score(batch, temperature))  # pyright: ignore[reportReturnType]
+
+
+class _GuardedAdamW(torch.optim.AdamW):
+    """AdamW that clips, and stays where it is where the gradient is not finite: from stage 1 on DeepSpeed does so."""
+
+    max_grad_norm = math.inf
+    _global_grad_norm = 0.0  # where DeepSpeed looks for it
+
+    def step(self, closure: None = None) -> None:
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        self._global_grad_norm = float(nn.utils.clip_grad_norm_(parameters, self.max_grad_norm))
+        if math.isfinite(self._global_grad_norm):
+            super().step(closure)
+
+
+def import_deepspeed(device: torch.device) -> Any:
+    """DeepSpeed for a device. On a CPU it would compile an operation that only its inference uses: it must not.
+
+    Raises:
+      UserError: it is not installed.
+    """
+    kind = "cuda" if device.type == "cuda" else "cpu"
+    os.environ.setdefault("DS_ACCELERATOR", kind)
+    os.environ["LOCAL_RANK"] = str(device.index or 0)  # which device is this rank's
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise UserError(
+            "--engine deepspeed needs DeepSpeed, which is not installed: pip install 'spo-cli[deepspeed]'"
+        ) from error
+    deepspeed.utils.logger.setLevel("ERROR")  # it warns of steps that are left out, which is told otherwise
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+    if kind == "cpu":
+        cast("Any", deepspeed.ops).__compatible_ops__ = defaultdict(bool)
+    return deepspeed
+
+
+def _initialise(deepspeed: Any, module: _Scoring, adam: Adam, settings: dict[str, Any], path: Path | None) -> Any:
+    head = cast("nn.Module", module.model.get_output_embeddings())
+    if settings["zero_optimization"]["stage"] == 3:  # the head is used without being called
+        for parameter in head.parameters(recurse=False):
+            deepspeed.zero.register_external_parameter(module, parameter)
+    guarded = settings["zero_optimization"]["stage"] == 0
+    adamw = make_adamw(module, adam, _GuardedAdamW if guarded else torch.optim.AdamW)
+    if isinstance(adamw, _GuardedAdamW):
+        adamw.max_grad_norm = adam.max_grad_norm
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # one of its optimisers prints how much memory there is
+            return deepspeed.initialize(model=module, optimizer=adamw, config=settings)[0]
+    except (ValueError, AssertionError, KeyError, TypeError, NotImplementedError) as error:
+        if path is None:
+            raise
+        line = next((one.strip() for one in str(error).splitlines() if one.strip()), type(error).__name__)
+        raise UserError(f"DeepSpeed does not take {path}: {line}") from error
