@@ -207,9 +207,10 @@ def _iterated(number: int, iteration: Iteration, progress: Progress, report: Rep
         "segment": segment.run(iteration.segment, progress),
         "estimate": estimate.run(iteration.estimate, progress),
     }
-    for summary in stages.values() if report else ():
-        figures = ({} if summary.reward is None else {"reward": summary.reward}) | summary.figures
-        report.tell(summary.stage, Path(summary.out), figures)
+    if report:
+        for summary in stages.values():
+            figures = ({} if summary.reward is None else {"reward": summary.reward}) | summary.figures
+            report.tell(summary.stage, Path(summary.out), figures)
     close_sampler()
     stages["train"] = train.run(iteration.train, progress, report)
     if report:
