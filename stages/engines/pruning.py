@@ -3,8 +3,8 @@
     DIR/pruned.json    {"weights": {name: digest}, "optimizer": {name: digest}}, written before any of them goes
 
 The rest of the directory stays, lineage and metrics among it. With the digests a pruned checkpoint is still known for
-what it was, so what was made from it stays up to date; only what needs the files themselves finds them gone, and says so.
-`stages.retention` decides what goes.
+what it was, so what was made from it stays up to date; only what needs the files themselves finds them gone, and says
+so. `stages.retention` decides what goes.
 """
 
 from __future__ import annotations
