@@ -248,10 +248,10 @@ class PartWriter:
 
     def _other_split(self) -> list[Path]:
         """Parts and unfinished parts that a run with another number of parts left in the directory."""
-        unfinished = {chunk.parent for chunk in self.directory.glob(".part-*/chunk-*")}
-        found = [*sorted(self.directory.glob("part-*.parquet")), *sorted(unfinished)]
+        found = [*sorted(self.directory.glob("part-*.parquet")), *sorted(self.directory.glob(".part-*"))]
         places = [parse_part_name(f"{path.name.removeprefix('.').removesuffix('.parquet')}.parquet") for path in found]
-        return [path for path, place in zip(found, places, strict=True) if place and place[1] != self._count]
+        others = [path for path, place in zip(found, places, strict=True) if place and place[1] != self._count]
+        return [path for path in others if path.suffix or _has_chunks(path)]
 
     def _remove_other_split(self) -> None:
         for path in self._other_split():
@@ -285,6 +285,13 @@ class PartWriter:
 def _part_differences(there: Lineage, asked: Lineage) -> list[str]:
     same = there.fingerprint == asked.fingerprint
     return [] if same else differences(there, asked) or ["its fingerprint"]
+
+
+def _has_chunks(directory: Path) -> bool:
+    """Whether unfinished work is in a directory; another process may be removing it just now."""
+    with suppress(FileNotFoundError):
+        return any(name.startswith("chunk-") for name in os.listdir(directory))
+    return False
 
 
 def _whole(counts: Mapping[str, int]) -> dict[str, int]:

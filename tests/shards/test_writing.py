@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import random
 import shutil
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -272,6 +274,29 @@ def test_a_moved_run_is_still_up_to_date(tmp_path: Path):
     shutil.move(tmp_path / "old", tmp_path / "new")
     with open_part(tmp_path / "new", 0, 1, lineage(), TRAJECTORIES) as part:
         assert part.up_to_date
+
+
+def test_a_part_is_written_while_others_begin_and_finish_beside_it(tmp_path: Path):
+    """Their unfinished work comes and goes at every moment of this one's."""
+    ended = threading.Event()
+
+    def others() -> None:
+        for number in itertools.cycle(range(1, 40)):
+            if ended.is_set():
+                return
+            unfinished = tmp_path / f".part-{number:05d}-of-00040"
+            unfinished.mkdir()
+            (unfinished / "chunk-00000.parquet").touch()
+            shutil.rmtree(unfinished)
+
+    thread = threading.Thread(target=others)
+    thread.start()
+    try:
+        for _ in range(60):
+            write_part(tmp_path, 0, 40).unlink()
+    finally:
+        ended.set()
+        thread.join()
 
 
 def test_parts_written_in_any_order_are_one_table(tmp_path: Path):
