@@ -1,0 +1,136 @@
+"""A SLURM of one node for a test session: munged, slurmctld and slurmd of their own, under a temporary directory.
+
+It needs their programs (Debian: slurm-wlm, munge) and nothing else: no root, systemd, cgroups or accounts. It leaves
+any other SLURM of the machine alone.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+DAEMONS = ("munged", "slurmctld", "slurmd")
+PROGRAMS = (*DAEMONS, "sbatch", "squeue", "scancel", "scontrol", "srun")
+PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+
+_CONF = """
+ClusterName=spo
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
+SlurmUser={user}
+SlurmdUser={user}
+StateSaveLocation={place}/state
+SlurmdSpoolDir={place}/spool
+SlurmctldPidFile={place}/slurmctld.pid
+SlurmdPidFile={place}/slurmd.pid
+SlurmctldLogFile={place}/slurmctld.log
+SlurmdLogFile={place}/slurmd.log
+AuthType=auth/munge
+# a requeued job waits for as long as a credential lives
+AuthInfo=socket={place}/munge.socket,cred_expire=10
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+MpiDefault=none
+MailProg=/bin/true
+SlurmdParameters=config_overrides
+GresTypes=gpu
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory} Gres=gpu:2 State=UNKNOWN
+PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+ReturnToService=2
+MinJobAge=3600
+KillWait=3
+SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0
+"""
+
+
+def missing_programs() -> list[str]:
+    """The programs of SLURM that this machine lacks."""
+    return [program for program in PROGRAMS if not shutil.which(program, path=PATH)]
+
+
+@contextmanager
+def slurm(cpus: int = 64) -> Iterator[dict[str, str]]:
+    """A running cluster that pretends to have so many CPUs, and two GPUs; yields what the environment must say."""
+    with tempfile.TemporaryDirectory(prefix="spo-slurm-") as folder, ExitStack() as stack:
+        place = Path(folder)
+        _configure(place, cpus)
+        environment = {"SLURM_CONF": str(place / "slurm.conf"), "PATH": PATH}
+        for daemon, arguments in {
+            "munged": [
+                *("--force", f"--socket={place}/munge.socket", f"--key-file={place}/munge.key"),
+                *(f"--{file}-file={place}/munged.{file}" for file in ("pid", "log", "seed")),
+            ],
+            "slurmctld": [],
+            "slurmd": [],
+        }.items():
+            # Its jobs are as nice as slurmd is: the tests beside these have the machine first.
+            subprocess.run(["nice", daemon, *arguments], env={**os.environ, **environment}, check=True)
+            stack.callback(_stop, place / f"{daemon}.pid", daemon)
+        _wait(lambda: _call(environment, "sinfo", "-h", "-o", "%t").strip() in ("idle", "mix", "alloc"), place)
+        try:
+            yield environment
+        finally:
+            _call(environment, "scancel", "--user", str(os.getuid()))
+            with suppress(TimeoutError):
+                _wait(lambda: not _call(environment, "squeue", "-h").strip(), place)
+
+
+def _configure(place: Path, cpus: int) -> None:
+    (place / "munge.key").touch(mode=0o600)
+    (place / "munge.key").write_bytes(os.urandom(1024))
+    host = socket.gethostname().partition(".")[0]
+    for number in range(2):
+        (place / f"gpu{number}").symlink_to("/dev/null")
+    gpus = "".join(f"NodeName={host} Name=gpu File={place}/gpu{number}\n" for number in range(2))
+    (place / "gres.conf").write_text(gpus)
+    user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
+    told = _CONF.format(place=place, host=host, user=user, ports=_free_ports(), cpus=cpus, memory=cpus * 1024)
+    (place / "slurm.conf").write_text(told)
+    for name in ("state", "spool"):
+        (place / name).mkdir()
+    place.chmod(0o755)
+
+
+def _free_ports() -> list[int]:
+    with socket.socket() as one, socket.socket() as other:
+        for each in (one, other):
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in (one, other)]
+
+
+def _call(environment: dict[str, str], *command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}).stdout
+
+
+def _wait(until: Callable[[], bool], place: Path, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not until():
+        if time.monotonic() > end:
+            logs = "\n".join(path.read_text()[-2000:] for path in place.glob("*.log"))
+            raise TimeoutError(f"the cluster does not do it within {seconds} s:\n{logs}")
+        time.sleep(0.3)
+
+
+def _stop(pid_file: Path, daemon: str) -> None:
+    """Ends a daemon that was started here, and waits for it: by its pid, if that still is its program's."""
+    with suppress(FileNotFoundError, ProcessLookupError, ValueError):
+        pid = int(pid_file.read_text())
+        for sent in (signal.SIGTERM, signal.SIGKILL):
+            if daemon not in os.readlink(f"/proc/{pid}/exe"):
+                return
+            os.kill(pid, sent)
+            for _ in range(50):
+                os.kill(pid, 0)
+                time.sleep(0.1)
