@@ -89,8 +89,7 @@ def _whole_figures(path: Path) -> dict[str, Any]:
     if "architecture" in figures:
         figures["architecture"] = ", ".join(figures["architecture"])
     weights = [*path.glob("model*.safetensors"), *path.glob("pytorch_model*.bin")]
-    size = sum(file.stat().st_size for file in weights)
-    return figures | ({"megabytes_of_weights": round(size / 1e6, 3)} if weights else {})
+    return figures | {"megabytes_of_weights": round(sum(file.stat().st_size for file in weights) / 1e6, 3)}
 
 
 def _adapter_figures(path: Path) -> dict[str, Any]:
