@@ -19,7 +19,7 @@ from stages.maths.partition import Segments
 from stages.maths.ragged import Ragged
 from stages.shards.lineage import Lineage
 from stages.shards.parts import Artefact, Part
-from stages.shards.tables import numbered, ragged
+from stages.shards.tables import numbered, ragged, rows_by_name
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def load_cuts(cutpoints: Artefact, part: Part, trajectories: Artefact) -> Cuts:
         raise UserError(f"{trajectories.path} holds stretches of trees: --estimator tree takes them")
     rows = cutpoints.read(part, cutpoints.schema.names)
     owner = _owners(rows, table, part, trajectories)
-    owner, start = owner.to_numpy().astype(np.int64), rows["start"].to_numpy().astype(np.int64)
+    start = rows["start"].to_numpy().astype(np.int64)
     question = numbered(table["question_id"])
     order = np.lexsort((start, owner, question[owner]))
     rows, owner, start = _take(rows, order), owner[order], start[order]
@@ -109,7 +109,7 @@ def load_whole_questions(
     ours = part.lineage and trajectories.lineage and len(trajectories.parts) == part.count
     table = trajectories.read(trajectories.parts[part.index], columns) if ours else trajectories.read_all(columns)
     owner = _owners(rows, table, part, trajectories)
-    questions = pc.unique(table["question_id"].take(owner))
+    questions = pc.unique(table["question_id"].take(pa.array(owner)))
     table = table.filter(pc.is_in(table["question_id"], value_set=questions))
     keys = {"question": table["question_id"], "length": pc.utf8_length(table["trajectory_id"])}
     order = pc.sort_indices(
@@ -119,15 +119,15 @@ def load_whole_questions(
     return rows, table.take(order)
 
 
-def _owners(rows: pa.Table, table: pa.Table, part: Part, trajectories: Artefact) -> pa.ChunkedArray:
-    """The row of the trajectory that each segment belongs to.
+def _owners(rows: pa.Table, table: pa.Table, part: Part, trajectories: Artefact) -> np.ndarray:
+    """The row of the trajectory that each segment belongs to: int64 [S].
 
     Raises:
       UserError: segments of unknown trajectories.
     """
-    owner = pc.index_in(rows["trajectory_id"], value_set=table["trajectory_id"].combine_chunks())
-    if owner.null_count:
-        unknown = rows["trajectory_id"].filter(pc.is_null(owner))[0].as_py()
+    owner = rows_by_name(rows["trajectory_id"], table["trajectory_id"])
+    if (owner < 0).any():
+        unknown = rows["trajectory_id"][int((owner < 0).argmax())].as_py()
         raise UserError(f"{part.path} cuts trajectory {unknown}, which is not in {trajectories.path}")
     return owner
 

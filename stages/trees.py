@@ -29,7 +29,7 @@ from stages.maths.values import all_equal
 from stages.responses import OnTokens, Sampling
 from stages.shards.parts import Artefact
 from stages.shards.schemas import TRAJECTORIES
-from stages.shards.tables import numbered
+from stages.shards.tables import numbered, rows_by_name
 from stages.tasks import Question
 
 
@@ -201,12 +201,12 @@ def parent_rows(trajectories: pa.Table) -> np.ndarray:
       UserError: a parent that is not among the rows.
     """
     ids, parents = (trajectories[name].combine_chunks() for name in ("trajectory_id", "parent_id"))
-    row = pc.index_in(parents, value_set=ids, skip_nulls=True)
-    lost = pc.and_(pc.is_null(row), pc.is_valid(parents))
-    index = pc.index(lost, True).as_py()
-    if index >= 0:
+    row = rows_by_name(parents, ids)
+    lost = np.flatnonzero((row < 0) & np.asarray(pc.is_valid(parents)))
+    if lost.size:
+        index = int(lost[0])
         raise UserError(f"trajectory {ids[index]} continues {parents[index]}, which is not there: a tree must be whole")
-    return pc.fill_null(row, -1).to_numpy().astype(np.int64)
+    return row
 
 
 def are_trees(trajectories: Artefact) -> bool:

@@ -21,7 +21,7 @@ from stages.maths.allocation import shares
 from stages.maths.intervals import wilson_width
 from stages.maths.randomness import random_key
 from stages.shards.parts import Artefact
-from stages.shards.tables import ragged
+from stages.shards.tables import ragged, rows_by_name
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,7 @@ def _count_states(cutpoints: Artefact, trajectories: Artefact) -> Counter[str]:
     """How many states of each question are to be estimated, in all parts; equal ones once, as when they are drawn."""
     rows = cutpoints.read_all(["trajectory_id", "start", "cutpoints"])
     table = trajectories.read_all(["trajectory_id", "question_id", "prompt_token_ids", "token_ids"])
-    row_of = pc.index_in(rows["trajectory_id"], value_set=table["trajectory_id"].combine_chunks())
-    start, owner = rows["start"].to_numpy(), pc.fill_null(row_of, -1).to_numpy()
+    start, owner = rows["start"].to_numpy(), rows_by_name(rows["trajectory_id"], table["trajectory_id"])
     wanted = wanted_states(rows, cutpoints.lineage) & (owner >= 0)  # what is unknown is refused with its own part
     questions = table["question_id"].to_pylist()
     prompts, responses = ragged(table["prompt_token_ids"]), ragged(table["token_ids"])

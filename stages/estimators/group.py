@@ -28,7 +28,7 @@ from stages.maths.advantages import Advantages, dr_grpo, grpo, rloo
 from stages.maths.ragged import slices
 from stages.progress import Progress
 from stages.shards.parts import Artefact, Part
-from stages.shards.tables import numbered
+from stages.shards.tables import numbered, rows_by_name
 
 METHODS: dict[EstimatorName, Callable[[ArrayLike, ArrayLike], Advantages]] = {
     "grpo": grpo,
@@ -79,7 +79,7 @@ def estimate(settings: Settings, cuts: Cuts, group: pa.Table) -> Estimated:
     """
     rewards, question = group["reward"].to_numpy().astype(np.float64), numbered(group["question_id"])
     result = METHODS[settings.estimator](rewards, question)
-    own = pc.index_in(cuts.trajectories["trajectory_id"], value_set=group["trajectory_id"].combine_chunks()).to_numpy()
+    own = rows_by_name(cuts.trajectories["trajectory_id"], group["trajectory_id"])
     first, size = np.searchsorted(question, question[own]), np.bincount(question)[question[own]]
     return estimated(
         cuts.rows,

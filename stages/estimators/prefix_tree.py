@@ -30,7 +30,7 @@ from stages.maths.ragged import slices
 from stages.maths.values import monte_carlo
 from stages.progress import Progress
 from stages.shards.parts import Artefact, Part
-from stages.shards.tables import numbered, ragged
+from stages.shards.tables import numbered, ragged, rows_by_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ def estimate(settings: Settings, cuts: Cuts, group: pa.Table) -> Estimated:
       group: trajectory_id, question_id, token_ids and reward of all responses to its questions, question by question.
     """
     question, responses = numbered(group["question_id"]), ragged(group["token_ids"])
-    own = pc.index_in(cuts.trajectories["trajectory_id"], value_set=group["trajectory_id"].combine_chunks()).to_numpy()
+    own = rows_by_name(cuts.trajectories["trajectory_id"], group["trajectory_id"])
     rewards = group["reward"].to_numpy().astype(np.float64)
     response, start = own[cuts.segments.trajectory], cuts.segments.start  # [S]
     first, count = np.empty_like(start), np.empty_like(start)

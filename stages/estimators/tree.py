@@ -30,7 +30,7 @@ from stages.maths.trees import leaves_below, node_values, preorder, states_above
 from stages.maths.values import spread
 from stages.progress import Progress
 from stages.shards.parts import Artefact, Part
-from stages.shards.tables import numbered
+from stages.shards.tables import numbered, rows_by_name
 from stages.trees import parent_rows
 
 COLUMNS = ("trajectory_id", "parent_id", "question_id", "token_ids", "finish_reason", "reward")
@@ -79,9 +79,9 @@ def check_nodes(nodes: pa.Table, parent: np.ndarray, trajectories: Artefact) -> 
 
 def check_stretches(rows: pa.Table, nodes: pa.Table, part: Part) -> None:
     """Raises UserError unless every row covers a stretch from its first token to its last, and no two the same."""
-    owner = pc.index_in(rows["trajectory_id"], value_set=nodes["trajectory_id"].combine_chunks())
-    length = pc.list_value_length(nodes["token_ids"]).take(owner)
-    whole = np.asarray(pc.and_(pc.equal(rows["start"], 0), pc.equal(rows["end"], length)))
+    owner = rows_by_name(rows["trajectory_id"], nodes["trajectory_id"])
+    length = pc.list_value_length(nodes["token_ids"]).to_numpy()[owner]
+    whole = (owner >= 0) & (rows["start"].to_numpy() == 0) & (rows["end"].to_numpy() == length)
     if not whole.all():
         name = rows["trajectory_id"][int(whole.argmin())]
         raise UserError(
@@ -106,11 +106,10 @@ def estimate(settings: Settings, rows: pa.Table, nodes: pa.Table, parent: np.nda
     advantages = siblings(value, group, baseline=settings.baseline, scale=settings.normalise == "siblings")
     leaf = is_leaf(parent)
     first, count = leaves_below(parent, tree)
-    names = nodes["trajectory_id"].take(pa.array(order)).combine_chunks()
-    row = pc.index_in(names, value_set=rows["trajectory_id"].combine_chunks())
-    own = np.asarray(pc.is_valid(row))  # the nodes that this part holds, in pre-order
+    row = rows_by_name(nodes["trajectory_id"].take(pa.array(order)), rows["trajectory_id"])
+    own = row >= 0  # the nodes that this part holds, in pre-order
     return estimated(
-        rows.take(row.drop_null()),
+        rows.take(pa.array(row[own])),
         Advantages(*(values[own] for values in advantages)),
         slices(reward[leaf].astype(np.float32), first[own], count[own]),
         std=spread(value, group)[own],

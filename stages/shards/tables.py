@@ -49,6 +49,12 @@ def numbered(names: pa.ChunkedArray) -> np.ndarray:
     return names.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
 
 
+def rows_by_name(names: pa.ChunkedArray | pa.Array, among: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """The row of each name among others, −1 where it is null or not one of them: int64 [N]."""
+    values = among.combine_chunks() if isinstance(among, pa.ChunkedArray) else among
+    return pc.fill_null(pc.index_in(names, value_set=values, skip_nulls=True), -1).to_numpy().astype(np.int64)
+
+
 def null_row(column: pa.ChunkedArray | pa.Array) -> int | None:
     """The first row that is null or is a list with a null inside; None where there is none."""
     if column.null_count:

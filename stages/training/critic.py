@@ -22,7 +22,7 @@ from stages.engines.pruning import check_optimiser, check_weights, digest_of
 from stages.errors import UserError
 from stages.shards.lineage import Source, model_source, relative_path
 from stages.shards.parts import Artefact
-from stages.shards.tables import ragged
+from stages.shards.tables import ragged, rows_by_name
 from stages.training.options import CRITIC
 from stages.training.starting_point import Sampled
 
@@ -106,10 +106,9 @@ def load_visited(advantages: Artefact, trajectories: Artefact) -> dict[str, Visi
     """
     table = trajectories.read_all(("trajectory_id", "prompt_token_ids", "token_ids"))
     ids = table["trajectory_id"].to_pylist()
-    row_of = {identifier: row for row, identifier in enumerate(ids)}
     prompts, responses = ragged(table["prompt_token_ids"]), ragged(table["token_ids"])
     cuts = advantages.read_all(("trajectory_id", "start", "value_start", "advantage"))
-    row = np.array([row_of.get(name, -1) for name in cuts["trajectory_id"].to_pylist()], np.int64)
+    row = rows_by_name(cuts["trajectory_id"], table["trajectory_id"])
     start = cuts["start"].to_numpy().astype(np.int64)
     order = np.lexsort((start, row))
     row, start = row[order], start[order]

@@ -15,7 +15,7 @@ from stages.maths import paths
 from stages.maths.advantages import NEGLIGIBLE
 from stages.maths.ragged import Ragged, offsets_of
 from stages.shards.parts import Artefact
-from stages.shards.tables import ragged
+from stages.shards.tables import ragged, rows_by_name
 from stages.trees import parent_rows
 
 if TYPE_CHECKING:
@@ -145,14 +145,12 @@ def load_experience(
 def _kept_tokens(advantages: Artefact, ids: list[str], lengths: NDArray[np.int64], mask: Mask) -> _Tokens:
     """The kept tokens, sorted by trajectory and position."""
     table = advantages.read_all(("trajectory_id", "start", "end", "cutpoints", "advantage"))
-    row_of = {identifier: row for row, identifier in enumerate(ids)}
-    names = table["trajectory_id"].to_pylist()
-    unknown = next((name for name in names if name not in row_of), None)
-    if unknown is not None:
+    row = rows_by_name(table["trajectory_id"], pa.array(ids, pa.string()))
+    if (row < 0).any():
+        unknown = table["trajectory_id"][int((row < 0).argmax())].as_py()
         raise UserError(f"{advantages.path} has segments of trajectory {unknown}, which its trajectories do not have")
-    if not names and advantages.lineage is None:  # of ours, one without any advantage that is not 0 may be empty
+    if not row.size and advantages.lineage is None:  # of ours, one without any advantage that is not 0 may be empty
         raise UserError(f"{advantages.path} holds no segment; expected at least one to train on")
-    row = np.array([row_of[name] for name in names], np.int64)
     start, end = (table[name].to_numpy().astype(np.int64) for name in ("start", "end"))
     advantage = table["advantage"].to_numpy()
     misplaced = (start < 0) | (end > lengths[row]) | (start > end)
