@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from stages.config import option, results_config, validate
 from stages.errors import IncompleteInput, UserError
-from stages.flags import DATA_HELP, TASK_HELP, ReportFlags, SamplingFlags, Split
+from stages.flags import DATA_HELP, TASK_HELP, ReportFlags, SamplingFlags, Split, with_engine
 from stages.progress import Progress, Silent, Summary
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ def run(config: Config, progress: Progress = Silent(), report: Report | None = N
 
 def _run(config: Config, progress: Progress) -> Summary:
     from stages.engines import checkpoints
+    from stages.engines.sampling import engine_packages
     from stages.evaluation.scores import COLUMNS
     from stages.evaluation.summaries import score_accuracies, summarise
     from stages.prompts import with_template
@@ -103,6 +104,7 @@ def _run(config: Config, progress: Progress) -> Summary:
 
     started, shards = time.monotonic(), sharding.resolve(config)
     config = dataclasses.replace(with_template(config), max_tokens=tuple(sorted(set(config.max_tokens))))
+    config = with_engine(config, progress)
     tasks = [open_task(*choice) for choice in config.tasks]
     questions = _select(config, tasks)
     model_dir = checkpoints.resolve(config.model)
@@ -111,7 +113,7 @@ def _run(config: Config, progress: Progress) -> Summary:
         for choice, task in zip(config.tasks, tasks, strict=True)
     )
     model = model_source(config.model, checkpoints.digest(model_dir), config.out)
-    lineage = describe("eval", EVALUATION, config, inputs, model, ("torch", "transformers"))
+    lineage = describe("eval", EVALUATION, config, inputs, model, engine_packages(config.engine))
     sampled, prefilled, written = 0, 0, []
     for shard in shards:
         with open_part(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from stages.config import option
+from stages.config import flag, option
+from stages.errors import UserError
+from stages.progress import Progress
 from stages.tasks import TASKS, Split
 from stages.tasks.templates import SLOT, TEMPLATES
 
@@ -35,20 +37,66 @@ class MachineFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineFlags(MachineFlags):
+class VllmFlags:
+    """What vLLM alone is told."""
+
+    tensor_parallel_size: int = option(
+        "For vLLM: GPUs that share each layer of the model.", default=1, result=False, minimum=1
+    )
+    gpu_memory_utilization: float | None = option(
+        "For vLLM: the share of each GPU's memory that it takes; left out, vLLM's own, and up to 4 GiB on a CPU.",
+        default=None,
+        result=False,
+        above=0,
+        maximum=1,
+    )
+    enforce_eager: bool = option(
+        "For vLLM: neither compile nor capture graphs. Starts sooner, samples slower.", default=False, result=False
+    )
+    engine_arg: tuple[str, ...] = option(
+        "For vLLM: any further argument of its engine, as key=value; may be repeated.", default=()
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineFlags(MachineFlags, VllmFlags):
     """The sampling engine. Two of them, or two number formats, do not draw the same tokens."""
 
-    engine: Literal["transformers"] = option("Sampling engine.", default="transformers")
+    engine: Literal["auto", "transformers", "vllm"] = option(
+        "Sampling engine: the embedded one (transformers) or vllm; auto is vllm where it is installed and has a GPU.",
+        default="auto",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "Number format of the model; auto is bfloat16 where the device has it, else float32.", default="auto"
     )
     max_batch_rows: int | None = option(
         "Most samples in flight; left out, the engine decides.", default=None, result=False, minimum=1
     )
+    max_model_len: int | None = option(
+        "Most tokens of prompt and response together; left out, as many as the model takes.", default=None, minimum=2
+    )
 
     def engine_options(self) -> dict[str, Any]:
         """These flags as `stages.engines.sampling.open_sampler` takes them."""
         return {field.name: getattr(self, field.name) for field in fields(EngineFlags)}
+
+
+C = TypeVar("C", bound=EngineFlags)
+
+
+def with_engine(config: C, progress: Progress) -> C:
+    """The config with the engine that `auto` stands for on this machine, which is told.
+
+    Raises:
+      UserError: vllm is asked for and not installed, or an option of vLLM's with the other engine.
+    """
+    from stages.engines.sampling import choose_engine
+
+    engine = choose_engine(config.engine, config.device, progress)
+    given = [field for field in fields(VllmFlags) if getattr(config, field.name) != field.default]
+    if engine != "vllm" and given:
+        raise UserError(f"{flag(given[0])} is an option of vLLM: pass --engine vllm with it, or leave it out")
+    return replace(config, engine=engine)
 
 
 @dataclass(frozen=True, kw_only=True)

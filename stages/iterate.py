@@ -186,10 +186,11 @@ def carry_out(plan: Plan, progress: Progress = Silent()) -> Iterator[Done]:
     Raises:
       UserError: a slip in the task, told before any work; else as the stages.
     """
+    from stages.engines.sampling import lasting_sampler
     from stages.reporting import open_run
 
     open_tasks(plan)
-    with open_run(plan.out, plan.report_to, plan.settings, progress) as report:
+    with lasting_sampler(), open_run(plan.out, plan.report_to, plan.settings, progress) as report:
         warm_start = {"sft": sft.run(plan.start, progress, report)} if plan.start else {}
         yield _evaluated(plan, Done(-1, warm_start), progress, report)
         for number, iteration in enumerate(plan.iterations):
@@ -200,7 +201,7 @@ def carry_out(plan: Plan, progress: Progress = Silent()) -> Iterator[Done]:
 
 def _iterated(number: int, iteration: Iteration, progress: Progress, report: Report | None) -> Done:
     """One iteration, up to its checkpoint."""
-    from stages.engines.sampling import close_sampler
+    from stages.engines.sampling import rest_sampler
 
     stages = {
         "rollout": rollout.run(iteration.rollout, progress),
@@ -211,7 +212,7 @@ def _iterated(number: int, iteration: Iteration, progress: Progress, report: Rep
         for summary in stages.values():
             figures = ({} if summary.reward is None else {"reward": summary.reward}) | summary.figures
             report.tell(summary.stage, Path(summary.out), figures)
-    close_sampler()
+    rest_sampler()
     stages["train"] = train.run(iteration.train, progress, report)
     if report:
         report.steps += int(stages["train"].figures["steps"])

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from stages.config import option, validate
 from stages.errors import UserError
-from stages.flags import ResponseFlags
+from stages.flags import ResponseFlags, with_engine
 from stages.progress import Progress, Silent, Summary
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
       FingerprintMismatch: the part exists and was made with another configuration.
     """
     from stages.engines import checkpoints
+    from stages.engines.sampling import engine_packages
     from stages.prompts import with_template
     from stages.shards import sharding
     from stages.shards.lineage import describe, model_source, task_source
@@ -119,13 +120,13 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
     from stages.tasks.selection import select
 
     started, shards = time.monotonic(), sharding.resolve(config)
-    way, asked = _way(config), with_template(_resolve(config))
+    way, asked = _way(config), with_engine(with_template(_resolve(config)), progress)
     task = open_task(asked.task, asked.data, asked.task_arg)
     questions = select(task, asked.split, asked.num_questions, asked.skip_questions, asked.shuffle_seed)
     model_dir = checkpoints.resolve(asked.model)
     inputs = (task_source(asked.task, asked.data, task.digest, asked.out),)
     model = model_source(asked.model, checkpoints.digest(model_dir), asked.out)
-    lineage = describe("rollout", TRAJECTORIES, asked, inputs, model, ("torch", "transformers"))
+    lineage = describe("rollout", TRAJECTORIES, asked, inputs, model, engine_packages(asked.engine))
     sampled, prefilled, written = 0, 0, []
     for shard in shards:
         with open_part(

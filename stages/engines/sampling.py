@@ -7,13 +7,16 @@ on what else is in the batch, nor on order, shards or crashes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import atexit
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from stages.engines.pruning import check_weights
 from stages.errors import UserError
+from stages.progress import Progress, Silent
 
 if TYPE_CHECKING:
     import numpy as np
@@ -131,9 +134,89 @@ class Sampler(Protocol):
         ...
 
 
-EngineName = Literal["transformers"]
+def check_request(request: Request, context_length: int) -> None:
+    """Raises UserError for a request that no engine can answer."""
+    if len(request.prefix) == 0:
+        raise UserError("a prefix to sample from is empty; expected at least one token")
+    if request.max_new_tokens < 1:
+        raise UserError(f"max_new_tokens must be at least 1; got {request.max_new_tokens}")
+    if len(request.prefix) >= context_length:
+        raise UserError(
+            f"a prefix of {len(request.prefix)} tokens leaves no room in the model's context of "
+            f"{context_length} tokens; leave it out, or take a model with a longer context"
+        )
 
-_last: tuple[tuple[object, ...], Sampler] | None = None
+
+@runtime_checkable
+class LastingSampler(Sampler, Protocol):
+    """A sampler that takes long to start, and so outlives its model."""
+
+    def reload(self, model_dir: Path) -> bool:
+        """Takes another model's weights in place, awake again; False where the models differ in more than that."""
+        ...
+
+    def rest(self) -> None:
+        """Gives its memory back, as far as it can, until `reload`."""
+        ...
+
+    def close(self) -> None:
+        """Ends it and its processes."""
+        ...
+
+
+EngineName = Literal["auto", "transformers", "vllm"]
+
+
+@dataclass
+class _Open:
+    """The sampler that is kept: how it was asked for, and of which model it is (None: at rest)."""
+
+    asked: tuple[object, ...]
+    model: object
+    sampler: Sampler
+
+
+_open: _Open | None = None
+_lasting = False
+_told: set[str] = set()
+
+
+def choose_engine(engine: EngineName, device: str = "auto", progress: Progress = Silent()) -> EngineName:
+    """What `auto` stands for on this machine: vllm where it is installed and has a GPU, else transformers.
+
+    Raises:
+      UserError: vllm is asked for and not installed.
+    """
+    from importlib.util import find_spec
+
+    installed = find_spec("vllm") is not None
+    if engine == "vllm" and not installed:
+        raise UserError(
+            "--engine vllm: vLLM is not installed; pip install 'spo-cli[vllm]' on a GPU machine, for trying it on a "
+            "CPU see README, Installation"
+        )
+    if engine != "auto":
+        return engine
+    why = "vLLM is not installed"
+    if installed:
+        import torch
+
+        why = "--device cpu" if device == "cpu" else "" if torch.cuda.is_available() else "there is no GPU"
+    chosen: EngineName = "transformers" if why else "vllm"
+    line = f"sampling engine: {chosen}" + (f" ({why})" if why else "")
+    if line not in _told:
+        progress.note(line)
+        _told.add(line)
+    return chosen
+
+
+def engine_packages(engine: EngineName) -> tuple[str, ...]:
+    """The distributions whose versions belong into the lineage of what an engine sampled."""
+    if engine != "vllm":
+        return "torch", "transformers"
+    from importlib.metadata import packages_distributions
+
+    return "torch", "transformers", packages_distributions()["vllm"][0]
 
 
 def open_sampler(
@@ -144,34 +227,76 @@ def open_sampler(
     dtype: str = "auto",
     max_batch_rows: int | None = None,
     threads: int | None = None,
+    max_model_len: int | None = None,
+    **vllm: Any,
 ) -> Sampler:
     """The sampler for a model directory; the last one is kept, so that a whole iteration loads a model once.
 
     Args:
-      engine: which engine.
+      engine: which engine; `auto` as `choose_engine` says.
       model_dir: a local Hugging Face directory (see `checkpoints.resolve`).
       device, dtype: as `checkpoints.pick_device` and `checkpoints.pick_dtype` take them.
       max_batch_rows: most samples in flight; None lets the engine choose. It changes speed, never results.
-      threads: CPU threads of this process; None leaves them alone.
+      threads: CPU threads; None leaves them to the engine.
+      max_model_len: the context ends here, if the model's own does not end before.
+      vllm: further options of `stages.engines.vllm.VllmSampler.open`.
     """
-    global _last
+    global _open
+    engine = choose_engine(engine, device)
     check_weights(model_dir)
     files = tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(model_dir.iterdir()))
-    identity = (engine, model_dir.resolve(), files, device, dtype, max_batch_rows)
-    if threads is not None:
+    model = (model_dir.resolve(), files)
+    shared = {"device": device, "dtype": dtype, "max_batch_rows": max_batch_rows, "max_model_len": max_model_len}
+    asked = (engine, *shared.values())
+    if engine == "vllm":
+        asked = (*asked, threads, *sorted(vllm.items()))
+    elif threads is not None:
         import torch
 
         torch.set_num_threads(threads)
-    if _last is None or _last[0] != identity:
+    if _open and _open.asked == asked and _open.model == model:
+        return _open.sampler
+    if _open and _open.asked == asked and isinstance(_open.sampler, LastingSampler) and _open.sampler.reload(model_dir):
+        _open.model = model
+        return _open.sampler
+    close_sampler()  # frees the previous model before the next one is loaded
+    if engine == "vllm":
+        from stages.engines.vllm import VllmSampler
+
+        sampler: Sampler = VllmSampler.open(model_dir, **shared, threads=threads, sleeps=_lasting, **vllm)
+        atexit.register(close_sampler)
+    else:
         from stages.engines.transformers import TransformersSampler
 
-        _last = None  # frees the previous model before the next one is loaded
-        sampler = TransformersSampler.open(model_dir, device=device, dtype=dtype, max_batch_rows=max_batch_rows)
-        _last = (identity, sampler)
-    return _last[1]
+        sampler = TransformersSampler.open(model_dir, **shared)
+    _open = _Open(asked, model, sampler)
+    return sampler
+
+
+def rest_sampler() -> None:
+    """Frees the sampler's memory for training. One that takes long to start lives on within `lasting_sampler`."""
+    if _lasting and _open and isinstance(_open.sampler, LastingSampler):
+        _open.sampler.rest()
+        _open.model = None
+    else:
+        close_sampler()
 
 
 def close_sampler() -> None:
-    """Forgets the sampler that `open_sampler` keeps, so that its memory is free for training."""
-    global _last
-    _last = None
+    """Ends the sampler that `open_sampler` keeps."""
+    global _open
+    last, _open = _open, None
+    if last and isinstance(last.sampler, LastingSampler):
+        last.sampler.close()
+
+
+@contextmanager
+def lasting_sampler() -> Iterator[None]:
+    """Within: samplers that take long to start outlive training, and take its result in place. All end with it."""
+    global _lasting
+    _lasting = True
+    try:
+        yield
+    finally:
+        _lasting = False
+        close_sampler()

@@ -21,13 +21,14 @@ from transformers import AttentionInterface
 
 from stages.engines import checkpoints, invariance
 from stages.engines.decoding import LOOK_EVERY, Batch, Queue
+from stages.engines.endings import completes_stop_string, end_tokens
 from stages.engines.forward import make_forward
 from stages.engines.invariance import ROWS
 from stages.engines.keyvalues import bytes_per_token
 from stages.engines.memory import Memory
 from stages.engines.prefill import PrefixStore, Ready
 from stages.engines.prefixes import paths
-from stages.engines.sampling import Request, Sample, SamplingParams, Usage
+from stages.engines.sampling import Request, Sample, SamplingParams, Usage, check_request
 from stages.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,7 +45,12 @@ class TransformersSampler:
     """A decoder-only model with full attention (Qwen2, Llama, Mistral without a window …), ready to sample."""
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, max_batch_rows: int | None = None
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_batch_rows: int | None = None,
+        max_model_len: int | None = None,
     ) -> None:
         """Takes the model over: its attention and linear layers become the engine's.
 
@@ -53,6 +59,7 @@ class TransformersSampler:
           tokenizer: for stop strings and the end-of-text token.
           max_batch_rows: most samples in flight; None: as many as fill 256 rows on a CPU, 512 on a GPU, fewer where
             memory is short.
+          max_model_len: the context ends here, if the model's own does not end before.
 
         Raises:
           UserError: the model does not attend to its whole context, or does more to its logits than its output head;
@@ -60,23 +67,25 @@ class TransformersSampler:
         """
         if max_batch_rows is not None and max_batch_rows < 1:
             raise UserError(f"max_batch_rows must be at least 1; got {max_batch_rows}")
-        self.context_length = checkpoints.context_length(model.config)
+        context_length = checkpoints.context_length(model.config)
+        self.context_length = min(context_length, max_model_len or context_length)
         _require_full_attention(model.config, self.context_length)
         _require_plain_head(model)
         model.set_attn_implementation(_ATTENTION)
         self.forward = make_forward(model, self.context_length)
         self.memory: Memory | None = None
         self.model, self.tokenizer, self.max_batch_rows = model, tokenizer, max_batch_rows
-        self.is_end = _end_tokens(model, tokenizer)
+        vocabulary = cast("Any", model.get_output_embeddings()).weight.shape[0]
+        self.is_end = end_tokens(model.generation_config, tokenizer, vocabulary)
 
     @classmethod
     def open(
-        cls, model_dir: Path, *, device: str = "auto", dtype: str = "auto", max_batch_rows: int | None = None
+        cls, model_dir: Path, *, device: str = "auto", dtype: str = "auto", **options: int | None
     ) -> TransformersSampler:
-        """Loads a model directory."""
+        """Loads a model directory; the options are those of the constructor."""
         place = checkpoints.pick_device(device)
         model = checkpoints.load_model(model_dir, place, checkpoints.pick_dtype(dtype, place))
-        return cls(model, checkpoints.load_tokenizer(model_dir), max_batch_rows=max_batch_rows)
+        return cls(model, checkpoints.load_tokenizer(model_dir), **options)
 
     @torch.inference_mode()
     def sample(
@@ -89,7 +98,7 @@ class TransformersSampler:
     ) -> tuple[list[list[Sample]], Usage]:
         """See `sampling.Sampler.sample`."""
         for request in requests:
-            self._check(request)
+            check_request(request, self.context_length)
         remembered, self.memory = self.memory, None
         if not any(request.keys for request in requests):
             return [[] for _ in requests], Usage(0, 0, 0)
@@ -97,17 +106,6 @@ class TransformersSampler:
         found = call.run(on_tokens or (lambda finished, tokens: None))
         self.memory = call.memory
         return found
-
-    def _check(self, request: Request) -> None:
-        if len(request.prefix) == 0:
-            raise UserError("a prefix to sample from is empty; expected at least one token")
-        if request.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens must be at least 1; got {request.max_new_tokens}")
-        if len(request.prefix) >= self.context_length:
-            raise UserError(
-                f"a prefix of {len(request.prefix)} tokens leaves no room in the model's context of "
-                f"{self.context_length} tokens; leave it out, or take a model with a longer context"
-            )
 
 
 class _Call:
@@ -222,19 +220,12 @@ class _Call:
 
     def _completes_stop_string(self, candidates: np.ndarray) -> list[bool]:
         """Whether each candidate's text ends in a stop string, or in a token that completes one."""
-        batch, tokenizer = self.batch, cast("Any", self.sampler.tokenizer)
-        # A token is at least a byte, but for a few at the start of a text; more tokens than bytes cover any match.
-        reach = max(len(stop.encode()) for stop in self.params.stop) + 4
+        batch, stop = self.batch, self.params.stop
         drawn = batch.tokens[: batch.rows].cpu().numpy()
         found = []
         for row, number in zip(batch.row[candidates], batch.sample[candidates], strict=True):
             request = self.requests[int(self.request_of[number])]
-            tail = drawn[row, max(0, batch.drawn[row] - reach) : batch.drawn[row]]
-            if request.text_start is not None:
-                text = request.prefix[max(request.text_start, batch.start[row] - (reach - len(tail))) :]
-                tail = np.concatenate([text, tail])
-            decoded = tokenizer.decode(tail.tolist())
-            found.append(any(stop in decoded for stop in self.params.stop))
+            found.append(completes_stop_string(self.sampler.tokenizer, request, drawn[row, : batch.drawn[row]], stop))
         return found
 
 
@@ -287,13 +278,3 @@ def _require_plain_head(model: Any) -> None:
             f"the {model.config.model_type} model does more to its logits than its output head does; "
             "the transformers engine would sample from other probabilities than the model's"
         )
-
-
-def _end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """bool [V]: the tokens that end a text, by the model's generation settings and by the tokenizer."""
-    ends = np.zeros(model.get_output_embeddings().weight.shape[0], bool)
-    ids = model.generation_config.eos_token_id if model.generation_config else None
-    for token in [*(ids if isinstance(ids, list | tuple) else [ids]), tokenizer.eos_token_id]:
-        if token is not None and token < len(ends):
-            ends[token] = True
-    return ends

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from stages.config import option
 from stages.cuts import Cuts, check_room, check_vocabulary, chunk_by_question, load_cuts
 from stages.engines import checkpoints
-from stages.engines.sampling import SamplingParams, open_sampler
+from stages.engines.sampling import SamplingParams, engine_packages, open_sampler
 from stages.errors import UserError
 from stages.estimators import Estimated, Estimator, Portion
 from stages.estimators.allotment import Allotment, adaptive, fixed
@@ -36,7 +36,7 @@ from stages.estimators.options import (
 )
 from stages.estimators.rollouts import Drawing, distinct_states, draw
 from stages.estimators.rows import check_chances, estimated
-from stages.flags import EngineFlags
+from stages.flags import EngineFlags, with_engine
 from stages.maths.advantages import Advantages, chain
 from stages.maths.ragged import slices
 from stages.maths.values import monte_carlo
@@ -73,7 +73,7 @@ def prepare(
     options: EstimatorOptions, cutpoints: Artefact, trajectories: Artefact, out: Path, progress: Progress
 ) -> Estimator:
     """As `stages.estimators.Prepare`."""
-    settings = complete(options, trajectories)
+    settings = with_engine(complete(options, trajectories), progress)
     task = open_task(settings.task, None, settings.task_arg)
     directory = checkpoints.resolve(settings.model)
     model = model_source(settings.model, checkpoints.digest(directory), out)
@@ -103,7 +103,7 @@ def prepare(
     # A budget is shared out among all parts, so each of them depends on the others.
     whole = (source(cutpoints, out),) if settings.budget is not None else ()
     notes = compare_model(trajectories, model, named=options.model is not None)
-    return Estimator(settings, read, (verifier, *whole), model, ("torch", "transformers"), notes)
+    return Estimator(settings, read, (verifier, *whole), model, engine_packages(settings.engine), notes)
 
 
 def complete(options: EstimatorOptions, trajectories: Artefact) -> Settings:

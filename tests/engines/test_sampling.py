@@ -235,4 +235,4 @@ def test_a_model_directory_is_opened_once_and_again_when_it_changes(tmp_path: Pa
         assert first.context_length == 2048
     finally:
         close_sampler()
-    assert sampling._last is None
+    assert sampling._open is None

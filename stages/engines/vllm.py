@@ -1,0 +1,294 @@
+"""The vLLM engine behind the sampling protocol: paged attention, prefix caching, many GPUs.
+
+Every sample is a request of its own, for its own key; requests go in the order of a depth-first walk of the trie of
+their prefixes, so that nested and equal prefixes are computed one after the other and found in vLLM's cache. Tokens are
+chosen by `vllm_worker`: as in the embedded engine they depend on the prefix, the key and the position, and on the
+logits, whose last bits vary with what else is in vLLM's batch. So the same command gives the same rows but where
+rounding decides between two tokens; with VLLM_BATCH_INVARIANT=1, on GPUs that have it, without exception.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stages.engines import checkpoints
+from stages.engines.endings import cut_at_stop_string, end_tokens
+from stages.engines.prefixes import paths
+from stages.engines.sampling import Request, Sample, SamplingParams, Usage, check_request, close_sampler
+from stages.engines.vllm_start import CHOICE, KEY, Log, engine_arguments, environment, explain, prepare_environment
+from stages.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_CPU_BLOCK = 32  # tokens; the smallest that vLLM's attention takes on a CPU: less of a prefix falls between blocks
+_CPU_CACHE = 4 * 2**30  # bytes, or a quarter of the memory if that is less
+_WORKER = "stages.engines.vllm_worker"
+_UNREAD = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
+"""Of a model's configuration, what may differ between models that take one another's weights."""
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What is told of a model beside its weights."""
+
+    tokenizer: PreTrainedTokenizerBase
+    ends: list[int]
+
+    @classmethod
+    def read(cls, model_dir: Path) -> _Model:
+        from transformers import GenerationConfig
+
+        config, tokenizer = checkpoints.load_config(model_dir), checkpoints.load_tokenizer(model_dir)
+        has_settings = (model_dir / "generation_config.json").is_file()
+        settings = GenerationConfig.from_pretrained(model_dir) if has_settings else config.get_text_config()
+        return cls(
+            tokenizer, np.flatnonzero(end_tokens(settings, tokenizer, checkpoints.vocabulary_size(config))).tolist()
+        )
+
+
+class VllmSampler:
+    """A running vLLM engine with a model, ready to sample; made by `open`."""
+
+    def __init__(self, llm: Any, model: _Model, architecture: dict[str, Any], log: Log) -> None:
+        self.llm, self.model, self.architecture, self.log = llm, model, architecture, log
+        self.context_length = int(llm.model_config.max_model_len)
+        self.numbers = count()
+        self.asleep = False
+
+    @classmethod
+    def open(
+        cls,
+        model_dir: Path,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        max_batch_rows: int | None = None,
+        max_model_len: int | None = None,
+        threads: int | None = None,
+        tensor_parallel_size: int = 1,
+        gpu_memory_utilization: float | None = None,
+        enforce_eager: bool = False,
+        engine_arg: Sequence[str] = (),
+        sleeps: bool = False,
+    ) -> VllmSampler:
+        """Starts vLLM, which takes a minute or so.
+
+        Args:
+          device: auto, or what this build of vLLM runs on.
+          dtype: as `checkpoints.pick_dtype` takes it.
+          max_batch_rows: most sequences in flight; None lets vLLM choose.
+          max_model_len: the context ends here, if the model's own does not end before.
+          threads: of a worker on a CPU, which are then bound to no core; None lets vLLM choose and bind.
+          tensor_parallel_size: GPUs that share each layer.
+          gpu_memory_utilization: share of each GPU's memory (on a CPU, of the machine's) that vLLM takes; None: vLLM's
+            own share of a GPU, up to 4 GiB of a CPU's memory for the cache.
+          enforce_eager: neither compile nor capture graphs.
+          engine_arg: further arguments of vLLM as `key=value`.
+          sleeps: able to give a GPU's memory back (`rest`).
+
+        Raises:
+          UserError: whatever keeps vLLM from starting, in one line.
+        """
+        prepare_environment()
+        import torch
+        from vllm import LLM  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
+        from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
+
+        on_cpu = current_platform.is_cpu()
+        _check_device(device, on_cpu)
+        whole = checkpoints.context_length(checkpoints.load_config(model_dir))
+        number_format = checkpoints.pick_dtype(dtype, torch.device("cpu" if on_cpu else "cuda"))
+        arguments: dict[str, Any] = {
+            "enable_prefix_caching": True,
+            "disable_log_stats": True,
+            "seed": 0,
+            **(_cpu_arguments(gpu_memory_utilization) if on_cpu else {"enable_sleep_mode": sleeps}),
+            **engine_arguments(engine_arg),
+            "model": str(model_dir),
+            "dtype": str(number_format).removeprefix("torch."),
+            "max_model_len": min(whole, max_model_len or whole),
+            "tensor_parallel_size": tensor_parallel_size,
+            "enforce_eager": enforce_eager,
+            "logits_processors": [f"{_WORKER}:KeyedChoice"],
+            "worker_extension_cls": f"{_WORKER}.Reloading",
+            "logprobs_mode": "processed_logits",
+            **({"max_num_seqs": max_batch_rows} if max_batch_rows else {}),
+            **({"gpu_memory_utilization": gpu_memory_utilization} if gpu_memory_utilization else {}),
+        }
+        bound = {"OMP_NUM_THREADS": str(threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"} if threads else {}
+        log = Log()
+        try:
+            with environment(bound), log.taking_output():
+                llm = LLM(**arguments)
+        except Exception as error:
+            raise explain(error, log) from error
+        except BaseException:
+            log.close()
+            raise
+        return cls(llm, _Model.read(model_dir), _architecture(model_dir), log)
+
+    def sample(
+        self,
+        requests: Sequence[Request],
+        params: SamplingParams,
+        on_tokens: Callable[[int, int], None] | None = None,
+        *,
+        remember: bool = False,
+    ) -> tuple[list[list[Sample]], Usage]:
+        """See `sampling.Sampler.sample`. vLLM's cache remembers of itself; a sequence that it had to put aside for lack
+        of memory is computed again without being counted."""
+        for request in requests:
+            check_request(request, self.context_length)
+        asked = {i: request.prefix for i, request in enumerate(requests) if request.keys}
+        samples: list[list[Any]] = [[None] * len(request.keys) for request in requests]
+        if not asked:
+            return samples, Usage(0, 0, 0)
+        all_paths, distinct = paths(asked)
+        order = [i for path in all_paths for state in path.states for i in state.requests]
+        sampled = prefilled = 0
+        try:
+            wanted = self._add(requests, order, params)
+            for number, sample, output in self._finished(wanted, on_tokens or (lambda finished, tokens: None)):
+                drawn = output.outputs[0]
+                sampled += len(drawn.token_ids)
+                prefilled += len(output.prompt_token_ids) - (output.num_cached_tokens or 0)
+                samples[number][sample] = self._sample(requests[number], drawn, params)
+        except UserError:
+            raise
+        except BaseException as error:
+            self._end(error)
+            raise
+        return samples, Usage(sampled, prefilled, distinct)
+
+    def _add(
+        self, requests: Sequence[Request], order: Sequence[int], params: SamplingParams
+    ) -> dict[str, tuple[int, int]]:
+        """Gives vLLM every sample; returns which sample of which request each of its names stands for."""
+        from vllm.inputs.engine import tokens_input  # pyright: ignore[reportMissingImports]
+        from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
+        from vllm.sampling_params import SamplingParams as Theirs  # pyright: ignore[reportMissingImports]
+
+        shared = {
+            "temperature": 0.0,  # the choice is ours: `vllm_worker`
+            "logprobs": 0,
+            "flat_logprobs": True,
+            "stop": list(params.stop),
+            "stop_token_ids": self.model.ends,
+            "detokenize": bool(params.stop),
+            "skip_special_tokens": False,
+            "output_kind": RequestOutputKind.FINAL_ONLY,
+        }
+        choice = (params.temperature, params.top_p, params.top_k)
+        wanted: dict[str, tuple[int, int]] = {}
+        for number in order:
+            request = requests[number]
+            prompt = tokens_input(request.prefix.tolist())
+            limit = min(request.max_new_tokens, self.context_length - len(request.prefix))
+            for sample, key in enumerate(request.keys):
+                name = str(next(self.numbers))
+                theirs = Theirs(max_tokens=limit, extra_args={KEY: key, CHOICE: choice}, **shared)
+                self.llm.llm_engine.add_request(name, prompt, theirs)
+                wanted[name] = number, sample
+        return wanted
+
+    def _finished(self, wanted: dict[str, tuple[int, int]], on_tokens: Callable[[int, int], None]) -> Any:
+        """Yields (request, sample, vLLM's output) as they finish, and tells of them."""
+        engine = self.llm.llm_engine
+        while engine.has_unfinished_requests():
+            outputs = [output for output in engine.step() if output.finished]
+            for output in outputs:
+                yield *wanted[output.request_id], output
+            if outputs:
+                on_tokens(len(outputs), sum(len(output.outputs[0].token_ids) for output in outputs))
+
+    def _sample(self, request: Request, drawn: Any, params: SamplingParams) -> Sample:
+        """What vLLM drew, ended where a stop string that begins in the prefix is complete: vLLM looks behind it."""
+        if drawn.finish_reason not in ("stop", "length"):
+            raise UserError(f"vLLM gave a sample up: {drawn.finish_reason}; its log: {self.log.path}")
+        token_ids = np.array(drawn.token_ids, np.int32)
+        logprobs = np.array(drawn.logprobs.logprobs, np.float32)
+        if not np.isfinite(logprobs).all():
+            raise UserError("the model's logits are not finite; its weights are damaged, or overflow in this dtype")
+        end = cut_at_stop_string(self.model.tokenizer, request, token_ids, params.stop)
+        if end is not None:
+            return Sample(token_ids[:end], logprobs[:end], "stop")
+        return Sample(token_ids, logprobs, drawn.finish_reason)
+
+    def _end(self, error: BaseException) -> None:
+        """Ends the engine after a failure in the middle of a call.
+
+        Raises:
+          UserError: where vLLM is what failed, in one line.
+        """
+        from vllm.exceptions import VLLMError  # pyright: ignore[reportMissingImports]
+
+        told = explain(error, self.log) if isinstance(error, VLLMError) else None
+        if told:
+            self.log = Log()  # the old one stays, to be read
+        close_sampler()
+        self.close()
+        if told:
+            raise told from error
+
+    def reload(self, model_dir: Path) -> bool:
+        """See `sampling.LastingSampler.reload`."""
+        if _architecture(model_dir) != self.architecture:
+            return False
+        try:
+            if self.asleep:
+                self.llm.wake_up(tags=["weights"])
+            self.llm.collective_rpc("take_weights", args=(str(model_dir),))
+            if self.asleep:
+                self.llm.wake_up(tags=["kv_cache"])
+            self.llm.reset_prefix_cache()
+        except Exception as error:
+            self._end(error)
+            raise
+        self.asleep = False
+        self.model = _Model.read(model_dir)
+        return True
+
+    def rest(self) -> None:
+        """See `sampling.LastingSampler.rest`. On a CPU vLLM cannot: its cache stays."""
+        if getattr(self.llm.model_config, "enable_sleep_mode", False):
+            self.llm.sleep(level=2)
+            self.asleep = True
+
+    def close(self) -> None:
+        """Ends vLLM and its processes."""
+        self.llm.llm_engine.engine_core.shutdown(timeout=1)  # vLLM itself would wait 5 s for its worker in vain
+        self.log.close()
+
+
+def _check_device(device: str, on_cpu: bool) -> None:
+    """Raises UserError for a device that this vLLM does not run on."""
+    if on_cpu and device not in ("auto", "cpu"):
+        raise UserError(f"--device {device}: the vLLM that is installed runs on CPUs only; install 'spo-cli[vllm]'")
+    if not on_cpu and device == "cpu":
+        raise UserError("--device cpu: the vLLM that is installed runs on GPUs only; pass --engine transformers")
+    if not on_cpu and device not in ("auto", "cuda"):
+        raise UserError(
+            f"--device {device}: vLLM takes the GPUs that CUDA_VISIBLE_DEVICES names; set it, and no --device"
+        )
+
+
+def _cpu_arguments(share: float | None) -> dict[str, Any]:
+    """Blocks of few tokens, and a cache that leaves room for others: vLLM would take nine tenths of the memory."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    cache = {} if share else {"kv_cache_memory_bytes": int(min(_CPU_CACHE, memory / 4))}
+    return {"block_size": _CPU_BLOCK, **cache}
+
+
+def _architecture(model_dir: Path) -> dict[str, Any]:
+    """What a model must have in common with another to take its weights in place."""
+    config = json.loads((model_dir / "config.json").read_text())
+    return {name: value for name, value in config.items() if name not in _UNREAD}

@@ -1,0 +1,107 @@
+"""What runs inside vLLM's workers: the choice of tokens, new weights in place, and an end when nobody is left.
+
+**Choice.** A logits processor draws each token with `choosing.choose`, by the rule, key and position of the embedded
+engine, and leaves vLLM nothing to choose: every logit becomes −∞ but the drawn token's, which becomes its
+log-probability under the temperature-scaled distribution over the full vocabulary. vLLM then takes the largest logit
+and, told to report processed logits, reports that log-probability. So requests ask vLLM for greedy sampling, need no
+seeds (which it cannot keep on a CPU), and top-p or top-k narrow the choice without touching the log-probabilities.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor  # pyright: ignore[reportMissingImports]
+from vllm.v1.sample.logits_processor.builtin import process_dict_updates  # pyright: ignore[reportMissingImports]
+
+from stages.engines.choosing import choose
+from stages.engines.sampling import SamplingParams
+from stages.engines.vllm_start import CHOICE, KEY, OWNER
+from stages.maths.randomness import uniforms
+
+
+class KeyedChoice(LogitsProcessor):
+    """Chooses the tokens of a call's requests, which all bring a key."""
+
+    def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
+        self.device, self.pinned = device, is_pin_memory
+        self.keyed: dict[int, tuple[int, list[int]]] = {}  # row of the batch → key, tokens drawn so far (vLLM's list)
+        self.params = SamplingParams()
+        if OWNER in os.environ and Path("/proc").is_dir():
+            _end_with(int(os.environ[OWNER]))
+
+    def is_argmax_invariant(self) -> bool:
+        """False: then vLLM applies it to greedy requests too."""
+        return False
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        """Follows the requests as vLLM moves them from row to row."""
+        process_dict_updates(self.keyed, batch_update, self._enter)
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        """Draws a token for every row of the logits, [B, V] float32, which is changed in place."""
+        if not self.keyed:  # vLLM trying out its memory, or requests that are not ours
+            return logits
+        rows = np.fromiter(self.keyed, np.int64)
+        keys, drawn = zip(*self.keyed.values(), strict=True)
+        numbers = np.zeros(len(logits))
+        numbers[rows] = uniforms(np.array(keys, np.uint64), np.array([len(tokens) for tokens in drawn]))
+        tokens, logprobs = choose(logits, self._to_device(numbers)[:, None], self.params)
+        return logits.fill_(-torch.inf).scatter_(1, tokens, logprobs)
+
+    def _enter(self, params: Any, prompt: list[int] | None, drawn: list[int]) -> tuple[int, list[int]] | None:
+        extra = params.extra_args or {}
+        if KEY not in extra:
+            return None
+        self.params = SamplingParams(*extra[CHOICE])
+        return extra[KEY], drawn
+
+    def _to_device(self, numbers: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(numbers)
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.pinned else tensor.to(self.device)
+
+
+class Reloading:
+    """Added to vLLM's worker (`worker_extension_cls`)."""
+
+    reload_weights: Any
+    model_runner: Any
+
+    def take_weights(self, model_dir: str) -> None:
+        """Loads another model's weights in place.
+
+        vLLM 0.32 on a CPU forgets an output head that is tied to the embedding: its packed copy stays the old one.
+        """
+        from vllm.model_executor.layers.vocab_parallel_embedding import (  # pyright: ignore[reportMissingImports]
+            ParallelLMHead,
+            VocabParallelEmbedding,
+        )
+
+        self.reload_weights(weights_path=model_dir)
+        model = self.model_runner.get_model()
+        tables = [layer for layer in model.modules() if isinstance(layer, VocabParallelEmbedding)]
+        heads = [layer for layer in tables if isinstance(layer, ParallelLMHead)]
+        if model.config.tie_word_embeddings and len(heads) == 1 and len(tables) == 2:
+            (embedding,) = (layer for layer in tables if layer is not heads[0])
+            heads[0].tie_weights(embedding)
+            heads[0].quant_method.process_weights_after_loading(heads[0])
+
+
+def _end_with(owner: int) -> None:
+    """Ends vLLM when the process that started it is gone: its engine does not notice when that one is killed."""
+    engine = os.getpid() if os.getppid() == owner else os.getppid()
+
+    def watch() -> None:
+        while Path(f"/proc/{owner}").exists():
+            time.sleep(1)
+        os.kill(engine, signal.SIGKILL)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
