@@ -43,7 +43,7 @@ def resolve(model: str) -> Path:
     """The directory of a model: a local one as it is, else a snapshot of the Hugging Face hub (downloaded if need be).
 
     That of an adapter (`stages.engines.adapters`) is one, too: everything here takes it for base and adapter together.
-    So is one whose weights were pruned: it is known for what it was, and `load_model` and its kind say that they are gone.
+    So is one whose weights were pruned: it is known for what it was; `load_model` says that they are gone.
 
     Raises:
       UserError: neither exists, or the directory lacks its configuration, weights or tokenizer; an adapter's base is

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from stages.config import option
 from stages.cuts import Cuts, load_cuts, load_whole_questions

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from stages.engines.batches import Example
@@ -17,9 +18,6 @@ from stages.maths.ragged import Ragged, offsets_of
 from stages.shards.parts import Artefact
 from stages.shards.tables import ragged, rows_by_name
 from stages.trees import parent_rows
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 Mask = Literal["cutpoints", "all"]
 
