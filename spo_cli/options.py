@@ -6,12 +6,14 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from typer.core import TyperCommand
 
 from stages.config import bare_type, field_types, flag
+from stages.places import as_path
 
 
 def build_command(
@@ -136,7 +138,7 @@ def _number(text: str | float) -> float:
         raise ValueError(f"{text!r} is not a number") from None
 
 
-_PARSERS: dict[type, Callable[[Any], Any]] = {int: _whole_number, float: _number}
+_PARSERS: dict[type, Callable[[Any], Any]] = {int: _whole_number, float: _number, Path: as_path}
 
 
 def _escape_markup(text: str) -> str:

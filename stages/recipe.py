@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
 from stages.config import bare_type, field_types
 from stages.errors import UserError
+from stages.places import as_path
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -136,7 +137,7 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
         items = value if isinstance(value, list | tuple) else [value]
         return tuple(coerce(item, get_args(hint)[0], where) for item in items)
     if hint is Path and isinstance(value, str | Path):
-        return Path(value)
+        return as_path(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint is str and isinstance(value, int) and not isinstance(value, bool):

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 VERBS = {"rollout", "segment", "estimate", "train", "evaluate", "regrade", "sft", "status"}
 ORDER = {"iterate", "slurm"}
 """What knows the order of the verbs."""
-BASE = {"errors", "config", "progress", "storage", "launcher"}
+BASE = {"errors", "config", "progress", "storage", "places", "launcher"}
 HEAVY = {"torch", "numpy", "pyarrow", "transformers", "tokenizers", "safetensors", "vllm", "deepspeed", "pandas"}
 # room of stages → the rooms it may import
 ALLOWED = {

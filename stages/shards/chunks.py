@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from stages.errors import IncompleteInput, UserError
+from stages.places import is_local, remove
 from stages.shards.disk import replacing, write_parquet
 from stages.shards.files import lineage_of, read_columns, read_footer
 from stages.shards.lineage import FOOTER_KEY, Lineage, canonical_json
@@ -54,6 +55,14 @@ class Chunks:
         target = self.path(number)
         with replacing(target, self.directory / f".{target.name}.tmp") as file:
             write_parquet(file, [table], self.schema.arrow.with_metadata(footer), self.schema.row_group)
+
+    def clear(self) -> None:
+        """Removes all of them."""
+        if not is_local(self.directory):
+            remove(self.directory)
+            return
+        for file in self.directory.glob("chunk-*"):
+            file.unlink()
 
     def read(self, numbers: Mapping[int, Chunk], columns: list[str] | None = None) -> Iterator[pa.Table]:
         """These columns of the given chunks, in order.

@@ -1,4 +1,4 @@
-"""Owns writing to disk so that a crash at any moment leaves the old file or the new one, and errors that name the cure.
+"""Owns writing so that a crash at any moment leaves the old file or the new one, and errors that name the cure.
 
 Also the log of a part: plain lines with their time, for what may differ between two runs of the same work.
 """
@@ -10,14 +10,16 @@ import errno
 import fcntl
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stages import places
 from stages.errors import UserError
 from stages.storage import flush
 
@@ -31,7 +33,8 @@ _NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
 def disk_errors(path: Path) -> Iterator[None]:
     """Turns a full disk, a missing permission or a file in the way into a `UserError` about `path`."""
     try:
-        yield
+        with places.told(path):
+            yield
     except OSError as error:
         if error.errno in _FULL:
             raise UserError(
@@ -47,7 +50,17 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(target: Path, temporary: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which takes the place of `target` at the end, complete and on disk, or not at all."""
+    """A file to write to, which takes the place of `target` at the end, complete and on disk, or not at all.
+
+    Args:
+      temporary: where it grows; what is for an object store grows on this machine, under `TMPDIR`.
+    """
+    if not places.is_local(target):
+        with tempfile.TemporaryFile(buffering=1 << 20) as file:
+            yield cast("BinaryIO", file)
+            file.flush()
+            places.upload(cast("BinaryIO", file), target)
+        return
     try:
         with temporary.open("wb", buffering=1 << 20) as file:
             yield file
@@ -92,11 +105,14 @@ def locked(directory: Path) -> Iterator[bool]:
     """Holds `directory`, made if need be, for this process alone.
 
     Yields:
-      False where the file system has no locks, so that nothing is held.
+      False where the file system has no locks, so that nothing is held. Object stores have none.
 
     Raises:
       UserError: another process holds it.
     """
+    if not places.is_local(directory):
+        yield False
+        return
     handle, held = _take_lock(directory)
     try:
         yield held
@@ -106,7 +122,10 @@ def locked(directory: Path) -> Iterator[bool]:
 
 @contextmanager
 def locked_chunks(directory: Path) -> Iterator[bool]:
-    """`locked`, and at the end a directory without a chunk is removed."""
+    """`locked`, and at the end a directory without a chunk is removed; in a store, nothing is left of it by then."""
+    if not places.is_local(directory):
+        yield False
+        return
     try:
         with locked(directory) as held:
             try:
@@ -126,13 +145,23 @@ class Log:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._text: str | None = None  # all of it, where nothing can be appended to an object
 
     def write(self, line: str) -> None:
         """Appends one line."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        if not places.is_local(self.path):
+            self._rewrite(f"{time} {line}\n")
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(f"{time} {line}\n")
+
+    def _rewrite(self, line: str) -> None:
+        if self._text is None:
+            self._text = self.path.read_text() if self.path.exists() else ""
+        self._text += line
+        self.path.write_text(self._text)
 
 
 def _take_lock(directory: Path) -> tuple[int, bool]:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.errors import IncompleteInput, UserError
+from stages.places import StorePath, told
 from stages.shards.lineage import FOOTER_KEY, Lineage
 from stages.shards.schemas import Schema
 
@@ -19,7 +20,8 @@ def read_footer(path: Path, schema: Schema | None = None) -> pq.FileMetaData:
       IncompleteInput: a torn file. UserError: one that is not Parquet, or not readable by this user.
     """
     try:
-        return pq.read_metadata(path)
+        with told(path):
+            return _open(path).metadata
     except PermissionError as error:
         raise UserError(f"{path} may not be read by this user") from error
     except (pa.ArrowException, OSError) as error:
@@ -50,9 +52,17 @@ def read_columns(path: Path, columns: list[str] | None, schema: Schema) -> pa.Ta
       IncompleteInput: a torn or corrupt file.
     """
     try:
-        return pq.ParquetFile(path, page_checksum_verification=True).read(columns)
+        with told(path), _open(path) as file:
+            return file.read(columns)
     except (pa.ArrowException, OSError) as error:
         raise torn(path, schema, str(error)) from error
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    """The file; of an object only the byte ranges that are read travel, near ones together."""
+    if isinstance(path, StorePath):
+        return pq.ParquetFile(path.key, filesystem=path.filesystem, pre_buffer=True, page_checksum_verification=True)
+    return pq.ParquetFile(path, page_checksum_verification=True)
 
 
 def torn(path: Path, schema: Schema | None, detail: str) -> IncompleteInput:

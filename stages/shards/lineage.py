@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 from stages.config import results_config
 from stages.errors import UserError
+from stages.places import as_path, is_local, relative_path
 from stages.shards.schemas import Schema
 from stages.storage import digest
 
@@ -31,7 +31,8 @@ class Source:
     """Something that the work was made from.
 
     Attributes:
-      path: relative to the directory that holds the work; for a model of the hub or a task, its name.
+      path: relative to the directory that holds the work, unless one is in a store and the other is not; for a model of
+        the hub or a task, its name.
       fingerprint: of a part or a whole artefact, or the digest of a file, a model's weights or a task's questions.
       stage: what made it ("rollout", "train", "task" …); "" where that is not known.
     """
@@ -136,11 +137,6 @@ def task_source(task: str, data: str | None, digest: str, directory: Path) -> So
     return Source(_place(data, directory) if data else task, digest, "task")
 
 
-def relative_path(path: Path, directory: Path) -> str:
-    """`path` as seen from `directory`, with forward slashes; both may be relative to the working directory."""
-    return Path(os.path.relpath(path.resolve(), directory.resolve())).as_posix()
-
-
 def differences(there: Lineage, asked: Lineage) -> list[str]:
     """What keeps two pieces of work from being the same, one line each: `temperature: 1.0 there, 0.6 asked`."""
     lines = [
@@ -197,9 +193,9 @@ def _plain(value: Any) -> Any:
 
 
 def _place(name: str, directory: Path) -> str:
-    """A local path as seen from `directory`; what is none is a name on the hub."""
-    path = Path(name).expanduser()
-    return relative_path(path, directory) if path.exists() else name
+    """A path as seen from `directory`; what is none is a name on the hub."""
+    path = as_path(name).expanduser()
+    return relative_path(path, directory) if not is_local(path) or path.exists() else name
 
 
 def _fingerprinted(lineage: Lineage) -> Lineage:

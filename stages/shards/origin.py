@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from stages.errors import UserError
+from stages.places import names_a_file
 from stages.shards.lineage import Source
 from stages.shards.parts import Artefact
 
@@ -19,11 +20,11 @@ def sampling_model(artefact: Artefact, flag: str = "--model") -> str | None:
     lineage = artefact.lineage
     if lineage is None or lineage.model is None:
         return None
-    local = artefact.directory / lineage.model.path
-    if local.exists():
-        return str(local)
-    if lineage.model.path.startswith(".."):  # a directory as seen from the artefact; names on the hub never begin so
-        raise UserError(f"the model that sampled {artefact.path} lies no longer at {local}: pass {flag} PATH")
+    there = artefact.locate(lineage.model.path)
+    if there.exists():
+        return str(there)
+    if names_a_file(lineage.model.path):
+        raise UserError(f"the model that sampled {artefact.path} lies no longer at {there}: pass {flag} PATH")
     return lineage.model.path
 
 

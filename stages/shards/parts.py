@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +13,10 @@ from pathlib import Path
 import pyarrow as pa
 
 from stages.errors import IncompleteInput, UserError
+from stages.places import as_path, is_local, locate, relative_path
 from stages.shards import foreign
 from stages.shards.files import lineage_of, read_columns, read_footer, torn
-from stages.shards.lineage import Lineage, Source, combine, differences, relative_path
+from stages.shards.lineage import Lineage, Source, combine, differences
 from stages.shards.schemas import ARTEFACT, BY_STAGE, READER, Schema, recognise
 from stages.storage import file_digest
 
@@ -60,7 +61,11 @@ class Artefact:
     @property
     def directory(self) -> Path:
         """Where the parts lie; relative paths in their lineage start here."""
-        return self.path if self.path.is_dir() else self.path.parent
+        return self.parts[0].path.parent
+
+    def locate(self, told: str) -> Path:
+        """The path that a source of its lineage tells."""
+        return locate(told, self.directory)
 
     @property
     def rows(self) -> int:
@@ -140,9 +145,10 @@ def open_artefact(path: Path | str, schema: Schema | None = None) -> Artefact:
       IncompleteInput: nothing there, parts missing (named), a torn part, parts of different work.
       UserError: two splits mixed, a file that is not Parquet, a part of another stage (saying which command takes it).
     """
-    path = Path(path)
+    path = as_path(path)
     files = _files(path, schema)
-    footers = [read_footer(file, schema) for file in files]
+    with ThreadPoolExecutor(max_workers=1 if is_local(path) else 16) as pool:  # a store takes its time to answer
+        footers = list(pool.map(lambda file: read_footer(file, schema), files))
     lineages = [lineage_of(footer, file) for footer, file in zip(footers, files, strict=True)]
     names = [tuple(footer.schema.to_arrow_schema().names) for footer in footers]
     found = schema or _recognise(path, names[0], lineages[0])
@@ -181,7 +187,7 @@ def follow(artefact: Artefact, to: Schema, at: Path | None = None) -> Artefact:
     direct = next((candidate for candidate in lineage.inputs if candidate.stage == to.stage), None)
     if direct is None:
         return _follow_inputs(artefact, lineage, to, at)
-    target = at or _place(artefact, direct)
+    target = at or artefact.locate(direct.path)
     if not target.exists():
         raise UserError(f"the {name} that {artefact.path} was made from lie no longer at {target}: pass {flag} PATH")
     found = open_artefact(target, to)
@@ -217,7 +223,7 @@ def _files(path: Path, schema: Schema | None) -> list[Path]:
     if not path.is_dir():
         raise IncompleteInput(f"{path} does not exist{_remedy(schema)}")
     visible = sorted(entry for entry in path.iterdir() if entry.name[0] not in "._")
-    files = [entry for entry in visible if entry.suffix == ".parquet" and entry.is_file()]
+    files = [entry for entry in visible if entry.suffix == ".parquet" and (not is_local(path) or entry.is_file())]
     if not files and visible:
         found = ", ".join(entry.name for entry in visible[:5])
         raise UserError(f"{path} holds no Parquet parts (found: {found}{', …' * (len(visible) > 5)})")
@@ -299,16 +305,11 @@ def _check_same_work(parts: Sequence[Part]) -> None:
             )
 
 
-def _place(artefact: Artefact, made_from: Source) -> Path:
-    """Where an input lies, without the `..` of its relative path, which no user typed."""
-    return Path(os.path.normpath(artefact.directory.resolve() / made_from.path))
-
-
 def _follow_inputs(artefact: Artefact, lineage: Lineage, to: Schema, at: Path | None) -> Artefact:
     """`follow` by way of an artefact in between: advantages → cutpoints → trajectories."""
     name = ARTEFACT[to.stage]
     for between in lineage.inputs:
-        path = _place(artefact, between)
+        path = artefact.locate(between.path)
         if between.stage in BY_STAGE and path.exists():
             return follow(open_artefact(path, BY_STAGE[between.stage]), to, at)
     if at is None:

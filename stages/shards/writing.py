@@ -25,14 +25,14 @@ from typing import Any
 import pyarrow as pa
 
 from stages.errors import FingerprintMismatch, IncompleteInput, Interrupted, UserError
+from stages.places import as_path, is_local
 from stages.progress import Progress, Silent
 from stages.shards.chunks import Chunk, Chunks
 from stages.shards.disk import Log, disk_errors, locked_chunks, replacing, write_parquet
-from stages.shards.files import lineage_of, read_footer
+from stages.shards.files import lineage_of, read_columns, read_footer
 from stages.shards.lineage import FOOTER_KEY, Lineage, differences
 from stages.shards.parts import parse_part_name, part_name, work_differences
 from stages.shards.schemas import Schema
-from stages.storage import flush
 
 _CHOICE = "Give another --out, or --overwrite to replace it"
 
@@ -63,13 +63,13 @@ def open_part(
       UserError: another process writes this part, the disk is full, or the directory cannot be written.
       Interrupted: a signal, with how much is kept.
     """
-    part = PartWriter(Path(directory), index, count, lineage, schema, overwrite, progress)
+    part = PartWriter(as_path(directory), index, count, lineage, schema, overwrite, progress)
     with ExitStack() as stack:
         with disk_errors(part.directory):
             part._check()
             if not part.up_to_date:
-                held = stack.enter_context(locked_chunks(part._chunks.directory))
-                if not held:
+                part._held = held = stack.enter_context(locked_chunks(part._chunks.directory))
+                if not held and is_local(part.directory):
                     progress.note(f"{part.directory} has no file locks: let no other process write {part.path.name}")
                 part._check()  # again: another process may have finished it meanwhile
                 part._adopt_chunks()
@@ -104,7 +104,7 @@ class PartWriter:
         self._count, self._overwrite, self._tell = count, overwrite, tell
         self._chunks = Chunks(directory / f".{self.path.stem}", schema)
         self._log = Log(directory / "_logs" / f"{self.path.stem}.log")
-        self._logged = False
+        self._logged = self._held = False
         self._keys: tuple[str, ...] = ()
         self._committed: dict[int, Chunk] = {}
         self._began = time.monotonic()
@@ -160,6 +160,8 @@ class PartWriter:
 
     def committed(self, columns: Sequence[str]) -> pa.Table:
         """These columns of all committed chunks in order, e.g. for the summary of a part that was resumed."""
+        if self._is_overtaken():
+            return read_columns(self.path, list(columns), self.schema)
         tables = list(self._chunks.read(self._committed, list(columns)))
         return pa.concat_tables(tables) if tables else self.schema.arrow.empty_table().select(list(columns))
 
@@ -172,6 +174,8 @@ class PartWriter:
         """
         if len(self._committed) < len(self._keys):
             raise ValueError(f"{self.path}: only {self._progress()}")
+        if self._is_overtaken():
+            return
         counts: dict[str, int] = {}
         for chunk in self._committed.values():
             for name, value in chunk.counts.items():
@@ -187,16 +191,12 @@ class PartWriter:
     def _publish(self, tables: Iterable[pa.Table], counts: dict[str, int], summary: Mapping[str, Any] | None) -> None:
         lineage = dataclasses.replace(self.lineage, counts=counts, summary=dict(summary or {}))
         schema = self.schema.arrow.with_metadata({FOOTER_KEY: lineage.to_json().encode()})
-        whole = self._chunks.directory / "whole"
         with disk_errors(self.path):
-            with replacing(whole, whole.with_name(".whole.tmp")) as file:
+            with replacing(self.path, self._chunks.directory / ".whole.tmp") as file:
                 rows = write_parquet(file, tables, schema, self.schema.row_group)
-            self._remove_other_split()
-            os.replace(whole, self.path)
-            flush(self.directory)
+                self._remove_other_split()
             self.rows, self.lineage = rows, lineage
-            for _, file, *_ in self._chunks.files():
-                file.unlink()
+            self._chunks.clear()
             self._log.write(f"finished: {rows} rows in {time.monotonic() - self._began:.1f} s")
 
     def _check(self) -> None:
@@ -212,6 +212,12 @@ class PartWriter:
             self._accept()
         elif beside:
             self._is_same_work(beside[0], work_differences)
+
+    def _is_overtaken(self) -> bool:
+        """Whether another process, which no lock kept away, has published this very part and removed its chunks."""
+        if not self._held and not self.up_to_date:
+            self._check()
+        return self.up_to_date
 
     def _adopt_chunks(self) -> None:
         """Keeps the unfinished work of an earlier run if it is this work."""
@@ -249,18 +255,17 @@ class PartWriter:
     def _other_split(self) -> list[Path]:
         """Parts and unfinished parts that a run with another number of parts left in the directory."""
         found = [*sorted(self.directory.glob("part-*.parquet")), *sorted(self.directory.glob(".part-*"))]
-        places = [parse_part_name(f"{path.name.removeprefix('.').removesuffix('.parquet')}.parquet") for path in found]
-        others = [path for path, place in zip(found, places, strict=True) if place and place[1] != self._count]
+        named = [parse_part_name(f"{path.name.removeprefix('.').removesuffix('.parquet')}.parquet") for path in found]
+        others = [path for path, part in zip(found, named, strict=True) if part and part[1] != self._count]
         return [path for path in others if path.suffix or _has_chunks(path)]
 
     def _remove_other_split(self) -> None:
         for path in self._other_split():
-            if path.is_dir():
-                with locked_chunks(path):
-                    for chunk in path.glob("chunk-*"):
-                        chunk.unlink()
-            else:
+            if path.suffix:
                 path.unlink(missing_ok=True)
+            else:
+                with locked_chunks(path):
+                    Chunks(path, self.schema).clear()
 
     def _progress(self) -> str:
         return f"{len(self._committed)} of {len(self._keys)} chunks committed"
@@ -290,7 +295,7 @@ def _part_differences(there: Lineage, asked: Lineage) -> list[str]:
 def _has_chunks(directory: Path) -> bool:
     """Whether unfinished work is in a directory; another process may be removing it just now."""
     with suppress(FileNotFoundError):
-        return any(name.startswith("chunk-") for name in os.listdir(directory))
+        return any(entry.name.startswith("chunk-") for entry in directory.iterdir())
     return False
 
 
