@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from spo_cli.ancestry import is_model, lineage_at
 from spo_cli.trees import load_nodes
-from stages.engines.adapters import WEIGHTS, base_named, is_adapter, read_lora
+from stages.engines.adapters import WEIGHTS, bases, is_adapter, read_lora
 from stages.engines.pruning import Kind, lost
 from stages.errors import IncompleteInput, UserError
 from stages.shards.parts import Artefact, open_artefact
@@ -93,7 +93,7 @@ def _whole_figures(path: Path) -> dict[str, Any]:
 
 
 def _adapter_figures(path: Path) -> dict[str, Any]:
-    adapter, (base, _) = read_lora(path), base_named(path)
+    adapter, ((base, _), *_) = read_lora(path), bases(path)
     weights = [file for name in WEIGHTS if (file := path / name).is_file()]
     return {
         "adapter_of": base,

@@ -75,22 +75,23 @@ def read_lora(directory: Path) -> Lora:
     return Lora(int(told["r"]), float(told["lora_alpha"]), tuple(sorted(targets)))
 
 
-def base_named(directory: Path) -> tuple[str, str | None]:
-    """The base of an adapter: a directory if it is here, else a name on the hub, with its revision if one is meant.
+def bases(directory: Path) -> list[tuple[str, str | None]]:
+    """Where the base of an adapter may be, likeliest first: beside it, or as it is named (a path, or a name on the hub
+    with its revision if one is meant).
 
     Raises:
       UserError: the adapter does not say.
     """
-    told = read_settings(directory)
-    name = told.get("base_model_name_or_path")
-    beside = directory / _base(directory).get("path", "")
-    if isinstance(name, str) and Path(name).is_dir():
-        return name, None
+    told, beside = read_settings(directory), directory / _base(directory).get("path", "")
+    found: list[tuple[str, str | None]] = []
     if beside != directory and beside.is_dir():
-        return str(beside), None
-    if not isinstance(name, str):
+        found.append((str(beside.resolve()), None))
+    name = told.get("base_model_name_or_path")
+    if isinstance(name, str) and name:
+        found.append((name, None if Path(name).is_dir() else told.get("revision")))
+    if not found:
         raise UserError(f"{directory / CONFIG_FILE} names no base model (base_model_name_or_path)")
-    return name, told.get("revision")
+    return found
 
 
 def base_digest(directory: Path) -> str | None:

@@ -118,6 +118,7 @@ def find_starting_point(
     mine = model_source(name, checkpoints.digest(policy), out)
     trained = lora.plan(policy, adapter)
     base = checkpoints.base_of(policy).resolve() if trained else None
+    notes += [f"training an adapter of rank {trained.r}; the weights in {base} stay as they are"] if trained else []
     notes += [*without_lineage(*(artefact for rows, sampled, _ in opened for artefact in (rows, sampled)))]
     notes += compare_model(newest, mine, named=model is not None)
     experience = tuple(

@@ -177,6 +177,11 @@ def test_the_digest_covers_base_and_adapter_and_not_where_they_lie(base: Path, a
     (copied / adapters.CONFIG_FILE).write_text(json.dumps(told))
     assert checkpoints.base_of(copied).resolve() == tmp_path / "base"
     assert checkpoints.digest(copied) == there
+    told["base_model_name_or_path"] = str(base)
+    (copied / adapters.CONFIG_FILE).write_text(json.dumps(told))
+    checkpoints.save_directory(tmp_path / "base", *make_model("tiny", 1))  # another model at the place beside it
+    assert checkpoints.base_of(copied) == base
+    assert checkpoints.digest(copied) == there
     (copied / adapters.CONFIG_FILE).write_text(json.dumps(told | {"lora_alpha": 16.0}))
     assert checkpoints.digest(copied) != there
 
@@ -188,7 +193,7 @@ def test_a_base_that_changed_or_is_gone_is_told(base: Path, adapter: Path, tmp_p
     told["base_model_name_or_path"] = "/no/longer/there"
     (tmp_path / "adapter" / adapters.CONFIG_FILE).write_text(json.dumps(told))
     checkpoints.save_directory(tmp_path / "base", *make_model("tiny", 1))
-    with pytest.raises(UserError, match="has changed since the adapter"):
+    with pytest.raises(UserError, match="has changed since the adapter was trained"):
         checkpoints.resolve(str(tmp_path / "adapter"))
     shutil.rmtree(tmp_path / "base")
     with pytest.raises(UserError, match="there is no model directory /no/longer/there"):
