@@ -108,7 +108,7 @@ def test_a_small_comparison_ends_in_a_table_and_a_figure_and_is_not_done_twice(t
     assert "| SPO-chain |" in shown
     assert (tmp_path / "results" / "tables.md").read_text() in shown
     assert "<svg" in (tmp_path / "results" / "T.svg").read_text()
-    lines = (tmp_path / "results" / "results.json").read_text().splitlines()
+    lines = (tmp_path / "results" / "results.jsonl").read_text().splitlines()
     assert [json.loads(line)["method"] for line in lines] == [result["method"] for result in found]
 
 

@@ -1,7 +1,7 @@
 """The table and the figure of a comparison: `python examples/compare/report.py runs/compare --plan PLAN --out DIR`.
 
-Reads every `result.json` below the folder and writes `results.json` (all of them, one line a run), `tables.md` and one
-figure per table: accuracy of sampled responses against trained trajectories, sampled tokens and wall time; where a
+Reads every `result.json` below the folder and writes `results.jsonl` (all of them, one line a run, the grid's without
+their curves), `tables.md` and one figure per table: accuracy of sampled responses against trained trajectories, sampled tokens and wall time; where a
 table is about a fixed training set, also the share of unique responses and the entropy.
 
 Means are over warm starts × seeds. Differences to the first method of a table are paired by warm start and seed.
@@ -23,7 +23,7 @@ Result = dict[str, Any]
 
 
 def read_results(folder: Path) -> list[Result]:
-    """Every result below a folder, or the lines of a `results.json`, in the order of their names."""
+    """Every result below a folder, or the lines of a `results.jsonl`, in the order of their names."""
     if folder.is_file():
         return [json.loads(line) for line in folder.read_text().splitlines()]
     return [json.loads(path.read_text()) for path in sorted(folder.glob("runs/**/result.json"))]
@@ -155,6 +155,11 @@ def draw(results: Sequence[Result], table: str, plan: dict[str, Any], path: Path
     pyplot.close(figure)
 
 
+def kept(result: Result) -> Result:
+    """A result without the curve that nobody draws."""
+    return {key: value for key, value in result.items() if key != "curve" or result["split"] == "test"}
+
+
 def rounded(number: str) -> float:
     """A number of a result as it is kept: what comes behind five decimals is noise."""
     return round(float(number), 5)
@@ -162,14 +167,14 @@ def rounded(number: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, help="the folder of compare.py, or a results.json")
+    parser.add_argument("results", type=Path, help="the folder of compare.py, or a results.jsonl")
     parser.add_argument("--plan", type=Path, default=Path(__file__).parent / "plan.toml")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     asked = parser.parse_args()
     results, plan = read_results(asked.results), tomllib.loads(asked.plan.read_text())
     asked.out.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(json.loads(json.dumps(result), parse_float=rounded)) for result in results]
-    (asked.out / "results.json").write_text("\n".join(lines) + "\n")
+    (asked.out / "results.jsonl").write_text("\n".join(lines) + "\n")
     (asked.out / "tables.md").write_text(markdown(results, plan))
     for table in plan["tables"]:
         if any(result["table"] == table and result["split"] == "test" for result in results):
