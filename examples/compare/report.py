@@ -1,8 +1,9 @@
 """The table and the figure of a comparison: `python examples/compare/report.py runs/compare --plan PLAN --out DIR`.
 
 Reads every `result.json` below the folder and writes `results.jsonl` (all of them, one line a run, the grid's without
-their curves), `tables.md` and one figure per table: accuracy of sampled responses against trained trajectories, sampled tokens and wall time; where a
-table is about a fixed training set, also the share of unique responses and the entropy.
+their curves), `tables.md` and one figure per table: accuracy of sampled responses against trained trajectories,
+sampled tokens and seconds of the run's one thread (its wall time where nothing else runs); where a table is about a
+fixed training set, also the share of unique responses and the entropy.
 
 Means are over warm starts × seeds. Differences to the first method of a table are paired by warm start and seed.
 Every standard error is over those runs.
