@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,11 +27,12 @@ from stages.training.options import MAX_PER_QUESTION, LearningOptions, check_tog
 if TYPE_CHECKING:
     from stages.engines.adam import Adam
     from stages.engines.objective import Objective
-    from stages.engines.optimisation import Scorer
+    from stages.engines.optimisation import Engine, Scorer
     from stages.engines.torch import TorchEngine
     from stages.reporting import Report
     from stages.shards.lineage import Lineage
     from stages.training.critic import CriticStart, CriticTraining
+    from stages.training.sharing import Sharing
     from stages.training.starting_point import StartingPoint
     from stages.training.steps import Rates
     from stages.unfinished import Unfinished
@@ -81,6 +82,7 @@ class _Resolved(Config):
     trajectories_per_pass: int | None = option("The split, where advantages are whitened by forward pass.")
     steps_before: int = option("Steps of the schedule that earlier calls took.")
     ages: tuple[int, ...] = option("Iterations since each of the advantages; 0 is this one.")
+    deepspeed: dict[str, Any] | None = option("What --deepspeed-config says that may change more than rounding.")
 
 
 def run(config: Config, progress: Progress = Silent(), report: Report | None = None) -> Summary:
@@ -94,51 +96,66 @@ def run(config: Config, progress: Progress = Silent(), report: Report | None = N
       IncompleteInput: parts of an input are missing or torn.
       FingerprintMismatch: the output is there, made with another configuration.
     """
+    from stages.launcher import read_launch
     from stages.reporting import open_report
+    from stages.training.sharing import plan_sharing
 
-    with open_report(config.out, config.report_to, results_config(config), progress, report) as opened:
-        return _run(config, progress, opened)
+    sharing = plan_sharing(config, config.device, config.dtype, read_launch())
+    if sharing.ranks.rank:
+        progress = Silent()
+    with (
+        sharing.ranks.agreed(),
+        open_report(config.out, config.report_to, results_config(config), progress, report) as opened,
+    ):
+        return _run(config, sharing, progress, opened)
 
 
-def _run(config: Config, progress: Progress, report: Report | None) -> Summary:
+def _run(config: Config, sharing: Sharing, progress: Progress, report: Report | None) -> Summary:
     from stages.merging import merge_beside
     from stages.shards.lineage import describe
     from stages.training import mismatch
     from stages.training.starting_point import find_starting_point
     from stages.unfinished import discard_unfinished, open_unfinished, published
 
-    began = time.monotonic()
-    start = find_starting_point(
-        config.out,
-        config.advantages,
-        config.trajectories,
-        model=config.model,
-        reference_model=config.reference_model if config.beta else None,
-        temperature=config.temperature,
-        continue_optimiser=config.optimizer_state == "resume",
-        life=config.replay,
-        recorded=config.old_logprobs == "recorded",
-        adapter=config.adapter(),
+    began, first = time.monotonic(), sharing.ranks.first
+    start = first(
+        lambda: find_starting_point(
+            config.out,
+            config.advantages,
+            config.trajectories,
+            model=config.model,
+            reference_model=config.reference_model if config.beta else None,
+            temperature=config.temperature,
+            continue_optimiser=config.optimizer_state == "resume",
+            life=config.replay,
+            recorded=config.old_logprobs == "recorded",
+            adapter=config.adapter(),
+        )
     )
-    resolved = _resolve(config, start)
+    resolved = _resolve(config, start, sharing)
     critic = _find_critic(config, start) if config.critic_learning_rate else None
     inputs = (*start.inputs, *(critic.sources if critic else ()))
-    packages = ("torch", "transformers", *["peft"] * bool(start.adapter))
-    lineage = describe("train", None, resolved, inputs, start.model, packages)
-    done = published(config.out, lineage, overwrite=config.overwrite, progress=progress, report=report)
+    packages = ("torch", "transformers", *["peft"] * bool(start.adapter), *["deepspeed"] * bool(sharing.zero))
+    lineage = first(lambda: describe("train", None, resolved, inputs, start.model, packages))
+    done = first(lambda: published(config.out, lineage, overwrite=config.overwrite, progress=progress, report=report))
     if done is None:
         start.check_not_pruned()
         if critic:
             critic.check_not_pruned()
-        for note in start.notes:
+        for note in (str(sharing), *start.notes):
             progress.note(note)
         with open_unfinished(
-            config.out, lineage, overwrite=config.overwrite, progress=progress, report=report
+            config.out,
+            lineage,
+            overwrite=config.overwrite,
+            progress=progress,
+            report=report,
+            ranks=sharing.ranks,
         ) as unfinished:
-            lineage = _train(resolved, start, critic, lineage, unfinished, progress)
-    discard_unfinished(config.out)
+            lineage = _train(resolved, sharing, start, critic, lineage, unfinished, progress)
+    first(lambda: discard_unfinished(config.out))
     if config.merge:
-        merge_beside(config.out, progress)
+        first(lambda: merge_beside(config.out, progress))
     made = done or lineage
     return Summary(
         stage="train",
@@ -152,7 +169,7 @@ def _run(config: Config, progress: Progress, report: Report | None) -> Summary:
     )
 
 
-def _resolve(config: Config, start: StartingPoint) -> _Resolved:
+def _resolve(config: Config, start: StartingPoint, sharing: Sharing) -> _Resolved:
     whiten = config.whiten or ("batch" if config.loss == "ppo" else "none")
     found = {
         "temperature": start.temperature,
@@ -162,6 +179,7 @@ def _resolve(config: Config, start: StartingPoint) -> _Resolved:
         "trajectories_per_pass": config.per_device_batch_size if whiten == "micro-batch" else None,
         "steps_before": start.steps_before,
         "ages": tuple(sampled.age for sampled in start.sampled),
+        "deepspeed": sharing.zero.of_numbers() if sharing.zero else None,
     }
     given: dict[str, Any] = vars(config) | found | (start.adapter.options() if start.adapter else {})
     return _Resolved(**given)
@@ -169,6 +187,7 @@ def _resolve(config: Config, start: StartingPoint) -> _Resolved:
 
 def _train(
     config: _Resolved,
+    sharing: Sharing,
     start: StartingPoint,
     critic: CriticStart | None,
     lineage: Lineage,
@@ -179,7 +198,7 @@ def _train(
     import torch
 
     from stages.engines import checkpoints
-    from stages.engines.batches import padded
+    from stages.engines.batches import padded, padded_whole
     from stages.engines.lora import BaseOf
     from stages.engines.optimisation import update
     from stages.engines.packing import packed
@@ -196,16 +215,24 @@ def _train(
     if not pool.examples:
         progress.note("there is no segment to learn from: the policy stays as it is")
     pack = pool.stretches and config.whiten != "micro-batch" if config.packing is None else config.packing
-    layout, size = (packed if pack else padded), config.per_device_batch_size
+    layout = packed if pack else padded_whole if config.whiten == "micro-batch" else padded
+    size, ranks = config.per_device_batch_size, sharing.ranks
     order = plan_batches(pool.ids, config.seed, config.epochs, config.batch_size, pool.groups)
-    opened: dict[Path, TorchEngine] = {}
+    opened: dict[Path, Engine] = {}
 
-    def open_model(directory: Path) -> TorchEngine:
+    def open_model(directory: Path) -> Engine:
         """The last one stays open: the policy is scored last, and trained next."""
         if directory not in opened:
-            opened.clear()
-            opened[directory] = _open_engine(config, start, directory, directory == unfinished.checkpoint)
-            pool.check_fits(opened[directory], directory, packed=pack)
+            while opened:
+                opened.popitem()[1].close()
+            opened[directory] = _open_engine(
+                config,
+                sharing,
+                start,
+                directory,
+                resumed=directory == unfinished.checkpoint,
+                check=lambda engine: pool.check_fits(engine, directory, packed=pack),
+            )
         return opened[directory]
 
     def open_to_score(directory: Path) -> Scorer:
@@ -219,7 +246,7 @@ def _train(
     reference = (start.reference or start.policy) if config.beta else None
     fixed = Fixed(pool.samplers, start.policy, reference, untouched)
     scores = unfinished.once(
-        "scores", lambda: fixed.compute(pool.examples, open_to_score, size, config.temperature, layout, progress)
+        "scores", lambda: fixed.compute(pool.examples, open_to_score, size, config.temperature, layout, progress, ranks)
     )
     examples, objective = fixed.attach(pool.examples, scores), _objective(config)
     engine = open_model(unfinished.checkpoint or start.policy)
@@ -229,7 +256,7 @@ def _train(
         taken = [examples[index] for index in batch]
         if recorded and batch is not order[0]:  # the policy has moved, and nobody has scored it as it was
             taken = [dataclasses.replace(example, sampled=None) for example in taken]
-        figures = update(engine, taken, objective, size, rate, layout)
+        figures = update(engine, taken, objective, size, rate, layout, ranks)
         if judge:
             figures |= judge.step([pool.ids[index] for index in batch], rate / config.learning_rate)
         return figures
@@ -242,21 +269,34 @@ def _train(
     return lineage
 
 
-def _open_engine(config: _Resolved, start: StartingPoint, directory: Path, resumed: bool) -> TorchEngine:
+def _open_engine(
+    config: _Resolved,
+    sharing: Sharing,
+    start: StartingPoint,
+    directory: Path,
+    *,
+    resumed: bool,
+    check: Callable[[TorchEngine], None],
+) -> Engine:
+    from stages.engines import deepspeed
     from stages.engines.torch import open_engine
 
     is_policy = directory == start.policy
-    return open_engine(
-        directory,
-        _adam(config),
-        device=config.device,
-        dtype=config.dtype,
-        gradient_checkpointing=config.gradient_checkpointing,
-        head_chunk=config.head_chunk,
-        continue_optimiser=resumed or (is_policy and start.optimiser),
-        adapter=start.adapter if is_policy else None,
-        seed=config.seed,
-    )
+    given: dict[str, Any] = {
+        "dtype": config.dtype,
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "head_chunk": config.head_chunk,
+        "continue_optimiser": resumed or (is_policy and start.optimiser),
+        "adapter": start.adapter if is_policy else None,
+        "seed": config.seed,
+    }
+    if sharing.zero:
+        return deepspeed.open_engine(
+            directory, _adam(config), sharing.zero, sharing.ranks, sharing.device, check=check, **given
+        )
+    engine = open_engine(directory, _adam(config), device=config.device, **given)
+    check(engine)
+    return engine
 
 
 def _find_critic(config: Config, start: StartingPoint) -> CriticStart:

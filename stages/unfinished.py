@@ -10,10 +10,11 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from stages.engines.ranks import ALONE, Ranks
 from stages.errors import FingerprintMismatch, SpoError, UserError
 from stages.progress import Progress
 from stages.shards.disk import disk_errors, locked, replacing
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
-    from stages.reporting import Report
+    from stages.reporting import Report, Series
 
 METRICS_FILE = "metrics.jsonl"
 SAVE_SECONDS = 300.0
@@ -42,7 +43,7 @@ class Saving(Protocol):
 
 
 class Unfinished:
-    """The unfinished work of one output, held by this process alone.
+    """The unfinished work of one output, held by this call alone; of its ranks the first one writes.
 
     Attributes:
       directory: `.NAME.partial/` beside the output.
@@ -50,19 +51,23 @@ class Unfinished:
       metrics: of the steps up to that checkpoint.
     """
 
-    def __init__(self, directory: Path, out: Path, lineage: Lineage, report: Report | None) -> None:
-        self.directory = directory
-        self._lineage = lineage
+    def __init__(
+        self,
+        directory: Path,
+        lineage: Lineage,
+        checkpoint: Path | None,
+        metrics: Metrics,
+        series: Series | None,
+        ranks: Ranks,
+    ) -> None:
+        self.directory, self.checkpoint, self.metrics = directory, checkpoint, metrics
+        self._lineage, self._series, self._ranks = lineage, series, ranks
         self._saved = time.monotonic()
-        self.checkpoint = next(iter(_steps(directory)), None)
-        self.metrics: Metrics = []
-        if self.checkpoint:
-            self.metrics = read_metrics(self.checkpoint)
-        write_metrics(directory, self.metrics)
-        self._series = report and report.series(lineage.stage, out, lineage.fingerprint, self.metrics)
 
     def log(self, line: dict[str, float]) -> None:
         """Append a step's metrics where a user may follow them."""
+        if self._ranks.rank:
+            return
         with (self.directory / METRICS_FILE).open("a") as file:
             file.write(json.dumps(line) + "\n")
         if self._series:
@@ -76,52 +81,68 @@ class Unfinished:
         Args:
           every: steps between checkpoints; None: `SAVE_SECONDS` since the last.
         """
-        if len(metrics) % every if every else time.monotonic() - self._saved < SAVE_SECONDS:
+
+        def is_due() -> bool:
+            return len(metrics) % every == 0 if every else time.monotonic() - self._saved >= SAVE_SECONDS
+
+        if not self._ranks.first(is_due):
             return
         here = self.directory / f"step-{len(metrics):08d}"
         work.save(here, tokenizer, lambda directory: write_records(directory, self._lineage, metrics))
-        for other in _steps(self.directory)[1:]:
-            shutil.rmtree(other)
+        if self._ranks.rank == 0:
+            for other in _steps(self.directory)[1:]:
+                shutil.rmtree(other)
         self._saved = time.monotonic()
 
     def once(self, name: str, compute: Callable[[], dict[str, NDArray[np.floating]]]) -> dict[str, NDArray]:
-        """Arrays that are computed by the first attempt and read by those that resume it."""
+        """Arrays that are computed by the first attempt, all ranks together, and read by those that resume it."""
         from safetensors.numpy import load_file, save
 
         path = self.directory / f"{name}.safetensors"
-        if not path.exists():
+        if self._ranks.first(path.exists):
+            return load_file(path)
+        arrays = compute()
+        if self._ranks.rank == 0:
             with replacing(path, path.with_name(f".{path.name}")) as file:
-                file.write(save(compute()))
-        return load_file(path)
+                file.write(save(arrays))
+        return arrays
 
 
 @contextmanager
 def open_unfinished(
-    out: Path, lineage: Lineage, *, overwrite: bool, progress: Progress, report: Report | None = None
+    out: Path,
+    lineage: Lineage,
+    *,
+    overwrite: bool,
+    progress: Progress,
+    report: Report | None = None,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Unfinished]:
-    """The unfinished work of an output, begun here or by a call that was killed; no other process may hold it.
+    """The unfinished work of an output, begun here or by a call that was killed; no other call may hold it.
 
     It stays where it is when the block ends; `discard_unfinished` removes it once the output is published.
 
     Args:
       report: gets the metrics of every step.
+      ranks: of this call; the first holds the place for all.
 
     Raises:
       FingerprintMismatch: it is of another configuration, and `overwrite` was not asked for.
       UserError: another process is at it, or the disk does not take it.
     """
     directory = place(out)
-    with disk_errors(directory), locked(directory) as held:
-        if not held:
+    with ExitStack() as stack:
+        stack.enter_context(disk_errors(directory))
+        if ranks.rank == 0 and not stack.enter_context(locked(directory)):
             progress.note(f"{directory} has no file locks: let no other process work on {out}")
-        _check_same_work(directory, lineage, overwrite)
-        unfinished = Unfinished(directory, out, lineage, report)
-        if unfinished.metrics:
-            progress.note(f"resuming {out} after step {len(unfinished.metrics)}")
+        checkpoint, metrics = ranks.first(lambda: _begin(directory, lineage, overwrite))
+        series = report and report.series(lineage.stage, out, lineage.fingerprint, metrics)
+        if metrics:
+            progress.note(f"resuming {out} after step {len(metrics)}")
         try:
-            yield unfinished
+            yield Unfinished(directory, lineage, checkpoint, metrics, series, ranks)
         except SpoError:
-            if not _steps(directory):
+            if ranks.rank == 0 and not _steps(directory):
                 shutil.rmtree(directory, ignore_errors=True)  # nothing was done that could be resumed
             raise
 
@@ -185,6 +206,15 @@ def read_metrics(directory: Path) -> Metrics:
 def _steps(directory: Path) -> list[Path]:
     """The checkpoints, the last one first."""
     return sorted(directory.glob("step-*"), reverse=True)
+
+
+def _begin(directory: Path, lineage: Lineage, overwrite: bool) -> tuple[Path | None, Metrics]:
+    """The checkpoint to resume from, if there is one, and the metrics up to it."""
+    _check_same_work(directory, lineage, overwrite)
+    checkpoint = next(iter(_steps(directory)), None)
+    metrics = read_metrics(checkpoint) if checkpoint else []
+    write_metrics(directory, metrics)
+    return checkpoint, metrics
 
 
 def _check_same_work(directory: Path, lineage: Lineage, overwrite: bool) -> None:

@@ -6,10 +6,11 @@ Code that a model brings along is never run.
 from __future__ import annotations
 
 import copy
+import io
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -83,21 +84,17 @@ def base_of(directory: Path) -> Path:
         return directory
     if not _matching(directory, adapters.WEIGHTS):
         raise UserError(f"the adapter in {directory} has no weights ({adapters.WEIGHTS[0]})")
-    expected, problems = adapters.base_digest(directory), list[str]()
-    for name, revision in adapters.bases(directory):
-        try:
-            base = resolve(name) if revision is None else _download(name, revision)
-        except UserError as error:
-            problems.append(str(error))
-            continue
-        if adapters.is_adapter(base):
-            problems.append(f"{name} is an adapter; expected a whole model")
-        elif expected not in (None, digest(base)):
-            problems.append(f"{name} has changed since the adapter was trained on it")
-        else:
-            return base
-    told = directory / adapters.CONFIG_FILE
-    raise UserError(f"the base of the adapter in {directory}: {'; '.join(problems)}. {told} says where it is")
+    name, revision = adapters.base_named(directory)
+    try:
+        base = resolve(name) if revision is None else _download(name, revision)
+    except UserError as error:
+        told = directory / adapters.CONFIG_FILE
+        raise UserError(f"the base of the adapter in {directory}: {error}; {told} says where it is") from error
+    if adapters.is_adapter(base):
+        raise UserError(f"the base {name} of the adapter in {directory} is an adapter; expected a whole model")
+    if adapters.base_digest(directory) not in (None, digest(base)):
+        raise UserError(f"the base {base} has changed since the adapter in {directory} was trained on it")
+    return base
 
 
 def digest(directory: Path) -> str:
@@ -356,14 +353,18 @@ def _matching(directory: Path, patterns: tuple[str, ...]) -> list[Path]:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Keep transformers' own progress bars and loading reports off the terminal: drawing is the surface's business."""
+    """Keep the progress bars and reports of transformers off the terminal: drawing is the surface's business.
+
+    Nor may what it imports print: accelerate looks for DeepSpeed where that is installed.
+    """
     from transformers.utils import logging
 
     were_on, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
-        yield
+        with redirect_stdout(io.StringIO()):
+            yield
     finally:
         logging.set_verbosity(verbosity)
         if were_on:

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stages.engines import checkpoints
+from stages.engines import checkpoints, lora
 from stages.engines.adam import MOMENTS, OPTIMISER_FILE, Adam, load_state, make_adamw, save_state
 from stages.engines.batches import MicroBatch
 from stages.engines.head import Scored
@@ -38,6 +38,8 @@ from stages.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from stages.engines.adapters import Lora
 
 
 class DeepSpeedEngine:
@@ -183,6 +185,45 @@ class DeepSpeedEngine:
             if self._ranks.rank == 0 and whole is not None:
                 found[name] = whole.to("cpu", copy=True)
         return found
+
+
+def open_engine(
+    directory: Path,
+    adam: Adam,
+    zero: Zero,
+    ranks: Ranks,
+    device: torch.device,
+    *,
+    check: Callable[[TorchEngine], None],
+    dtype: str = "auto",
+    gradient_checkpointing: bool = False,
+    head_chunk: int | None = None,
+    continue_optimiser: bool = False,
+    adapter: Lora | None = None,
+    seed: int = 0,
+) -> DeepSpeedEngine:
+    """As `stages.engines.torch.open_engine`, on many ranks; each reads the whole model first, into its host's memory.
+
+    Args:
+      device: this rank's.
+      check: looks at the policy before it is shared out, and may refuse it.
+
+    Raises:
+      UserError: as there, and as `DeepSpeedEngine` and `check`.
+    """
+    if zero.bfloat16 is not None:
+        dtype = "bfloat16" if zero.bfloat16 else "float32"
+    compute = checkpoints.pick_dtype(dtype, device)
+    policy = TorchEngine(
+        lora.open_to_train(directory, torch.device("cpu"), compute, adapter, seed),
+        adam,
+        compute=compute,
+        gradient_checkpointing=gradient_checkpointing,
+        head_chunk=head_chunk,
+    )
+    check(policy)
+    state = directory / OPTIMISER_FILE
+    return DeepSpeedEngine(policy, adam, zero, ranks, device, state if continue_optimiser and state.is_file() else None)
 
 
 class _Scoring(nn.Module):

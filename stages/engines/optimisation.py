@@ -23,7 +23,7 @@ from stages.maths import statistics
 from stages.maths.mismatch import multiplicative_error
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Scorer(Protocol):
@@ -38,10 +38,12 @@ class Engine(Scorer, Protocol):
     """A policy that can be scored and moved.
 
     Attributes:
+      model: the network; its weights may be shared out over ranks.
       context_length: longest sequence, prompt and response together.
       vocabulary: tokens the output head knows.
     """
 
+    model: PreTrainedModel
     context_length: int
     vocabulary: int
 
@@ -71,7 +73,11 @@ class Engine(Scorer, Protocol):
         tokenizer: PreTrainedTokenizerBase,
         write_more: Callable[[Path], None],
     ) -> None:
-        """Write a model directory with the optimiser's state, atomically."""
+        """Write a model directory with the optimiser's state, atomically; all ranks together."""
+        ...
+
+    def close(self) -> None:
+        """Give the memory back; nothing else is called after this."""
         ...
 
 

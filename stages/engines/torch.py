@@ -160,6 +160,10 @@ class TorchEngine:
 
         checkpoints.save_directory(directory, self.model, tokenizer, write_rest)
 
+    def close(self) -> None:
+        """See `optimisation.Engine.close`: nothing else holds the weights."""
+        del self.model, self._decoder, self._head, self.optimiser
+
     def _check_head(self) -> None:
         """Some families scale or cap the logits after the head; scored here they would be silently wrong."""
         ids = np.arange(min(8, self.vocabulary), dtype=np.int64)[None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from stages.config import option
@@ -90,7 +91,7 @@ class PaceOptions:
         result=False,
     )
     gradient_accumulation_steps: int = option(
-        "Forward passes per optimiser step: with the batch size, the trajectories of one step.",
+        "Forward passes per optimiser step: with the batch size, the trajectories of one step. Ranks share them.",
         default=8,
         minimum=1,
         result=False,
@@ -140,7 +141,38 @@ class CriticOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearningOptions(ExperienceOptions, LossOptions, PaceOptions, CriticOptions):
+class EngineOptions:
+    """What takes the steps. Where it is and how many ranks share the work changes nothing but rounding."""
+
+    engine: Literal["auto", "torch", "deepspeed"] = option(
+        "torch is one process; deepspeed is as many ranks as torchrun, deepspeed or srun have started, which share a "
+        "step's batch; auto is deepspeed where they are several, else torch.",
+        default="auto",
+        result=False,
+    )
+    zero_stage: int | None = option(
+        "What ranks share out (DeepSpeed's ZeRO): 0 nothing, 1 the optimiser's state, 2 gradients too, 3 weights too; "
+        "left out, as --deepspeed-config says, else 2.",
+        default=None,
+        result=False,
+        minimum=0,
+        maximum=3,
+    )
+    offload_optimizer: bool = option(
+        "Keep the optimiser's state in the host's memory (ZeRO 1 to 3), and step there.", default=False, result=False
+    )
+    offload_parameters: bool = option(
+        "Keep weights in the host's memory while they are not in use (ZeRO 3).", default=False, result=False
+    )
+    deepspeed_config: Path | None = option(
+        'Further settings of DeepSpeed, a JSON file; what flags decide must not stand in it, but for "auto".',
+        default=None,
+        result=False,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningOptions(ExperienceOptions, LossOptions, PaceOptions, CriticOptions, EngineOptions):
     """All of them."""
 
 
@@ -187,3 +219,25 @@ def check_together(options: LearningOptions) -> None:
     }
     if problem := next((problem for problem, wrong in conflicts.items() if wrong), None):
         raise UserError(problem)
+
+
+def choose_engine(options: LearningOptions, ranks: int) -> Literal["torch", "deepspeed"]:
+    """The engine of a call that so many ranks were started for.
+
+    Raises:
+      UserError: options that it would not read, or that it cannot do.
+    """
+    engine = options.engine
+    if engine == "auto":
+        engine = "deepspeed" if ranks > 1 else "torch"
+    if engine == "deepspeed" and options.critic_learning_rate is not None:
+        raise UserError("--critic-learning-rate: a critic is trained with --engine torch alone, in one process")
+    sharing = (options.zero_stage, options.deepspeed_config, options.offload_optimizer, options.offload_parameters)
+    if engine == "torch" and sharing != (None, None, False, False):
+        raise UserError(
+            "--zero-stage, --offload-optimizer, --offload-parameters and --deepspeed-config are DeepSpeed's: pass "
+            "--engine deepspeed, or none of them"
+        )
+    if engine == "torch" and ranks > 1:
+        raise UserError(f"--engine torch is one process, but the launcher has started {ranks}")
+    return engine

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from stages.engines.batches import Example, Layout
 from stages.engines.optimisation import Scorer, score_all
+from stages.engines.ranks import ALONE, Ranks
 from stages.progress import Progress
 
 Scores = dict[str, NDArray]
@@ -53,16 +54,24 @@ class Fixed:
         temperature: float,
         layout: Layout,
         progress: Progress,
+        ranks: Ranks = ALONE,
     ) -> Scores:
-        """Scores with each model in turn, in passes as large as `size` examples; one model is in memory at once."""
+        """Scores with each model in turn, in passes as large as `size` examples; one model is in memory at once.
+
+        Each rank scores its share, and all get everything.
+        """
         scores: Scores = {}
         for number, (model, indices) in enumerate(self.assignments.items()):
             chosen = [examples[index] for index in indices]
             progress.start(f"score ({self._role(model)})", len(chosen), "trajectories")
             found: dict[int, NDArray[np.floating]] = {}
-            for index, logprobs in score_all(open_model(model), chosen, size, temperature, layout):
+            for index, logprobs in score_all(open_model(model), chosen, size, temperature, layout, ranks):
                 found[index] = logprobs
                 progress.advance(1, chosen[index].tokens.size)
+            for others in ranks.gather(found):
+                new = others.keys() - found.keys()
+                progress.advance(len(new), sum(chosen[index].tokens.size for index in new))
+                found |= others
             none = np.empty(0, np.float32)
             scores[str(number)] = np.concatenate([found.get(index, none) for index in range(len(chosen))])
         return scores
