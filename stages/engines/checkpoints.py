@@ -84,17 +84,21 @@ def base_of(directory: Path) -> Path:
         return directory
     if not _matching(directory, adapters.WEIGHTS):
         raise UserError(f"the adapter in {directory} has no weights ({adapters.WEIGHTS[0]})")
-    name, revision = adapters.base_named(directory)
-    try:
-        base = resolve(name) if revision is None else _download(name, revision)
-    except UserError as error:
-        told = directory / adapters.CONFIG_FILE
-        raise UserError(f"the base of the adapter in {directory}: {error}; {told} says where it is") from error
-    if adapters.is_adapter(base):
-        raise UserError(f"the base {name} of the adapter in {directory} is an adapter; expected a whole model")
-    if adapters.base_digest(directory) not in (None, digest(base)):
-        raise UserError(f"the base {base} has changed since the adapter in {directory} was trained on it")
-    return base
+    expected, problems = adapters.base_digest(directory), list[str]()
+    for name, revision in adapters.bases(directory):
+        try:
+            base = resolve(name) if revision is None else _download(name, revision)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        if adapters.is_adapter(base):
+            problems.append(f"{name} is an adapter; expected a whole model")
+        elif expected not in (None, digest(base)):
+            problems.append(f"{name} has changed since the adapter was trained on it")
+        else:
+            return base
+    told = directory / adapters.CONFIG_FILE
+    raise UserError(f"the base of the adapter in {directory}: {'; '.join(problems)}. {told} says where it is")
 
 
 def digest(directory: Path) -> str:
