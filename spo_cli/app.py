@@ -17,14 +17,20 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from stages.errors import Interrupted, SpoError
+from stages.errors import Interrupted, SpoError, UserError
+from stages.launcher import drop_local_rank, read_launch
 
 
 class Verb(NamedTuple):
-    """Where a command lives, and what the list of commands says about it."""
+    """Where a command lives, and what the list of commands says about it.
+
+    Attributes:
+      ranks: it may be several processes that a launcher has started, of which the first one speaks for all.
+    """
 
     module: str
     help: str
+    ranks: bool = False
 
 
 VERBS = {
@@ -32,7 +38,7 @@ VERBS = {
     "rollout": Verb("stages.rollout", "Sample trajectories for the questions of a task."),
     "segment": Verb("stages.segment", "Cut each trajectory into segments at its cutpoints, or another way."),
     "estimate": Verb("stages.estimate", "Estimate the value of every segment boundary and the segments' advantages."),
-    "train": Verb("stages.train", "Update the policy from the advantages."),
+    "train": Verb("stages.train", "Update the policy from the advantages.", ranks=True),
     "eval": Verb("spo_cli.evaluation", "Measure a model's accuracy on a split of a task."),
     "run": Verb("stages.iterate", "Run whole iterations from a recipe, in one process."),
     "slurm": Verb("spo_cli.slurm", "Write the iterations of a recipe as SLURM jobs, and submit them."),
@@ -52,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Anything unforeseen goes to `sys.excepthook`, which shows the traceback and leaves with 1.
     """
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    arguments = drop_local_rank(sys.argv[1:] if arguments is None else arguments)
     sys.excepthook = _report_defect
     try:
         code = _application().main(args=arguments, prog_name="spo", standalone_mode=False)
@@ -110,7 +116,7 @@ def load_command(name: str, args: Sequence[str] = ()) -> TyperCommand:
 
         with interruptible(), console.Reporter() as progress:
             summary = module.run(config, progress)
-        if summary is not None:
+        if summary is not None and not _follows(name):
             getattr(module, "report", console.print_summary)(summary)
 
     if name in ("run", "slurm"):
@@ -203,12 +209,21 @@ def _title(arguments: Sequence[str]) -> str:
     return f"spo {named}" if named in VERBS else "spo"
 
 
+def _follows(name: str) -> bool:
+    """Whether this process is a rank of a command that another one speaks for."""
+    try:
+        return name in VERBS and VERBS[name].ranks and read_launch().rank > 0
+    except UserError:  # of the launcher's variables: nobody knows who is first
+        return False
+
+
 def _fail(title: str, message: str, code: int, debug: bool) -> int:
     from spo_cli import console
 
     if debug:
         traceback.print_exc()
-    console.print_error(title, message)
+    if not _follows(title.removeprefix("spo ")):
+        console.print_error(title, message)
     return code
 
 

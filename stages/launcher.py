@@ -56,6 +56,16 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
     return Launch(int(rank), int(size), int(local), address, int(port))
 
 
+def check_alone(command: str) -> None:
+    """Refuse several ranks of a command that is one process.
+
+    Raises:
+      UserError: a launcher has started several.
+    """
+    if (launch := read_launch()).size > 1:
+        raise UserError(f"{command} is one process, but a launcher has started {launch.size}: only spo train has ranks")
+
+
 def drop_local_rank(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> list[str]:
     """The arguments without the `--local_rank=N` that the deepspeed launcher puts before them."""
     return [word for word in arguments if "LOCAL_RANK" not in environment or not word.startswith("--local_rank=")]

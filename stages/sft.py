@@ -104,8 +104,10 @@ def run(config: Config, progress: Progress = Silent(), report: Report | None = N
       UserError: wrong options, an unusable model, no worked solution that fits the context, a place that is taken.
       FingerprintMismatch: the output, or unfinished work beside it, was made with another configuration.
     """
+    from stages.launcher import check_alone
     from stages.reporting import open_report
 
+    check_alone("spo sft")
     with open_report(config.out, config.report_to, results_config(config), progress, report) as opened:
         return _run(config, progress, opened)
 
