@@ -24,9 +24,10 @@ from stages import estimate, evaluate, rollout, segment, sft, train
 from stages.config import option, validate
 from stages.errors import UserError
 from stages.flags import ReportFlags
+from stages.launcher import check_alone
 from stages.progress import Progress, Silent, Summary
 from stages.scheduling.resources import ArrayResources, RankResources
-from stages.training.options import CRITIC
+from stages.training.options import CRITIC, choose_engine
 
 if TYPE_CHECKING:
     from stages.recipe import Recipe
@@ -175,7 +176,10 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
       SpoError: as the stages.
     """
     started = time.monotonic()
+    check_alone("spo run")
     plan = make_plan(config)
+    for iteration in plan.iterations:
+        choose_engine(iteration.train, ranks=1)
     done = list(carry_out(plan, progress))
     return _summary(plan, done, time.monotonic() - started)
 
