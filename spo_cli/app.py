@@ -42,6 +42,7 @@ VERBS = {
     "eval": Verb("spo_cli.evaluation", "Measure a model's accuracy on a split of a task."),
     "run": Verb("stages.iterate", "Run whole iterations from a recipe, in one process."),
     "slurm": Verb("spo_cli.slurm", "Write the iterations of a recipe as SLURM jobs, and submit them."),
+    "prune": Verb("stages.prune", "Delete of a run's checkpoints what [run] keep_checkpoints does not keep."),
     "status": Verb("spo_cli.status", "Show how far a run is: parts done, running, queued, failed and missing."),
     "show": Verb("spo_cli.show", "Show what an artefact holds: lineage, schema, statistics, a trajectory."),
 }
@@ -119,7 +120,7 @@ def load_command(name: str, args: Sequence[str] = ()) -> TyperCommand:
         if summary is not None and not _follows(name):
             getattr(module, "report", console.print_summary)(summary)
 
-    if name in ("run", "slurm"):
+    if name in ("run", "slurm", "prune"):
         return options.build_command(
             name, verb.help, module.Config, execute, epilog=_RUN_EPILOG, translate=translate_dotted
         )

@@ -199,7 +199,7 @@ def carry_out(plan: Plan, progress: Progress = Silent()) -> Iterator[Done]:
         yield _evaluated(plan, Done(-1, warm_start), progress, report)
         for number, iteration in enumerate(plan.iterations):
             done = _evaluated(plan, _iterated(number, iteration, progress, report), progress, report)
-            _prune(plan, number, progress)
+            prune(plan, number, progress)
             yield done
 
 
@@ -228,14 +228,17 @@ def _iterated(number: int, iteration: Iteration, progress: Progress, report: Rep
     return done
 
 
-def _prune(plan: Plan, number: int, progress: Progress) -> None:
-    """Deletes what iterations up to this one need no longer, where that was asked for."""
+def prune(plan: Plan, number: int, progress: Progress) -> list[Path]:
+    """Deletes of the checkpoints up to this iteration's what is not to be kept; returns those that lost anything."""
     from stages.launcher import read_launch
     from stages.retention import prune_run
 
-    if plan.keep and not read_launch().rank:
-        for directory in prune_run([one.train.out for one in plan.iterations[: number + 1]], plan.keep):
-            progress.note(f"{directory} was pruned ([run] keep_checkpoints)")
+    if plan.keep is None or read_launch().rank:
+        return []
+    pruned = prune_run([one.train.out for one in plan.iterations[: number + 1]], plan.keep)
+    for directory in pruned:
+        progress.note(f"{directory} was pruned ([run] keep_checkpoints)")
+    return pruned
 
 
 def _evaluated(plan: Plan, done: Done, progress: Progress, report: Report | None) -> Done:

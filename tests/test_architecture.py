@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 VERBS = {"rollout", "segment", "estimate", "train", "evaluate", "regrade", "sft", "status"}
-ORDER = {"iterate", "slurm"}
+ORDER = {"iterate", "slurm", "prune"}
 """What knows the order of the verbs."""
 BASE = {"errors", "config", "progress", "storage", "places", "launcher"}
 HEAVY = {"torch", "numpy", "pyarrow", "transformers", "tokenizers", "safetensors", "vllm", "deepspeed", "pandas"}
