@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from stages.engines.vllm_start import CHOICE, KEY, Log, engine_arguments, enviro
 from stages.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedTokenizerBase
 
 _CPU_BLOCK = 32  # tokens; the smallest that vLLM's attention takes on a CPU: less of a prefix falls between blocks
@@ -55,11 +57,24 @@ class _Model:
         )
 
 
+class _Merged:
+    """Whole weights of adapters, on the disk for as long as an engine may read them."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype, self._scratch = dtype, TemporaryDirectory(prefix="spo-merged-")
+
+    def whole(self, model_dir: Path) -> Path:
+        """A directory of whole weights: the model's own, or of an adapter base and adapter in one."""
+        from stages.engines.lora import whole_directory
+
+        return whole_directory(model_dir, Path(self._scratch.name), self.dtype)
+
+
 class VllmSampler:
     """A running vLLM engine with a model, ready to sample; made by `open`."""
 
-    def __init__(self, llm: Any, model: _Model, architecture: dict[str, Any], log: Log) -> None:
-        self.llm, self.model, self.architecture, self.log = llm, model, architecture, log
+    def __init__(self, llm: Any, model: _Model, architecture: dict[str, Any], log: Log, merged: _Merged) -> None:
+        self.llm, self.model, self.architecture, self.log, self.merged = llm, model, architecture, log, merged
         self.context_length = int(llm.model_config.max_model_len)
         self.numbers = count()
         self.asleep = False
@@ -107,6 +122,8 @@ class VllmSampler:
         _check_device(device, on_cpu)
         whole = checkpoints.context_length(checkpoints.load_config(model_dir))
         number_format = checkpoints.pick_dtype(dtype, torch.device("cpu" if on_cpu else "cuda"))
+        merged = _Merged(number_format)
+        model_dir = merged.whole(model_dir)
         arguments: dict[str, Any] = {
             "enable_prefix_caching": True,
             "disable_log_stats": True,
@@ -134,7 +151,7 @@ class VllmSampler:
         except BaseException:
             log.close()
             raise
-        return cls(llm, _Model.read(model_dir), _architecture(model_dir), log)
+        return cls(llm, _Model.read(model_dir), _architecture(model_dir), log, merged)
 
     def sample(
         self,
@@ -241,6 +258,7 @@ class VllmSampler:
 
     def reload(self, model_dir: Path) -> bool:
         """See `sampling.LastingSampler.reload`."""
+        model_dir = self.merged.whole(model_dir)
         if _architecture(model_dir) != self.architecture:
             return False
         try:
