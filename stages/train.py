@@ -266,6 +266,7 @@ def _train(
     counts = {"trajectories": len(examples), **pool.counts, **count_steps(metrics, config.steps_before)}
     lineage = dataclasses.replace(lineage, counts=counts, summary=summarise(metrics) | pool.figures)
     work.save(config.out, tokenizer, lambda directory: write_records(directory, lineage, metrics))
+    engine.close()
     return lineage
 
 

@@ -86,6 +86,7 @@ class Ranks:
         Raises:
           SpoError: of this rank, of another, or that another is gone.
         """
+        self._over = False
         try:
             yield
         except SpoError as error:
