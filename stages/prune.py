@@ -1,8 +1,8 @@
-"""`spo prune`: deletes of a run's checkpoints what `[run] keep_checkpoints` says, as `spo run` does after each iteration.
+"""`spo prune`: deletes of a run's checkpoints what `[run] keep_checkpoints` does not keep, as `spo run` does by itself.
 
 For runs whose stages are jobs, or typed by hand. It goes as far as iterations are done without a gap, evaluations that
-are due included, so that nothing goes that is still to be read; as `setup = ["spo prune RECIPE"]` in [slurm.train] it is
-called before each training.
+are due included, so that nothing goes that is still to be read; `setup = ["spo prune RECIPE"]` in [slurm.train] calls
+it before each training.
 """
 
 from __future__ import annotations

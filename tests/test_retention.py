@@ -213,3 +213,22 @@ def test_files_that_are_gone_are_recorded_before_they_go(model: Path, monkeypatc
     with pytest.raises(OSError, match="no room"):
         prune(model, weights=True)
     assert (model / "model.safetensors").exists()
+
+
+def test_spo_prune_does_for_jobs_what_a_run_does_by_itself(recipe: Path, policy: Path, spo: Commands, tmp_path: Path):
+    run(recipe, tmp_path / "jobs", policy, "run.eval_every=1")
+    run(recipe, tmp_path / "run", policy, "run.eval_every=1", keep_checkpoints=1)
+    asked = ("prune", recipe, "--out", tmp_path / "jobs", "--run.model", policy, "--run.eval-every", "1")
+    life = spo.run(*asked)
+    assert life.code == 2
+    assert "[run] lacks keep_checkpoints" in life.stderr
+
+    due = tmp_path / "jobs" / "002" / "eval"
+    due.rename(tmp_path / "away")  # still to be made, from a checkpoint that must not go
+    spo.finish(*asked, "--keep-checkpoints", "1")
+    assert holds(tmp_path / "jobs", "model.safetensors") == [1, 2, 3]
+    (tmp_path / "away").rename(due)
+    spo.finish(*asked, "--keep-checkpoints", "1")
+    found, expected = files(tmp_path / "jobs"), files(tmp_path / "run")
+    assert found.keys() == expected.keys()
+    assert "nothing to prune" in spo.finish(*asked, "--keep-checkpoints", "1").stderr
