@@ -13,14 +13,16 @@ from rich.text import Text
 from rich.tree import Tree
 
 from stages.engines.adapters import CONFIG_FILE
+from stages.engines.transfer import is_whole
 from stages.errors import IncompleteInput, UserError
+from stages.places import is_local, locate, names_a_file
 from stages.shards.files import lineage_of, read_footer
 from stages.shards.lineage import MODEL_FILE, Lineage, Source, read_lineage
 
 
 def is_model(path: Path) -> bool:
     """Whether a path is a model directory, an adapter's included."""
-    return any((path / name).is_file() for name in ("config.json", CONFIG_FILE, MODEL_FILE))
+    return any((path / name).is_file() for name in ("config.json", CONFIG_FILE, MODEL_FILE)) and is_whole(path)
 
 
 def lineage_at(path: Path) -> Lineage | None:
@@ -45,7 +47,7 @@ def ancestry(path: Path, fingerprint: str, lineage: Lineage, depth: int) -> Tree
 
 def _grow(node: Tree, lineage: Lineage, base: Path, depth: int, seen: set[str]) -> None:
     for source in (*lineage.inputs, *([lineage.model] if lineage.model else [])):
-        place = base.resolve() / source.path
+        place = locate(source.path, base)
         parent = _parent(source, place)
         if parent is None:
             node.add(_label(source.stage, source.fingerprint, _shown_place(source, place), ""))
@@ -73,11 +75,11 @@ def _parent(source: Source, place: Path) -> Lineage | None:
 def _shown_place(source: Source, place: Path) -> str | Path:
     if place.exists():
         return place
-    return f"{source.path} (no longer there)" if source.path.startswith("..") else source.path
+    return f"{source.path} (no longer there)" if names_a_file(source.path) else source.path
 
 
 def _label(stage: str, fingerprint: str, place: Path | str, detail: str) -> Text:
-    where = os.path.relpath(place) if isinstance(place, Path) else place
+    where = os.path.relpath(place) if isinstance(place, Path) and is_local(place) else str(place)
     label = Text.assemble((stage or "from elsewhere", "bold"), "  ", (fingerprint[:8], "cyan"), f"  {where}")
     return label.append(f"  {detail}", "dim") if detail else label
 

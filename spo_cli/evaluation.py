@@ -17,6 +17,7 @@ from spo_cli.tables import Format, Mean, Probability, Table
 from stages import evaluate, regrade
 from stages.config import option, validate
 from stages.errors import IncompleteInput, UserError
+from stages.places import as_path
 from stages.progress import Progress, Silent, Summary
 
 if TYPE_CHECKING:
@@ -181,7 +182,8 @@ def _read(path: Path) -> Evaluation:
 
 def _named(given: str) -> tuple[str, Path]:
     name, equals, path = given.partition("=")
-    return (name, Path(path)) if equals and not Path(given).exists() else (given, Path(given))
+    named = equals and "://" not in name and ("://" in path or not Path(given).exists())
+    return (name, as_path(path)) if named else (given, as_path(given))
 
 
 def _report_one(evaluation: Evaluation, name: str, format: Format) -> Report:

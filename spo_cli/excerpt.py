@@ -19,7 +19,9 @@ import pyarrow.compute as pc
 from spo_cli.trajectory import Segment, Trajectory, readable_tokens, unlikely_tokens
 from stages.engines import checkpoints
 from stages.engines.token_texts import Decode, decoder
+from stages.engines.transfer import fetch
 from stages.errors import UserError
+from stages.places import StorePath, locate, names_a_file
 from stages.shards.foreign import KEYS
 from stages.shards.parts import Artefact, follow
 from stages.shards.schemas import TRAJECTORIES
@@ -184,11 +186,13 @@ def _decoder(responses: Artefact) -> tuple[Decode | None, str]:
 
 
 def _model_directory(path: str, base: Path) -> Path | None:
-    """A local model, or what the hub's cache has of it; nothing is downloaded."""
-    local = base.resolve() / path
-    if local.is_dir():
-        return local
-    if path.startswith("."):
+    """A local model, the tokenizer of one in a store, or what the cache has of one on the hub, which is not asked."""
+    there = locate(path, base)
+    if isinstance(there, StorePath) and there.is_dir():
+        return fetch(there, unwanted=("*.safetensors", "*.bin"))
+    if there.is_dir():
+        return there
+    if names_a_file(path) or path.startswith("."):
         return None
     from huggingface_hub import try_to_load_from_cache
 

@@ -19,7 +19,9 @@ from spo_cli.ancestry import is_model, lineage_at
 from spo_cli.trees import load_nodes
 from stages.engines.adapters import WEIGHTS, bases, is_adapter, read_lora
 from stages.engines.pruning import Kind, lost
+from stages.engines.transfer import CONFIGURATIONS
 from stages.errors import IncompleteInput, UserError
+from stages.places import StorePath
 from stages.shards.parts import Artefact, open_artefact
 from stages.shards.schemas import EVALUATION, TRAJECTORIES
 from stages.trees import are_trees
@@ -60,8 +62,8 @@ def holds_parts(directory: Path) -> bool:
 
 def inventory(run: Path) -> list[Entry]:
     """Everything that a run holds, in the order of its names; an iteration's artefacts in the order of the stages."""
-    found = [path for depth in range(1, _DEPTH + 1) for path in run.glob("/".join(["[!._]*"] * depth)) if path.is_dir()]
-    entries = [_model(path, run) if is_model(path) else _table(path, run) for path in found if _is_entry(path)]
+    found = _directories_of_store(run) if isinstance(run, StorePath) else _directories(run)
+    entries = [_model(path, run) if is_model(path) else _table(path, run) for path in found]
     return sorted(entries, key=_order)
 
 
@@ -112,8 +114,23 @@ def _last_metrics(path: Path) -> dict[str, Any]:
     return {"steps": len(lines), "last_step": json.loads(lines[-1])} if lines else {}
 
 
-def _is_entry(path: Path) -> bool:
-    return is_model(path) or holds_parts(path)
+def _directories(run: Path) -> list[Path]:
+    """The artefacts and models below a run."""
+    found = [path for depth in range(1, _DEPTH + 1) for path in run.glob("/".join(["[!._]*"] * depth)) if path.is_dir()]
+    return [path for path in found if is_model(path) or holds_parts(path)]
+
+
+def _directories_of_store(run: StorePath) -> list[Path]:
+    """The same by one listing of all that lies there."""
+    found: dict[Path, None] = {}
+    for file, _ in run.walk_files():
+        *above, name = file.relative_to(run).parts
+        begun = next((place for place, folder in enumerate(above) if folder.startswith(".part-")), None)
+        above = above if begun is None else above[:begun]
+        is_told = begun is not None or name in CONFIGURATIONS or (name.endswith(".parquet") and name[0] not in "._")
+        if is_told and 0 < len(above) <= _DEPTH and not any(folder[0] in "._" for folder in above):
+            found[run.joinpath(*above)] = None
+    return list(found)
 
 
 def _model(path: Path, run: Path) -> Entry:

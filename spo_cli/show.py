@@ -18,6 +18,7 @@ from rich.text import Text
 from spo_cli.console import number, print_line, print_results
 from stages.config import option, validate
 from stages.errors import IncompleteInput, UserError
+from stages.places import is_local
 from stages.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -193,7 +194,8 @@ def _show_model(path: Path, config: Config) -> None:
     from stages.shards.lineage import read_lineage
     from stages.training import mismatch
 
-    fingerprint, lineage = digest(path), read_lineage(path)
+    # Weights are not fetched to be digested.
+    fingerprint, lineage = digest(path) if is_local(path) else "", read_lineage(path)
     told = lineage.summary if lineage else {}
     differences = {name.partition("/")[2]: value for name, value in told.items() if name.startswith("mismatch/")}
     figures = model_figures(path) | _counted([lineage]) | ({"mismatch": differences} if differences else {})

@@ -25,6 +25,7 @@ from stages.config import option, validate
 from stages.errors import UserError
 from stages.flags import ReportFlags
 from stages.launcher import check_alone
+from stages.places import as_path, is_local
 from stages.progress import Progress, Silent, Summary
 from stages.scheduling.resources import ArrayResources, RankResources
 from stages.training.options import CRITIC, choose_engine
@@ -215,7 +216,7 @@ def _iterated(number: int, iteration: Iteration, progress: Progress, report: Rep
     if report:
         for summary in stages.values():
             figures = ({} if summary.reward is None else {"reward": summary.reward}) | summary.figures
-            report.tell(summary.stage, Path(summary.out), figures)
+            report.tell(summary.stage, as_path(summary.out), figures)
     rest_sampler()
     stages["train"] = train.run(iteration.train, progress, report)
     if report:
@@ -309,6 +310,8 @@ def _retention(table: RunTable, learn: train.Config) -> Retention | None:
 
     if table.keep_checkpoints is None:
         return None
+    if not is_local(table.out):
+        raise UserError(f"keep_checkpoints prunes checkpoints on a disk, but the run goes to {table.out}: leave it out")
     scored = learn.replay if learn.replay and learn.old_logprobs == "recompute" else 1
     return Retention(table.keep_checkpoints, scored, table.keep_every)
 

@@ -44,7 +44,7 @@ def as_path(text: str | Path) -> Path:
     scheme, is_address, rest = text.partition("://")
     if not is_address:
         return Path(text)
-    if scheme not in _SCHEMES or not rest.strip("/"):
+    if scheme not in _SCHEMES or not rest or rest.startswith("/"):
         raise UserError(f"expected a local path, s3://BUCKET/KEY or gs://BUCKET/KEY; got {text!r}")
     return StorePath(f"{scheme}:/{rest}")
 

@@ -237,11 +237,12 @@ def _decoder(config: Config, saved: Artefact) -> Decode | None:
 
 def _model(config: Config, saved: Artefact) -> Source | None:
     """The model that sampled the responses, as seen from the new artefact, wherever it is now."""
-    from stages.shards.lineage import Source, relative_path
+    from stages.places import names_a_file, relative_path
+    from stages.shards.lineage import Source
 
     model = saved.lineage and saved.lineage.model
     if not model:
         return None
-    there = saved.directory / model.path
-    local = there.exists() or model.path.startswith("..")
-    return Source(relative_path(there, config.out) if local else model.path, model.fingerprint, "model")
+    there = saved.locate(model.path)
+    is_file = there.exists() or names_a_file(model.path)
+    return Source(relative_path(there, config.out) if is_file else model.path, model.fingerprint, "model")

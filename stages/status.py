@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from stages.config import option, validate
 from stages.errors import UserError
+from stages.places import is_local
 from stages.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -51,6 +52,12 @@ def run(config: Config, progress: Progress = Silent()) -> Status:
     from stages.scheduling import queue, states
     from stages.scheduling.records import read_submitted, read_works
 
+    if not is_local(config.run):
+        raise UserError(
+            f"{config.run} is in a store; expected a run on this machine. `spo show` tells of one elsewhere"
+        )
+    if not is_local(config.run):
+        raise UserError(f"{config.run} is in a store; `spo status` looks at runs in directories (try `spo show`)")
     if not config.run.is_dir():
         raise UserError(f"{config.run} is no directory; expected that of a run, such as runs/gsm8k")
     planned, submitted = read_works(config.run), read_submitted(config.run)

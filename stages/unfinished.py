@@ -14,11 +14,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from stages.engines import transfer
 from stages.engines.ranks import ALONE, Ranks
 from stages.errors import FingerprintMismatch, SpoError, UserError
+from stages.places import cache, is_local
 from stages.progress import Progress
 from stages.shards.disk import disk_errors, locked, replacing
 from stages.shards.lineage import Lineage, differences, read_lineage, write_lineage
+from stages.storage import digest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -162,6 +165,8 @@ def published(
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     found = read_lineage(out) if out.is_dir() else None
+    if found and not transfer.is_whole(out):
+        return None
     if found is None:
         raise UserError(f"{out} is there and is no model directory made by spo: choose another --out, or move it away")
     if found.fingerprint == lineage.fingerprint:
@@ -183,8 +188,10 @@ def discard_unfinished(out: Path) -> None:
 
 
 def place(out: Path) -> Path:
-    """Where the unfinished work of an output lies."""
-    return out.with_name(f".{out.name}.partial")
+    """Where the unfinished work of an output lies: beside it; on this machine, where the output is to be in a store."""
+    if is_local(out):
+        return out.with_name(f".{out.name}.partial")
+    return cache() / "unfinished" / digest(str(out.resolve()).encode()) / f".{out.name}.partial"
 
 
 def write_records(directory: Path, lineage: Lineage, metrics: Metrics) -> None:

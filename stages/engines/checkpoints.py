@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from stages import storage
-from stages.engines import adapters, pruning
+from stages.engines import adapters, pruning, transfer
 from stages.errors import UserError
+from stages.places import StorePath, as_path
 
 if TYPE_CHECKING:
     import torch
@@ -40,17 +41,22 @@ _SETTINGS = (
 )
 
 
-def resolve(model: str) -> Path:
-    """The directory of a model: a local one as it is, else a snapshot of the Hugging Face hub (downloaded if need be).
+def resolve(model: str, *, whole: bool = False) -> Path:
+    """The directory of a model on this machine: a local one as it is, a copy of one in a store or on the hub.
 
     That of an adapter (`stages.engines.adapters`) is one, too: everything here takes it for base and adapter together.
     So is one whose weights were pruned: it is known for what it was; `load_model` says that they are gone.
 
+    Args:
+      whole: of one in a store, the optimiser's state is wanted, too.
+
     Raises:
-      UserError: neither exists, or the directory lacks its configuration, weights or tokenizer; an adapter's base is
+      UserError: there is none, or the directory lacks its configuration, weights or tokenizer; an adapter's base is
         not to be found, or has changed.
     """
-    directory = Path(model).expanduser()
+    directory = as_path(model).expanduser()
+    if isinstance(directory, StorePath):
+        directory = transfer.fetch(directory, unwanted=() if whole else ("optimizer*",))
     if directory.is_file():
         raise UserError(f"model {model} is a file; expected a Hugging Face model directory")
     if not directory.is_dir():
@@ -277,7 +283,7 @@ def save_directory(
 
     from stages.engines import lora
 
-    unfinished = directory.with_name(f".{directory.name}.unfinished")
+    unfinished = transfer.building(directory)
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
@@ -313,6 +319,8 @@ def _skeleton(model: PreTrainedModel) -> PreTrainedModel:
 def replace_directory(finished: Path, directory: Path) -> None:
     """Flush `finished` to disk and give it the name `directory`; a directory of that name is moved aside, then removed.
 
+    One in a store it is put into (`transfer.publish`).
+
     A crash leaves the old directory, the new one, or (between two renames) the old one as `.<name>.replaced`.
     """
     readable = finished.stat().st_mode & 0o666  # as the umask has it; safetensors files come out for the owner alone
@@ -320,6 +328,9 @@ def replace_directory(finished: Path, directory: Path) -> None:
         if path.is_file():
             path.chmod(readable)
         storage.flush(path)
+    if isinstance(directory, StorePath):
+        transfer.publish(finished, directory)
+        return
     aside = directory.with_name(f".{directory.name}.replaced")
     shutil.rmtree(aside, ignore_errors=True)
     if directory.exists():

@@ -23,7 +23,8 @@ from stages.errors import UserError
 from stages.places import StorePath, as_path, cache, download, is_local, upload
 from stages.storage import digest, write_whole
 
-_CONFIGURATIONS = ("config.json", CONFIG_FILE)
+CONFIGURATIONS = ("config.json", CONFIG_FILE)
+"""Of a model, and of an adapter."""
 _LINEAGE_FILE = "spo.json"
 _ORIGIN_FILE = ".origin"
 _AT_ONCE = 4  # files; each is moved in several pieces at once where it is large
@@ -39,7 +40,7 @@ def fetch(directory: StorePath, unwanted: Iterable[str] = ()) -> Path:
       UserError: no model is there, or not yet; it cannot be reached; it was written anew meanwhile.
     """
     listed = _listed(directory)
-    if not any(name in listed for name in _CONFIGURATIONS):
+    if not any(name in listed for name in CONFIGURATIONS):
         raise UserError(
             f"there is no model directory {directory}"
             + (", only one whose writing did not come to its end" if listed else "")
@@ -61,18 +62,18 @@ def publish(finished: Path, directory: StorePath) -> None:
       UserError: the store does not take it; then there is no model, and `finished` is still here.
     """
     names = sorted(path.relative_to(finished).as_posix() for path in finished.rglob("*") if path.is_file())
-    there, ends = set(_listed(directory)), {_LINEAGE_FILE, *_CONFIGURATIONS}
+    there, ends = set(_listed(directory)), {_LINEAGE_FILE, *CONFIGURATIONS}
 
     def put(some: Iterable[str]) -> None:
         _each(lambda name: _upload(finished / name, directory / name), [name for name in some if name in names])
 
-    for name in there & set(_CONFIGURATIONS):
+    for name in there & set(CONFIGURATIONS):
         (directory / name).unlink()
     put([_LINEAGE_FILE])
     put(name for name in names if name not in ends)
     for name in there - set(names) - ends:
         (directory / name).unlink()
-    put(_CONFIGURATIONS)
+    put(CONFIGURATIONS)
     copy = _copy(_listed(directory))
     with _held(copy):
         for name in names:
@@ -84,7 +85,7 @@ def publish(finished: Path, directory: StorePath) -> None:
 
 def is_whole(directory: Path) -> bool:
     """Whether a model directory came to its end; one on a disk is there by a rename, and so it did."""
-    return is_local(directory) or any((directory / name).is_file() for name in _CONFIGURATIONS)
+    return is_local(directory) or any((directory / name).is_file() for name in CONFIGURATIONS)
 
 
 def building(directory: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +61,7 @@ def settings(artefact: Artefact) -> dict[str, Any]:
     sampled_for = next((source for source in lineage.inputs if source.stage == EVALUATION.stage), None)
     if sampled_for is None:
         return lineage.config
-    path = Path(os.path.normpath(artefact.directory.resolve() / sampled_for.path))
+    path = artefact.locate(sampled_for.path)
     before = settings(open_artefact(path, EVALUATION)) if path.exists() else {}
     return before and {**before, **lineage.config}
 

@@ -71,7 +71,8 @@ def open_part(
                 part._held = held = stack.enter_context(locked_chunks(part._chunks.directory))
                 if not held and is_local(part.directory):
                     progress.note(f"{part.directory} has no file locks: let no other process write {part.path.name}")
-                part._check()  # again: another process may have finished it meanwhile
+                if held:
+                    part._check()  # again: another process may have finished it meanwhile
                 part._adopt_chunks()
         try:
             yield part

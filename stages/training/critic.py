@@ -19,8 +19,10 @@ from stages.engines import checkpoints
 from stages.engines.adam import OPTIMISER_FILE
 from stages.engines.critic import Critic, Visited, has_head, update_critic
 from stages.engines.pruning import check_optimiser, check_weights, digest_of
+from stages.engines.transfer import origin
 from stages.errors import UserError
-from stages.shards.lineage import Source, model_source, relative_path
+from stages.places import as_path, names_a_file, relative_path
+from stages.shards.lineage import Source, model_source
 from stages.shards.parts import Artefact
 from stages.shards.tables import ragged, rows_by_name
 from stages.training.options import CRITIC
@@ -66,7 +68,7 @@ def find_critic(sampled: Sampled, critic: str | None, out: Path, *, continue_opt
         )
     advantages = sampled.advantages
     made_with = {
-        (advantages.directory / source.path, source.fingerprint, source.path)
+        (advantages.locate(source.path), source.fingerprint, source.path)
         for part in advantages.parts
         for source in (part.lineage.inputs if part.lineage else ())
         if source.stage == CRITIC
@@ -76,16 +78,16 @@ def find_critic(sampled: Sampled, critic: str | None, out: Path, *, continue_opt
             f"{advantages.path} was not made by one critic (`spo estimate --estimator critic`), so there is none to "
             "train: leave --critic-learning-rate out, or pass --critic"
         )
-    place, fingerprint, name = next(iter(made_with)) if critic is None else (Path(critic), None, critic)
-    if place.exists():
-        name = str(place)
-    elif name.startswith(".."):  # a directory as seen from the artefact; names on the hub never begin so
-        raise UserError(f"the critic that made {advantages.path} lies no longer at {place}: pass --critic PATH")
-    directory = checkpoints.resolve(name)
+    there, fingerprint, name = next(iter(made_with)) if critic is None else (as_path(critic), None, critic)
+    if there.exists():
+        name = str(there)
+    elif names_a_file(name):
+        raise UserError(f"the critic that made {advantages.path} lies no longer at {there}: pass --critic PATH")
+    directory = checkpoints.resolve(name, whole=continue_optimiser)
     digest = checkpoints.digest(directory)
     if fingerprint not in (None, digest):
         raise UserError(
-            f"the critic at {place} has changed since {advantages.path} was made with it: run `spo estimate` again, or "
+            f"the critic at {there} has changed since {advantages.path} was made with it: run `spo estimate` again, or "
             "pass --critic PATH"
         )
     sources = [dataclasses.replace(model_source(name, digest, out), stage=CRITIC)]
@@ -93,7 +95,7 @@ def find_critic(sampled: Sampled, critic: str | None, out: Path, *, continue_opt
     content = digest_of(state, "optimizer") if has_head(directory) else None  # without a head it is a policy's
     optimiser = continue_optimiser and content is not None
     if content and optimiser:
-        sources.append(Source(relative_path(state, out), content, "critic's optimizer"))
+        sources.append(Source(relative_path(origin(directory) / state.name, out), content, "critic's optimizer"))
     return CriticStart(directory, optimiser, tuple(sources))
 
 

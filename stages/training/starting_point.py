@@ -11,8 +11,10 @@ from stages.engines import checkpoints, lora
 from stages.engines.adam import OPTIMISER_FILE
 from stages.engines.adapters import Asked, Lora, is_adapter
 from stages.engines.pruning import check_optimiser, check_weights, digest_of
+from stages.engines.transfer import origin
 from stages.errors import UserError
-from stages.shards.lineage import Source, model_source, read_lineage, relative_path
+from stages.places import names_a_file, relative_path
+from stages.shards.lineage import Source, model_source, read_lineage
 from stages.shards.origin import compare_model, sampling_model, without_lineage
 from stages.shards.parts import Artefact, follow, open_artefact, source
 from stages.shards.schemas import ADVANTAGES, TRAJECTORIES
@@ -112,8 +114,8 @@ def find_starting_point(
     opened, notes = _open_inputs(advantages, trajectories, life)
     newest = opened[-1][1]
     name = model or _sampling_model(newest)
-    policy = checkpoints.resolve(name).resolve()
-    if policy == out.resolve():
+    policy = checkpoints.resolve(name, whole=continue_optimiser).resolve()
+    if out.resolve() in (policy, origin(policy)):
         raise UserError(f"--out {out} is the policy to start from; expected another directory")
     mine = model_source(name, checkpoints.digest(policy), out)
     trained = lora.plan(policy, adapter)
@@ -138,7 +140,7 @@ def find_starting_point(
     content = digest_of(state, "optimizer") if trained is None or is_adapter(policy) else None
     continues = continue_optimiser and content is not None
     if content and continues:
-        inputs.append(Source(relative_path(state, out), content, "optimizer"))
+        inputs.append(Source(relative_path(origin(policy) / state.name, out), content, "optimizer"))
         before = read_lineage(policy)
     if temperature is None:
         temperature = _sampling_temperature([sampled for _, sampled, _ in opened])
@@ -194,10 +196,10 @@ def _find_sampler(trajectories: Artefact, policy: Path, mine: Source, age: int) 
     remedy = "pass --old-logprobs recorded to take the ones that were recorded when sampling"
     if told is None:
         raise UserError(f"{trajectories.path} does not say which model sampled it, so it cannot be scored: {remedy}")
-    local = trajectories.directory / told.path
-    if not local.exists() and told.path.startswith(".."):
-        raise UserError(f"the model that sampled {trajectories.path} lies no longer at {local}: {remedy}")
-    found = checkpoints.resolve(str(local) if local.exists() else told.path).resolve()
+    there = trajectories.locate(told.path)
+    if not there.exists() and names_a_file(told.path):
+        raise UserError(f"the model that sampled {trajectories.path} lies no longer at {there}: {remedy}")
+    found = checkpoints.resolve(str(there) if there.exists() else told.path).resolve()
     if checkpoints.digest(found) != told.fingerprint:
         raise UserError(f"the model {told.path} has changed since {trajectories.path} was sampled with it: {remedy}")
     return found
