@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -235,3 +238,27 @@ def test_show_tells_what_an_adapter_changes(policy: Path, adapted: Path, capsys:
     figures = told["statistics"]
     assert (figures["adapter_of"], figures["rank"], figures["alpha"]) == (str(policy), 4, 8.0)
     assert figures["steps"] == len(metrics(adapted))
+
+
+def test_ranks_of_deepspeed_train_the_same_adapter(chain: Path, policy: Path, tmp_path: Path):
+    """Two of them at ZeRO stage 3, where neither base nor adapter is whole on one; then the torch engine goes on."""
+    given: dict[str, Any] = {"adam_epsilon": 1e-4, "epochs": 2}
+    run(settings(chain, tmp_path / "torch", **given))
+    flags = ["--lora-r=4", "--learning-rate=1e-2", "--per-device-batch-size=4", "--gradient-accumulation-steps=2"]
+    flags += ["--beta=0.01", "--device=cpu", "--threads=1", "--adam-epsilon=1e-4", "--epochs=2", "--merge"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "spo_cli"]
+    place = ["train", str(chain / "advantages"), "--out", str(tmp_path / "ranks")]
+    done = subprocess.run(
+        [*launch, *place, *flags, "--engine=deepspeed", "--zero-stage=3"],
+        env=os.environ | {"TORCHDYNAMO_DISABLE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    one, other = (load_file(tmp_path / name / adapters.WEIGHTS[0]) for name in ("torch", "ranks"))
+    assert max(float((value - other[name]).abs().max()) for name, value in one.items()) < 1e-5
+    assert (tmp_path / "ranks" / "merged" / "model.safetensors").is_file()
+    assert metrics(tmp_path / "ranks")[-1]["mismatch/tokens"] == metrics(tmp_path / "torch")[-1]["mismatch/tokens"]
+    here = next_chain(tmp_path, tmp_path / "ranks")
+    run(settings(here, tmp_path / "next", reference_model=str(policy)))
+    assert metrics(tmp_path / "next")[0]["kl"] > 0
