@@ -4,6 +4,8 @@
     DIR/_logs/NAME/metrics.jsonl  of a stage by itself that writes DIR/NAME, where mirrors are asked for
     beside it                     tensorboard/, wandb/, mirrors.json (the run's id)
 
+A run in a store has all this in the cache of this machine, and a copy of the two files in its own `_logs/`.
+
 A stage opens the series of its output with the lines that stand (those up to its checkpoint, where it was killed), and
 the file then says exactly these: what is beyond is dropped, what is missing added. A mirror is told an entry before the
 file is, so a complete file means complete mirrors.
@@ -22,9 +24,10 @@ from typing import Any, Self
 
 from stages.launcher import read_launch
 from stages.mirrors import MIRRORS, Entry, Mirror, Shown, check_mirrors
+from stages.places import cache, is_local, relative_path
 from stages.progress import Progress
 from stages.shards.disk import disk_errors, locked, replacing
-from stages.shards.lineage import canonical_json, relative_path
+from stages.shards.lineage import canonical_json
 from stages.storage import digest
 
 LOGS = "_logs"
@@ -42,19 +45,27 @@ class Report:
     """
 
     def __init__(
-        self, directory: Path, mirrors: Sequence[str], title: str, settings: Mapping[str, Any], progress: Progress
+        self,
+        logs: Path,
+        root: Path,
+        mirrors: Sequence[str],
+        title: str,
+        settings: Mapping[str, Any],
+        progress: Progress,
     ) -> None:
         """
         Args:
-          directory: of the file and the mirrors, in a `_logs/`; outputs are named as seen from where that lies.
+          logs: where the file and the mirrors lie, or a copy of the file.
+          root: outputs are named as seen from here.
           mirrors: names of `MIRRORS`.
           title, settings: for mirrors that show them: a name for people, and the run's options.
         """
         self.steps = 0
-        self._directory, self._asked = directory, tuple(dict.fromkeys(mirrors))
+        self._logs, self._root, self._asked = logs, root, tuple(dict.fromkeys(mirrors))
         self._title, self._settings, self._progress = title, settings, progress
-        self._root = directory.parent if directory.name == LOGS else directory.parent.parent
-        self._path, self._state = directory / "metrics.jsonl", directory / "mirrors.json"
+        local = is_local(logs)
+        self._directory = logs if local else cache() / "logs" / digest(str(logs.resolve()).encode())
+        self._path, self._state = self._directory / "metrics.jsonl", self._directory / "mirrors.json"
         self._opened: list[Mirror] | None = None
         self._told: dict[str, list[int]] = {}
         self._works: dict[str, str] = {}
@@ -65,6 +76,7 @@ class Report:
         check_mirrors(self._asked)
         with disk_errors(self._directory):
             self._resources.enter_context(locked(self._directory))
+            self._fetch()
             self._index()
         return self
 
@@ -74,6 +86,7 @@ class Report:
                 self._mirrors()
             for mirror in self._opened or ():
                 mirror.close(failed=kind is not None)
+            self._store(self._path)
         finally:
             self._resources.__exit__(kind, *error)
 
@@ -155,6 +168,16 @@ class Report:
             self._write_state({"identity": identity, "shown": self._asked})
         return self._opened
 
+    def _fetch(self) -> None:
+        """From the store what this machine has not seen: a run that began on another goes on."""
+        for path in (self._path, self._state) if not is_local(self._logs) else ():
+            if not path.exists() and (self._logs / path.name).exists():
+                path.write_bytes((self._logs / path.name).read_bytes())
+
+    def _store(self, path: Path) -> None:
+        if not is_local(self._logs) and path.exists():
+            (self._logs / path.name).write_bytes(path.read_bytes())
+
     def _read_state(self) -> dict[str, Any]:
         """The run's identity, and which mirrors show all that the file says."""
         return json.loads(self._state.read_text()) if self._state.exists() else {}
@@ -162,6 +185,7 @@ class Report:
     def _write_state(self, state: Mapping[str, Any]) -> None:
         with disk_errors(self._state), replacing(self._state, self._state.with_name(".mirrors.json")) as file:
             file.write(json.dumps(state).encode())
+        self._store(self._state)
 
 
 class Series:
@@ -191,7 +215,7 @@ def open_run(
     if read_launch().rank:
         yield None
         return
-    with Report(out / LOGS, mirrors, out.resolve().name, settings, progress) as report:
+    with Report(out / LOGS, out, mirrors, out.resolve().name, settings, progress) as report:
         yield report
 
 
@@ -208,5 +232,5 @@ def open_report(
         return
     here = out.resolve()
     title = f"{here.parent.name}/{here.name}"
-    with Report(out.parent / LOGS / out.name, mirrors, title, settings, progress) as report:
+    with Report(out.parent / LOGS / out.name, out.parent, mirrors, title, settings, progress) as report:
         yield report

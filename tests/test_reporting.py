@@ -154,7 +154,7 @@ def close_to(points: list[tuple[int, float]]) -> list[tuple[int, Any]]:
 
 
 def open_new(directory: Path, *mirrors: str) -> Report:
-    return Report(directory, mirrors, "title", {}, Notes())
+    return Report(directory, directory.parent, mirrors, "title", {}, Notes())
 
 
 def test_a_resumed_series_says_each_step_once_and_of_those_done_again_the_last(tmp_path: Path):

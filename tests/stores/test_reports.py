@@ -1,0 +1,29 @@
+"""The metrics of a run that lies in a store: kept on this machine while it goes on, copied into it at the end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from stages.reporting import open_run
+from tests.shards.samples import Notes
+from tests.stores.bucket import Bucket
+
+
+def test_a_run_in_a_store_goes_on_with_its_report_on_another_machine(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run, identities = bucket.path("runs/one"), list[str]()
+    for machine, count in (("first", 2), ("second", 4)):
+        monkeypatch.setenv("SPO_CACHE", str(tmp_path / machine))
+        with open_run(run, ("tensorboard",), {}, Notes()) as report:
+            assert report
+            steps = [{"step": i, "loss": float(i)} for i in range(1, count + 1)]
+            report.series("train", run / "000" / "checkpoint", "work", steps)
+        identities.append(json.loads(bucket.objects()["runs/one/_logs/mirrors.json"])["identity"])
+        assert list((tmp_path / machine / "logs").glob("*/tensorboard/*tfevents*"))
+    told = [json.loads(line) for line in bucket.objects()["runs/one/_logs/metrics.jsonl"].splitlines()]
+    assert [(entry["of"], entry["step"]) for entry in told] == [("000/checkpoint", i) for i in range(1, 5)]
+    assert identities[0] == identities[1]
