@@ -40,7 +40,7 @@ class Recipe:
     shared_in: str
 
     def config(self, name: str, cls: type[T], /, **given: Any) -> T:
-        """The Config of a table: what it says over what `[run]` or the table around it shares, under what the caller fixes.
+        """The Config of a table: what it says, over what `[run]` or the table around it shares; the caller fixes some.
 
         Raises:
           UserError: an option that the stage does not have, that the caller decides, or of the wrong type or value.

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from stages import iterate
 from stages.config import option
 from stages.errors import UserError
+from stages.places import is_local
 from stages.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -91,7 +92,16 @@ def run(config: Config, progress: Progress = Silent()) -> Outcome:
     from stages.scheduling.states import look
 
     recipe, plan = iterate.open_recipe(config), iterate.make_plan(config)
+    if not is_local(plan.out):
+        raise UserError(
+            f"the scripts and logs of jobs lie in the run: expected a directory of this machine, got {plan.out}"
+        )
     iterate.open_tasks(plan)
+    if plan.keep:
+        progress.note(
+            f"jobs leave all checkpoints: `spo prune {config.recipe}` deletes what is not to be kept, when you call it "
+            "or as setup of [slurm.train]"
+        )
     jobs = plan_jobs(plan, recipe)
     _check_arrays(jobs, queue.largest_array())
     submitted = read_submitted(plan.out)

@@ -95,6 +95,6 @@ class Job:
         if asked.container and asked.container_runtime == "pyxis":
             return [*(words or ["srun"]), f"--container-image={asked.container}", *asked.container_options]
         if asked.container:
-            gpus = ["--nv"] if asked.gpus else []
+            gpus = ["--nv"] if asked.has_gpus else []
             words += [asked.container_runtime, "exec", *gpus, *asked.container_options, asked.container]
         return words

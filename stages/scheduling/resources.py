@@ -18,7 +18,7 @@ class Resources:
     account: str | None = option("Account that is charged.", default=None)
     qos: str | None = option("Quality of service.", default=None)
     time: str | None = option("Time limit, as sbatch takes it: minutes, H:M:S or D-H:M:S.", default=None)
-    gpus: str | None = option("GPUs of a task, or of each node of a training: 1, or a100:4.", default=None)
+    gpus: str | None = option("GPUs of a task, or of each node of a training: 1, a100:4, or 0 for none.", default=None)
     cpus: int | None = option("CPUs of a process.", default=None, minimum=1)
     mem: str | None = option("Memory on each node, as sbatch takes it: 64G.", default=None)
     directives: tuple[str, ...] = option("Further options of sbatch, such as --exclusive.", default=())
@@ -46,6 +46,11 @@ class Resources:
                 f"time {self.time} is {limit} s, and signal_seconds {self.signal_seconds} before its end a task stops: "
                 "raise the one or lower the other"
             )
+
+    @property
+    def has_gpus(self) -> bool:
+        """Whether it asks for any."""
+        return self.gpus not in (None, "", "0")
 
 
 def seconds(time: str) -> int:

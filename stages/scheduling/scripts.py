@@ -102,7 +102,7 @@ def _directives(job: Job, run: Path, directory: Path) -> Iterator[str]:
     for name in ("partition", "account", "qos", "time", "mem"):
         if value := getattr(asked, name):
             yield f"--{name}={value}"
-    if asked.gpus:
+    if asked.has_gpus:
         yield f"--gres=gpu:{asked.gpus}"
     if asked.cpus:
         yield f"--cpus-per-task={asked.cpus}"
@@ -151,7 +151,8 @@ mkdir -p {LOGS}
 submit() {{
   local name=$1 after=$2 number
   shift 2
-  number=$(sbatch --parsable --kill-on-invalid-dep=yes ${{after:+"--dependency=afterok:$after"}} "$@" "$name.sbatch")
+  number=$(sbatch --parsable --kill-on-invalid-dep=yes ${{after:+"--dependency=afterok:$after"}} "$@" "$name.sbatch") ||
+    exit 1
   printf '%s\\t%s\\t%s\\n' "$name" "${{number%;*}}" "${{*#--array=}}" >>{SUBMITTED}
   echo "$name: job ${{number%;*}}" >&2
   echo "${{number%;*}}"
