@@ -28,11 +28,15 @@ class Bucket:
         """As the stages take it."""
         return as_path(f"s3://{self.name}/{key}")
 
+    def names(self, prefix: str = "") -> list[str]:
+        """Keys of all objects, but the empty ones that stand for directories."""
+        listed = self.client.list_objects_v2(Bucket=self.name, Prefix=prefix).get("Contents", [])
+        return [one["Key"] for one in listed if not one["Key"].endswith("/")]
+
     def objects(self) -> dict[str, bytes]:
-        """All of them, but the empty ones that stand for directories."""
-        listed = self.client.list_objects_v2(Bucket=self.name).get("Contents", [])
-        keys = [one["Key"] for one in listed if not one["Key"].endswith("/")]
-        return {key: self.client.get_object(Bucket=self.name, Key=key)["Body"].read() for key in keys}
+        """All of them."""
+        read = self.client.get_object
+        return {key: read(Bucket=self.name, Key=key)["Body"].read() for key in self.names()}
 
     def uploads(self) -> list[str]:
         """Keys of objects that have been begun and not completed."""
