@@ -1,0 +1,301 @@
+"""Whole commands over a store: the chain of the stages, what reads its artefacts, and commands that are killed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pytest
+
+from spo_cli.app import main
+from stages.engines import checkpoints, transfer
+from stages.errors import UserError
+from stages.places import StorePath, as_path, cache
+from stages.shards.parts import follow, open_artefact
+from stages.shards.schemas import ADVANTAGES, TRAJECTORIES
+from tests.stores.bucket import Bucket
+
+ROOT = Path(__file__).resolve().parents[2]
+TASK = ["--task", "arithmetic", "--task-arg", "operations=1", "--max-tokens", "24", "--threads", "1"]
+SAMPLE = [*TASK, "--num-questions", "8", "--num-generations", "4", "--temperature", "0.8"]
+ARTEFACTS = ("trajectories", "cutpoints", "advantages")
+
+pytestmark = pytest.mark.xdist_group("stores")
+
+
+def spo(*words: str | Path) -> int:
+    """A command in this process; its exit code."""
+    with pytest.raises(SystemExit) as left:
+        main([str(word) for word in words])
+    return int(left.value.code or 0)
+
+
+def iterate(at: str, model: str) -> None:
+    """One iteration and its evaluation, a command per stage; the questions in two parts."""
+    for shard in ("0/2", "1/2"):
+        assert spo("rollout", "--model", model, *SAMPLE, "--shard", shard, "--out", f"{at}/trajectories") == 0
+    assert spo("segment", f"{at}/trajectories", "--interval", "2", "--out", f"{at}/cutpoints") == 0
+    assert spo("estimate", f"{at}/cutpoints", "--rollouts", "3", "--threads", "1", "--out", f"{at}/advantages") == 0
+    train = ["--learning-rate", "1e-3", "--per-device-batch-size", "16", "--threads", "1"]
+    assert spo("train", f"{at}/advantages", *train, "--out", f"{at}/checkpoint") == 0
+    evaluation = ["--model", f"{at}/checkpoint", *TASK, "--num-questions", "8", "--out", f"{at}/eval"]
+    assert spo("eval", *evaluation) == 0
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The same iteration in a bucket and on the disk, from copies of one model."""
+
+    bucket: Bucket
+    stored: str
+    local: str
+
+
+@pytest.fixture(scope="module")
+def runs(endpoint: str, policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    disk = tmp_path_factory.mktemp("runs")
+    bucket = Bucket.make("spo-runs")
+    for copy in (disk / "start", disk / "travelling"):
+        shutil.copytree(policy, copy)
+    start = bucket.path("run/start")
+    assert isinstance(start, StorePath)
+    transfer.publish(disk / "travelling", start)
+    iterate(f"s3://{bucket.name}/run/000", str(start))
+    iterate(str(disk / "000"), str(disk / "start"))
+    return Runs(bucket, f"s3://{bucket.name}/run/000", str(disk / "000"))
+
+
+@pytest.mark.parametrize("name", [*ARTEFACTS, "eval"])
+def test_a_stage_in_a_store_writes_the_rows_that_it_writes_on_a_disk(runs: Runs, name: str):
+    stored, local = pandas.read_parquet(f"{runs.stored}/{name}"), pandas.read_parquet(f"{runs.local}/{name}")
+    assert len(stored) > 0
+    pandas.testing.assert_frame_equal(stored, local)
+
+
+def test_training_from_a_store_gives_the_same_weights(runs: Runs):
+    stored = checkpoints.resolve(f"{runs.stored}/checkpoint")
+    assert checkpoints.digest(stored) == checkpoints.digest(Path(runs.local) / "checkpoint")
+    told, same = (json.loads((at / "spo.json").read_text()) for at in (stored, Path(runs.local) / "checkpoint"))
+    assert told == same, "lineage and its relative paths"
+
+
+def test_nothing_is_left_beside_the_artefacts(runs: Runs):
+    names = {name.removeprefix("run/000/") for name in runs.bucket.objects() if name.startswith("run/000/")}
+    parts = {f"{name}/part-0000{i}-of-00002.parquet" for name in ARTEFACTS for i in (0, 1)}
+    parts |= {"eval/part-00000-of-00001.parquet"}
+    rest = {name for name in names - parts if "/_logs/" not in name and not name.startswith("checkpoint/")}
+    assert parts <= names
+    assert rest == set()
+    assert runs.bucket.uploads() == []
+
+
+def test_lineage_is_relative_within_a_store_so_a_run_may_move(runs: Runs):
+    for name in [name for name in runs.bucket.objects() if name.startswith("run/")]:
+        source = {"Bucket": runs.bucket.name, "Key": name}
+        runs.bucket.client.copy_object(Bucket=runs.bucket.name, Key=f"moved/{name}", CopySource=source)
+    advantages = open_artefact(f"s3://{runs.bucket.name}/moved/run/000/advantages", ADVANTAGES)
+    assert advantages.lineage
+    assert [source.path for source in advantages.lineage.inputs[:2]] == ["../cutpoints", "../trajectories"]
+    assert str(follow(advantages, TRAJECTORIES).path) == f"s3://{runs.bucket.name}/moved/run/000/trajectories"
+
+
+def test_training_here_reads_advantages_from_there(runs: Runs, tmp_path: Path):
+    train = ["--learning-rate", "1e-3", "--per-device-batch-size", "16", "--threads", "1"]
+    assert spo("train", f"{runs.stored}/advantages", *train, "--out", tmp_path / "checkpoint") == 0
+    assert checkpoints.digest(tmp_path / "checkpoint") == checkpoints.digest(Path(runs.local) / "checkpoint")
+    told = json.loads((tmp_path / "checkpoint" / "spo.json").read_text())
+    assert told["inputs"][0]["path"] == f"{runs.stored}/advantages"
+
+
+def test_a_second_call_finds_everything_up_to_date(runs: Runs, capsys: pytest.CaptureFixture[str]):
+    before = runs.bucket.objects()
+    iterate(runs.stored, f"s3://{runs.bucket.name}/run/start")
+    assert capsys.readouterr().err.count("is up to date") >= 2 + 2 + 2 + 1 + 1
+    after = runs.bucket.objects()
+    assert {name: one for name, one in after.items() if "_logs" not in name} == {
+        name: one for name, one in before.items() if "_logs" not in name
+    }
+
+
+def test_show_follows_the_lineage_of_an_artefact_in_a_store(runs: Runs, capsys: pytest.CaptureFixture[str]):
+    assert spo("show", f"{runs.stored}/advantages") == 0
+    told = capsys.readouterr().out
+    for place in ("advantages", "cutpoints", "trajectories"):
+        assert f"{runs.stored}/{place}" in told.replace("\n", "")
+    assert "statistics of 2 parts" in told
+    assert spo("show", f"{runs.stored}/checkpoint") == 0
+    assert "Qwen2ForCausalLM" in capsys.readouterr().out
+
+
+def test_show_tells_the_state_of_a_run_in_a_store(runs: Runs, capsys: pytest.CaptureFixture[str]):
+    half = as_path(f"s3://{runs.bucket.name}/half/000/cutpoints")
+    (half / ".part-00000-of-00001" / "chunk-00000.parquet").write_bytes(b"")
+    assert spo("show", f"s3://{runs.bucket.name}/run", "--json") == 0
+    entries = {entry["path"]: entry for entry in json.loads(capsys.readouterr().out)}
+    names = {*(f"000/{name}" for name in (*ARTEFACTS, "eval", "checkpoint")), "start"}
+    assert entries.keys() == names
+    assert {entry["state"] for entry in entries.values()} == {"complete"}
+    assert spo("show", half.parent.parent, "--json") == 0
+    (begun,) = json.loads(capsys.readouterr().out)
+    assert begun["state"] == "partial"
+    assert "only unfinished work" in begun["problem"]
+
+
+def test_evaluations_in_a_store_are_compared_and_graded_again(runs: Runs, capsys: pytest.CaptureFixture[str]):
+    assert spo("eval", "--regrade", f"{runs.stored}/eval", "--out", f"{runs.stored}/again") == 0
+    stored, again = (pandas.read_parquet(f"{runs.stored}/{name}") for name in ("eval", "again"))
+    pandas.testing.assert_frame_equal(stored, again)
+    capsys.readouterr()
+    assert spo("eval", "--compare", f"{runs.stored}/again", f"{runs.local}/eval", "--format", "json") == 0
+    (found,) = json.loads(capsys.readouterr().out)["comparisons"]
+    assert found["won"] == found["lost"] == 0
+    assert spo("eval", "--table", f"stored={runs.stored}/eval", f"{runs.local}/eval", "--format", "markdown") == 0
+    assert "stored" in capsys.readouterr().out
+
+
+def test_a_model_is_fetched_once_and_its_optimiser_only_for_training(runs: Runs, endpoint: str):
+    def sent() -> int:
+        with urllib.request.urlopen(f"{endpoint}/bytes-sent") as answer:
+            return int(answer.read())
+
+    place = as_path(f"{runs.stored}/checkpoint")
+    shutil.rmtree(cache() / "models")
+    before = sent()
+    copy = checkpoints.resolve(str(place))
+    fetched = sent() - before
+    assert fetched > (copy / "model.safetensors").stat().st_size
+    assert not (copy / "optimizer.safetensors").exists()
+    before = sent()
+    assert checkpoints.resolve(str(place)) == copy
+    assert sent() - before < 20_000, "a listing"
+    assert (checkpoints.resolve(str(place), whole=True) / "optimizer.safetensors").is_file()
+    assert transfer.origin(copy) == place
+
+
+def test_a_model_whose_upload_was_cut_short_is_none_and_is_put_there_again(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    place = f"s3://{runs.bucket.name}/cut/checkpoint"
+    command = ["train", f"{runs.stored}/advantages", "--learning-rate", "1e-3", "--per-device-batch-size", "16"]
+    command += ["--threads", "1", "--out", place]
+    put = transfer._upload
+
+    def die(source: Path, target: Path) -> None:
+        if target.name == "config.json":
+            raise UserError("the store is gone")
+        put(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(transfer, "_upload", die)
+        assert spo(*command) == 2
+    assert "cut/checkpoint/model.safetensors" in runs.bucket.objects()
+    with pytest.raises(UserError, match="only one whose writing did not come to its end"):
+        checkpoints.resolve(place)
+    assert spo(*command) == 0
+    assert checkpoints.digest(checkpoints.resolve(place)) == checkpoints.digest(Path(runs.local) / "checkpoint")
+
+
+def test_what_is_not_a_model_of_ours_is_not_replaced(runs: Runs, capsys: pytest.CaptureFixture[str]):
+    runs.bucket.put("precious/data.bin", b"years of work")
+    out = f"s3://{runs.bucket.name}/precious"
+    assert spo("train", f"{runs.stored}/advantages", "--threads", "1", "--overwrite", "--out", out) == 2
+    assert "is no model directory made by spo" in " ".join(capsys.readouterr().err.split())
+    assert runs.bucket.objects()["precious/data.bin"] == b"years of work"
+
+
+def until(reached: Callable[[], Any], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.05)
+
+
+def test_a_stage_killed_in_the_middle_shows_nothing_partial_and_resumes(runs: Runs, capsys: pytest.CaptureFixture[str]):
+    key = "run/killed/trajectories"
+    command = ["rollout", "--model", f"s3://{runs.bucket.name}/run/start", *TASK, "--num-questions", "96"]
+    command += ["--num-generations", "2", "--chunk-questions", "6", "--out", f"s3://{runs.bucket.name}/{key}"]
+
+    def objects() -> list[str]:
+        names = [name.removeprefix(f"{key}/") for name in runs.bucket.names(key)]
+        return [name for name in names if not name.startswith("_logs/")]
+
+    with subprocess.Popen([sys.executable, "-m", "spo_cli", *command], cwd=ROOT, stderr=subprocess.PIPE) as stage:
+        until(lambda: len(objects()) >= 2)
+        stage.send_signal(signal.SIGKILL)
+    left = objects()
+    assert all(name.startswith(".part-00000-of-00001/chunk-") for name in left), "no reader sees anything"
+    assert spo("segment", f"s3://{runs.bucket.name}/{key}", "--out", f"s3://{runs.bucket.name}/x") == 3
+    capsys.readouterr()
+    assert spo(*command) == 0
+    assert f"resuming, {len(left)} of 16 chunks committed" in " ".join(capsys.readouterr().err.split())
+    assert objects() == ["part-00000-of-00001.parquet"]
+    killed = runs.bucket.objects()[f"{key}/part-00000-of-00001.parquet"]
+    again = [*command[:-1], command[-1].replace("killed", "unbroken")]
+    assert spo(*again) == 0
+    assert runs.bucket.objects()["run/unbroken/trajectories/part-00000-of-00001.parquet"] == killed
+
+
+def test_a_run_of_the_recipe_goes_into_a_store(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        f"""
+        [run]
+        out = "s3://{runs.bucket.name}/recipe"
+        model = "s3://{runs.bucket.name}/run/start"
+        iterations = 2
+        task = "arithmetic"
+        task_arg = ["operations=1"]
+        max_tokens = 24
+        threads = 1
+        [rollout]
+        num_questions = 4
+        num_generations = 2
+        [estimate]
+        rollouts = 2
+        [eval]
+        num_questions = 4
+        """
+    )
+    assert spo("run", recipe) == 0
+    capsys.readouterr()
+    assert spo("show", f"s3://{runs.bucket.name}/recipe", "--json") == 0
+    entries = json.loads(capsys.readouterr().out)
+    assert len(entries) == 2 * 4 + 2, "two iterations, and the evaluations of start and end"
+    assert {entry["state"] for entry in entries} == {"complete"}
+    assert spo("run", recipe) == 0
+    assert spo("run", recipe, "--run.keep-checkpoints", "1") == 2
+    assert "prunes checkpoints on a disk" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "told"),
+    [
+        (["segment", "s3://spo-runs/nothing", "--out", "x"], 3, "s3://spo-runs/nothing does not exist"),
+        (["segment", "http://host/x", "--out", "x"], 2, "expected a local path, s3://BUCKET/KEY or gs://BUCKET/KEY"),
+        (["show", "s3://spo-runs/nothing"], 2, "s3://spo-runs/nothing does not exist"),
+        (["show", "s3://no-such-bucket/x"], 2, "s3://no-such-bucket/x does not exist"),
+        (["rollout", *SAMPLE, "--model", "s3://spo-runs/run", "--out", "x"], 2, "no model directory s3://spo-runs/run"),
+        (["status", "s3://spo-runs/run"], 2, "expected a run on this machine"),
+    ],
+)
+def test_a_wrong_place_is_told_in_one_line(
+    runs: Runs, command: list[str], code: int, told: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    assert spo(*command) == code
+    assert told in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_store_that_may_not_be_written_is_told_before_work(runs: Runs, capsys: pytest.CaptureFixture[str]):
+    out = "s3://no-such-bucket/trajectories"
+    assert spo("rollout", "--model", f"s3://{runs.bucket.name}/run/start", *SAMPLE, "--out", out) == 2
+    assert "cannot be reached" in " ".join(capsys.readouterr().err.split())
