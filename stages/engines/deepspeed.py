@@ -258,7 +258,9 @@ def import_deepspeed(device: torch.device) -> Any:
     """
     kind = "cuda" if device.type == "cuda" else "cpu"
     os.environ.setdefault("DS_ACCELERATOR", kind)
-    os.environ["LOCAL_RANK"] = str(device.index or 0)  # which device is this rank's
+    if device.index is not None:
+        os.environ["LOCAL_RANK"] = str(device.index)  # which device is this rank's
+    os.environ.setdefault("LOCAL_RANK", "0")
     try:
         import deepspeed
     except ImportError as error:

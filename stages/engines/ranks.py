@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, TypeVar
 
 from stages.engines.batches import Part
@@ -114,7 +113,9 @@ class Ranks:
 ALONE = Ranks()
 
 
-@cache
+_joined: Ranks | None = None
+
+
 def join(launch: Launch, cuda: bool) -> Ranks:
     """Meets the other ranks, once per process; they stay together until it ends.
 
@@ -124,6 +125,12 @@ def join(launch: Launch, cuda: bool) -> Ranks:
     Raises:
       SpoError: they do not come.
     """
+    global _joined
+    _joined = _joined or _meet(launch, cuda)
+    return _joined
+
+
+def _meet(launch: Launch, cuda: bool) -> Ranks:
     import atexit
 
     import torch.distributed as dist
