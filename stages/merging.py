@@ -18,14 +18,16 @@ def merge_beside(out: Path, progress: Progress) -> None:
       UserError: as `stages.engines.lora.write_merged`.
     """
     from stages.engines.adapters import MERGED
+    from stages.engines.checkpoints import resolve
     from stages.engines.lora import write_merged
     from stages.engines.pruning import lost
 
     merged, lineage = out / MERGED, read_lineage(out)
-    if merged.is_dir() or lost(out, "weights"):
+    if (merged / "config.json").is_file() or lost(out, "weights"):
         return
     progress.note(f"merging the adapter into {merged}")
-    write_merged(out, merged, lambda directory: write_lineage(directory, _deeper(lineage)) if lineage else None)
+    adapter = resolve(str(out))
+    write_merged(adapter, merged, lambda directory: write_lineage(directory, _deeper(lineage)) if lineage else None)
 
 
 def _deeper(lineage: Lineage) -> Lineage:

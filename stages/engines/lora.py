@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from stages.engines import adapters, checkpoints
+from stages.engines import adapters, checkpoints, transfer
 from stages.engines.adapters import Asked, Lora
 from stages.engines.pruning import check_weights
 from stages.errors import UserError
@@ -286,8 +286,9 @@ def _check_targets(base: Path, targets: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _public_name(directory: Path) -> tuple[str, str | None]:
-    """How others find a model: a local directory by its path; one in the hub's cache by name and revision."""
-    place = directory.resolve()
+    """How others find a model: a local directory by its path, a copy of one in a store by its place there, one in the
+    hub's cache by name and revision."""
+    place = transfer.origin(directory.resolve())
     repository = place.parent.parent.name
     if place.parent.name == "snapshots" and repository.startswith("models--"):
         return repository.removeprefix("models--").replace("--", "/"), place.name
