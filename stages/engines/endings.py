@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -47,12 +48,21 @@ def completes_stop_string(
     return any(text in decoded for text in stop)
 
 
-def cut_at_stop_string(
+def find_stop_string(
     tokenizer: PreTrainedTokenizerBase, request: Request, drawn: NDArray[np.int32], stop: Sequence[str]
 ) -> int | None:
-    """How many tokens there are up to the one that completes a stop string begun in the prefix; None: none does."""
-    if not stop or request.text_start is None or request.text_start >= len(request.prefix):
+    """How many tokens there are up to the first that completes a stop string; None: none does.
+
+    For whole samples: what `completes_stop_string` says of one after the other, by bisection.
+    """
+    if not stop:
         return None
-    first = drawn[: reach(stop)]
-    ends = (t for t in range(1, len(first) + 1) if completes_stop_string(tokenizer, request, first[:t], stop))
-    return next(ends, None)
+    prefix = request.prefix
+    start = len(prefix) if request.text_start is None else max(request.text_start, len(prefix) - reach(stop))
+
+    def holds(count: int) -> bool:
+        decoded = tokenizer.decode([*prefix[start:].tolist(), *drawn[:count].tolist()])
+        return any(text in decoded for text in stop)
+
+    counts = range(1, len(drawn) + 1)
+    return counts[bisect_left(counts, True, key=holds)] if holds(len(drawn)) else None

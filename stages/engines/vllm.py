@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,10 +21,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stages.engines import checkpoints
-from stages.engines.endings import cut_at_stop_string, end_tokens
+from stages.engines.endings import end_tokens, find_stop_string
 from stages.engines.prefixes import paths
 from stages.engines.sampling import Request, Sample, SamplingParams, Usage, check_request, close_sampler
-from stages.engines.vllm_start import CHOICE, KEY, Log, engine_arguments, environment, explain, prepare_environment
+from stages.engines.vllm_start import (
+    CHOICE,
+    FIRST,
+    KEY,
+    Log,
+    engine_arguments,
+    environment,
+    explain,
+    prepare_environment,
+)
 from stages.errors import UserError
 
 if TYPE_CHECKING:
@@ -68,6 +77,26 @@ class _Merged:
         from stages.engines.lora import whole_directory
 
         return whole_directory(model_dir, Path(self._scratch.name), self.dtype)
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """A sample that is being drawn.
+
+    Attributes:
+      place: number of the request, and of the sample in it.
+      token_ids, logprobs: int32 and float32 [T], what there is of it.
+    """
+
+    request: Request
+    place: tuple[int, int]
+    token_ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
+    logprobs: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
+
+    @property
+    def key(self) -> int:
+        """Of the random numbers of the whole sample."""
+        return self.request.keys[self.place[1]]
 
 
 class VllmSampler:
@@ -171,14 +200,23 @@ class VllmSampler:
             return samples, Usage(0, 0, 0)
         all_paths, distinct = paths(asked)
         order = [i for path in all_paths for state in path.states for i in state.requests]
+        draws = [_Draw(requests[i], (i, j)) for i in order for j in range(len(requests[i].keys))]
         sampled = prefilled = 0
         try:
-            wanted = self._add(requests, order, params)
-            for number, sample, output in self._finished(wanted, on_tokens or (lambda finished, tokens: None)):
-                drawn = output.outputs[0]
-                sampled += len(drawn.token_ids)
-                prefilled += len(output.prompt_token_ids) - (output.num_cached_tokens or 0)
-                samples[number][sample] = self._sample(requests[number], drawn, params)
+            while draws:
+                going = []
+                for draw, output in self._run(draws, params):
+                    drawn = len(output.outputs[0].token_ids)
+                    sampled += drawn
+                    prefilled += len(output.prompt_token_ids) - (output.num_cached_tokens or 0)
+                    sample = self._ended(draw, output.outputs[0], params)
+                    if isinstance(sample, Sample):
+                        samples[draw.place[0]][draw.place[1]] = sample
+                    else:
+                        going.append(sample)
+                    if on_tokens:
+                        on_tokens(int(isinstance(sample, Sample)), drawn)
+                draws = going
         except UserError:
             raise
         except BaseException as error:
@@ -186,10 +224,8 @@ class VllmSampler:
             raise
         return samples, Usage(sampled, prefilled, distinct)
 
-    def _add(
-        self, requests: Sequence[Request], order: Sequence[int], params: SamplingParams
-    ) -> dict[str, tuple[int, int]]:
-        """Gives vLLM every sample; returns which sample of which request each of its names stands for."""
+    def _run(self, draws: Sequence[_Draw], params: SamplingParams) -> Iterator[tuple[_Draw, Any]]:
+        """Gives vLLM every sample, and yields each with vLLM's output when that is finished."""
         from vllm.inputs.engine import tokens_input  # pyright: ignore[reportMissingImports]
         from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
         from vllm.sampling_params import SamplingParams as Theirs  # pyright: ignore[reportMissingImports]
@@ -205,40 +241,43 @@ class VllmSampler:
             "output_kind": RequestOutputKind.FINAL_ONLY,
         }
         choice = (params.temperature, params.top_p, params.top_k)
-        wanted: dict[str, tuple[int, int]] = {}
-        for number in order:
-            request = requests[number]
-            prompt = tokens_input(request.prefix.tolist())
-            limit = min(request.max_new_tokens, self.context_length - len(request.prefix))
-            for sample, key in enumerate(request.keys):
-                name = str(next(self.numbers))
-                theirs = Theirs(max_tokens=limit, extra_args={KEY: key, CHOICE: choice}, **shared)
-                self.llm.llm_engine.add_request(name, prompt, theirs)
-                wanted[name] = number, sample
-        return wanted
-
-    def _finished(self, wanted: dict[str, tuple[int, int]], on_tokens: Callable[[int, int], None]) -> Any:
-        """Yields (request, sample, vLLM's output) as they finish, and tells of them."""
-        engine = self.llm.llm_engine
+        engine, named = self.llm.llm_engine, {}
+        for draw in draws:
+            name = str(next(self.numbers))
+            extra = {KEY: draw.key, FIRST: len(draw.token_ids), CHOICE: choice}
+            limit = self._limit(draw.request) - len(draw.token_ids)
+            prompt = tokens_input([*draw.request.prefix.tolist(), *draw.token_ids.tolist()])
+            engine.add_request(name, prompt, Theirs(max_tokens=limit, extra_args=extra, **shared))
+            named[name] = draw
         while engine.has_unfinished_requests():
-            outputs = [output for output in engine.step() if output.finished]
-            for output in outputs:
-                yield *wanted[output.request_id], output
-            if outputs:
-                on_tokens(len(outputs), sum(len(output.outputs[0].token_ids) for output in outputs))
+            for output in engine.step():
+                if output.finished:
+                    yield named[output.request_id], output
 
-    def _sample(self, request: Request, drawn: Any, params: SamplingParams) -> Sample:
-        """What vLLM drew, ended where a stop string that begins in the prefix is complete: vLLM looks behind it."""
-        if drawn.finish_reason not in ("stop", "length"):
-            raise UserError(f"vLLM gave a sample up: {drawn.finish_reason}; its log: {self.log.path}")
-        token_ids = np.array(drawn.token_ids, np.int32)
-        logprobs = np.array(drawn.logprobs.logprobs, np.float32)
+    def _limit(self, request: Request) -> int:
+        return min(request.max_new_tokens, self.context_length - len(request.prefix))
+
+    def _ended(self, draw: _Draw, output: Any, params: SamplingParams) -> Sample | _Draw:
+        """What vLLM drew as a sample, ended where a stop string is complete; or as what is to go on.
+
+        vLLM does not see a stop string that begins in the prefix. Where characters are in pieces it sees others late,
+        or takes the prefix for one.
+        """
+        if output.finish_reason not in ("stop", "length"):
+            raise UserError(f"vLLM gave a sample up: {output.finish_reason}; its log: {self.log.path}")
+        logprobs = np.array(output.logprobs.logprobs, np.float32)
         if not np.isfinite(logprobs).all():
             raise UserError("the model's logits are not finite; its weights are damaged, or overflow in this dtype")
-        end = cut_at_stop_string(self.model.tokenizer, request, token_ids, params.stop)
+        token_ids = np.concatenate([draw.token_ids, np.array(output.token_ids, np.int32)])
+        logprobs = np.concatenate([draw.logprobs, logprobs])
+        end = find_stop_string(self.model.tokenizer, draw.request, token_ids, params.stop)
         if end is not None:
             return Sample(token_ids[:end], logprobs[:end], "stop")
-        return Sample(token_ids, logprobs, drawn.finish_reason)
+        if not isinstance(output.stop_reason, str):
+            return Sample(token_ids, logprobs, output.finish_reason)
+        if len(token_ids) == self._limit(draw.request):
+            return Sample(token_ids, logprobs, "length")
+        return replace(draw, token_ids=token_ids, logprobs=logprobs)
 
     def _end(self, error: BaseException) -> None:
         """Ends the engine after a failure in the middle of a call.

@@ -40,8 +40,9 @@ _ENVIRONMENT = {
 }
 OWNER = "SPO_VLLM_OWNER"
 """Environment variable with the process id without which vLLM's processes are to end."""
-KEY, CHOICE = "spo_key", "spo_choice"
-"""Of `extra_args` in vLLM's sampling parameters: the sample's key; (temperature, top_p, top_k)."""
+KEY, FIRST, CHOICE = "spo_key", "spo_first", "spo_choice"
+"""Of `extra_args` in vLLM's sampling parameters: the sample's key; the position in it of the first token that is to be
+drawn; (temperature, top_p, top_k)."""
 _RAISED = re.compile(r"(?:^|\s)((?:\w+\.)*\w*(?:Error|Exception|Exit)): (.+)")
 
 

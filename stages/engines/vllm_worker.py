@@ -23,7 +23,7 @@ from vllm.v1.sample.logits_processor.builtin import process_dict_updates  # pyri
 
 from stages.engines.choosing import choose
 from stages.engines.sampling import SamplingParams
-from stages.engines.vllm_start import CHOICE, KEY, OWNER
+from stages.engines.vllm_start import CHOICE, FIRST, KEY, OWNER
 from stages.maths.randomness import uniforms
 
 
@@ -32,7 +32,8 @@ class KeyedChoice(LogitsProcessor):
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
         self.device, self.pinned = device, is_pin_memory
-        self.keyed: dict[int, tuple[int, list[int]]] = {}  # row of the batch → key, tokens drawn so far (vLLM's list)
+        # row of the batch → key, position where vLLM began, tokens that it has drawn (its own list)
+        self.keyed: dict[int, tuple[int, int, list[int]]] = {}
         self.params = SamplingParams()
         if OWNER in os.environ and Path("/proc").is_dir():
             _end_with(int(os.environ[OWNER]))
@@ -50,18 +51,18 @@ class KeyedChoice(LogitsProcessor):
         if not self.keyed:  # vLLM trying out its memory, or requests that are not ours
             return logits
         rows = np.fromiter(self.keyed, np.int64)
-        keys, drawn = zip(*self.keyed.values(), strict=True)
+        keys = np.array([key for key, _, _ in self.keyed.values()], np.uint64)
         numbers = np.zeros(len(logits))
-        numbers[rows] = uniforms(np.array(keys, np.uint64), np.array([len(tokens) for tokens in drawn]))
+        numbers[rows] = uniforms(keys, [first + len(drawn) for _, first, drawn in self.keyed.values()])
         tokens, logprobs = choose(logits, self._to_device(numbers)[:, None], self.params)
         return logits.fill_(-torch.inf).scatter_(1, tokens, logprobs)
 
-    def _enter(self, params: Any, prompt: list[int] | None, drawn: list[int]) -> tuple[int, list[int]] | None:
+    def _enter(self, params: Any, prompt: list[int] | None, drawn: list[int]) -> tuple[int, int, list[int]] | None:
         extra = params.extra_args or {}
         if KEY not in extra:
             return None
         self.params = SamplingParams(*extra[CHOICE])
-        return extra[KEY], drawn
+        return extra[KEY], extra[FIRST], drawn
 
     def _to_device(self, numbers: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(numbers)

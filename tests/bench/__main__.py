@@ -8,6 +8,7 @@ import sys
 MEASUREMENTS = (
     "bench_sampling",
     "bench_tree",
+    "bench_vllm",
     "bench_train",
     "bench_packing",
     "bench_segment",
