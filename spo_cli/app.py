@@ -163,7 +163,7 @@ def translate_dotted(args: Sequence[str]) -> list[str]:
 def _bool_keys(table: str) -> set[str]:
     """The flags of a recipe's table that take no value; [run] may hold those of every stage."""
     from stages.config import bare_type, field_types
-    from stages.iterate import SLURM_TABLES, TABLES
+    from stages.planning import SLURM_TABLES, TABLES
 
     apart = SLURM_TABLES.get(table)
     configs = [apart] if apart else [config for name, config in TABLES.items() if table in (name, "run")]

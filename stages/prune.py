@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stages import iterate
+from stages import iterate, planning
 from stages.errors import IncompleteInput, UserError
 from stages.progress import Progress, Silent
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(iterate.Config):
+class Config(planning.Config):
     """What `spo prune` is told: what the run was told."""
 
 
@@ -25,7 +25,7 @@ def run(config: Config, progress: Progress = Silent()) -> None:
     Raises:
       UserError: a recipe that is not as it should be, or does not say what stays.
     """
-    plan = iterate.make_plan(config)
+    plan = planning.make_plan(config)
     if plan.keep is None:
         raise UserError(
             f"{config.recipe}: [run] lacks keep_checkpoints, the iterations whose checkpoints stay whole: set it, or "
@@ -38,7 +38,7 @@ def run(config: Config, progress: Progress = Silent()) -> None:
         progress.note(f"nothing to prune in {plan.out} ({done} of {len(numbers)} iterations are done)")
 
 
-def _is_done(plan: iterate.Plan, number: int) -> bool:
+def _is_done(plan: planning.Plan, number: int) -> bool:
     """Whether an iteration has its checkpoint and, where one is due, its whole evaluation."""
     from stages.shards.lineage import read_lineage
     from stages.shards.parts import open_artefact

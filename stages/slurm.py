@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages import iterate
+from stages import planning
 from stages.config import option
 from stages.errors import UserError
 from stages.places import is_local
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(iterate.Config):
+class Config(planning.Config):
     """What `spo slurm` is told."""
 
     submit: bool = option("Submit the jobs (what RUN/_slurm/submit.sh does).", default=False)
@@ -91,12 +91,12 @@ def run(config: Config, progress: Progress = Silent()) -> Outcome:
     from stages.scheduling.records import FOLDER, LOGS, PLAN, plan_text, read_submitted
     from stages.scheduling.states import look
 
-    recipe, plan = iterate.open_recipe(config), iterate.make_plan(config)
+    recipe, plan = planning.open_recipe(config), planning.make_plan(config)
     if not is_local(plan.out):
         raise UserError(
             f"the scripts and logs of jobs lie in the run: expected a directory of this machine, got {plan.out}"
         )
-    iterate.open_tasks(plan)
+    planning.open_tasks(plan)
     if plan.keep:
         progress.note(
             f"jobs leave all checkpoints: `spo prune {config.recipe}` deletes what is not to be kept, when you call it "
@@ -122,7 +122,7 @@ def run(config: Config, progress: Progress = Silent()) -> Outcome:
     return Outcome(folder, files, tuple(submissions), not config.dry_run, numbers)
 
 
-def plan_jobs(plan: iterate.Plan, recipe: Recipe) -> list[Job]:
+def plan_jobs(plan: planning.Plan, recipe: Recipe) -> list[Job]:
     """All jobs of a run, each after those it reads from.
 
     Raises:
@@ -132,7 +132,7 @@ def plan_jobs(plan: iterate.Plan, recipe: Recipe) -> list[Job]:
     from stages.scheduling.resources import ArrayResources
 
     resources = {
-        name.partition(".")[2]: recipe.config(name, cls) for name, cls in iterate.SLURM_TABLES.items() if "." in name
+        name.partition(".")[2]: recipe.config(name, cls) for name, cls in planning.SLURM_TABLES.items() if "." in name
     }
     shards = _count_shards(resources, recipe, plan)
     jobs, made = list[Job](), dict[str, str]()  # output → the place of what makes it
@@ -153,7 +153,7 @@ def plan_jobs(plan: iterate.Plan, recipe: Recipe) -> list[Job]:
     return jobs
 
 
-def _steps(plan: iterate.Plan) -> Iterator[tuple[str, str, Any]]:
+def _steps(plan: planning.Plan) -> Iterator[tuple[str, str, Any]]:
     """(iteration, stage, its configuration) in order."""
     if plan.start:
         yield "start", "sft", plan.start
@@ -176,7 +176,7 @@ def _read_by(config: Any) -> Iterator[str]:
         yield from map(str, value) if isinstance(value, tuple) else [str(value)]
 
 
-def _count_shards(resources: Mapping[str, Any], recipe: Recipe, plan: iterate.Plan) -> dict[str, int]:
+def _count_shards(resources: Mapping[str, Any], recipe: Recipe, plan: planning.Plan) -> dict[str, int]:
     """The shards of every stage that has them.
 
     Raises:

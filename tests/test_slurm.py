@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from spo_cli.options import build_command
-from stages import iterate, slurm
+from stages import planning, slurm
 from stages.config import arguments
 from stages.errors import UserError
 from stages.scheduling import queue as queues
@@ -73,10 +73,10 @@ def write(*overrides: str, recipe: str | None = None, progress: Any = None, **op
     return slurm.run(slurm.Config(recipe=Path("recipe.toml"), overrides=overrides, **options), progress or Notes())
 
 
-def planned(path: Path) -> tuple[iterate.Plan, list[Job]]:
-    asked = iterate.Config(recipe=path)
-    plan = iterate.make_plan(asked)
-    return plan, slurm.plan_jobs(plan, iterate.open_recipe(asked))
+def planned(path: Path) -> tuple[planning.Plan, list[Job]]:
+    asked = planning.Config(recipe=path)
+    plan = planning.make_plan(asked)
+    return plan, slurm.plan_jobs(plan, planning.open_recipe(asked))
 
 
 def parse(config: Any) -> Any:
