@@ -84,7 +84,7 @@ class ArrayResources(Resources):
 
 @dataclass(frozen=True, kw_only=True)
 class RankResources(Resources):
-    """Of a training, which may run as several processes."""
+    """Of `spo train`, which may run as several processes."""
 
     nodes: int = option("Nodes.", default=1, minimum=1)
     ranks: int = option("Processes on all nodes together, usually one for each GPU; srun starts them.", default=1)

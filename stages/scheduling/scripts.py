@@ -76,7 +76,6 @@ def job_script(job: Job, run: Path, recipe: Path, directory: Path) -> str:
         f"max_requeues={job.resources.max_requeues}",
         f"source {shlex.quote(str(run / FOLDER / SHARED))}",
         *job.resources.setup,
-        *_rendezvous(job),
         "",
         "run " + " \\\n  ".join([*([shlex.join(job.launcher())] if job.launcher() else []), *job.command()]),
     ]
@@ -112,13 +111,6 @@ def _directives(job: Job, run: Path, directory: Path) -> Iterator[str]:
     yield "--requeue"
     yield f"--signal=B:USR1@{asked.signal_seconds}"
     yield from asked.directives
-
-
-def _rendezvous(job: Job) -> Iterator[str]:
-    """Where the processes of one training find one another."""
-    if isinstance(job.resources, RankResources) and job.resources.ranks > 1:
-        yield 'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
-        yield "export MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))"
 
 
 def array(tasks: Sequence[int], resources: Resources) -> str:
