@@ -4,9 +4,6 @@ One segment per response. V at its start is the mean reward of the group (or of 
 reward. A group is all responses to a question, in whichever part they lie.
 """
 
-# pyarrow.compute makes its functions at import time:
-# pyright: reportAttributeAccessIssue=false
-
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -7,9 +7,6 @@ The mean of the rewards that were seen from a *given* state is unbiased. Cutting
 --partition branches`) chooses states by what followed, which weighs rare branches up.
 """
 
-# pyarrow.compute makes its functions at import time:
-# pyright: reportAttributeAccessIssue=false
-
 from __future__ import annotations
 
 from dataclasses import dataclass
