@@ -14,6 +14,7 @@ DeepSpeed clips as torch does, and leaves a step out whose gradient is not finit
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import math
 import os
@@ -62,10 +63,9 @@ class DeepSpeedEngine:
           state: an optimiser's state to continue.
 
         Raises:
-          UserError: the state is of another model, or torn; DeepSpeed does not take the configuration; it is not
-            installed.
+          UserError: the state is of another model, or torn; DeepSpeed does not take the configuration.
         """
-        deepspeed = import_deepspeed(device)
+        deepspeed = _import(device)
         self._whole = deepspeed.utils
         self.model, self.context_length, self.vocabulary = policy.model, policy.context_length, policy.vocabulary
         self._ranks, self._stage = ranks, zero.stage
@@ -135,6 +135,7 @@ class DeepSpeedEngine:
         """Give the memory back."""
         self._engine.destroy()
         del self._engine
+        gc.collect()  # its hooks and modules hold one another
         self._ranks.gather(None)
 
     def _make_moments(self) -> None:
@@ -250,26 +251,18 @@ class _GuardedAdamW(torch.optim.AdamW):
             super().step(closure)
 
 
-def import_deepspeed(device: torch.device) -> Any:
-    """DeepSpeed for a device. On a CPU it would compile an operation that only its inference uses: it must not.
-
-    Raises:
-      UserError: it is not installed.
-    """
-    kind = "cuda" if device.type == "cuda" else "cpu"
-    os.environ.setdefault("DS_ACCELERATOR", kind)
+def _import(device: torch.device) -> Any:
+    """DeepSpeed for a device. On a CPU it would compile an operation that only its inference uses: it must not."""
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
     if device.index is not None:
         os.environ["LOCAL_RANK"] = str(device.index)  # which device is this rank's
+        torch.cuda.set_device(device)
     os.environ.setdefault("LOCAL_RANK", "0")
-    try:
-        import deepspeed
-    except ImportError as error:
-        raise UserError(
-            "--engine deepspeed needs DeepSpeed, which is not installed: pip install 'spo-cli[deepspeed]'"
-        ) from error
+    import deepspeed
+
     deepspeed.utils.logger.setLevel("ERROR")  # it warns of steps that are left out, which is told otherwise
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
-    if kind == "cpu":
+    if device.type == "cpu":
         cast("Any", deepspeed.ops).__compatible_ops__ = defaultdict(bool)
     return deepspeed
 

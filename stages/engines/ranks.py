@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from stages.engines.batches import Part
-from stages.errors import SpoError
+from stages.errors import SpoError, UserError
 from stages.launcher import Launch
 
 T = TypeVar("T")
@@ -116,37 +116,52 @@ ALONE = Ranks()
 _joined: Ranks | None = None
 
 
-def join(launch: Launch, cuda: bool) -> Ranks:
+def join(launch: Launch, device: str) -> Ranks:
     """Meets the other ranks, once per process; they stay together until it ends.
 
     Args:
-      cuda: gradients are on CUDA devices (NCCL), else on CPUs (gloo).
+      device: type of this rank's device: gradients go over NCCL between `cuda`, over gloo between `cpu`.
 
     Raises:
+      UserError: some have another type of device.
       SpoError: they do not come.
     """
     global _joined
-    _joined = _joined or _meet(launch, cuda)
+    _joined = _joined or _meet(launch, device)
     return _joined
 
 
-def _meet(launch: Launch, cuda: bool) -> Ranks:
+def _meet(launch: Launch, device: str) -> Ranks:
     import atexit
 
     import torch.distributed as dist
 
-    backend = "nccl" if cuda else "gloo"
-    if launch.size == 1:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-        atexit.register(dist.destroy_process_group)
-        return Ranks()
+    backend = "nccl" if device == "cuda" else "gloo"
     place = f"{launch.address}:{launch.port}"
     try:
-        dist.init_process_group(backend, init_method=f"tcp://{place}", rank=launch.rank, world_size=launch.size)
+        if launch.size == 1:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            return Ranks()
+        store, _, _ = next(dist.rendezvous(f"tcp://{place}", launch.rank, launch.size))
+        store.set(f"device of {launch.rank}", device)
+        devices = [store.get(f"device of {rank}").decode() for rank in range(launch.size)]
+        if len(set(devices)) > 1:
+            raise UserError(
+                f"of {launch.size} ranks, {devices.count('cpu')} have no GPU: pass --device cpu, or give each one"
+            )
+        dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.size)
         group = dist.new_group(backend="gloo", timeout=_PATIENCE)
-    except (RuntimeError, ValueError) as error:
+    except RuntimeError as error:
         raise SpoError(
             f"rank {launch.rank} of {launch.size} could not meet the others at {place}: {str(error).splitlines()[0]}"
         ) from error
-    atexit.register(dist.destroy_process_group)
+    finally:
+        atexit.register(_part)
     return Ranks(launch.rank, launch.size, group)
+
+
+def _part() -> None:
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,12 @@ class Zero:
             "gradient_clipping": max_grad_norm if self.stage > 0 else 0.0,
             "zero_optimization": zero,
         }
+
+
+def require_deepspeed() -> None:
+    """Raises UserError where DeepSpeed is not installed."""
+    if find_spec("deepspeed") is None:
+        raise UserError("--engine deepspeed needs DeepSpeed, which is not installed: pip install 'spo-cli[deepspeed]'")
 
 
 def plan_zero(

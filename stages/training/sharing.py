@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from stages.engines import checkpoints
 from stages.engines.ranks import ALONE, Ranks, join
-from stages.engines.zero import Zero, plan_zero
+from stages.engines.zero import Zero, plan_zero, require_deepspeed
 from stages.errors import UserError
 from stages.launcher import Launch
 from stages.training.options import LearningOptions, choose_engine
@@ -49,15 +49,20 @@ def plan_sharing(options: LearningOptions, device: str, dtype: str, launch: Laun
     """
     if choose_engine(options, launch.size) == "torch":
         return Sharing(checkpoints.pick_device(device))
-    zero = plan_zero(
-        options.deepspeed_config,
-        stage=options.zero_stage,
-        offload_optimiser=options.offload_optimizer,
-        offload_parameters=options.offload_parameters,
-        dtype=dtype,
-    )
     place = _device_of_rank(device, launch)
-    return Sharing(place, join(launch, place.type == "cuda"), zero)
+    ranks = join(launch, place.type)
+    with ranks.agreed():
+        require_deepspeed()
+        zero = ranks.first(
+            lambda: plan_zero(
+                options.deepspeed_config,
+                stage=options.zero_stage,
+                offload_optimiser=options.offload_optimizer,
+                offload_parameters=options.offload_parameters,
+                dtype=dtype,
+            )
+        )
+    return Sharing(place, ranks, zero)
 
 
 def _device_of_rank(device: str, launch: Launch) -> torch.device:
