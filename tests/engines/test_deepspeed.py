@@ -54,6 +54,11 @@ class Place:
     def job(self, name: str, *, on_the_way: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
         return {"name": name, "options": self.options(name, **changes), **(on_the_way or {})}
 
+    @property
+    def adapter(self) -> dict[str, Any]:
+        """Options of one whose base is the reference: it is scored with the adapter switched off."""
+        return {"lora_r": 4, "reference_model": str(self.folder / "policy")}
+
     def launch(self, ranks: int, jobs: list[dict[str, Any]]) -> subprocess.CompletedProcess[str]:
         """All jobs in one start of so many ranks."""
         (self.folder / "jobs.json").write_text(json.dumps(jobs))
@@ -93,11 +98,13 @@ def metrics(directory: Path) -> list[dict[str, float]]:
 
 
 def curve(directory: Path) -> list[list[float]]:
-    return [[line[name] for name in CURVE] for line in metrics(directory)]
+    return [[line.get(name, 0.0) for name in CURVE] for line in metrics(directory)]
 
 
 def weights(directory: Path) -> dict[str, torch.Tensor]:
-    return load_file(directory / "model.safetensors") | load_file(directory / "optimizer.safetensors")
+    names = ("model", "adapter_model", "optimizer")
+    files = [directory / f"{name}.safetensors" for name in names]
+    return {name: value for file in files if file.exists() for name, value in load_file(file).items()}
 
 
 def agree(one: Path, other: Path, tolerance: float = 1e-5) -> bool:
@@ -149,6 +156,7 @@ def two(killed: Place) -> Place:
         killed.job("offloaded", zero_stage=3, offload_optimizer=True, offload_parameters=True),
         killed.job("checkpointed", deepspeed_config=str(config), gradient_checkpointing=True),
         killed.job("packed", zero_stage=3, packing=True),
+        killed.job("adapted", zero_stage=3, **killed.adapter),
         killed.job("by-pass", whiten="micro-batch"),
         killed.job("large", per_device_batch_size=11, gradient_accumulation_steps=1),
         killed.job("single", samples_per_iteration=1),
@@ -194,6 +202,12 @@ def test_how_examples_are_fed_and_left_out_is_the_same(two: Place, name: str, op
     ]
     assert skipped[0] == skipped[1]
     assert (1.0 in skipped[0]) == (name == "skipping")
+
+
+def test_an_adapter_is_trained_beside_weights_that_are_shared_out(two: Place):
+    two.alone("torch-adapted", **two.adapter)
+    assert agree(two.folder / "torch-adapted", two.folder / "adapted")
+    assert not (two.folder / "adapted" / "model.safetensors").exists()
 
 
 def test_bfloat16_parameters_have_float32_masters(two: Place):
