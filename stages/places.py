@@ -15,7 +15,7 @@ import mmap
 import os
 import posixpath
 import stat
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
@@ -144,7 +144,7 @@ class StorePath(PosixPath):
         with told(self), suppress(*[FileNotFoundError] * missing_ok):
             self.filesystem.delete_file(self.key)
 
-    def iterdir(self) -> Iterator[StorePath]:
+    def iterdir(self) -> Generator[StorePath, None, None]:
         return (path for path, _ in self.entries())
 
     def entries(self) -> list[tuple[StorePath, FileInfo]]:
@@ -164,8 +164,9 @@ class StorePath(PosixPath):
             found = self.filesystem.get_file_info(FileSelector(self.key, allow_not_found=True, recursive=True))
         return [(StorePath(self.parts[0], info.path), info) for info in found if info.type.name == "File"]
 
-    def glob(self, pattern: str, **_: Any) -> Iterator[StorePath]:
+    def glob(self, pattern: str, **options: Any) -> Generator[StorePath, None, None]:
         """As `Path.glob`, without `**`."""
+        del options
         first, _, rest = pattern.partition("/")
         for path, info in self.entries():
             if fnmatchcase(path.name, first):

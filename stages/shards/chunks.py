@@ -56,6 +56,12 @@ class Chunks:
         with replacing(target, self.directory / f".{target.name}.tmp") as file:
             write_parquet(file, [table], self.schema.arrow.with_metadata(footer), self.schema.row_group)
 
+    def any(self) -> bool:
+        """Whether there is one; another process may be removing them just now."""
+        with suppress(FileNotFoundError):
+            return any(entry.name.startswith("chunk-") for entry in self.directory.iterdir())
+        return False
+
     def clear(self) -> None:
         """Removes all of them."""
         if not is_local(self.directory):

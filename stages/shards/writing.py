@@ -258,7 +258,7 @@ class PartWriter:
         found = [*sorted(self.directory.glob("part-*.parquet")), *sorted(self.directory.glob(".part-*"))]
         named = [parse_part_name(f"{path.name.removeprefix('.').removesuffix('.parquet')}.parquet") for path in found]
         others = [path for path, part in zip(found, named, strict=True) if part and part[1] != self._count]
-        return [path for path in others if path.suffix or _has_chunks(path)]
+        return [path for path in others if path.suffix or Chunks(path, self.schema).any()]
 
     def _remove_other_split(self) -> None:
         for path in self._other_split():
@@ -291,13 +291,6 @@ class PartWriter:
 def _part_differences(there: Lineage, asked: Lineage) -> list[str]:
     same = there.fingerprint == asked.fingerprint
     return [] if same else differences(there, asked) or ["its fingerprint"]
-
-
-def _has_chunks(directory: Path) -> bool:
-    """Whether unfinished work is in a directory; another process may be removing it just now."""
-    with suppress(FileNotFoundError):
-        return any(entry.name.startswith("chunk-") for entry in directory.iterdir())
-    return False
 
 
 def _whole(counts: Mapping[str, int]) -> dict[str, int]:

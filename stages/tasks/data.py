@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.errors import UserError
+from stages.places import as_path
 from stages.storage import digest, file_digest
 from stages.tasks import SPLITS, Split
 
@@ -73,7 +74,7 @@ def open_data(source: str, task: str, *, subset: str = "", revision: str = "") -
     Raises:
       UserError: none found there.
     """
-    path = Path(source).expanduser()
+    path = as_path(source).expanduser()
     if not path.exists():
         return _load_from_hub(source, subset, revision)
     if subset or revision:
@@ -115,8 +116,10 @@ def _read_parquet(file: Path, choose: Choose) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     try:
-        columns = choose(pq.read_schema(file).names, str(file))
-        return pq.ParquetFile(file).read(columns=list(columns)).to_pylist()
+        with file.open("rb") as opened:
+            parquet = pq.ParquetFile(opened)
+            columns = choose(parquet.schema_arrow.names, str(file))
+            return parquet.read(columns=list(columns)).to_pylist()
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{file} cannot be read as Parquet: {error}") from error
 

@@ -213,6 +213,19 @@ def test_what_is_not_a_model_of_ours_is_not_replaced(runs: Runs, capsys: pytest.
     assert runs.bucket.objects()["precious/data.bin"] == b"years of work"
 
 
+def test_data_is_read_from_a_store(runs: Runs, tmp_path: Path):
+    rows = pandas.DataFrame({"question": ["3B+5C", "2B+4C"], "answer": ["1", "2"]})
+    for name, write in {"train.parquet": rows.to_parquet, "test.jsonl": rows.to_json}.items():
+        write(tmp_path / name, **({"orient": "records", "lines": True} if name.endswith("l") else {}))
+        runs.bucket.put(f"data/{name}", (tmp_path / name).read_bytes())
+    here, there = tmp_path / "here", tmp_path / "there"
+    sample = ["--model", f"{runs.local}/checkpoint", "--task", "custom", "--max-tokens", "8", "--threads", "1"]
+    for split in ("train", "test"):
+        for out, data in ((here, str(tmp_path)), (there, f"s3://{runs.bucket.name}/data")):
+            assert spo("rollout", *sample, "--split", split, "--data", data, "--out", out / split) == 0
+        pandas.testing.assert_frame_equal(*(pandas.read_parquet(out / split) for out in (here, there)))
+
+
 def until(reached: Callable[[], Any], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not reached():
