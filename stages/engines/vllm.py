@@ -153,6 +153,7 @@ class VllmSampler:
         number_format = checkpoints.pick_dtype(dtype, torch.device("cpu" if on_cpu else "cuda"))
         merged = _Merged(number_format)
         model_dir = merged.whole(model_dir)
+        model = _Model.read(model_dir)
         arguments: dict[str, Any] = {
             "enable_prefix_caching": True,
             "disable_log_stats": True,
@@ -180,7 +181,7 @@ class VllmSampler:
         except BaseException:
             log.close()
             raise
-        return cls(llm, _Model.read(model_dir), _architecture(model_dir), log, merged)
+        return cls(llm, model, _architecture(model_dir), log, merged)
 
     def sample(
         self,

@@ -26,6 +26,8 @@ from stages.engines.sampling import SamplingParams
 from stages.engines.vllm_start import CHOICE, FIRST, KEY, OWNER
 from stages.maths.randomness import uniforms
 
+_ELEMENTS = 2**24  # logits that are looked at together: vLLM leaves little memory free for others
+
 
 class KeyedChoice(LogitsProcessor):
     """Chooses the tokens of a call's requests, which all bring a key."""
@@ -54,8 +56,12 @@ class KeyedChoice(LogitsProcessor):
         keys = np.array([key for key, _, _ in self.keyed.values()], np.uint64)
         numbers = np.zeros(len(logits))
         numbers[rows] = uniforms(keys, [first + len(drawn) for _, first, drawn in self.keyed.values()])
-        tokens, logprobs = choose(logits, self._to_device(numbers)[:, None], self.params)
-        return logits.fill_(-torch.inf).scatter_(1, tokens, logprobs)
+        uniform = self._to_device(numbers)[:, None]
+        rows_at_once = max(1, _ELEMENTS // logits.shape[1])
+        for part, numbers_of_part in zip(logits.split(rows_at_once), uniform.split(rows_at_once), strict=True):
+            tokens, logprobs = choose(part, numbers_of_part, self.params)
+            part.fill_(-torch.inf).scatter_(1, tokens, logprobs)
+        return logits
 
     def _enter(self, params: Any, prompt: list[int] | None, drawn: list[int]) -> tuple[int, int, list[int]] | None:
         extra = params.extra_args or {}

@@ -30,8 +30,6 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import psutil
-
 from stages import estimate, rollout, segment
 from stages.engines import sampling
 from stages.engines.presets import make_model
@@ -59,6 +57,8 @@ class Clock:
 
 def cpu_seconds() -> float:
     """Of this process and all that it started."""
+    import psutil  # which comes with vLLM
+
     me = psutil.Process()
     times = [process.cpu_times() for process in (me, *me.children(recursive=True))]
     return sum(one.user + one.system for one in times)

