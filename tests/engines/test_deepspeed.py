@@ -88,7 +88,7 @@ def launched(*command: str, **changes: str) -> subprocess.CompletedProcess[str]:
         env=os.environ | environment | changes,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=3000,
         check=False,
     )
 
