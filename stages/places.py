@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
 
 _SCHEMES = ("s3", "gs")
+_OPTIONS = {"s3:": "allow_delayed_open=true", "gs:": "retry_limit_seconds=60"}
+"""A small object is one request when its stream is closed, rather than an upload in several parts; a store that does not
+answer is not waited for a quarter of an hour."""
 _FAILURES = ("AWS Error", "google::cloud", "Couldn't resolve host", "curlCode")
 """What pyarrow's messages hold where the store, not the file, is at fault."""
 
@@ -274,6 +277,4 @@ def _put(filesystem: FileSystem, key: str, data: Any) -> int:
 def _filesystem(scheme: str, bucket: str) -> FileSystem:
     from pyarrow.fs import FileSystem
 
-    # A small object is one request when its stream is closed, rather than an upload in several parts.
-    options = "?allow_delayed_open=true" if scheme == "s3:" else ""
-    return FileSystem.from_uri(f"{scheme}//{bucket}{options}")[0]
+    return FileSystem.from_uri(f"{scheme}//{bucket}?{_OPTIONS[scheme]}")[0]
