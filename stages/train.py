@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,8 +27,6 @@ from stages.training.options import MAX_PER_QUESTION, LearningOptions, check_tog
 if TYPE_CHECKING:
     from stages.engines.adam import Adam
     from stages.engines.objective import Objective
-    from stages.engines.optimisation import Engine, Scorer
-    from stages.engines.torch import TorchEngine
     from stages.reporting import Report
     from stages.shards.lineage import Lineage
     from stages.training.critic import CriticStart, CriticTraining
@@ -199,9 +197,9 @@ def _train(
 
     from stages.engines import checkpoints
     from stages.engines.batches import padded, padded_whole
-    from stages.engines.lora import BaseOf
     from stages.engines.optimisation import update
     from stages.engines.packing import packed
+    from stages.training.models import Models
     from stages.training.pool import fill_pool
     from stages.training.scores import Fixed
     from stages.training.steps import count_steps, plan_batches, summarise, take_steps
@@ -218,38 +216,26 @@ def _train(
     layout = packed if pack else padded_whole if config.whiten == "micro-batch" else padded
     size, ranks = config.per_device_batch_size, sharing.ranks
     order = plan_batches(pool.ids, config.seed, config.epochs, config.batch_size, pool.groups)
-    opened: dict[Path, Engine] = {}
-
-    def open_model(directory: Path) -> Engine:
-        """The last one stays open: the policy is scored last, and trained next."""
-        if directory not in opened:
-            while opened:
-                opened.popitem()[1].close()
-            opened[directory] = _open_engine(
-                config,
-                sharing,
-                start,
-                directory,
-                resumed=directory == unfinished.checkpoint,
-                check=lambda engine: pool.check_fits(engine, directory, packed=pack),
-            )
-        return opened[directory]
-
-    def open_to_score(directory: Path) -> Scorer:
-        """The base of an adapter is in memory with it."""
-        if directory != start.base or directory == start.policy:
-            return open_model(directory)
-        engine = open_model(start.policy)
-        return BaseOf(engine, engine.model)
-
+    models = Models(
+        start,
+        unfinished.checkpoint,
+        sharing,
+        _adam(config),
+        lambda engine, directory: pool.check_fits(engine, directory, packed=pack),
+        dtype=config.dtype,
+        gradient_checkpointing=config.gradient_checkpointing,
+        head_chunk=config.head_chunk,
+        seed=config.seed,
+    )
     untouched = frozenset(order[0]) if config.epochs == 1 and order else frozenset[int]()
     reference = (start.reference or start.policy) if config.beta else None
     fixed = Fixed(pool.samplers, start.policy, reference, untouched)
     scores = unfinished.once(
-        "scores", lambda: fixed.compute(pool.examples, open_to_score, size, config.temperature, layout, progress, ranks)
+        "scores",
+        lambda: fixed.compute(pool.examples, models.open_to_score, size, config.temperature, layout, progress, ranks),
     )
     examples, objective = fixed.attach(pool.examples, scores), _objective(config)
-    engine = open_model(unfinished.checkpoint or start.policy)
+    engine = models.open(unfinished.checkpoint or start.policy)
     judge = _open_critic(config, critic, start, unfinished.checkpoint) if critic else None
 
     def step(batch: Sequence[int], rate: float) -> dict[str, float]:
@@ -266,38 +252,8 @@ def _train(
     counts = {"trajectories": len(examples), **pool.counts, **count_steps(metrics, config.steps_before)}
     lineage = dataclasses.replace(lineage, counts=counts, summary=summarise(metrics) | pool.figures)
     work.save(config.out, tokenizer, lambda directory: write_records(directory, lineage, metrics))
-    engine.close()
+    models.close()
     return lineage
-
-
-def _open_engine(
-    config: _Resolved,
-    sharing: Sharing,
-    start: StartingPoint,
-    directory: Path,
-    *,
-    resumed: bool,
-    check: Callable[[TorchEngine], None],
-) -> Engine:
-    from stages.engines import deepspeed
-    from stages.engines.torch import open_engine
-
-    is_policy = directory == start.policy
-    given: dict[str, Any] = {
-        "dtype": config.dtype,
-        "gradient_checkpointing": config.gradient_checkpointing,
-        "head_chunk": config.head_chunk,
-        "continue_optimiser": resumed or (is_policy and start.optimiser),
-        "adapter": start.adapter if is_policy else None,
-        "seed": config.seed,
-    }
-    if sharing.zero:
-        return deepspeed.open_engine(
-            directory, _adam(config), sharing.zero, sharing.ranks, sharing.device, check=check, **given
-        )
-    engine = open_engine(directory, _adam(config), device=config.device, **given)
-    check(engine)
-    return engine
 
 
 def _find_critic(config: Config, start: StartingPoint) -> CriticStart:
