@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def test_the_lineage_says_which_engine_it_was(vllm: Vllm, tmp_path: Path) -> Non
 
 
 def test_a_tree(vllm: Vllm, tmp_path: Path) -> None:
-    options = {"tree": "3-2-2", "segment_tokens": 3, "num_generations": None, "num_questions": 6}
+    options: dict[str, Any] = {"tree": "3-2-2", "segment_tokens": 3, "num_generations": None, "num_questions": 6}
     sample(tmp_path / "vllm", vllm.policy, engine="vllm", **options)
     sample(tmp_path / "transformers", vllm.policy, engine="transformers", **options)
     assert share_equal(tmp_path / "vllm", tmp_path / "transformers") > 0.9
@@ -83,7 +84,7 @@ def test_a_killed_command_leaves_no_engine_and_is_resumed(vllm: Vllm, tmp_path: 
     """`spo rollout --engine vllm`, as a user types it, killed with chunks done; the rest is done by another engine."""
     import psutil  # which comes with vLLM
 
-    options = {"num_questions": 200, "num_generations": 4, "chunk_questions": 4, "max_tokens": 48}
+    options: dict[str, Any] = {"num_questions": 200, "num_generations": 4, "chunk_questions": 4, "max_tokens": 48}
     words = [f"--{name.replace('_', '-')}={option}" for name, option in options.items()]
     words += ["--task=arithmetic", f"--task-arg={ARITHMETIC['task_arg'][0]}", "--threads=1", "--enforce-eager"]
     command = [sys.executable, "-m", "spo_cli", "rollout", "--engine=vllm", f"--model={vllm.policy}", *words]
