@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 _SCHEMES = ("s3", "gs")
 _OPTIONS = {"s3:": "allow_delayed_open=true", "gs:": "retry_limit_seconds=60"}
-"""A small object is one request when its stream is closed, rather than an upload in several parts; a store that does not
-answer is not waited for a quarter of an hour."""
+"""A small object is one request when its stream is closed, rather than an upload in several parts; a store that does
+not answer is not waited for a quarter of an hour."""
 _FAILURES = ("AWS Error", "google::cloud", "Couldn't resolve host", "curlCode")
 """What pyarrow's messages hold where the store, not the file, is at fault."""
 

@@ -153,8 +153,8 @@ def test_show_tells_the_state_of_a_run_in_a_store(runs: Runs, capsys: pytest.Cap
 
 def test_evaluations_in_a_store_are_compared_and_graded_again(runs: Runs, capsys: pytest.CaptureFixture[str]):
     assert spo("eval", "--regrade", f"{runs.stored}/eval", "--out", f"{runs.stored}/again") == 0
-    stored, again = (pandas.read_parquet(f"{runs.stored}/{name}") for name in ("eval", "again"))
-    pandas.testing.assert_frame_equal(stored, again)
+    again = pandas.read_parquet(f"{runs.stored}/again")
+    pandas.testing.assert_frame_equal(again, pandas.read_parquet(f"{runs.stored}/eval"))
     capsys.readouterr()
     assert spo("eval", "--compare", f"{runs.stored}/again", f"{runs.local}/eval", "--format", "json") == 0
     (found,) = json.loads(capsys.readouterr().out)["comparisons"]
@@ -215,15 +215,16 @@ def test_what_is_not_a_model_of_ours_is_not_replaced(runs: Runs, capsys: pytest.
 
 def test_data_is_read_from_a_store(runs: Runs, tmp_path: Path):
     rows = pandas.DataFrame({"question": ["3B+5C", "2B+4C"], "answer": ["1", "2"]})
-    for name, write in {"train.parquet": rows.to_parquet, "test.jsonl": rows.to_json}.items():
-        write(tmp_path / name, **({"orient": "records", "lines": True} if name.endswith("l") else {}))
+    rows.to_parquet(tmp_path / "train.parquet")
+    rows.to_json(tmp_path / "test.jsonl", orient="records", lines=True)
+    for name in ("train.parquet", "test.jsonl"):
         runs.bucket.put(f"data/{name}", (tmp_path / name).read_bytes())
     here, there = tmp_path / "here", tmp_path / "there"
     sample = ["--model", f"{runs.local}/checkpoint", "--task", "custom", "--max-tokens", "8", "--threads", "1"]
     for split in ("train", "test"):
         for out, data in ((here, str(tmp_path)), (there, f"s3://{runs.bucket.name}/data")):
             assert spo("rollout", *sample, "--split", split, "--data", data, "--out", out / split) == 0
-        pandas.testing.assert_frame_equal(*(pandas.read_parquet(out / split) for out in (here, there)))
+        pandas.testing.assert_frame_equal(pandas.read_parquet(here / split), pandas.read_parquet(there / split))
 
 
 def until(reached: Callable[[], Any], seconds: float = 120) -> None:
