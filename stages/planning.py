@@ -18,7 +18,7 @@ from stages.config import option, validate
 from stages.errors import UserError
 from stages.flags import ReportFlags
 from stages.places import is_local
-from stages.scheduling.resources import ArrayResources, RankResources
+from stages.scheduling.resources import ArrayResources, RankResources, Resources
 from stages.training.options import CRITIC
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ TABLES: dict[str, type] = {
 
 SLURM_TABLES: dict[str, type] = {
     "slurm": ArrayResources,
-    "slurm.sft": RankResources,
+    "slurm.sft": Resources,
     "slurm.rollout": ArrayResources,
     "slurm.segment": ArrayResources,
     "slurm.estimate": ArrayResources,
