@@ -26,8 +26,8 @@ class Example:
       advantages: floating [M], before whitening.
       old: floating [M] log-probabilities of the policy that sampled; None where that is the policy as it is now.
       reference: likewise of the reference policy; None where no KL is asked for or it is the policy as it is now.
-      sampled: floating [M] log-probabilities as the sampler recorded them, to be compared with those of the policy as it
-        is when the call starts (`old`, or its own while it has not moved); None where there is nothing to compare.
+      sampled: floating [M] log-probabilities as the sampler recorded them, to be compared with those of the policy as
+        it is when the call starts (`old`, or its own while it has not moved); None where there is nothing to compare.
       segment_of: int64 [M], never falling: the segment that each kept token belongs to; None: there is one segment.
       response_tokens: of the response, or of the stretch alone. segments, reward: what the metrics count beside them.
     """
