@@ -106,9 +106,18 @@ def _end_with(owner: int) -> None:
     engine = os.getpid() if os.getppid() == owner else os.getppid()
 
     def watch() -> None:
-        while Path(f"/proc/{owner}").exists():
+        while _lives(owner):
             time.sleep(1)
         os.kill(engine, signal.SIGKILL)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _lives(process: int) -> bool:
+    """Whether a process is there, and not only its exit code."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in "ZX"

@@ -15,6 +15,7 @@ from stages import evaluate
 from stages.errors import FingerprintMismatch
 from tests.chains import ARITHMETIC, cut, footer, rows, sample, value
 from tests.engines.conftest import Vllm
+from tests.test_iterate import RECIPE, run
 
 pytestmark = pytest.mark.xdist_group("vllm")
 
@@ -80,6 +81,31 @@ def test_an_evaluation(vllm: Vllm, tmp_path: Path) -> None:
     assert share_equal(tmp_path / "vllm", tmp_path / "transformers") > 0.9
 
 
+def test_a_run_starts_vllm_once_and_takes_its_checkpoints_in_place(
+    vllm: Vllm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last evaluation is of the last checkpoint: it is the embedded engine's."""
+    from stages.engines.vllm import VllmSampler
+
+    opened: list[dict[str, Any]] = []
+    take = VllmSampler.open
+
+    def counted(model_dir: Path, **options: Any) -> Any:
+        opened.append(options)
+        return take(model_dir, **options)
+
+    monkeypatch.setattr(VllmSampler, "open", counted)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(RECIPE)
+    for engine in ("vllm", "transformers"):
+        engines = [f"{stage}.engine={engine}" for stage in ("rollout", "estimate", "eval")]
+        run(recipe, tmp_path / engine, vllm.policy, *engines, "train.learning_rate=1e-4", "eval.num_questions=20")
+    assert len(opened) == 1
+    assert opened[0]["sleeps"]
+    assert share_equal(tmp_path / "vllm/000/eval", tmp_path / "transformers/000/eval") > 0.8
+    assert share_equal(tmp_path / "vllm/001/eval", tmp_path / "transformers/001/eval") > 0.8
+
+
 def test_a_killed_command_leaves_no_engine_and_is_resumed(vllm: Vllm, tmp_path: Path) -> None:
     """`spo rollout --engine vllm`, as a user types it, killed with chunks done; the rest is done by another engine."""
     import psutil  # which comes with vLLM
@@ -94,7 +120,7 @@ def test_a_killed_command_leaves_no_engine_and_is_resumed(vllm: Vllm, tmp_path: 
             time.sleep(0.05)
         started = psutil.Process(running.pid).children(recursive=True)
         running.kill()
-        _, left = psutil.wait_procs(started, timeout=30)
+        _, left = psutil.wait_procs(started, timeout=120)
         told = running.stderr.read() if running.stderr else ""
     assert chunk.exists(), told
     assert started

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import time
 from importlib.util import find_spec
 
 import pytest
@@ -77,3 +79,17 @@ def test_logits_of_nobodys_are_left_alone() -> None:
 
     logits = torch.randn(2, 5)
     assert torch.equal(KeyedChoice(None, torch.device("cpu"), False).apply(logits.clone()), logits)
+
+
+def test_a_process_that_waits_to_be_buried_is_dead() -> None:
+    import psutil  # which comes with vLLM
+
+    from stages.engines.vllm_worker import _lives
+
+    with subprocess.Popen(["sleep", "60"]) as child:
+        assert _lives(child.pid)
+        child.kill()
+        while psutil.Process(child.pid).status() != "zombie":
+            time.sleep(0.01)
+        assert not _lives(child.pid)
+    assert not _lives(child.pid)
