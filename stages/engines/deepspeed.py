@@ -116,10 +116,11 @@ class DeepSpeedEngine:
 
     def save(self, directory: Path, tokenizer: PreTrainedTokenizerBase, write_more: Callable[[Path], None]) -> None:
         """See `optimisation.Engine.save`; rank 0 writes what all gather."""
-        weights = self._gather(None)
-        moments = {what: self._gather(what) for what in MOMENTS}
-        state = {f"{what}.{name}": whole for what, of_all in moments.items() for name, whole in of_all.items()}
-        state |= {f"step.{name}": self._steps() for name in moments[MOMENTS[0]]}
+        weights, state = self._gather(None), dict[str, Tensor]()
+        if steps := max(self._ranks.gather(self._steps())):
+            moments = {what: self._gather(what) for what in MOMENTS}
+            state = {f"{what}.{name}": whole for what, of_all in moments.items() for name, whole in of_all.items()}
+            state |= {f"step.{name}": torch.tensor(steps) for name in moments[MOMENTS[0]]}
 
         def write_rest(unfinished: Path) -> None:
             save_state(unfinished / OPTIMISER_FILE, state)
@@ -168,10 +169,9 @@ class DeepSpeedEngine:
             for kept in self._adamw.state.values():
                 kept["step"].fill_(max(steps))
 
-    def _steps(self) -> Tensor:
+    def _steps(self) -> float:
         """How many steps the optimiser has taken."""
-        taken = [float(kept["step"]) for kept in self._adamw.state.values()]
-        return torch.tensor(max(taken, default=0.0))
+        return max((float(kept["step"]) for kept in self._adamw.state.values()), default=0.0)
 
     def _gather(self, what: str | None) -> dict[str, Tensor]:
         """On rank 0, float32 masters (None) or moments of all that is trained, whole and on the CPU; else nothing."""
