@@ -160,7 +160,7 @@ def two(killed: Place) -> Place:
         killed.job("by-pass", whiten="micro-batch"),
         killed.job("large", per_device_batch_size=11, gradient_accumulation_steps=1),
         killed.job("single", samples_per_iteration=1),
-        killed.job("skipping", zero_stage=2, max_ratio=0.9),
+        killed.job("skipping", zero_stage=2, max_ratio=1.2),
         killed.job("bfloat16", zero_stage=2, dtype="bfloat16", epochs=1),
         killed.job("held", on_the_way={"held": True}),
         killed.job("unread", on_the_way={"fails_on": 1}),
@@ -190,18 +190,18 @@ def test_offload_and_recomputed_activations_change_nothing_but_rounding(two: Pla
         ("by-pass", {"whiten": "micro-batch"}),
         ("large", {"per_device_batch_size": 11, "gradient_accumulation_steps": 1}),
         ("single", {"samples_per_iteration": 1}),
-        ("skipping", {"max_ratio": 0.9}),
+        ("skipping", {"max_ratio": 1.2}),
     ],
 )
 def test_how_examples_are_fed_and_left_out_is_the_same(two: Place, name: str, options: dict[str, Any]):
-    """Rows that are tries; advantages whitened by pass; fewer examples than ranks; steps that move nothing."""
+    """Rows that are tries; advantages whitened by pass; fewer examples than ranks; some steps that move nothing."""
     two.alone(f"torch-{name}", **options)
     assert agree(two.folder / f"torch-{name}", two.folder / name)
     skipped = [
         [line.get("skipped/ratio") for line in metrics(two.folder / f"{which}{name}")] for which in ("torch-", "")
     ]
     assert skipped[0] == skipped[1]
-    assert (1.0 in skipped[0]) == (name == "skipping")
+    assert ({*skipped[0]} == {None, 1.0}) == (name == "skipping")
 
 
 def test_an_adapter_is_trained_beside_weights_that_are_shared_out(two: Place):
