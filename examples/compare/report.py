@@ -116,8 +116,8 @@ def curve(runs: Sequence[Result], x: str, y: str) -> tuple[list[float], list[flo
 
 PANELS = (
     ("trained", "accuracy", "trained trajectories", "accuracy, sampled"),
-    ("tokens_sampled", "accuracy", "tokens sampled", ""),
-    ("cpu_seconds", "accuracy", "seconds of one CPU thread, sampling and training", ""),
+    ("tokens_sampled", "accuracy", "tokens sampled, thousands", ""),
+    ("cpu_seconds", "accuracy", "seconds of one CPU thread", ""),
 )
 MORE_PANELS = (
     ("trained", "reward", "trained trajectories", "accuracy on the training questions"),
@@ -136,22 +136,23 @@ def draw(results: Sequence[Result], table: str, plan: dict[str, Any], path: Path
 
     here = plan["tables"][table]
     panels = PANELS + (MORE_PANELS if here.get("more_panels") else ())
-    figure, axes = pyplot.subplots(len(panels) // 3, 3, figsize=(11, 3.2 * len(panels) // 3), squeeze=False)
+    rows = len(panels) // 3
+    figure, axes = pyplot.subplots(rows, 3, figsize=(11, 3 * rows + 0.8), squeeze=False, layout="constrained")
     for axis, (x, y, label, ylabel) in zip(axes.flat, panels, strict=True):
         for number, method in enumerate(here["methods"]):
             runs = of(results, table, method, "test")
             if not runs:
                 continue
             xs, ys, errors = curve(runs, x, y)
+            xs = [x_value / 1000 for x_value in xs] if x == "tokens_sampled" else xs
             axis.plot(xs, ys, color=f"C{number}", label=plan["methods"][method]["title"], linewidth=1.4)
             low, high = ([y + sign * e for y, e in zip(ys, errors, strict=True)] for sign in (-1, 1))
             axis.fill_between(xs, low, high, color=f"C{number}", alpha=0.2, linewidth=0)
         axis.set_xlabel(label)
         axis.set_ylabel(ylabel)
         axis.grid(alpha=0.3)
-    axes.flat[0].legend(fontsize=8)
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     figure.suptitle(f"{table}: {here['title']}", fontsize=10)
-    figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
 
