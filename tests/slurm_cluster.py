@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
@@ -67,17 +66,14 @@ def slurm(cpus: int = 64) -> Iterator[dict[str, str]]:
         place = Path(folder)
         _configure(place, cpus)
         environment = {"SLURM_CONF": str(place / "slurm.conf"), "PATH": PATH}
-        for daemon, arguments in {
-            "munged": [
-                *("--force", f"--socket={place}/munge.socket", f"--key-file={place}/munge.key"),
-                *(f"--{file}-file={place}/munged.{file}" for file in ("pid", "log", "seed")),
-            ],
-            "slurmctld": [],
-            "slurmd": [],
-        }.items():
-            # Its jobs are as nice as slurmd is: the tests beside these have the machine first.
-            subprocess.run(["nice", daemon, *arguments], env={**os.environ, **environment}, check=True)
-            stack.callback(_stop, place / f"{daemon}.pid", daemon)
+        munge = [f"--socket={place}/munge.socket", f"--key-file={place}/munge.key"]
+        munge += [f"--{name}-file={place}/munged.{name}" for name in ("pid", "log", "seed")]
+        for daemon in (
+            ["munged", "--foreground", "--force", *munge],
+            ["slurmctld", "-D"],
+            ["nice", "-n", "5", "slurmd", "-D"],  # its jobs are as nice: the tests beside these have the machine first
+        ):
+            stack.enter_context(_running(daemon, {**os.environ, **environment}))
         _wait(lambda: _call(environment, "sinfo", "-h", "-o", "%t").strip() in ("idle", "mix", "alloc"), place)
         try:
             yield environment
@@ -114,7 +110,7 @@ def _call(environment: dict[str, str], *command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}).stdout
 
 
-def _wait(until: Callable[[], bool], place: Path, seconds: float = 60) -> None:
+def _wait(until: Callable[[], bool], place: Path, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not until():
         if time.monotonic() > end:
@@ -123,14 +119,16 @@ def _wait(until: Callable[[], bool], place: Path, seconds: float = 60) -> None:
         time.sleep(0.3)
 
 
-def _stop(pid_file: Path, daemon: str) -> None:
-    """Ends a daemon that was started here, and waits for it: by its pid, if that still is its program's."""
-    with suppress(FileNotFoundError, ProcessLookupError, ValueError):
-        pid = int(pid_file.read_text())
-        for sent in (signal.SIGTERM, signal.SIGKILL):
-            if daemon not in os.readlink(f"/proc/{pid}/exe"):
-                return
-            os.kill(pid, sent)
-            for _ in range(50):
-                os.kill(pid, 0)
-                time.sleep(0.1)
+@contextmanager
+def _running(command: list[str], environment: dict[str, str]) -> Iterator[None]:
+    """A daemon, for as long as the block lasts."""
+    quiet = subprocess.DEVNULL
+    process = subprocess.Popen(command, env=environment, stdin=quiet, stdout=quiet, stderr=quiet)
+    try:
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
