@@ -223,6 +223,17 @@ def test_the_ranks_of_a_training_are_told_to_leave_and_the_job_is_requeued(clust
     ]
 
 
+def test_tasks_of_a_step_are_the_ranks_of_a_training(cluster: dict[str, str], chain: Path, tmp_path: Path):
+    pytest.importorskip("deepspeed", reason="DeepSpeed is not installed (the extra `deepspeed`)")
+    options = ("--samples-per-iteration", "6", "--out", tmp_path / "trained")
+    started = ("srun", "--ntasks=2", "--kill-on-bad-exit=1", "bash", "-c", 'exec "$0" "$@" 2>&1')
+    command = (*started, sys.executable, "-m", "spo_cli", "train", chain / "advantages", *options)
+    told = call(cluster | {"TORCHDYNAMO_DISABLE": "1", "DS_ACCELERATOR": "cpu"}, tmp_path, *command)
+    assert told.count("engine: deepspeed, ZeRO stage 2, 2 ranks on cpu") == 1
+    assert told.count("spo train → ") == 1
+    assert (tmp_path / "trained" / "model.safetensors").exists()
+
+
 def test_a_cancelled_job_does_not_come_back(cluster: dict[str, str], tmp_path: Path):
     (tmp_path / "recipe.toml").write_text(RECIPE)
     call(cluster, tmp_path, "spo", "slurm", "recipe.toml", "--run.model", "model")
