@@ -11,6 +11,7 @@ MEASUREMENTS = (
     "bench_vllm",
     "bench_train",
     "bench_packing",
+    "bench_deepspeed",
     "bench_segment",
     "bench_stages",
     "bench_estimators",
