@@ -104,7 +104,6 @@ def _run(config: Config, progress: Progress) -> Summary:
 
     started, shards = time.monotonic(), sharding.resolve(config)
     config = dataclasses.replace(with_template(config), max_tokens=tuple(sorted(set(config.max_tokens))))
-    config = with_engine(config, progress)
     tasks = [open_task(*choice) for choice in config.tasks]
     questions = _select(config, tasks)
     model_dir = checkpoints.resolve(config.model)
@@ -113,6 +112,7 @@ def _run(config: Config, progress: Progress) -> Summary:
         for choice, task in zip(config.tasks, tasks, strict=True)
     )
     model = model_source(config.model, checkpoints.digest(model_dir), config.out)
+    config = with_engine(config, progress)
     lineage = describe("eval", EVALUATION, config, inputs, model, engine_packages(config.engine))
     sampled, prefilled, written = 0, 0, []
     for shard in shards:

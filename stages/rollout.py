@@ -120,12 +120,13 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
     from stages.tasks.selection import select
 
     started, shards = time.monotonic(), sharding.resolve(config)
-    way, asked = _way(config), with_engine(with_template(_resolve(config)), progress)
+    way, asked = _way(config), with_template(_resolve(config))
     task = open_task(asked.task, asked.data, asked.task_arg)
     questions = select(task, asked.split, asked.num_questions, asked.skip_questions, asked.shuffle_seed)
     model_dir = checkpoints.resolve(asked.model)
     inputs = (task_source(asked.task, asked.data, task.digest, asked.out),)
     model = model_source(asked.model, checkpoints.digest(model_dir), asked.out)
+    asked = with_engine(asked, progress)
     lineage = describe("rollout", TRAJECTORIES, asked, inputs, model, engine_packages(asked.engine))
     sampled, prefilled, written = 0, 0, []
     for shard in shards:

