@@ -198,12 +198,14 @@ def choose_engine(engine: EngineName, device: str = "auto", progress: Progress =
     if engine != "auto":
         return engine
     why = "vLLM is not installed"
-    if installed and _is_built_for_cpus():
+    if installed and device == "cpu":
+        why = "--device cpu"
+    elif installed and _is_built_for_cpus():
         why = "this vLLM is built for CPUs"
     elif installed:
         import torch
 
-        why = "--device cpu" if device == "cpu" else "" if torch.cuda.is_available() else "there is no GPU"
+        why = "" if torch.cuda.is_available() else "there is no GPU"
     chosen: EngineName = "transformers" if why else "vllm"
     line = f"sampling engine: {chosen}" + (f" ({why})" if why else "")
     if line not in _told:
