@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -67,16 +68,30 @@ class _Model:
 
 
 class _Merged:
-    """Whole weights of adapters, on the disk for as long as an engine may read them."""
+    """Directories of a model's whole weights and nothing but, on the disk for as long as an engine may read them."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype, self._scratch = dtype, TemporaryDirectory(prefix="spo-merged-")
 
     def whole(self, model_dir: Path) -> Path:
-        """A directory of whole weights: the model's own, or of an adapter base and adapter in one."""
+        """The model's own, or of an adapter base and adapter in one.
+
+        Of a checkpoint, links to all but the optimiser's state: vLLM takes every safetensors file for weights.
+        """
+        from stages.engines.adam import OPTIMISER_FILE
         from stages.engines.lora import whole_directory
 
-        return whole_directory(model_dir, Path(self._scratch.name), self.dtype)
+        scratch = Path(self._scratch.name)
+        whole = whole_directory(model_dir, scratch, self.dtype)
+        if not (whole / OPTIMISER_FILE).is_file():
+            return whole
+        links = scratch / "checkpoint"
+        shutil.rmtree(links, ignore_errors=True)
+        links.mkdir()
+        for file in whole.iterdir():
+            if file.is_file() and file.name != OPTIMISER_FILE:
+                (links / file.name).symlink_to(file.resolve())
+        return links
 
 
 @dataclass(frozen=True)
