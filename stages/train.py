@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stages.config import option, results_config, validate
-from stages.errors import UserError
 from stages.flags import ReportFlags, TrainingFlags
 from stages.progress import Progress, Silent, Summary
 from stages.training.options import MAX_PER_QUESTION, LearningOptions, check_together
@@ -29,10 +28,9 @@ if TYPE_CHECKING:
     from stages.engines.objective import Objective
     from stages.reporting import Report
     from stages.shards.lineage import Lineage
-    from stages.training.critic import CriticStart, CriticTraining
+    from stages.training.critic import CriticStart
     from stages.training.sharing import Sharing
     from stages.training.starting_point import StartingPoint
-    from stages.training.steps import Rates
     from stages.unfinished import Unfinished
 
 
@@ -116,6 +114,7 @@ def _run(config: Config, sharing: Sharing, progress: Progress, report: Report | 
     from stages.unfinished import discard_unfinished, open_unfinished, published
 
     began, first = time.monotonic(), sharing.ranks.first
+    resume = config.optimizer_state == "resume"
     start = first(
         lambda: find_starting_point(
             config.out,
@@ -124,14 +123,18 @@ def _run(config: Config, sharing: Sharing, progress: Progress, report: Report | 
             model=config.model,
             reference_model=config.reference_model if config.beta else None,
             temperature=config.temperature,
-            continue_optimiser=config.optimizer_state == "resume",
+            continue_optimiser=resume,
             life=config.replay,
             recorded=config.old_logprobs == "recorded",
             adapter=config.adapter(),
         )
     )
     resolved = _resolve(config, start, sharing)
-    critic = _find_critic(config, start) if config.critic_learning_rate else None
+    critic = None
+    if config.critic_learning_rate:
+        from stages.training.critic import find_critic
+
+        critic = find_critic(start.sampled, config.critic, config.out, continue_optimiser=resume)
     inputs = (*start.inputs, *(critic.sources if critic else ()))
     packages = ("torch", "transformers", *["peft"] * bool(start.adapter), *["deepspeed"] * bool(sharing.zero))
     lineage = first(lambda: describe("train", None, resolved, inputs, start.model, packages))
@@ -202,7 +205,7 @@ def _train(
     from stages.training.models import Models
     from stages.training.pool import fill_pool
     from stages.training.scores import Fixed
-    from stages.training.steps import count_steps, plan_batches, summarise, take_steps
+    from stages.training.steps import Rates, count_steps, plan_batches, summarise, take_steps
     from stages.unfinished import write_records
 
     if config.threads:
@@ -214,16 +217,16 @@ def _train(
         progress.note("there is no segment to learn from: the policy stays as it is")
     pack = pool.stretches and config.whiten != "micro-batch" if config.packing is None else config.packing
     layout = packed if pack else padded_whole if config.whiten == "micro-batch" else padded
-    size, ranks = config.per_device_batch_size, sharing.ranks
+    size, ranks, adam = config.per_device_batch_size, sharing.ranks, _adam(config)
     order = plan_batches(pool.ids, config.seed, config.epochs, config.batch_size, pool.groups)
+    numbers = {"dtype": config.dtype, "gradient_checkpointing": config.gradient_checkpointing}
     models = Models(
         start,
         unfinished.checkpoint,
         sharing,
-        _adam(config),
+        adam,
         lambda engine, directory: pool.check_fits(engine, directory, packed=pack),
-        dtype=config.dtype,
-        gradient_checkpointing=config.gradient_checkpointing,
+        **numbers,
         head_chunk=config.head_chunk,
         seed=config.seed,
     )
@@ -236,7 +239,12 @@ def _train(
     )
     examples, objective = fixed.attach(pool.examples, scores), _objective(config)
     engine = models.open(unfinished.checkpoint or start.policy)
-    judge = _open_critic(config, critic, start, unfinished.checkpoint) if critic else None
+    judge = None
+    if critic:
+        from stages.training.critic import CriticTraining
+
+        sampled, checkpoint = start.sampled[-1], unfinished.checkpoint
+        judge = CriticTraining.open(critic, sampled, checkpoint, adam, config, device=config.device, **numbers)
 
     def step(batch: Sequence[int], rate: float) -> dict[str, float]:
         taken = [examples[index] for index in batch]
@@ -248,51 +256,13 @@ def _train(
         return figures
 
     work = judge.beside(engine) if judge else engine
-    metrics = take_steps(step, _rates(config), order, work, tokenizer, unfinished, config.save_every, progress)
+    rates = Rates.of(config, config.steps_before)
+    metrics = take_steps(step, rates, order, work, tokenizer, unfinished, config.save_every, progress)
     counts = {"trajectories": len(examples), **pool.counts, **count_steps(metrics, config.steps_before)}
     lineage = dataclasses.replace(lineage, counts=counts, summary=summarise(metrics) | pool.figures)
     work.save(config.out, tokenizer, lambda directory: write_records(directory, lineage, metrics))
     models.close()
     return lineage
-
-
-def _find_critic(config: Config, start: StartingPoint) -> CriticStart:
-    from stages.training.critic import find_critic
-
-    *older, sampled = start.sampled
-    if older:
-        raise UserError(
-            f"a critic learns from this iteration alone: expected one ADVANTAGES, got {1 + len(older)}; leave out the "
-            "older ones, or --critic-learning-rate"
-        )
-    resume = config.optimizer_state == "resume"
-    return find_critic(sampled, config.critic, config.out, continue_optimiser=resume)
-
-
-def _open_critic(
-    config: _Resolved, critic: CriticStart, start: StartingPoint, checkpoint: Path | None
-) -> CriticTraining:
-    from stages.engines.critic import open_critic
-    from stages.training.critic import CriticTraining, load_visited
-    from stages.training.options import CRITIC
-
-    assert config.critic_learning_rate is not None, "there is a critic to train"
-    (sampled,) = start.sampled
-    opened = open_critic(
-        checkpoint / CRITIC if checkpoint else critic.directory,
-        _adam(config),
-        device=config.device,
-        dtype=config.dtype,
-        gradient_checkpointing=config.gradient_checkpointing,
-        continue_optimiser=checkpoint is not None or critic.optimiser,
-    )
-    return CriticTraining(
-        opened,
-        load_visited(sampled.advantages, sampled.trajectories),
-        config.critic_learning_rate,
-        size=config.per_device_batch_size,
-        clip=config.value_clip or None,
-    )
 
 
 def _adam(config: _Resolved) -> Adam:
@@ -316,17 +286,4 @@ def _objective(config: _Resolved) -> Objective:
         constant=config.loss_constant,
         whiten=config.whiten,
         max_ratio=config.max_ratio,
-    )
-
-
-def _rates(config: _Resolved) -> Rates:
-    from stages.training.steps import Rates
-
-    return Rates(
-        config.learning_rate,
-        config.lr_schedule,
-        config.warmup_ratio,
-        config.warmup_steps,
-        config.total_steps,
-        config.steps_before,
     )

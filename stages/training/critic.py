@@ -11,13 +11,13 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stages.engines import checkpoints
-from stages.engines.adam import OPTIMISER_FILE
-from stages.engines.critic import Critic, Visited, has_head, update_critic
+from stages.engines.adam import OPTIMISER_FILE, Adam
+from stages.engines.critic import Critic, Visited, has_head, open_critic, update_critic
 from stages.engines.pruning import check_optimiser, check_weights, digest_of
 from stages.engines.transfer import origin
 from stages.errors import UserError
@@ -25,7 +25,7 @@ from stages.places import as_path, names_a_file, relative_path
 from stages.shards.lineage import Source, model_source
 from stages.shards.parts import Artefact
 from stages.shards.tables import ragged, rows_by_name
-from stages.training.options import CRITIC
+from stages.training.options import CRITIC, LearningOptions
 from stages.training.starting_point import Sampled
 
 if TYPE_CHECKING:
@@ -55,12 +55,21 @@ class CriticStart:
             check_optimiser(self.directory)
 
 
-def find_critic(sampled: Sampled, critic: str | None, out: Path, *, continue_optimiser: bool) -> CriticStart:
+def find_critic(
+    iterations: Sequence[Sampled], critic: str | None, out: Path, *, continue_optimiser: bool
+) -> CriticStart:
     """The critic that made the advantages, or the one that is named.
 
     Raises:
-      UserError: stretches of trees; no critic made them and none is named; it is no longer there, or has changed since.
+      UserError: several iterations; stretches of trees; no critic made the advantages and none is named; it is no
+        longer there, or has changed since.
     """
+    *older, sampled = iterations
+    if older:
+        raise UserError(
+            f"a critic learns from this iteration alone: expected one ADVANTAGES, got {1 + len(older)}; leave out the "
+            "older ones, or --critic-learning-rate"
+        )
     if sampled.trajectories.read_all(["parent_id"])["parent_id"].null_count < sampled.trajectories.rows:
         raise UserError(
             f"{sampled.trajectories.path} holds stretches of trees, and a critic is trained on whole responses: leave "
@@ -157,6 +166,36 @@ class CriticTraining:
                     f"trajectory {name} has a state of {one.lengths[-1]} tokens and a token {one.tokens.max()}, but "
                     f"the critic reads {critic.context_length} tokens and knows {critic.vocabulary}"
                 )
+
+    @classmethod
+    def open(
+        cls,
+        start: CriticStart,
+        sampled: Sampled,
+        checkpoint: Path | None,
+        adam: Adam,
+        options: LearningOptions,
+        **opened: Any,
+    ) -> CriticTraining:
+        """The critic that a call trains, and what it learns from.
+
+        Args:
+          checkpoint: of unfinished work: the policy, and within it the critic, as they were then.
+          opened: further options of `engines.critic.open_critic`.
+
+        Raises:
+          UserError: as `open_critic`, `load_visited` and `CriticTraining`.
+        """
+        assert options.critic_learning_rate is not None, "there is a critic to train"
+        critic = open_critic(
+            checkpoint / CRITIC if checkpoint else start.directory,
+            adam,
+            continue_optimiser=checkpoint is not None or start.optimiser,
+            **opened,
+        )
+        visited = load_visited(sampled.advantages, sampled.trajectories)
+        size, clip = options.per_device_batch_size, options.value_clip or None
+        return cls(critic, visited, options.critic_learning_rate, size=size, clip=clip)
 
     def step(self, names: Sequence[str], share: float) -> dict[str, float]:
         """One step on all states of some trajectories, at a share of the peak; see `engines.critic.update_critic`.

@@ -13,6 +13,7 @@ from stages.errors import UserError
 from stages.maths.randomness import random_key
 from stages.progress import Progress
 from stages.training import mismatch
+from stages.training.options import PaceOptions
 from stages.training.starting_point import SCHEDULE_STEPS
 from stages.unfinished import Metrics, Saving, Unfinished
 
@@ -55,6 +56,18 @@ class Rates:
     warmup_steps: int | None = None
     total: int | None = None
     before: int = 0
+
+    @classmethod
+    def of(cls, options: PaceOptions, before: int) -> Rates:
+        """As the options say."""
+        return cls(
+            options.learning_rate,
+            options.lr_schedule,
+            options.warmup_ratio,
+            options.warmup_steps,
+            options.total_steps,
+            before,
+        )
 
     def at(self, number: int, steps: int) -> float:
         """Of step `number`, from 0, of a call of `steps`."""
