@@ -34,3 +34,8 @@ class Interrupted(BaseException):
     """
 
     exit_code = 4
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, in a line of ours: its first line that is not empty, else its kind."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

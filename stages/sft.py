@@ -114,7 +114,7 @@ def run(config: Config, progress: Progress = Silent(), report: Report | None = N
 
 def _run(config: Config, progress: Progress, report: Report | None) -> Summary:
     from stages.demonstrations import load_examples
-    from stages.engines import checkpoints, lora
+    from stages.engines import checkpoints, lora, saving
     from stages.merging import merge_beside
     from stages.prompts import with_template
     from stages.shards.lineage import describe, model_source, task_source
@@ -156,7 +156,7 @@ def _run(config: Config, progress: Progress, report: Report | None) -> Summary:
         counts = {"examples": len(examples), "steps": len(metrics), "tokens": int(last["num_tokens"])}
         lineage = dataclasses.replace(lineage, counts=counts, summary={"loss": last["loss"]})
         # Without the optimiser's state: it belongs to this loss, and the policy's optimiser starts anew.
-        checkpoints.save_directory(
+        saving.save_directory(
             config.out, engine.model, tokenizer, lambda directory: write_records(directory, lineage, metrics)
         )
     discard_unfinished(config.out)

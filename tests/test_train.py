@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from stages.config import option
-from stages.engines import checkpoints
+from stages.engines import checkpoints, saving
 from stages.engines.optimisation import schedule
 from stages.engines.presets import make_model
 from stages.errors import FingerprintMismatch, Interrupted, UserError
@@ -59,7 +59,7 @@ def save_model(directory: Path, seed: int, change: Callable[[Any], None] | None 
         with torch.no_grad():
             change(network)
     made = describe("sft", None, Sampling())
-    checkpoints.save_directory(directory, network, tokenizer, lambda unfinished: write_lineage(unfinished, made))
+    saving.save_directory(directory, network, tokenizer, lambda unfinished: write_lineage(unfinished, made))
     return directory
 
 

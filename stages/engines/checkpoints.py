@@ -1,23 +1,19 @@
-"""Model directories in the Hugging Face layout: found, checked, digested, loaded, and written whole or not at all.
+"""Model directories in the Hugging Face layout: found, checked, digested and loaded (written: `stages.engines.saving`).
 
 Code that a model brings along is never run.
 """
 
 from __future__ import annotations
 
-import copy
-import io
-import shutil
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, redirect_stdout
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from stages import storage
 from stages.engines import adapters, pruning, transfer
-from stages.errors import UserError
+from stages.engines.quiet import quietly
+from stages.errors import UserError, first_line
 from stages.places import StorePath, as_path
 
 if TYPE_CHECKING:
@@ -141,7 +137,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
     except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
-        raise UserError(f"the tokenizer in {directory} cannot be loaded: {_first_line(error)}") from error
+        raise UserError(f"the tokenizer in {directory} cannot be loaded: {first_line(error)}") from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer in {directory} has no end-of-text token (eos_token); responses could never end")
     return cast("PreTrainedTokenizerBase", tokenizer)
@@ -158,7 +154,7 @@ def load_config(directory: Path) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(str(base_of(directory)), trust_remote_code=False)
     except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
-        raise UserError(f"the configuration in {directory} cannot be read: {_first_line(error)}") from error
+        raise UserError(f"the configuration in {directory} cannot be read: {first_line(error)}") from error
 
 
 def load_model(directory: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
@@ -192,12 +188,12 @@ def _load(kind: Any, directory: Path, device: torch.device, dtype: torch.dtype) 
 
     pruning.check_weights(directory)
     try:
-        with _quietly():
+        with quietly():
             loaded = kind.from_pretrained(
                 str(directory), dtype=dtype, trust_remote_code=False, output_loading_info=True
             )
     except (OSError, ValueError, ImportError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"the model in {directory} cannot be loaded: {_first_line(error)}") from error
+        raise UserError(f"the model in {directory} cannot be loaded: {first_line(error)}") from error
     model, report = cast("tuple[PreTrainedModel, dict[str, set[str]]]", loaded)
     if absent := sorted(report["missing_keys"]):  # transformers would fill them with random numbers
         raise UserError(f"the weights in {directory} lack {len(absent)} tensors, the first is {absent[0]}")
@@ -234,7 +230,7 @@ def pick_device(device: str) -> torch.device:
     try:
         picked = torch.device(device)
     except RuntimeError as error:
-        raise UserError(f"--device {device}: {_first_line(error)}") from error
+        raise UserError(f"--device {device}: {first_line(error)}") from error
     if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
         raise UserError(
             f"--device {device}: this machine has {torch.cuda.device_count()} CUDA devices; use cpu or auto"
@@ -259,87 +255,6 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return names[dtype]
 
 
-def save_directory(
-    directory: Path,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    write_more: Callable[[Path], None] | None = None,
-    state: dict[str, torch.Tensor] | None = None,
-) -> None:
-    """Write a model directory atomically; one that was there is replaced.
-
-    Args:
-      directory: where it shall lie; parents are made.
-      model: of one with an adapter on it, the adapter alone is written.
-      write_more: called with the unfinished directory, to put more files into it (lineage, metrics,
-        optimiser state).
-      state: the weights by the model's own names, where it does not hold them whole, or not as they are to be written
-        (an engine gathers its float32 masters); left out, the model's.
-
-    Raises:
-      UserError: the disk is full or the place is not writable; nothing is left half-written.
-    """
-    from safetensors import SafetensorError
-
-    from stages.engines import lora
-
-    unfinished = transfer.building(directory)
-    try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        if lora.is_adapted(model):
-            lora.write_adapter(model, unfinished, state)
-        else:
-            with _quietly():
-                (_skeleton(model) if state else model).save_pretrained(unfinished, state_dict=state)
-        tokenizer.save_pretrained(unfinished)
-        if write_more:
-            write_more(unfinished)
-        replace_directory(unfinished, directory)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"cannot write {directory}: {_first_line(error)}; make room or choose another place, then run this again"
-        ) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _skeleton(model: PreTrainedModel) -> PreTrainedModel:
-    """The same model in float32 and without weights, to describe those that are written in its place."""
-    import torch
-
-    config = copy.deepcopy(model.config)
-    config.dtype = torch.float32
-    with torch.device("meta"):
-        skeleton = type(model)(config)
-    skeleton.generation_config = model.generation_config
-    return skeleton.float()
-
-
-def replace_directory(finished: Path, directory: Path) -> None:
-    """Flush `finished` to disk and give it the name `directory`; a directory of that name is moved aside, then removed.
-
-    One in a store it is put into (`transfer.publish`).
-
-    A crash leaves the old directory, the new one, or (between two renames) the old one as `.<name>.replaced`.
-    """
-    readable = finished.stat().st_mode & 0o666  # as the umask has it; safetensors files come out for the owner alone
-    for path in [*finished.rglob("*"), finished]:
-        if path.is_file():
-            path.chmod(readable)
-        storage.flush(path)
-    if isinstance(directory, StorePath):
-        transfer.publish(finished, directory)
-        return
-    aside = directory.with_name(f".{directory.name}.replaced")
-    shutil.rmtree(aside, ignore_errors=True)
-    if directory.exists():
-        directory.rename(aside)
-    finished.rename(directory)
-    storage.flush(directory.parent)
-    shutil.rmtree(aside, ignore_errors=True)
-
-
 def _download(model: str, revision: str | None = None) -> Path:
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise UserError(f"there is no model directory {model}")
@@ -355,7 +270,7 @@ def _download(model: str, revision: str | None = None) -> Path:
         return directory
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise UserError(
-            f"model {model!r} is neither a directory here nor to be had from the Hugging Face hub: {_first_line(error)}"
+            f"model {model!r} is neither a directory here nor to be had from the Hugging Face hub: {first_line(error)}"
         ) from error
 
 
@@ -364,27 +279,3 @@ def _matching(directory: Path, patterns: tuple[str, ...]) -> list[Path]:
     found = {path for pattern in patterns for path in directory.glob(pattern) if path.is_file()}
     gone = [name for name in pruning.lost(directory, "weights") if any(fnmatch(name, one) for one in patterns)]
     return sorted(found | {directory / name for name in gone})
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Keep the progress bars and reports of transformers off the terminal: drawing is the surface's business.
-
-    Nor may what it imports print: accelerate looks for DeepSpeed where that is installed.
-    """
-    from transformers.utils import logging
-
-    were_on, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        with redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if were_on:
-            logging.enable_progress_bar()
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

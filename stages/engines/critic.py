@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stages.engines import checkpoints
+from stages.engines import checkpoints, saving
 from stages.engines.adam import DEFAULTS, OPTIMISER_FILE, Adam, Optimiser
 from stages.engines.torch import checkpoint_layers
 from stages.errors import UserError
@@ -105,7 +105,7 @@ class Critic:
     def save(
         self, directory: Path, tokenizer: PreTrainedTokenizerBase, write_more: Callable[[Path], None] | None = None
     ) -> None:
-        """Write a critic's directory with the optimiser's state, atomically; see `checkpoints.save_directory`."""
+        """Write a critic's directory with the optimiser's state, atomically; see `saving.save_directory`."""
         from safetensors.torch import save_file
 
         def write_rest(unfinished: Path) -> None:
@@ -114,7 +114,7 @@ class Critic:
             if write_more:
                 write_more(unfinished)
 
-        checkpoints.save_directory(directory, self.model.backbone, tokenizer, write_rest)
+        saving.save_directory(directory, self.model.backbone, tokenizer, write_rest)
 
 
 def has_head(directory: Path) -> bool:

@@ -28,14 +28,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stages.engines import checkpoints, lora
+from stages.engines import checkpoints, lora, saving
 from stages.engines.adam import MOMENTS, OPTIMISER_FILE, Adam, load_state, make_adamw, save_state
 from stages.engines.batches import MicroBatch
 from stages.engines.head import Scored
 from stages.engines.ranks import Ranks
 from stages.engines.torch import TorchEngine
 from stages.engines.zero import Zero
-from stages.errors import UserError
+from stages.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -129,7 +129,7 @@ class DeepSpeedEngine:
         parameters = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
         buffers = {name: one for name, one in self.model.state_dict().items() if name not in parameters}
         self._ranks.first(
-            lambda: checkpoints.save_directory(directory, self.model, tokenizer, write_rest, weights | buffers)
+            lambda: saving.save_directory(directory, self.model, tokenizer, write_rest, weights | buffers)
         )
 
     def close(self) -> None:
@@ -282,5 +282,4 @@ def _initialise(deepspeed: Any, module: _Scoring, adam: Adam, settings: dict[str
     except (ValueError, AssertionError, KeyError, TypeError, NotImplementedError) as error:
         if path is None:
             raise
-        line = next((one.strip() for one in str(error).splitlines() if one.strip()), type(error).__name__)
-        raise UserError(f"DeepSpeed does not take {path}: {line}") from error
+        raise UserError(f"DeepSpeed does not take {path}: {first_line(error)}") from error

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from stages.engines import adapters, checkpoints, transfer
+from stages.engines import adapters, checkpoints, saving, transfer
 from stages.engines.adapters import Asked, Lora
 from stages.engines.pruning import check_weights
-from stages.errors import UserError
+from stages.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -187,14 +187,14 @@ def write_merged(
     """Write the whole model that an adapter stands for as a Hugging Face directory.
 
     Args:
-      write_more: as `checkpoints.save_directory` takes it.
+      write_more: as `saving.save_directory` takes it.
       dtype: of the weights; in float32 nothing is lost.
 
     Raises:
-      UserError: as `checkpoints.load_model` and `checkpoints.save_directory`.
+      UserError: as `checkpoints.load_model` and `saving.save_directory`.
     """
     model = load_merged(adapter, torch.device("cpu"), dtype)
-    checkpoints.save_directory(out, model, checkpoints.load_tokenizer(adapter), write_more)
+    saving.save_directory(out, model, checkpoints.load_tokenizer(adapter), write_more)
 
 
 def whole_directory(directory: Path, scratch: Path, dtype: torch.dtype = torch.float32) -> Path:
@@ -253,8 +253,7 @@ def _load(directory: Path, device: torch.device, dtype: torch.dtype, *, trainabl
             warnings.filterwarnings("error", message="Found missing adapter keys")  # they would stay random
             wrapped = PeftModel.from_pretrained(model, str(directory), adapter_name=_NAME, is_trainable=trainable)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, UserWarning) as error:
-        line = next((one.strip() for one in str(error).splitlines() if one.strip()), type(error).__name__)
-        raise UserError(f"the adapter in {directory} cannot be put on {base}: {line}") from error
+        raise UserError(f"the adapter in {directory} cannot be put on {base}: {first_line(error)}") from error
     config = _config(model)
     config.base_model_name_or_path, config.revision = _public_name(base)
     return cast("PeftModel", wrapped.eval())

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from stages.engines.batches import Part
-from stages.errors import SpoError, UserError
+from stages.errors import SpoError, UserError, first_line
 from stages.launcher import Launch
 
 T = TypeVar("T")
@@ -153,7 +153,7 @@ def _meet(launch: Launch, device: str) -> Ranks:
         group = dist.new_group(backend="gloo", timeout=_PATIENCE)
     except RuntimeError as error:
         raise SpoError(
-            f"rank {launch.rank} of {launch.size} could not meet the others at {place}: {str(error).splitlines()[0]}"
+            f"rank {launch.rank} of {launch.size} could not meet the others at {place}: {first_line(error)}"
         ) from error
     finally:
         atexit.register(_part)

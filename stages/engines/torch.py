@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stages.engines import checkpoints, lora
+from stages.engines import checkpoints, lora, saving
 from stages.engines.adam import DEFAULTS, OPTIMISER_FILE, Adam, Optimiser
 from stages.engines.batches import Example, MicroBatch, Tree, padded
 from stages.engines.head import Scored, selected_log_probs
@@ -158,7 +158,7 @@ class TorchEngine:
             self.optimiser.save(unfinished / OPTIMISER_FILE)
             write_more(unfinished)
 
-        checkpoints.save_directory(directory, self.model, tokenizer, write_rest)
+        saving.save_directory(directory, self.model, tokenizer, write_rest)
 
     def close(self) -> None:
         """See `optimisation.Engine.close`: nothing else holds the weights."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stages.errors import UserError
+from stages.errors import UserError, first_line
 from stages.places import as_path
 from stages.storage import digest, file_digest
 from stages.tasks import SPLITS, Split
@@ -190,9 +190,8 @@ def _load_from_hub(name: str, subset: str, revision: str) -> Data:
     try:
         loaded: Mapping[str, Any] = datasets.load_dataset(name, subset or None, revision=revision or None)  # type: ignore[assignment]
     except (OSError, ValueError, RuntimeError) as error:  # hub, configuration and network errors derive from these
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"data {name} is neither a file here nor to be had from the Hugging Face hub: {reason}"
+            f"data {name} is neither a file here nor to be had from the Hugging Face hub: {first_line(error)}"
         ) from error
     splits: dict[Split, list[Row]] = {split: list(loaded[split]) for split in SPLITS if split in loaded}
     if not splits:

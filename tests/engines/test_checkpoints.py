@@ -1,4 +1,4 @@
-"""Model directories: made from scratch, found, digested, loaded, and written whole or not at all."""
+"""Model directories: made from scratch, found, digested, loaded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.engines import checkpoints
+from stages.engines import checkpoints, saving
 from stages.engines.presets import CONTEXT_LENGTH, PRESETS, make_byte_tokenizer, make_model
 from stages.errors import UserError
 from stages.shards.lineage import Lineage, read_lineage, write_lineage
@@ -24,7 +24,7 @@ TOKENIZER = make_byte_tokenizer()
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("models") / "tiny"
-    checkpoints.save_directory(directory, *make_model("tiny", 0), lambda unfinished: write_lineage(unfinished, LINEAGE))
+    saving.save_directory(directory, *make_model("tiny", 0), lambda unfinished: write_lineage(unfinished, LINEAGE))
     return directory
 
 
@@ -152,26 +152,6 @@ def test_a_tokenizer_without_an_end_token_is_refused(directory: Path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token": None}))
     with pytest.raises(UserError, match="no end-of-text token"):
         checkpoints.load_tokenizer(directory)
-
-
-def test_saving_again_replaces_the_whole_directory(directory: Path):
-    (directory / "stale.txt").write_text("of the older model")
-    checkpoints.save_directory(directory, *make_model("tiny", 1), lambda unfinished: (unfinished / "more.txt").touch())
-    assert (directory / "more.txt").exists()
-    assert not (directory / "stale.txt").exists()
-    assert [path.name for path in directory.parent.iterdir()] == [directory.name]
-
-
-def test_a_failure_while_saving_leaves_the_older_model_and_no_rubbish(directory: Path):
-    before = checkpoints.digest(directory)
-
-    def fill_the_disk(unfinished: Path) -> None:
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(UserError, match="No space left on device"):
-        checkpoints.save_directory(directory, *make_model("tiny", 1), fill_the_disk)
-    assert checkpoints.digest(directory) == before
-    assert [path.name for path in directory.parent.iterdir()] == [directory.name]
 
 
 def test_the_lineage_lies_beside_the_weights(directory: Path):

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from stages.engines import adapters, checkpoints, lora
+from stages.engines import adapters, checkpoints, lora, saving
 from stages.engines.adam import OPTIMISER_FILE, Adam
 from stages.engines.adapters import Asked, Lora
 from stages.engines.batches import Example, collate
@@ -30,7 +30,7 @@ SMALL = Lora(r=4, alpha=8.0, targets=("q_proj", "v_proj"))
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("models") / "base"
-    checkpoints.save_directory(directory, *make_model("tiny", 0))
+    saving.save_directory(directory, *make_model("tiny", 0))
     return directory
 
 
@@ -179,7 +179,7 @@ def test_the_digest_covers_base_and_adapter_and_not_where_they_lie(base: Path, a
     assert checkpoints.digest(copied) == there
     told["base_model_name_or_path"] = str(base)
     (copied / adapters.CONFIG_FILE).write_text(json.dumps(told))
-    checkpoints.save_directory(tmp_path / "base", *make_model("tiny", 1))  # another model at the place beside it
+    saving.save_directory(tmp_path / "base", *make_model("tiny", 1))  # another model at the place beside it
     assert checkpoints.base_of(copied) == base
     assert checkpoints.digest(copied) == there
     (copied / adapters.CONFIG_FILE).write_text(json.dumps(told | {"lora_alpha": 16.0}))
@@ -192,7 +192,7 @@ def test_a_base_that_changed_or_is_gone_is_told(base: Path, adapter: Path, tmp_p
     told = json.loads((tmp_path / "adapter" / adapters.CONFIG_FILE).read_text())
     told["base_model_name_or_path"] = "/no/longer/there"
     (tmp_path / "adapter" / adapters.CONFIG_FILE).write_text(json.dumps(told))
-    checkpoints.save_directory(tmp_path / "base", *make_model("tiny", 1))
+    saving.save_directory(tmp_path / "base", *make_model("tiny", 1))
     with pytest.raises(UserError, match="has changed since the adapter was trained"):
         checkpoints.resolve(str(tmp_path / "adapter"))
     shutil.rmtree(tmp_path / "base")
