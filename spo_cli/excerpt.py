@@ -23,7 +23,8 @@ from stages.engines.transfer import fetch
 from stages.errors import UserError
 from stages.places import StorePath, locate, names_a_file
 from stages.shards.foreign import KEYS
-from stages.shards.parts import Artefact, follow
+from stages.shards.origin import follow
+from stages.shards.parts import Artefact
 from stages.shards.schemas import TRAJECTORIES
 from stages.trees import are_trees
 

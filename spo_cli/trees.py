@@ -23,7 +23,8 @@ from stages.maths.advantages import NEGLIGIBLE
 from stages.maths.statistics import mean_and_standard_error
 from stages.maths.trees import node_values
 from stages.maths.values import all_equal
-from stages.shards.parts import Artefact, follow
+from stages.shards.origin import follow
+from stages.shards.parts import Artefact
 from stages.shards.schemas import TRAJECTORIES
 from stages.shards.tables import numbered
 from stages.trees import are_trees, parent_rows

@@ -48,8 +48,8 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
     """
     from stages.shards import schemas
     from stages.shards.lineage import describe
-    from stages.shards.origin import without_lineage
-    from stages.shards.parts import follow, open_artefact, source
+    from stages.shards.origin import follow, without_lineage
+    from stages.shards.parts import open_artefact, source
     from stages.shards.sharding import resolve, split
     from stages.shards.writing import open_part
 

@@ -1,11 +1,53 @@
-"""Owns what an artefact tells of its origin: whether it does, and which model its rows were sampled with."""
+"""Owns what an artefact tells of its origin: whether it does, what it was made from, which model sampled its rows."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from stages.errors import UserError
 from stages.places import names_a_file
-from stages.shards.lineage import Source
-from stages.shards.parts import Artefact
+from stages.shards.lineage import Lineage, Source
+from stages.shards.parts import Artefact, open_artefact
+from stages.shards.schemas import ARTEFACT, BY_STAGE, Schema
+
+
+def follow(artefact: Artefact, to: Schema, at: Path | None = None) -> Artefact:
+    """From cutpoints or advantages back to the artefact of another stage that they were made from.
+
+    Args:
+      to: e.g. TRAJECTORIES.
+      at: where it lies, when the user says so; else where the lineage says.
+
+    Raises:
+      UserError: no lineage and no `at`; it is no longer there; or what is there is not what the rows were made from.
+      IncompleteInput: as `open_artefact`.
+    """
+    name, flag = ARTEFACT[to.stage], f"--{ARTEFACT[to.stage].replace(' ', '-')}"
+    lineage = artefact.lineage
+    if lineage is None:
+        if at is None:
+            raise UserError(f"{artefact.path} does not say which {name} it was made from: pass {flag} PATH")
+        return open_artefact(at, to)
+    direct = next((candidate for candidate in lineage.inputs if candidate.stage == to.stage), None)
+    if direct is None:
+        return _follow_inputs(artefact, lineage, to, at)
+    target = at or artefact.locate(direct.path)
+    if not target.exists():
+        raise UserError(f"the {name} that {artefact.path} was made from lie no longer at {target}: pass {flag} PATH")
+    found = open_artefact(target, to)
+    made_from = {
+        candidate.fingerprint
+        for part in artefact.parts
+        for candidate in (part.lineage.inputs if part.lineage else ())
+        if candidate.stage == to.stage
+    }
+    changed = made_from - {found.fingerprint(), *(found.fingerprint(part) for part in found.parts)}
+    if changed:
+        raise UserError(
+            f"the {name} at {target} are not what {artefact.path} was made from (they have changed since): "
+            f"run `spo {artefact.schema.stage}` again on them, or pass {flag} PATH"
+        )
+    return found
 
 
 def sampling_model(artefact: Artefact, flag: str = "--model") -> str | None:
@@ -52,3 +94,15 @@ def compare_model(artefact: Artefact, model: Source, *, named: bool) -> tuple[st
         f"the model {model.path} has changed since {artefact.path} was sampled with it, and the policy that sampled is "
         "wanted: pass --model PATH"
     )
+
+
+def _follow_inputs(artefact: Artefact, lineage: Lineage, to: Schema, at: Path | None) -> Artefact:
+    """`follow` by way of an artefact in between: advantages → cutpoints → trajectories."""
+    name = ARTEFACT[to.stage]
+    for between in lineage.inputs:
+        path = artefact.locate(between.path)
+        if between.stage in BY_STAGE and path.exists():
+            return follow(open_artefact(path, BY_STAGE[between.stage]), to, at)
+    if at is None:
+        raise UserError(f"{artefact.path} does not lead back to {name}: pass --{name.replace(' ', '-')} PATH")
+    return open_artefact(at, to)

@@ -167,45 +167,6 @@ def source(artefact: Artefact, directory: Path, part: Part | None = None) -> Sou
     return Source(relative_path(artefact.path, directory), artefact.fingerprint(part), artefact.schema.stage)
 
 
-def follow(artefact: Artefact, to: Schema, at: Path | None = None) -> Artefact:
-    """From cutpoints or advantages back to the artefact of another stage that they were made from.
-
-    Args:
-      to: e.g. TRAJECTORIES.
-      at: where it lies, when the user says so; else where the lineage says.
-
-    Raises:
-      UserError: no lineage and no `at`; it is no longer there; or what is there is not what the rows were made from.
-      IncompleteInput: as `open_artefact`.
-    """
-    name, flag = ARTEFACT[to.stage], f"--{ARTEFACT[to.stage].replace(' ', '-')}"
-    lineage = artefact.lineage
-    if lineage is None:
-        if at is None:
-            raise UserError(f"{artefact.path} does not say which {name} it was made from: pass {flag} PATH")
-        return open_artefact(at, to)
-    direct = next((candidate for candidate in lineage.inputs if candidate.stage == to.stage), None)
-    if direct is None:
-        return _follow_inputs(artefact, lineage, to, at)
-    target = at or artefact.locate(direct.path)
-    if not target.exists():
-        raise UserError(f"the {name} that {artefact.path} was made from lie no longer at {target}: pass {flag} PATH")
-    found = open_artefact(target, to)
-    made_from = {
-        candidate.fingerprint
-        for part in artefact.parts
-        for candidate in (part.lineage.inputs if part.lineage else ())
-        if candidate.stage == to.stage
-    }
-    changed = made_from - {found.fingerprint(), *(found.fingerprint(part) for part in found.parts)}
-    if changed:
-        raise UserError(
-            f"the {name} at {target} are not what {artefact.path} was made from (they have changed since): "
-            f"run `spo {artefact.schema.stage}` again on them, or pass {flag} PATH"
-        )
-    return found
-
-
 def work_differences(there: Lineage, asked: Lineage) -> list[str]:
     """`differences` between parts of one artefact: each may have its own place and its own part of the input."""
 
@@ -303,15 +264,3 @@ def _check_same_work(parts: Sequence[Part]) -> None:
                 f"{part.path} is not of the same work as {ours[0][0].path.name} ({'; '.join(lines)}): "
                 f"run `spo {lineage.stage}` again for all parts, with --overwrite"
             )
-
-
-def _follow_inputs(artefact: Artefact, lineage: Lineage, to: Schema, at: Path | None) -> Artefact:
-    """`follow` by way of an artefact in between: advantages → cutpoints → trajectories."""
-    name = ARTEFACT[to.stage]
-    for between in lineage.inputs:
-        path = artefact.locate(between.path)
-        if between.stage in BY_STAGE and path.exists():
-            return follow(open_artefact(path, BY_STAGE[between.stage]), to, at)
-    if at is None:
-        raise UserError(f"{artefact.path} does not lead back to {name}: pass --{name.replace(' ', '-')} PATH")
-    return open_artefact(at, to)

@@ -15,8 +15,8 @@ from stages.engines.transfer import origin
 from stages.errors import UserError
 from stages.places import names_a_file, relative_path
 from stages.shards.lineage import Source, model_source, read_lineage
-from stages.shards.origin import compare_model, sampling_model, without_lineage
-from stages.shards.parts import Artefact, follow, open_artefact, source
+from stages.shards.origin import compare_model, follow, sampling_model, without_lineage
+from stages.shards.parts import Artefact, open_artefact, source
 from stages.shards.schemas import ADVANTAGES, TRAJECTORIES
 
 SCHEDULE_STEPS = "schedule_steps"

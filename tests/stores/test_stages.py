@@ -21,7 +21,8 @@ from spo_cli.app import main
 from stages.engines import checkpoints, transfer
 from stages.errors import UserError
 from stages.places import StorePath, as_path, cache
-from stages.shards.parts import follow, open_artefact
+from stages.shards.origin import follow
+from stages.shards.parts import open_artefact
 from stages.shards.schemas import ADVANTAGES, TRAJECTORIES
 from tests.stores.bucket import Bucket
 
