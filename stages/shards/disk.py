@@ -1,11 +1,7 @@
-"""Owns writing so that a crash at any moment leaves the old file or the new one, and errors that name the cure.
-
-Also the log of a part: plain lines with their time, for what may differ between two runs of the same work.
-"""
+"""Owns writing so that a crash at any moment leaves the old file or the new one, and errors that name the cure."""
 
 from __future__ import annotations
 
-import datetime
 import errno
 import fcntl
 import os
@@ -138,30 +134,6 @@ def locked_chunks(directory: Path) -> Iterator[bool]:
             directory.rmdir()  # once more: NFS keeps a removed file in it until the file is closed
         with suppress(OSError):
             directory.parent.rmdir()  # nothing was written
-
-
-class Log:
-    """The log of a part, appended to by every run; each line with its time (UTC)."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._text: str | None = None  # all of it, where nothing can be appended to an object
-
-    def write(self, line: str) -> None:
-        """Appends one line."""
-        time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        if not places.is_local(self.path):
-            self._rewrite(f"{time} {line}\n")
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(f"{time} {line}\n")
-
-    def _rewrite(self, line: str) -> None:
-        if self._text is None:
-            self._text = self.path.read_text() if self.path.exists() else ""
-        self._text += line
-        self.path.write_text(self._text)
 
 
 def _take_lock(directory: Path) -> tuple[int, bool]:

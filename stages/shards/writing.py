@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -28,9 +26,10 @@ from stages.errors import FingerprintMismatch, IncompleteInput, Interrupted, Use
 from stages.places import as_path, is_local
 from stages.progress import Progress, Silent
 from stages.shards.chunks import Chunk, Chunks
-from stages.shards.disk import Log, disk_errors, locked_chunks, replacing, write_parquet
+from stages.shards.disk import disk_errors, locked_chunks, replacing, write_parquet
 from stages.shards.files import lineage_of, read_columns, read_footer
 from stages.shards.lineage import FOOTER_KEY, Lineage, differences
+from stages.shards.logs import Log
 from stages.shards.parts import parse_part_name, part_name, work_differences
 from stages.shards.schemas import Schema
 
@@ -77,10 +76,10 @@ def open_part(
         try:
             yield part
         except Interrupted as error:
-            part._log_end(f"interrupted: {error}")
+            part._log.end(f"interrupted: {error}")
             raise Interrupted(f"{error} ({part.path}: {part._progress()})") from error
         except BaseException as error:
-            part._log_end(f"failed: {type(error).__name__}: {error}")
+            part._log.end(f"failed: {type(error).__name__}: {error}")
             raise
 
 
@@ -105,7 +104,7 @@ class PartWriter:
         self._count, self._overwrite, self._tell = count, overwrite, tell
         self._chunks = Chunks(directory / f".{self.path.stem}", schema)
         self._log = Log(directory / "_logs" / f"{self.path.stem}.log")
-        self._logged = self._held = False
+        self._held = False
         self._keys: tuple[str, ...] = ()
         self._committed: dict[int, Chunk] = {}
         self._began = time.monotonic()
@@ -120,7 +119,7 @@ class PartWriter:
         self._keys, self._committed = tuple(chunks), {}
         dropped = 0
         with disk_errors(self.directory):
-            self._start_log()
+            self._log.start(self.lineage.fingerprint)
             for number, file, chunk, _ in self._chunks.files():
                 if chunk and number < len(self._keys) and chunk.key == self._keys[number]:
                     self._committed[number] = chunk
@@ -186,7 +185,7 @@ class PartWriter:
     def write(self, table: pa.Table, counts: Mapping[str, int] = {}, summary: Mapping[str, Any] | None = None) -> None:
         """The whole part at once, for work too quick to be worth chunks: the same bytes, the same errors."""
         with disk_errors(self.directory):
-            self._start_log()
+            self._log.start(self.lineage.fingerprint)
         self._publish([self.schema.conform(table)], _whole(counts), summary)
 
     def _publish(self, tables: Iterable[pa.Table], counts: dict[str, int], summary: Mapping[str, Any] | None) -> None:
@@ -274,18 +273,6 @@ class PartWriter:
     def _note(self, line: str) -> None:
         self._tell.note(line)
         self._log.write(line)
-
-    def _start_log(self) -> None:
-        self._logged = True
-        job = {name: os.environ[name] for name in ("SLURM_JOB_ID", "SLURM_ARRAY_TASK_ID") if name in os.environ}
-        where = [f"host {os.uname().nodename}", f"process {os.getpid()}", *(f"{k} {v}" for k, v in job.items())]
-        self._log.write(f"started: {' '.join(sys.argv)} ({', '.join(where)}), fingerprint {self.lineage.fingerprint}")
-
-    def _log_end(self, line: str) -> None:
-        """The last line of a run that did not finish; the disk may be full, and the error matters more."""
-        if self._logged:
-            with suppress(OSError):
-                self._log.write(line)
 
 
 def _part_differences(there: Lineage, asked: Lineage) -> list[str]:
