@@ -92,7 +92,7 @@ def run(config: Config, progress: Progress = Silent(), report: Report | None = N
 
 def _run(config: Config, progress: Progress) -> Summary:
     from stages.engines import checkpoints
-    from stages.engines.sampling import engine_packages
+    from stages.engines.installed import engine_packages
     from stages.evaluation.scores import COLUMNS
     from stages.evaluation.summaries import score_accuracies, summarise
     from stages.prompts import with_template

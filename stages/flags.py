@@ -90,7 +90,7 @@ def with_engine(config: C, progress: Progress) -> C:
     Raises:
       UserError: vllm is asked for and not installed, or an option of vLLM's with the other engine.
     """
-    from stages.engines.sampling import choose_engine
+    from stages.engines.installed import choose_engine
 
     engine = choose_engine(config.engine, config.device, progress)
     given = [field for field in fields(VllmFlags) if getattr(config, field.name) != field.default]

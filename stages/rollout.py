@@ -110,7 +110,7 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
       FingerprintMismatch: the part exists and was made with another configuration.
     """
     from stages.engines import checkpoints
-    from stages.engines.sampling import engine_packages
+    from stages.engines.installed import engine_packages
     from stages.prompts import with_template
     from stages.shards import sharding
     from stages.shards.lineage import describe, model_source, task_source

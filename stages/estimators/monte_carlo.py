@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from stages.config import option
 from stages.cuts import Cuts, check_room, check_vocabulary, chunk_by_question, load_cuts
 from stages.engines import checkpoints
-from stages.engines.sampling import SamplingParams, engine_packages, open_sampler
+from stages.engines.installed import engine_packages
+from stages.engines.sampling import SamplingParams, open_sampler
 from stages.errors import UserError
 from stages.estimators import Estimated, Estimator, Portion
 from stages.estimators.allotment import Allotment, adaptive, fixed

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from stages import rollout
-from stages.engines import sampling
-from stages.engines.sampling import choose_engine
+from stages.engines import installed
+from stages.engines.installed import choose_engine
 from stages.engines.vllm_start import Log, explain
 from stages.errors import UserError
 from stages.flags import with_engine
@@ -34,7 +34,7 @@ def config(tmp_path: Path, **options) -> rollout.Config:
 
 
 def test_auto_is_told_once_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling, "_told", set())
+    monkeypatch.setattr(installed, "_told", set())
     notes = Notes()
     for _ in range(2):
         assert with_engine(config(tmp_path, device="cpu"), notes).engine == "transformers"
