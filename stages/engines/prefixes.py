@@ -69,6 +69,60 @@ def paths(prefixes: Mapping[int, np.ndarray]) -> tuple[list[Path], int]:
 
 
 @dataclass(frozen=True)
+class Node:
+    """A prefix from which several things go on, or requests start.
+
+    Attributes:
+      token_ids: int32 [length].
+      parent: number of the node that holds the longest other prefix of it; -1 where there is none.
+      requests: those that start there; none where prefixes only part.
+    """
+
+    token_ids: np.ndarray
+    parent: int
+    requests: list[int]
+
+
+def nodes(all_paths: Sequence[Path], least: int) -> list[Node]:
+    """The states of the paths as a tree, parents first, depth first; and the places where prefixes part on their way
+    from one state to the next, if they share at least `least` tokens there that no state has."""
+    found: list[tuple[np.ndarray, list[int], list[int]]] = []  # prefix, requests, children
+    branch: list[int] = []  # from the root down to where the path before ended
+    root: list[int] = []
+
+    def children() -> list[int]:
+        return found[branch[-1]][2] if branch else root
+
+    def depth() -> int:
+        return len(found[branch[-1]][0]) if branch else 0
+
+    def hang(prefix: np.ndarray, requests: list[int]) -> None:
+        children().append(len(found))
+        branch.append(len(found))
+        found.append((prefix, requests, []))
+
+    for path in all_paths:
+        below = -1
+        while depth() > path.shared:
+            below = branch.pop()
+        if below >= 0 and path.shared - depth() >= least:
+            children().remove(below)
+            hang(path.token_ids[: path.shared], [])
+            children().append(below)
+        for state in path.states:
+            hang(path.token_ids[: state.length], state.requests)
+
+    ordered: list[Node] = []
+    waiting = [(node, -1) for node in reversed(root)]
+    while waiting:
+        node, parent = waiting.pop()
+        prefix, requests, its_children = found[node]
+        waiting += [(child, len(ordered)) for child in reversed(its_children)]
+        ordered.append(Node(prefix, parent, requests))
+    return ordered
+
+
+@dataclass(frozen=True)
 class Edge:
     """The tokens of a path from `start` on: computed into `row` of the store, behind those copied from `source` (or
     from the memory, where that knows more)."""

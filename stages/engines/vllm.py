@@ -1,10 +1,9 @@
 """The vLLM engine behind the sampling protocol: paged attention, prefix caching, many GPUs.
 
-Every sample is a request of its own, for its own key; requests go in the order of a depth-first walk of the trie of
-their prefixes, so that nested and equal prefixes are computed one after the other and found in vLLM's cache. Tokens are
-chosen by `vllm_worker`: as in the embedded engine they depend on the prefix, the key and the position, and on the
-logits, whose last bits vary with what else is in vLLM's batch. So the same command gives the same rows but where
-rounding decides between two tokens; with VLLM_BATCH_INVARIANT=1, on GPUs that have it, without exception.
+Here it is started, given other weights, put to rest and ended; `vllm_requests` asks it for samples. Tokens are chosen
+by `vllm_worker`: as in the embedded engine they depend on the prefix, the key and the position, and on the logits,
+whose last bits vary with what else is in vLLM's batch. So the same command gives the same rows but where rounding
+decides between two tokens; with VLLM_BATCH_INVARIANT=1, on GPUs that have it, without exception.
 """
 
 from __future__ import annotations
@@ -12,8 +11,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,13 +21,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stages.engines import checkpoints
-from stages.engines.endings import end_tokens, find_stop_string
-from stages.engines.prefixes import paths
+from stages.engines.endings import end_tokens
 from stages.engines.sampling import Request, Sample, SamplingParams, Usage, check_request, close_sampler
+from stages.engines.vllm_requests import Call
 from stages.engines.vllm_start import (
-    CHOICE,
-    FIRST,
-    KEY,
     Log,
     engine_arguments,
     environment,
@@ -92,26 +88,6 @@ class _Merged:
             if file.is_file() and file.name != OPTIMISER_FILE:
                 (links / file.name).symlink_to(file.resolve())
         return links
-
-
-@dataclass(frozen=True)
-class _Draw:
-    """A sample that is being drawn.
-
-    Attributes:
-      place: number of the request, and of the sample in it.
-      token_ids, logprobs: int32 and float32 [T], what there is of it.
-    """
-
-    request: Request
-    place: tuple[int, int]
-    token_ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
-    logprobs: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
-
-    @property
-    def key(self) -> int:
-        """Of the random numbers of the whole sample."""
-        return self.request.keys[self.place[1]]
 
 
 class VllmSampler:
@@ -181,7 +157,9 @@ class VllmSampler:
             "tensor_parallel_size": tensor_parallel_size,
             "enforce_eager": enforce_eager,
             "logits_processors": [f"{_WORKER}:KeyedChoice"],
-            "worker_extension_cls": f"{_WORKER}.Reloading",
+            "worker_extension_cls": f"{_WORKER}.Worker",
+            "scheduler_cls": "stages.engines.vllm_scheduler.make_scheduler",
+            "scheduling_policy": "priority",
             "logprobs_mode": "processed_logits",
             **({"max_num_seqs": max_batch_rows} if max_batch_rows else {}),
             **({"gpu_memory_utilization": gpu_memory_utilization} if gpu_memory_utilization else {}),
@@ -210,90 +188,15 @@ class VllmSampler:
         of memory is computed again without being counted."""
         for request in requests:
             check_request(request, self.context_length)
-        asked = {i: request.prefix for i, request in enumerate(requests) if request.keys}
-        samples: list[list[Any]] = [[None] * len(request.keys) for request in requests]
-        if not asked:
-            return samples, Usage(0, 0, 0)
-        all_paths, distinct = paths(asked)
-        order = [i for path in all_paths for state in path.states for i in state.requests]
-        draws = [_Draw(requests[i], (i, j)) for i in order for j in range(len(requests[i].keys))]
-        sampled = prefilled = 0
+        model = self.model
+        call = Call(
+            self.llm, self.numbers, model.tokenizer, model.ends, self.context_length, requests, params, on_tokens
+        )
         try:
-            while draws:
-                going = []
-                for draw, output in self._run(draws, params):
-                    drawn = len(output.outputs[0].token_ids)
-                    sampled += drawn
-                    prefilled += len(output.prompt_token_ids) - (output.num_cached_tokens or 0)
-                    sample = self._ended(draw, output.outputs[0], params)
-                    if isinstance(sample, Sample):
-                        samples[draw.place[0]][draw.place[1]] = sample
-                    else:
-                        going.append(sample)
-                    if on_tokens:
-                        on_tokens(int(isinstance(sample, Sample)), drawn)
-                draws = going
-        except UserError:
-            raise
+            return call.run()
         except BaseException as error:
             self._end(error)
             raise
-        return samples, Usage(sampled, prefilled, distinct)
-
-    def _run(self, draws: Sequence[_Draw], params: SamplingParams) -> Iterator[tuple[_Draw, Any]]:
-        """Gives vLLM every sample, and yields each with vLLM's output when that is finished."""
-        from vllm.inputs.engine import tokens_input  # pyright: ignore[reportMissingImports]
-        from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
-        from vllm.sampling_params import SamplingParams as Theirs  # pyright: ignore[reportMissingImports]
-
-        shared = {
-            "temperature": 0.0,  # the choice is ours: `vllm_worker`
-            "logprobs": 0,
-            "flat_logprobs": True,
-            "stop": list(params.stop),
-            "stop_token_ids": self.model.ends,
-            "detokenize": bool(params.stop),
-            "skip_special_tokens": False,
-            "output_kind": RequestOutputKind.FINAL_ONLY,
-        }
-        choice = (params.temperature, params.top_p, params.top_k)
-        engine, named = self.llm.llm_engine, {}
-        for draw in draws:
-            name = str(next(self.numbers))
-            extra = {KEY: draw.key, FIRST: len(draw.token_ids), CHOICE: choice}
-            limit = self._limit(draw.request) - len(draw.token_ids)
-            prompt = tokens_input([*draw.request.prefix.tolist(), *draw.token_ids.tolist()])
-            engine.add_request(name, prompt, Theirs(max_tokens=limit, extra_args=extra, **shared))
-            named[name] = draw
-        while engine.has_unfinished_requests():
-            for output in engine.step():
-                if output.finished:
-                    yield named[output.request_id], output
-
-    def _limit(self, request: Request) -> int:
-        return min(request.max_new_tokens, self.context_length - len(request.prefix))
-
-    def _ended(self, draw: _Draw, output: Any, params: SamplingParams) -> Sample | _Draw:
-        """What vLLM drew as a sample, ended where a stop string is complete; or as what is to go on.
-
-        vLLM does not see a stop string that begins in the prefix. Where characters are in pieces it sees others late,
-        or takes the prefix for one.
-        """
-        if output.finish_reason not in ("stop", "length"):
-            raise UserError(f"vLLM gave a sample up: {output.finish_reason}; its log: {self.log.path}")
-        logprobs = np.array(output.logprobs.logprobs, np.float32)
-        if not np.isfinite(logprobs).all():
-            raise UserError("the model's logits are not finite; its weights are damaged, or overflow in this dtype")
-        token_ids = np.concatenate([draw.token_ids, np.array(output.token_ids, np.int32)])
-        logprobs = np.concatenate([draw.logprobs, logprobs])
-        end = find_stop_string(self.model.tokenizer, draw.request, token_ids, params.stop)
-        if end is not None:
-            return Sample(token_ids[:end], logprobs[:end], "stop")
-        if not isinstance(output.stop_reason, str):
-            return Sample(token_ids, logprobs, output.finish_reason)
-        if len(token_ids) == self._limit(draw.request):
-            return Sample(token_ids, logprobs, "length")
-        return replace(draw, token_ids=token_ids, logprobs=logprobs)
 
     def _end(self, error: BaseException) -> None:
         """Ends the engine after a failure in the middle of a call.

@@ -25,6 +25,8 @@ _FIXED = {
     "gpu_memory_utilization": "--gpu-memory-utilization",
     "enforce_eager": "--enforce-eager",
     "logits_processors": None,
+    "scheduler_cls": None,
+    "scheduling_policy": None,
     "logprobs_mode": None,
     "worker_extension_cls": None,
     "skip_tokenizer_init": None,
@@ -40,9 +42,10 @@ _ENVIRONMENT = {
 }
 OWNER = "SPO_VLLM_OWNER"
 """Environment variable with the process id without which vLLM's processes are to end."""
-KEY, FIRST, CHOICE = "spo_key", "spo_first", "spo_choice"
-"""Of `extra_args` in vLLM's sampling parameters: the sample's key; the position in it of the first token that is to be
-drawn; (temperature, top_p, top_k)."""
+KEYS, FIRST, CHOICE, STEM, SOURCE = "spo_keys", "spo_first", "spo_choice", "spo_stem", "spo_source"
+"""Of `extra_args` in vLLM's sampling parameters: the sample's key, or those of all samples whose first token a stem
+draws; the position in the sample of the first token that is to be drawn; (temperature, top_p, top_k); a stem's name;
+the name of the stem whose prefix this request's prompt goes on from."""
 _RAISED = re.compile(r"(?:^|\s)((?:\w+\.)*\w*(?:Error|Exception|Exit)): (.+)")
 
 

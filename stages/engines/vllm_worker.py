@@ -5,6 +5,9 @@ engine, and leaves vLLM nothing to choose: every logit becomes −∞ but the dr
 log-probability under the temperature-scaled distribution over the full vocabulary. vLLM then takes the largest logit
 and, told to report processed logits, reports that log-probability. So requests ask vLLM for greedy sampling, need no
 seeds (which it cannot keep on a CPU), and top-p or top-k narrow the choice without touching the log-probabilities.
+
+**Stems.** A prefix from which several samples start is computed by one request, a stem: its logits give the first token
+of each of them. vLLM's output has room for one; the worker keeps them all until they are asked for.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +27,28 @@ from vllm.v1.sample.logits_processor.builtin import process_dict_updates  # pyri
 
 from stages.engines.choosing import choose
 from stages.engines.sampling import SamplingParams
-from stages.engines.vllm_start import CHOICE, FIRST, KEY, OWNER
+from stages.engines.vllm_start import CHOICE, FIRST, KEYS, OWNER, STEM
 from stages.maths.randomness import uniforms
 
 _ELEMENTS = 2**24  # logits that are looked at together: vLLM leaves little memory free for others
+_first_tokens: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+"""Name of a stem → the first token of each of its samples, and their log-probabilities."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What a row of vLLM's batch draws.
+
+    Attributes:
+      keys: of one sample, or of those that a stem draws for (maybe none).
+      first: position in the sample where vLLM began; `drawn`: tokens that it has drawn since (its own list).
+      stem: the name, where it is one.
+    """
+
+    keys: tuple[int, ...]
+    first: int
+    drawn: list[int]
+    stem: str | None
 
 
 class KeyedChoice(LogitsProcessor):
@@ -34,8 +56,7 @@ class KeyedChoice(LogitsProcessor):
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
         self.device, self.pinned = device, is_pin_memory
-        # row of the batch → key, position where vLLM began, tokens that it has drawn (its own list)
-        self.keyed: dict[int, tuple[int, int, list[int]]] = {}
+        self.keyed: dict[int, _Row] = {}
         self.params = SamplingParams()
         if OWNER in os.environ and Path("/proc").is_dir():
             _end_with(int(os.environ[OWNER]))
@@ -52,10 +73,15 @@ class KeyedChoice(LogitsProcessor):
         """Draws a token for every row of the logits, [B, V] float32, which is changed in place."""
         if not self.keyed:  # vLLM trying out its memory, or requests that are not ours
             return logits
-        rows = np.fromiter(self.keyed, np.int64)
-        keys = np.array([key for key, _, _ in self.keyed.values()], np.uint64)
+        stems = {row: what for row, what in self.keyed.items() if what.stem and what.keys}
+        if stems:
+            self._draw_first_tokens(logits, stems)
         numbers = np.zeros(len(logits))
-        numbers[rows] = uniforms(keys, [first + len(drawn) for _, first, drawn in self.keyed.values()])
+        drawing = {row: what for row, what in self.keyed.items() if what.keys}
+        numbers[list(drawing)] = uniforms(
+            np.array([what.keys[0] for what in drawing.values()], np.uint64),
+            [what.first + len(what.drawn) for what in drawing.values()],
+        )
         uniform = self._to_device(numbers)[:, None]
         rows_at_once = max(1, _ELEMENTS // logits.shape[1])
         for part, numbers_of_part in zip(logits.split(rows_at_once), uniform.split(rows_at_once), strict=True):
@@ -63,23 +89,46 @@ class KeyedChoice(LogitsProcessor):
             part.fill_(-torch.inf).scatter_(1, tokens, logprobs)
         return logits
 
-    def _enter(self, params: Any, prompt: list[int] | None, drawn: list[int]) -> tuple[int, int, list[int]] | None:
+    def _draw_first_tokens(self, logits: torch.Tensor, stems: dict[int, _Row]) -> None:
+        """Draws for every sample of these rows, and keeps it. Of a prompt computed in pieces, what the last piece gave
+        stays."""
+        numbers = np.zeros((len(stems), max(len(what.keys) for what in stems.values())))
+        for row, what in zip(numbers, stems.values(), strict=True):
+            row[: len(what.keys)] = uniforms(np.array(what.keys, np.uint64), [0] * len(what.keys))
+        uniform, rows = self._to_device(numbers), self._to_device(np.fromiter(stems, np.int64))
+        rows_at_once = max(1, _ELEMENTS // logits.shape[1])
+        chosen = [
+            choose(logits[part], numbers_of_part, self.params)
+            for part, numbers_of_part in zip(rows.split(rows_at_once), uniform.split(rows_at_once), strict=True)
+        ]
+        tokens, logprobs = (torch.cat(pieces) for pieces in zip(*chosen, strict=True))
+        for place, what in enumerate(stems.values()):
+            count = len(what.keys)
+            _first_tokens[str(what.stem)] = tokens[place, :count], logprobs[place, :count]
+
+    def _enter(self, params: Any, prompt: list[int] | None, drawn: list[int]) -> _Row | None:
         extra = params.extra_args or {}
-        if KEY not in extra:
+        if KEYS not in extra:
             return None
         self.params = SamplingParams(*extra[CHOICE])
-        return extra[KEY], extra[FIRST], drawn
+        return _Row(tuple(extra[KEYS]), extra[FIRST], drawn, extra.get(STEM))
 
     def _to_device(self, numbers: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(numbers)
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.pinned else tensor.to(self.device)
 
 
-class Reloading:
+class Worker:
     """Added to vLLM's worker (`worker_extension_cls`)."""
 
     reload_weights: Any
     model_runner: Any
+
+    def first_tokens(self, stems: list[str]) -> list[tuple[list[int], list[float]]]:
+        """Of each of these stems, the first token of each of its samples, and their log-probabilities; once. Nothing
+        where this worker draws no tokens."""
+        drawn = [_first_tokens.pop(stem) for stem in stems if stem in _first_tokens]
+        return [(tokens.tolist(), logprobs.tolist()) for tokens, logprobs in drawn]
 
     def take_weights(self, model_dir: str) -> None:
         """Loads another model's weights in place.

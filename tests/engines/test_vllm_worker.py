@@ -11,7 +11,7 @@ import torch
 
 from stages.engines.choosing import choose
 from stages.engines.sampling import SamplingParams
-from stages.engines.vllm_start import CHOICE, FIRST, KEY
+from stages.engines.vllm_start import CHOICE, FIRST, KEYS
 from stages.maths.randomness import uniforms
 
 pytestmark = [
@@ -33,7 +33,7 @@ def keyed():
     processor = KeyedChoice(None, torch.device("cpu"), False)
     drawn: list[list[int]] = [[], [1, 2], [3]]
     added = [
-        (row, Theirs(extra_args={KEY: 10 + row, FIRST: first, CHOICE: choice}), [1], drawn[row])
+        (row, Theirs(extra_args={KEYS: [10 + row], FIRST: first, CHOICE: choice}), [1], drawn[row])
         for row, first in enumerate((0, 0, 5))
     ]
     processor.update_state(BatchUpdate(3, [], added, []))
