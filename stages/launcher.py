@@ -72,9 +72,8 @@ def drop_local_rank(arguments: Sequence[str], environment: Mapping[str, str] = o
 
 
 def _first_node(nodes: str) -> str:
-    """`gpu[03-05,9],cpu1` → `gpu03`."""
-    match = re.match(r"([^,\[]+)(?:\[(\d+))?", nodes)
-    return (match[1] + (match[2] or "")) if match else ""
+    """`gpu[03-05,9],cpu1` → `gpu03`; a name may have several brackets."""
+    return re.sub(r"\[(\d+)[^\]]*\]", r"\1", nodes).split(",")[0]
 
 
 def _port(job: str, step: str) -> str:

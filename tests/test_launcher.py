@@ -24,7 +24,13 @@ def test_without_a_launcher_and_as_the_only_rank_a_process_is_on_its_own():
 
 @pytest.mark.parametrize(
     ("nodes", "first"),
-    [("gpu[03-04]", "gpu03"), ("gpu7", "gpu7"), ("a1,b2", "a1"), ("rack1-n[9,11-12],x[1-2]", "rack1-n9")],
+    [
+        ("gpu[03-04]", "gpu03"),
+        ("gpu7", "gpu7"),
+        ("a1,b2", "a1"),
+        ("rack1-n[9,11-12],x[1-2]", "rack1-n9"),
+        ("r[1,3]n[02-07]", "r1n02"),
+    ],
 )
 def test_tasks_of_a_step_meet_on_its_first_node(nodes: str, first: str):
     launch = read_launch(STEP | {"SLURM_STEP_NODELIST": nodes})

@@ -33,7 +33,7 @@ _OF_FLAGS = {
 
 _FREE = {"zero_optimization", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "aio", "comms_logger"}
 _FREE |= {"flops_profiler", "wall_clock_breakdown", "steps_per_print", "dump_state", "memory_breakdown", "log_level"}
-"""Of a file: how work is shared out, moved and timed, whatever the numbers."""
+"""Of a file: how work is shared out, moved and timed, whatever the numbers; but for what ZeRO++ quantises."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,9 @@ class Zero:
 
     def of_numbers(self) -> dict[str, Any] | None:
         """What a file says that may change results by more than rounding; None where it says nothing of the kind."""
-        return {name: value for name, value in self.more.items() if name not in _FREE} or None
+        moved = self.more.get("zero_optimization", {}).items()
+        rounded = {name: value for name, value in moved if "quantized" in name}
+        return {name: value for name, value in self.more.items() if name not in _FREE} | rounded or None
 
     def settings(self, *, bfloat16: bool, max_grad_norm: float) -> dict[str, Any]:
         """What DeepSpeed takes. Its micro-batches are ours: it counts one per step, and is told which pass is the last.

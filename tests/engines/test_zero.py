@@ -72,6 +72,11 @@ def test_what_only_moves_work_about_changes_no_result(tmp_path: Path):
     }
 
 
+def test_what_is_quantised_on_its_way_is_told(tmp_path: Path):
+    file = {"zero_optimization": {"stage": 3, "zero_quantized_gradients": True, "reduce_bucket_size": 1000}}
+    assert plan(tmp_path, file).of_numbers() == {"zero_quantized_gradients": True}
+
+
 @pytest.mark.parametrize(
     ("file", "flags", "told"),
     [
