@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.engines.prefixes import paths, windows
+from stages.engines.prefixes import nodes, paths, windows
 
 PREFIXES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=7), min_size=1, max_size=14)
 
@@ -57,3 +57,40 @@ def test_windows_copy_only_what_has_been_computed(prefixes: list[list[int]], cap
                 seen += 1
         store[0] = store[window.last_row]
     assert seen == len(found)
+
+
+@given(PREFIXES, st.integers(1, 4))
+def test_nodes_are_a_tree_whose_parents_are_the_longest_prefixes_before_them(
+    prefixes: list[list[int]], least: int
+) -> None:
+    found = nodes(paths(arrays(prefixes))[0], least)
+    texts = [tuple(node.token_ids.tolist()) for node in found]
+    assert len(set(texts)) == len(texts)
+    assert texts == sorted(texts)  # depth first: a prefix stands before what extends it
+    for number, (node, text) in enumerate(zip(found, texts, strict=True)):
+        holders = [other for other in range(number) if text[: len(texts[other])] == texts[other]]
+        assert node.parent == max(holders, key=lambda other: len(texts[other]), default=-1)
+    served = {request: text for node, text in zip(found, texts, strict=True) for request in node.requests}
+    assert served == {i: tuple(prefix) for i, prefix in enumerate(prefixes)}
+
+
+@given(PREFIXES, st.integers(1, 4))
+def test_prefixes_that_part_far_behind_their_node_part_at_a_node(prefixes: list[list[int]], least: int) -> None:
+    """What a child shares with its brothers behind their parent is less than `least`, so little is computed twice."""
+    found = nodes(paths(arrays(prefixes))[0], least)
+    for parent in range(-1, len(found)):
+        start = len(found[parent].token_ids) if parent >= 0 else 0
+        behind = [tuple(node.token_ids[start : start + least]) for node in found if node.parent == parent]
+        whole = [text for text in behind if len(text) == least]
+        assert len(set(whole)) == len(whole)
+    for number, node in enumerate(found):
+        if not node.requests:
+            children = [other for other in found if other.parent == number]
+            assert len(children) > 1
+            assert len(node.token_ids) - (len(found[node.parent].token_ids) if node.parent >= 0 else 0) >= least
+
+
+def test_thousands_of_nested_states_are_a_tree_too() -> None:
+    ids = np.arange(3000, dtype=np.int32)
+    found = nodes(paths({i: ids[: i + 1] for i in range(3000)})[0], 8)
+    assert [node.parent for node in found] == list(range(-1, 2999))

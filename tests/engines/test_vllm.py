@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from stages.engines.sampling import (
     Request,
@@ -19,6 +21,7 @@ from stages.engines.sampling import (
     rest_sampler,
 )
 from stages.engines.transformers import TransformersSampler
+from stages.engines.vllm import VllmSampler
 from stages.errors import UserError
 from tests.engines.conftest import Vllm
 from tests.engines.sampling_models import END, plain_logprobs, random_prefixes, request
@@ -121,17 +124,39 @@ def test_a_stop_string_may_begin_in_the_response_so_far(engines) -> None:
     assert share_equal([ours], theirs) > 0.9
 
 
-def test_tokens_that_nested_prefixes_share_are_found_in_the_cache(vllm: Vllm) -> None:
-    """A sample computes its prefix from the last block of 32 on: of what the others have, nothing more."""
+def empty(vllm: Vllm) -> VllmSampler:
+    """The engine on the random model, its cache empty."""
     sampler = open_sampler("vllm", vllm.random)
-    sampler.reload(vllm.random)  # type: ignore[attr-defined] # an empty cache
-    (longest,) = random_prefixes([256], seed=5)
-    states = [longest[:length] for length in (33, 96, 97, 200, 256)]
-    _, usage = sampler.sample([request(state, 9, 4, i) for i, state in enumerate(states)], SamplingParams())
-    assert usage.distinct_prefix_tokens == 256
-    behind_a_block = [(len(state) - 1) % 32 + 1 for state in states]
-    assert usage.prefilled <= 256 + 9 * sum(behind_a_block)
+    assert isinstance(sampler, VllmSampler)
+    sampler.reload(vllm.random)
+    return sampler
+
+
+def test_each_token_of_nested_prefixes_is_computed_once(vllm: Vllm) -> None:
+    """Whether they end with a block of vLLM's cache (32 tokens) or within one, nine samples from each or one."""
+    longest, other = random_prefixes([256, 100], seed=5)
+    states = [longest[:length] for length in (5, 32, 33, 40, 41, 42, 96, 97, 200, 256)]
+    states += [other, np.concatenate([longest[:150], other])]
+    asked = [request(state, 1 if i % 3 == 0 else 9, 4, i) for i, state in enumerate(states)]
+    _, usage = empty(vllm).sample(asked, SamplingParams())
+    assert usage.prefilled == usage.distinct_prefix_tokens == 256 + 100 + 100
     close_sampler()
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_trees_of_prefixes_of_any_shape_draw_what_the_embedded_engine_draws(engines, data: st.DataObject) -> None:
+    """From blocks that were copied, too: every prefix is some earlier one, cut anywhere and gone on with."""
+    prefixes = random_prefixes([data.draw(st.integers(1, 80))], seed=data.draw(st.integers(0, 99)))
+    for seed in range(data.draw(st.integers(0, 7))):
+        start = data.draw(st.sampled_from(prefixes))
+        (more,) = random_prefixes([data.draw(st.integers(1, 40))], seed=seed)
+        prefixes.append(np.concatenate([start[: data.draw(st.integers(0, len(start)))], more]))
+    asked = [request(prefix, data.draw(st.integers(1, 4)), 8, i) for i, prefix in enumerate(prefixes)]
+    greedy = SamplingParams(temperature=0)
+    ours, usage = engines[0].sample(asked, greedy)
+    assert share_equal(ours, engines[1].sample(asked, greedy)[0]) == 1
+    assert usage.prefilled <= usage.distinct_prefix_tokens + 8 * len(asked)
 
 
 def test_nothing_asked_is_nothing_done(engines) -> None:

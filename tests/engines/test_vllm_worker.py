@@ -11,7 +11,7 @@ import torch
 
 from stages.engines.choosing import choose
 from stages.engines.sampling import SamplingParams
-from stages.engines.vllm_start import CHOICE, FIRST, KEYS
+from stages.engines.vllm_start import CHOICE, FIRST, KEYS, STEM
 from stages.maths.randomness import uniforms
 
 pytestmark = [
@@ -72,6 +72,34 @@ def test_requests_are_followed_from_row_to_row(keyed) -> None:
     processor.update_state(BatchUpdate(2, [], [], [(0, 1, MoveDirectionality.SWAP)]))
     logits = torch.randn(2, 9)
     assert torch.equal(processor.apply(logits.clone()), expected(logits, [11, 12], [2, 6]))
+
+
+def test_a_stem_draws_the_first_token_of_each_of_its_samples(keyed) -> None:
+    """Once: who asks again gets nothing. In its row stands the first of them; without samples, any."""
+    from vllm import SamplingParams as Theirs  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
+    from vllm.v1.sample.logits_processor import BatchUpdate  # pyright: ignore[reportMissingImports]
+
+    from stages.engines.vllm_worker import Worker
+
+    processor, _ = keyed
+    choice = (PARAMS.temperature, PARAMS.top_p, PARAMS.top_k)
+    stems = {3: ("many", [20, 21, 22, 23]), 4: ("one", [24]), 5: ("none", [])}
+    added = [
+        (row, Theirs(extra_args={KEYS: keys, STEM: name, FIRST: 0, CHOICE: choice}), [1], [])
+        for row, (name, keys) in stems.items()
+    ]
+    processor.update_state(BatchUpdate(6, [], added, []))
+    logits = torch.randn(6, 9)
+    answer = processor.apply(logits.clone())
+    assert torch.equal(answer[:5], expected(logits[:5], [10, 11, 12, 20, 24], [0, 2, 6, 0, 0]))
+    assert int(answer[5].isfinite().sum()) == 1
+    worker = Worker()
+    ((tokens, logprobs), of_one) = worker.first_tokens(["many", "one"])
+    numbers = torch.from_numpy(uniforms([20, 21, 22, 23], [0] * 4))[None]
+    their_tokens, their_logprobs = choose(logits[3:4], numbers, PARAMS)
+    assert (tokens, logprobs) == (their_tokens[0].tolist(), their_logprobs[0].tolist())
+    assert len(of_one[0]) == 1
+    assert worker.first_tokens(["many", "one", "none"]) == []
 
 
 def test_logits_of_nobodys_are_left_alone() -> None:
