@@ -12,10 +12,12 @@ of each of them. vLLM's output has room for one; the worker keeps them all until
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,13 +153,18 @@ class Worker:
 
 
 def _end_with(owner: int) -> None:
-    """Ends vLLM when the process that started it is gone: its engine does not notice when that one is killed."""
-    engine = os.getpid() if os.getppid() == owner else os.getppid()
+    """Ends vLLM when the process that started it is gone: its engine does not notice when that one is killed.
+
+    The engine is who started this worker. If that one is gone by now, `os.getppid()` is a stranger, who must live.
+    """
+    engine = multiprocessing.parent_process()
 
     def watch() -> None:
         while _lives(owner):
             time.sleep(1)
-        os.kill(engine, signal.SIGKILL)
+        if engine and engine.pid:
+            with suppress(ProcessLookupError):
+                os.kill(engine.pid, signal.SIGKILL)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

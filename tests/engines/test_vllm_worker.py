@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import time
 from importlib.util import find_spec
 
@@ -121,3 +122,13 @@ def test_a_process_that_waits_to_be_buried_is_dead() -> None:
             time.sleep(0.01)
         assert not _lives(child.pid)
     assert not _lives(child.pid)
+
+
+def test_who_takes_an_orphaned_worker_in_lives_on() -> None:
+    """A worker whose owner and engine are gone before it watches them: its parent is init, or a user's session."""
+    with subprocess.Popen(["true"]) as gone:
+        gone.wait()
+    orphan = f"import time, stages.engines.vllm_worker as w; w._end_with({gone.pid}); time.sleep(60)"
+    stranger = f"import subprocess, sys; print(subprocess.run([sys.executable, '-c', {orphan!r}]).returncode)"
+    told = subprocess.run([sys.executable, "-c", stranger], capture_output=True, text=True, check=False)
+    assert (told.stdout, told.returncode) == ("1\n", 0), told.stderr
