@@ -58,7 +58,8 @@ def find_stop_string(
     if not stop:
         return None
     prefix = request.prefix
-    start = len(prefix) if request.text_start is None else max(request.text_start, len(prefix) - reach(stop))
+    # One token less than a match may have: of a match at the first token, that one is part.
+    start = len(prefix) if request.text_start is None else max(request.text_start, len(prefix) + 1 - reach(stop))
 
     def holds(count: int) -> bool:
         decoded = tokenizer.decode([*prefix[start:].tolist(), *drawn[:count].tolist()])
