@@ -42,7 +42,7 @@ VERBS = {
     "eval": Verb("spo_cli.evaluation", "Measure a model's accuracy on a split of a task."),
     "run": Verb("stages.iterate", "Run whole iterations from a recipe, in one process."),
     "slurm": Verb("spo_cli.slurm", "Write the iterations of a recipe as SLURM jobs, and submit them."),
-    "prune": Verb("stages.prune", "Delete of a run's checkpoints what [run] keep_checkpoints does not keep."),
+    "prune": Verb("stages.prune", "Delete the weights and optimiser states that keep_checkpoints does not keep."),
     "status": Verb("spo_cli.status", "Show how far a run is: parts done, running, queued, failed and missing."),
     "show": Verb("spo_cli.show", "Show what an artefact holds: lineage, schema, statistics, a trajectory."),
 }

@@ -31,7 +31,7 @@ class Config:
     """What `spo run` is told."""
 
     recipe: Path = option(
-        "The recipe: TOML with the tables run, sft, rollout, segment, estimate, train, eval.", argument=True
+        "The recipe: TOML with the tables run, sft, rollout, segment, estimate, train, eval, slurm.", argument=True
     )
     out: Path | None = option("Directory of the run; left out, as [run] says.", default=None, short="--output-dir")
     iterations: int | None = option("Iterations; left out, as [run] says.", default=None, minimum=0)
@@ -73,7 +73,7 @@ class RunTable(ReportFlags):
     def __post_init__(self) -> None:
         validate(self)
         if self.keep_every and not self.keep_checkpoints:
-            raise UserError("--keep-every is of checkpoints that would go: pass --keep-checkpoints, too, or neither")
+            raise UserError("keep_every spares checkpoints that keep_checkpoints would prune: set both, or neither")
 
 
 TABLES: dict[str, type] = {

@@ -103,6 +103,10 @@ def run(config: Config, progress: Progress = Silent()) -> Outcome:
             "or as setup of [slurm.train]"
         )
     jobs = plan_jobs(plan, recipe)
+    wanted = [job for job in jobs if config.includes(job.work.iteration)]
+    if jobs and not wanted:
+        count = len(plan.iterations)
+        raise UserError(f"--only-iterations {config.only_iterations} is none of this run's {count}, counted from 0")
     _check_arrays(jobs, queue.largest_array())
     submitted = read_submitted(plan.out)
     asked = queue.ask(list(dict.fromkeys(job.number for job in submitted)))
@@ -112,7 +116,6 @@ def run(config: Config, progress: Progress = Silent()) -> Outcome:
     submissions, cancel = _choose(config, jobs, stages)
     here = Path.cwd()
     files = {scripts.SHARED: scripts.REQUEUE, PLAN: plan_text([job.work for job in jobs])}
-    wanted = [job for job in jobs if config.includes(job.work.iteration)]
     files |= {f"{job.work.name}.sbatch": scripts.job_script(job, plan.out, config.recipe, here) for job in wanted}
     files[scripts.SUBMIT] = scripts.submit_script(submissions, cancel, plan.out, config.recipe)
     folder = plan.out / FOLDER

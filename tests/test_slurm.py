@@ -242,6 +242,9 @@ def test_only_some_iterations_after_those_that_are_there():
     assert not any(name.startswith(("000", "002", "start")) for name in outcome.files)
     with pytest.raises(UserError, match="FIRST-LAST"):
         write(only_iterations="1")
+    for none in ("1-0", "8-9"):
+        with pytest.raises(UserError, match=f"{none} is none of this run's 3, counted from 0"):
+            write(only_iterations=none)
 
 
 def make_parts(place: str, count: int, *missing: int) -> None:

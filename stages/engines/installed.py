@@ -23,8 +23,8 @@ def choose_engine(engine: EngineName, device: str = "auto", progress: Progress =
     installed = find_spec("vllm") is not None
     if engine == "vllm" and not installed:
         raise UserError(
-            "--engine vllm: vLLM is not installed; pip install 'spo-cli[vllm]' on a GPU machine, for trying it on a "
-            "CPU see README, Installation"
+            "--engine vllm: vLLM is not installed; pip install 'spo-cli[vllm]' on a GPU machine, or to try it on a "
+            "CPU see README, Sampling with vLLM"
         )
     if engine != "auto":
         return engine

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -136,10 +137,11 @@ def test_a_closed_pipe_ends_the_command_without_a_word(verbs):
     assert (result.returncode, result.stderr) == (141, b"")
 
 
-def test_spo_alone_shows_the_commands_and_fails(capsys):
+def test_spo_alone_shows_the_commands_and_fails(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     code, out, err = spo(capsys)
     assert (code, err) == (2, "")
-    assert all(name in out for name in VERBS)
+    assert all(re.search(rf"{name} +{re.escape(verb.help)}", out) for name, verb in VERBS.items())
 
 
 def test_the_version_is_told(capsys):
