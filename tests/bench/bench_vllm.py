@@ -11,8 +11,9 @@ temperature 1 and the drawn token's log-probability, vLLM's own sampling.
 **Clock.** Wall seconds, and CPU seconds of this process and vLLM's together: the latter say something on a machine that
 others use, too. A ratio is that of the medians.
 
-**Prefixes.** `spo estimate` from every fifth cut of those responses: tokens prefilled, and distinct tokens of the
-prefixes, of vLLM and of the embedded engine.
+**Prefixes.** `spo estimate` with nine rollouts from the states between segments of those responses: tokens of prefixes
+that were computed, beside the distinct ones, by vLLM, by the embedded engine, and by bare vLLM for the same requests in
+the same order. vLLM's cache is empty before.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from stages.engines.presets import make_model
 from stages.engines.sampling import close_sampler, open_sampler
 from stages.estimators import monte_carlo
 
-QUESTIONS, RESPONSES, TOKENS = 32, 8, 128
+QUESTIONS, RESPONSES, TOKENS, ROLLOUTS = 32, 8, 128, 9
 TASK: dict[str, Any] = {"task": "arithmetic", "task_arg": ("operations=3",)}
 WANTED = 0.95
 
@@ -92,19 +93,21 @@ def generate(llm: Any, prompts: list[list[int]], ends: list[int]) -> int:
     return sum(len(one.token_ids) for output in outputs for one in output.outputs)
 
 
-def prefix_work(trajectories: Path, out: Path, engine: str) -> tuple[int, int]:
-    """Tokens prefilled, and distinct tokens of the prefixes, in the estimation of these trajectories."""
+def prefix_work(trajectories: Path, out: Path, engine: str) -> tuple[int, int, list[list[int]]]:
+    """Tokens prefilled in the estimation of these trajectories, distinct tokens of the prefixes, and the prefixes."""
     prefilled = distinct = 0
+    states: list[list[int]] = []
     opened = sampling.open_sampler
 
     def counting(*args: Any, **options: Any) -> Any:
         sampler = opened(*args, **options)
         plain = type(sampler).sample.__get__(sampler)
 
-        def counted(*args: Any, **options: Any) -> Any:
+        def counted(requests: Any, *args: Any, **options: Any) -> Any:
             nonlocal prefilled, distinct
-            samples, usage = plain(*args, **options)
+            samples, usage = plain(requests, *args, **options)
             prefilled, distinct = prefilled + usage.prefilled, distinct + usage.distinct_prefix_tokens
+            states.extend(request.prefix.tolist() for request in requests if request.keys)
             return samples, usage
 
         sampler.sample = counted
@@ -116,13 +119,23 @@ def prefix_work(trajectories: Path, out: Path, engine: str) -> tuple[int, int]:
     config = estimate.Config(
         out=out / engine,
         cutpoints=cut,
-        rollouts="9",
+        rollouts=str(ROLLOUTS),
         engine=engine,  # pyright: ignore[reportArgumentType]
         threads=1,
     )
     estimate.run(config)
     monte_carlo.open_sampler = opened
-    return prefilled, distinct
+    return prefilled, distinct, states
+
+
+def bare_prefix_work(llm: Any, states: list[list[int]]) -> int:
+    """Tokens of prompts that vLLM computes for as many samples from each state; one token of each is drawn."""
+    from vllm import SamplingParams  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
+
+    llm.reset_prefix_cache()
+    asked = [{"prompt_token_ids": state} for state in sorted(states) for _ in range(ROLLOUTS)]
+    outputs = llm.generate(asked, SamplingParams(max_tokens=1, detokenize=False), use_tqdm=False)
+    return sum(len(output.prompt_token_ids) - output.num_cached_tokens for output in outputs)
 
 
 def main() -> None:
@@ -153,11 +166,15 @@ def main() -> None:
         ours, bare = clocks.values()
         wall, cpu = median(ours.wall) / median(bare.wall), median(ours.cpu) / median(bare.cpu)
         print(f"  spo rollout: {wall:.2f}x the tokens/s of a bare LLM.generate, {cpu:.2f}x by CPU (wanted {WANTED}x)")
-        for engine in ("vllm", "transformers"):
-            prefilled, distinct = prefix_work(here / "first", here, engine)
-            print(
-                f"  estimate, {engine}: {prefilled:,} tokens prefilled, {prefilled / distinct:.2f}x the distinct ones"
-            )
+        sampler.llm.reset_prefix_cache()
+        prefilled, distinct, states = prefix_work(here / "first", here, "vllm")
+        computed = {
+            "spo estimate, vllm": prefilled,
+            "bare vLLM": bare_prefix_work(sampler.llm, states),
+            "spo estimate, transformers": prefix_work(here / "first", here, "transformers")[0],
+        }
+        for what, tokens in computed.items():
+            print(f"  {what}: {tokens:,} tokens of prefixes computed, {tokens / distinct:.2f}x the distinct ones")
         close_sampler()
 
 

@@ -1,4 +1,4 @@
-"""vLLM's scheduler that shares last blocks: the real one, beside a cache that holds token ids instead of keys and values."""
+"""vLLM's scheduler that shares last blocks: the real one, beside a cache that holds token ids for keys and values."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Machine:
         self.computed: dict[str, int] = {}
         """Name of a request → tokens of its prompt that were computed for it."""
 
-    def add(self, prompt: list[int], tokens: int = 1, priority: int = 0, **extra: str) -> str:
+    def add(self, prompt: list[int], extra: dict[str, str], tokens: int = 1, priority: int = 0) -> str:
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
         from vllm.utils.hashing import sha256  # pyright: ignore[reportMissingImports]
         from vllm.v1.core.kv_cache_utils import (  # pyright: ignore[reportMissingImports]
@@ -40,7 +40,7 @@ class Machine:
 
         name = str(next(self.names))
         init_none_hash(sha256)
-        params = SamplingParams(max_tokens=tokens, ignore_eos=True, extra_args={**extra})
+        params = SamplingParams(max_tokens=tokens, ignore_eos=True, extra_args=extra)
         hasher = get_request_block_hasher(BLOCK, sha256)
         self.scheduler.add_request(Request(name, prompt, params, None, priority=priority, block_hasher=hasher))
         return name
@@ -142,11 +142,11 @@ def machine(config: Any, blocks: int = 40, **spec: Any) -> Machine:
 def test_what_goes_on_from_a_stem_computes_only_what_is_new(config: Any) -> None:
     here = machine(config)
     prefix = list(range(45))
-    here.add(prefix, **{STEM: "a"})
+    here.add(prefix, {STEM: "a"})
     here.run()
-    samples = [here.add([*prefix, drawn], 30, **{SOURCE: "a"}) for drawn in (60, 61, 62)]
-    longer = here.add([*prefix, 80, 81, 82, 83], **{STEM: "b", SOURCE: "a"})
-    stranger = here.add([*prefix, 90], 30)
+    samples = [here.add([*prefix, drawn], {SOURCE: "a"}, 30) for drawn in (60, 61, 62)]
+    longer = here.add([*prefix, 80, 81, 82, 83], {STEM: "b", SOURCE: "a"})
+    stranger = here.add([*prefix, 90], {}, 30)
     here.run()
     assert [here.computed[name] for name in (*samples, longer, stranger)] == [1, 1, 1, 4, 46 - BLOCK]
 
@@ -154,10 +154,10 @@ def test_what_goes_on_from_a_stem_computes_only_what_is_new(config: Any) -> None
 def test_a_stem_that_ends_with_a_block_needs_none_to_be_kept(config: Any) -> None:
     here = machine(config)
     prefix = list(range(BLOCK))
-    here.add(prefix, **{STEM: "a"})
+    here.add(prefix, {STEM: "a"})
     here.run()
     assert here.scheduler.kept == {}
-    sample = here.add([*prefix, 60], 3, **{SOURCE: "a"})
+    sample = here.add([*prefix, 60], {SOURCE: "a"}, 3)
     here.run()
     assert here.computed[sample] == 1
 
@@ -181,7 +181,7 @@ def test_no_block_holds_what_is_not_its_requests(config: Any, data: st.DataObjec
 
     def begin(node: int, parent: int) -> None:
         source = {SOURCE: str(parent)} if parent else {}
-        stems[here.add(prefixes[node], 1, node, **{STEM: str(node), **source})] = node
+        stems[here.add(prefixes[node], {STEM: str(node), **source}, 1, node)] = node
 
     for node in tree[0]:
         begin(node, 0)
@@ -192,7 +192,7 @@ def test_no_block_holds_what_is_not_its_requests(config: Any, data: st.DataObjec
             if name in stems:
                 node = stems[name]
                 for drawn, tokens in enumerate(samples[node], start=500):
-                    here.add([*prefixes[node], drawn], tokens, node, **{SOURCE: str(node)})
+                    here.add([*prefixes[node], drawn], {SOURCE: str(node)}, tokens, node)
                 for child in tree.get(node, ()):
                     begin(child, node)
     assert not here.scheduler.has_unfinished_requests()
@@ -204,16 +204,16 @@ def test_no_block_holds_what_is_not_its_requests(config: Any, data: st.DataObjec
 
 def test_kept_blocks_are_given_back_to_a_sequence_that_needs_them_all(config: Any) -> None:
     here = machine(config, CONTEXT // BLOCK + 1)
-    here.add(list(range(45)), **{STEM: "a"})
+    here.add(list(range(45)), {STEM: "a"})
     here.run()
     assert len(here.scheduler.kept) == 1
-    here.add(list(range(200, 200 + CONTEXT - 4)), 4)
+    here.add(list(range(200, 200 + CONTEXT - 4)), {}, 4)
     here.run()
     assert here.scheduler.kept == {}
 
 
 def test_models_with_sliding_windows_share_whole_blocks_alone(config: Any) -> None:
     here = machine(config, sliding_window=2 * BLOCK)
-    here.add(list(range(45)), **{STEM: "a"})
+    here.add(list(range(45)), {STEM: "a"})
     here.run()
     assert here.scheduler.kept == {}
