@@ -35,6 +35,7 @@ from stages.engines.head import Scored
 from stages.engines.ranks import Ranks
 from stages.engines.torch import TorchEngine
 from stages.engines.zero import Zero
+from stages.engines.zero_state import ZeroState
 from stages.errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -66,28 +67,20 @@ class DeepSpeedEngine:
           UserError: the state is of another model, or torn; DeepSpeed does not take the configuration.
         """
         deepspeed = _import(device)
-        self._whole = deepspeed.utils
         self.model, self.context_length, self.vocabulary = policy.model, policy.context_length, policy.vocabulary
-        self._ranks, self._stage = ranks, zero.stage
-        moments = load_state(state, {name: one.shape for name, one in self._trained()}) if state else {}
-        masters = {name: one.data for name, one in self._trained()}
+        self._ranks = ranks
+        trained = {name: one for name, one in self.model.named_parameters() if one.requires_grad}
+        moments = load_state(state, {name: one.shape for name, one in trained.items()}) if state else {}
+        masters = {name: one.data for name, one in trained.items()}
         settings = zero.settings(bfloat16=policy.compute == torch.bfloat16, max_grad_norm=adam.max_grad_norm)
         ranks.gather(None)  # all have read it; from here on they work together
         self._engine = _initialise(deepspeed, _Scoring(policy), adam, settings, zero.path)
+        self._state = ZeroState(self._engine, trained, zero.stage, ranks)
         if "bf16" in settings:
             policy.mixed = False
-            for name, parameter in self._trained():
-                self._whole.safe_set_full_fp32_param(parameter, masters[name])
-        if zero.stage > 0:
-            self._make_moments()
-        self._restore(moments)
-
-    @property
-    def _adamw(self) -> torch.optim.Optimizer:
-        return self._engine.optimizer if self._stage == 0 else self._engine.optimizer.optimizer
-
-    def _trained(self) -> list[tuple[str, nn.Parameter]]:
-        return [(name, one) for name, one in self.model.named_parameters() if one.requires_grad]
+            for name, parameter in trained.items():
+                self._state.put(parameter, masters[name])
+        self._state.restore(moments)
 
     def score(self, batch: MicroBatch, temperature: float) -> Scored:
         """See `optimisation.Engine.score`."""
@@ -116,9 +109,9 @@ class DeepSpeedEngine:
 
     def save(self, directory: Path, tokenizer: PreTrainedTokenizerBase, write_more: Callable[[Path], None]) -> None:
         """See `optimisation.Engine.save`; rank 0 writes what all gather."""
-        weights, state = self._gather(None), dict[str, Tensor]()
-        if steps := max(self._ranks.gather(self._steps())):
-            moments = {what: self._gather(what) for what in MOMENTS}
+        weights, state = self._state.gather(), dict[str, Tensor]()
+        if steps := self._state.steps():
+            moments = {what: self._state.gather(what) for what in MOMENTS}
             state = {f"{what}.{name}": whole for what, of_all in moments.items() for name, whole in of_all.items()}
             state |= {f"step.{name}": torch.tensor(steps) for name in moments[MOMENTS[0]]}
 
@@ -135,57 +128,9 @@ class DeepSpeedEngine:
     def close(self) -> None:
         """Give the memory back."""
         self._engine.destroy()
-        del self._engine
+        del self._engine, self._state
         gc.collect()  # its hooks and modules hold one another
         self._ranks.gather(None)
-
-    def _make_moments(self) -> None:
-        """The optimiser's state before its first step, which would make it, so that a saved one can be put there."""
-        optimizer = self._engine.optimizer
-        for flat in self._flat_masters():
-            zeros = {name: torch.zeros_like(flat, requires_grad=False) for name in MOMENTS}
-            self._adamw.state[flat] = {"step": torch.zeros((), device=flat.device), **zeros}
-        if self._stage < 3:
-            optimizer._lazy_init_hp_params_optimizer_state()
-
-    def _flat_masters(self) -> list[Tensor]:
-        """This rank's slices of the masters, as DeepSpeed's optimiser of a stage names them."""
-        names = ("single_partition_of_fp32_groups", "fp32_groups_flat_partition", "fp32_partitioned_groups_flat")
-        return next(getattr(self._engine.optimizer, name) for name in names if hasattr(self._engine.optimizer, name))
-
-    def _restore(self, state: dict[str, Tensor]) -> None:
-        """Put a saved optimiser's state where this rank's share of it belongs."""
-        steps = [int(value) for key, value in state.items() if key.startswith("step.")]
-        for name, parameter in self._trained():
-            for what in MOMENTS:
-                value = state.get(f"{what}.{name}")
-                if value is not None and self._stage == 0:
-                    kept = self._adamw.state[parameter]
-                    kept[what] = value.to(parameter.device, parameter.dtype)
-                    kept["step"] = state[f"step.{name}"].to(parameter.device)
-                elif value is not None:
-                    self._whole.safe_set_full_optimizer_state(parameter, value, what)
-        if steps and self._stage > 0:
-            for kept in self._adamw.state.values():
-                kept["step"].fill_(max(steps))
-
-    def _steps(self) -> float:
-        """How many steps the optimiser has taken."""
-        return max((float(kept["step"]) for kept in self._adamw.state.values()), default=0.0)
-
-    def _gather(self, what: str | None) -> dict[str, Tensor]:
-        """On rank 0, float32 masters (None) or moments of all that is trained, whole and on the CPU; else nothing."""
-        found = {}
-        for name, parameter in self._trained():
-            if self._stage == 0:
-                whole = parameter.detach() if what is None else self._adamw.state[parameter].get(what)
-            elif what is None:
-                whole = self._whole.safe_get_full_fp32_param(parameter)
-            else:
-                whole = self._whole.safe_get_full_optimizer_state(parameter, what)
-            if self._ranks.rank == 0 and whole is not None:
-                found[name] = whole.to("cpu", copy=True)
-        return found
 
 
 def open_engine(

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,117 +12,44 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stages import train
 from stages.engines import checkpoints
 from stages.shards.lineage import read_lineage
-from stages.unfinished import METRICS_FILE, place
+from stages.unfinished import place
+from tests.engines.rank_runs import Place, agree, equal, launched, metrics, skipped, torchrun
 from tests.test_train import save_model, write_chain
+from tests.test_train_trees import write_trees
 
 pytest.importorskip("deepspeed", reason="DeepSpeed is not installed (the extra `deepspeed`)")
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("deepspeed")]
 
-ROOT = Path(__file__).resolve().parents[2]
 STEPS = 6
-CURVE = ("loss", "kl", "grad_norm", "ratio/mean", "entropy", "approx_kl", "reward", "advantages/std", "num_tokens")
 STAGES = (0, 1, 2, 3)
-
-
-@dataclass(frozen=True)
-class Place:
-    """A folder with `chain/` and two models; each way of training writes a directory into it."""
-
-    folder: Path
-
-    def options(self, name: str, **changes: Any) -> dict[str, Any]:
-        given: dict[str, Any] = {
-            "advantages": [str(self.folder / "chain" / "advantages")],
-            "out": str(self.folder / name),
-            "reference_model": str(self.folder / "reference"),
-            "learning_rate": 1e-3,
-            "weight_decay": 0.1,
-            "beta": 0.05,
-            "epochs": 2,
-            "per_device_batch_size": 2,
-            "gradient_accumulation_steps": 2,
-        }
-        return given | changes
-
-    def job(self, name: str, *, on_the_way: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
-        return {"name": name, "options": self.options(name, **changes), **(on_the_way or {})}
-
-    @property
-    def adapter(self) -> dict[str, Any]:
-        """Options of one whose base is the reference: it is scored with the adapter switched off."""
-        return {"lora_r": 4, "reference_model": str(self.folder / "policy")}
-
-    def launch(self, ranks: int, jobs: list[dict[str, Any]]) -> subprocess.CompletedProcess[str]:
-        """All jobs in one start of so many ranks."""
-        (self.folder / "jobs.json").write_text(json.dumps(jobs))
-        return torchrun(ranks, "-m", "tests.engines.rank_jobs", str(self.folder))
-
-    def ended(self, name: str, rank: int) -> dict[str, Any]:
-        return json.loads((self.folder / f"{name}.{rank}.json").read_text())
-
-    def alone(self, name: str, **changes: Any) -> None:
-        """The same with the torch engine, in this process."""
-        given = self.options(name, **changes)
-        given |= {"advantages": tuple(map(Path, given["advantages"])), "out": Path(given["out"])}
-        train.run(train.Config(**given))
-
-
-def torchrun(ranks: int, *command: str) -> subprocess.CompletedProcess[str]:
-    launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}")
-    return launched(sys.executable, *launcher, *command)
-
-
-def launched(*command: str, **changes: str) -> subprocess.CompletedProcess[str]:
-    """A launcher with one thread for each rank, without compilation."""
-    environment = {"TORCHDYNAMO_DISABLE": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        command,
-        cwd=ROOT,
-        env=os.environ | environment | changes,
-        capture_output=True,
-        text=True,
-        timeout=3000,
-        check=False,
-    )
-
-
-def metrics(directory: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (directory / METRICS_FILE).read_text().splitlines()]
-
-
-def curve(directory: Path) -> list[list[float]]:
-    return [[line.get(name, 0.0) for name in CURVE] for line in metrics(directory)]
-
-
-def weights(directory: Path) -> dict[str, torch.Tensor]:
-    names = ("model", "adapter_model", "optimizer")
-    files = [directory / f"{name}.safetensors" for name in names]
-    return {name: value for file in files if file.exists() for name, value in load_file(file).items()}
-
-
-def agree(one: Path, other: Path, tolerance: float = 1e-5) -> bool:
-    """The same loss curve, weights and optimiser's state, but for rounding."""
-    first, second = weights(one), weights(other)
-    near = all(torch.allclose(first[name], second[name], rtol=tolerance, atol=tolerance) for name in first)
-    lines = torch.allclose(torch.tensor(curve(one)), torch.tensor(curve(other)), rtol=1e-4, atol=1e-5)
-    return first.keys() == second.keys() and near and lines
-
-
-def equal(one: Path, other: Path) -> bool:
-    first, second = weights(one), weights(other)
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+PAIRS = {"per_device_batch_size": 2, "gradient_accumulation_steps": 2}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "packed": {"packing": True, "loss": "distill", "beta": 0.1} | PAIRS,
+    "by-pass": {"whiten": "micro-batch"} | PAIRS,
+    "large": {"per_device_batch_size": 11, "gradient_accumulation_steps": 1, "loss_normalisation": "sequence"},
+    "skipping": {"max_ratio": 1.2},
+}
+"""Ways to feed examples (rows that are tries, few or all at once), to weigh them, and to leave a step out."""
 
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Place:
     folder = tmp_path_factory.mktemp("deepspeed")
     write_chain(folder / "chain", save_model(folder / "policy", seed=0))
+    write_chain(folder / "sparse", folder / "policy", keep=0.03)
     save_model(folder / "reference", seed=1)
+    for age in range(3):
+        sampler = save_model(folder / f"sampler{age}", 0, lambda network, age=age: nudge(network, 0.003 * age))
+        write_trees(folder / f"trees{age}", sampler, seed=age)
     return Place(folder)
+
+
+def nudge(network: torch.nn.Module, amount: float) -> None:
+    for value in network.parameters():
+        value.add_(amount * torch.sin(value * 1e3))
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +63,7 @@ def killed(here: Place) -> Place:
     """`zero3` was killed in its fifth step, with a checkpoint after each second one; two copies of what is left."""
     job = here.job("zero3", zero_stage=3, save_every=2, on_the_way={"kill_after": 4})
     assert here.launch(2, [job]).returncode != 0
-    for name in ("by-torch", "by-four"):
+    for name in ("by-torch", "by-three", "by-three-at-1"):
         shutil.copytree(place(here.folder / "zero3"), place(here.folder / name))
     return here
 
@@ -155,12 +79,10 @@ def two(killed: Place) -> Place:
         killed.job("again", out=str(killed.folder / "zero1"), zero_stage=1),
         killed.job("offloaded", zero_stage=3, offload_optimizer=True, offload_parameters=True),
         killed.job("checkpointed", deepspeed_config=str(config), gradient_checkpointing=True),
-        killed.job("packed", zero_stage=3, packing=True),
+        *[killed.job(name, zero_stage=3, **options) for name, options in VARIANTS.items()],
         killed.job("adapted", zero_stage=3, **killed.adapter),
-        killed.job("by-pass", whiten="micro-batch"),
-        killed.job("large", per_device_batch_size=11, gradient_accumulation_steps=1),
-        killed.job("single", samples_per_iteration=1),
-        killed.job("skipping", zero_stage=2, max_ratio=1.2),
+        killed.job("replayed", zero_stage=3, **killed.replay),
+        killed.job("idle", **killed.sparse),
         killed.job("bfloat16", zero_stage=2, dtype="bfloat16", epochs=1),
         killed.job("held", on_the_way={"held": True}),
         killed.job("unread", on_the_way={"fails_on": 1}),
@@ -183,25 +105,23 @@ def test_offload_and_recomputed_activations_change_nothing_but_rounding(two: Pla
     assert agree(torch_alone, two.folder / name)
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("packed", {"packing": True}),
-        ("by-pass", {"whiten": "micro-batch"}),
-        ("large", {"per_device_batch_size": 11, "gradient_accumulation_steps": 1}),
-        ("single", {"samples_per_iteration": 1}),
-        ("skipping", {"max_ratio": 1.2}),
-    ],
-)
-def test_how_examples_are_fed_and_left_out_is_the_same(two: Place, name: str, options: dict[str, Any]):
-    """Rows that are tries; advantages whitened by pass; fewer examples than ranks; some steps that move nothing."""
-    two.alone(f"torch-{name}", **options)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_how_examples_are_fed_weighed_and_left_out_is_the_same(two: Place, name: str):
+    two.alone(f"torch-{name}", **VARIANTS[name])
     assert agree(two.folder / f"torch-{name}", two.folder / name)
-    skipped = [
-        [line.get("skipped/ratio") for line in metrics(two.folder / f"{which}{name}")] for which in ("torch-", "")
-    ]
-    assert skipped[0] == skipped[1]
-    assert ({*skipped[0]} == {None, 1.0}) == (name == "skipping")
+    assert ({*skipped(two.folder / name)} == {None, 1.0}) == (name == "skipping")
+
+
+def test_a_rank_without_a_kept_token_and_a_step_without_one_are_the_same(two: Place):
+    two.alone("torch-sparse", **two.sparse)
+    assert agree(two.folder / "torch-sparse", two.folder / "idle")
+    assert {*skipped(two.folder / "idle", "empty")} == {None, 1.0}
+
+
+def test_experience_of_earlier_iterations_is_scored_by_the_policies_that_sampled_it(two: Place):
+    two.alone("torch-replayed", **two.replay)
+    assert agree(two.folder / "torch-replayed", two.folder / "replayed")
+    assert metrics(two.folder / "replayed")[0]["approx_kl"] > 1e-4  # the policy is not the one that sampled all of it
 
 
 def test_an_adapter_is_trained_beside_weights_that_are_shared_out(two: Place):
@@ -236,13 +156,24 @@ def test_killed_in_the_middle_and_resumed_the_weights_are_those_of_an_unbroken_c
 
 
 def test_another_number_of_ranks_or_the_other_engine_goes_on_where_two_ranks_were_killed(two: Place, torch_alone: Path):
-    jobs = [two.job("by-four", zero_stage=1, save_every=2), two.job("four", zero_stage=2)]
-    done = two.launch(4, jobs)
+    """Three ranks: no weight's size is a multiple of them, and two trajectories a step are too few for all."""
+    few = {"gradient_accumulation_steps": 2, "learning_rate": 1e-4}
+    jobs = [
+        two.job("by-three", zero_stage=3, save_every=2),
+        two.job("by-three-at-1", zero_stage=1, save_every=2),
+        two.job("three", zero_stage=2, **few),
+        two.job("three-bfloat16", zero_stage=3, dtype="bfloat16", epochs=1),
+    ]
+    done = two.launch(3, jobs)
     assert done.returncode == 0, done.stderr[-4000:]
-    assert "after step 4" in " ".join(two.ended("by-four", 0)["notes"])
     two.alone("by-torch", save_every=2)
-    for name in ("by-four", "four", "by-torch"):
+    for name in ("by-three", "by-three-at-1", "by-torch"):
         assert agree(torch_alone, two.folder / name)
+    assert "after step 4" in " ".join(two.ended("by-three", 0)["notes"])
+    two.alone("torch-three", **few)
+    assert agree(two.folder / "torch-three", two.folder / "three")
+    ours, theirs = ([line["loss"] for line in metrics(two.folder / f"{name}bfloat16")] for name in ("three-", ""))
+    assert ours == pytest.approx(theirs, abs=0.05)
 
 
 def test_the_first_rank_alone_tells_and_all_know_what_is_up_to_date(two: Place):
