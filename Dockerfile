@@ -1,4 +1,4 @@
-# A CUDA image with every engine: `docker build -t spo .`, then `docker run --gpus all -v $PWD:/workspace spo rollout …`.
+# A CUDA image with every extra that `spo` uses: `docker build -t spo .`, then `docker run --gpus all -v $PWD:/workspace spo rollout …`.
 # The Python steps are the ones of the Makefile (a virtual environment, pinned versions), plus the GPU extras.
 # devel: DeepSpeed compiles its optimisers with nvcc on first use.
 FROM nvidia/cuda:13.0.2-devel-ubuntu24.04
@@ -14,7 +14,7 @@ WORKDIR /opt/src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY spo_cli spo_cli
 COPY stages stages
-RUN python -m pip install --quiet --constraint constraints.txt '.[vllm,deepspeed,hub]' && spo --version
+RUN python -m pip install --quiet --constraint constraints.txt '.[vllm,deepspeed,hub,lora,tensorboard,wandb]' && spo --version
 
 COPY examples /opt/src/examples
 WORKDIR /workspace

