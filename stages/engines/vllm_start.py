@@ -148,4 +148,6 @@ def explain(error: BaseException, log: Log) -> UserError:
         cause = re.sub(r"\s*\[type=.*", "", told).removeprefix("Value error, ") or type(error).__name__
     if "out of memory" in cause.lower() or "No available memory" in cause:
         cause += "; lower --gpu-memory-utilization, --max-model-len or --max-batch-rows, or take more GPUs"
+    elif "CPU attention configuration: head_dim" in cause:
+        cause += "; on a CPU it takes heads of 32 dimensions or more: pass --engine transformers for this model"
     return UserError(f"vLLM: {cause.rstrip('.')}. Its log: {log.path}")

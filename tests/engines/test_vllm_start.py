@@ -106,3 +106,12 @@ def test_a_mistake_that_vllm_sees_at_once_is_its_own_message() -> None:
     )
     assert str(explain(error, log)).startswith("vLLM: max_model_len (9) is too large. Its log:")
     log.close()
+
+
+def test_heads_that_are_too_small_for_a_cpu_are_told_with_the_engine_that_takes_them() -> None:
+    log = Log()
+    error = RuntimeError("Unsupported CPU attention configuration: head_dim=16 isa=2 kv_cache_idx=0")
+    told = str(explain(error, log))
+    log.close()
+    assert "head_dim=16" in told
+    assert "heads of 32 dimensions or more: pass --engine transformers" in told
