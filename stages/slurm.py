@@ -88,8 +88,8 @@ def run(config: Config, progress: Progress = Silent()) -> Outcome:
         that are in the queue still, or a SLURM that refuses one.
     """
     from stages.scheduling import queue, scripts
-    from stages.scheduling.records import FOLDER, LOGS, PLAN, plan_text, read_submitted
-    from stages.scheduling.states import look
+    from stages.scheduling.records import FOLDER, PLAN, plan_text, read_submitted, write_files
+    from stages.scheduling.states import check_split, look
 
     recipe, plan = planning.open_recipe(config), planning.make_plan(config)
     if not is_local(plan.out):
@@ -114,13 +114,15 @@ def run(config: Config, progress: Progress = Silent()) -> Outcome:
         progress.note(asked.problem)
     stages = {job.work.place: look(plan.out, job.work, submitted, asked) for job in jobs}
     submissions, cancel = _choose(config, jobs, stages)
+    for submission in submissions:
+        check_split(plan.out, submission.job.work)
     here = Path.cwd()
     files = {scripts.SHARED: scripts.REQUEUE, PLAN: plan_text([job.work for job in jobs])}
     files |= {f"{job.work.name}.sbatch": scripts.job_script(job, plan.out, config.recipe, here) for job in wanted}
     files[scripts.SUBMIT] = scripts.submit_script(submissions, cancel, plan.out, config.recipe)
     folder = plan.out / FOLDER
     if not config.dry_run:
-        _write(folder, files, LOGS)
+        write_files(plan.out, files)
     numbers = _submit(folder / scripts.SUBMIT) if config.submit and submissions else {}
     return Outcome(folder, files, tuple(submissions), not config.dry_run, numbers)
 
@@ -270,15 +272,6 @@ def _awaited(
                     "jobs: include its iteration, too, with --only-missing"
                 )
     return tuple(awaited)
-
-
-def _write(folder: Path, files: Mapping[str, str], logs: str) -> None:
-    from stages.shards.disk import disk_errors
-
-    with disk_errors(folder):
-        (folder / logs).mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
-            (folder / name).write_text(text)
 
 
 def _submit(script: Path) -> dict[str, str]:

@@ -56,8 +56,6 @@ def run(config: Config, progress: Progress = Silent()) -> Status:
         raise UserError(
             f"{config.run} is in a store; expected a run on this machine. `spo show` tells of one elsewhere"
         )
-    if not is_local(config.run):
-        raise UserError(f"{config.run} is in a store; `spo status` looks at runs in directories (try `spo show`)")
     if not config.run.is_dir():
         raise UserError(f"{config.run} is no directory; expected that of a run, such as runs/gsm8k")
     planned, submitted = read_works(config.run), read_submitted(config.run)

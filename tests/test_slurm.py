@@ -198,6 +198,7 @@ def test_an_array_that_is_larger_than_the_cluster_takes_is_refused_with_the_shar
         ("slurm.tran.time=1", r"got 'slurm.tran.time=1'"),
         ("slurm.time=soon", r"\[slurm.sft\] time must be minutes, H:M:S or D-H:M:S; got 'soon'"),
         ("slurm.time=2", r"time 2 is 120 s, and signal_seconds 120 before its end"),
+        ("slurm.time=3", r"time 3 is 180 s, .* or up to 60 s earlier"),
         ("slurm.rollout.num_shards=33", r"33 in \[slurm.rollout\].* more than the 32 questions"),
         ("slurm.estimate.num_shards=5", r"5 in \[slurm.estimate\].*and \[slurm.rollout\] makes 4"),
         ("slurm.train.ranks=0", "ranks must be the same number on each node: expected a multiple of 1"),
@@ -277,6 +278,26 @@ def test_of_several_parts_to_a_task_those_tasks_that_lack_one():
     assert "000-segment" not in dependencies(outcome)
 
 
+def test_what_a_local_run_has_made_in_other_parts_is_kept_and_what_it_has_begun_is_not_mixed_with(here: Path):
+    make_parts("start/eval", 1)
+    make_parts("000/trajectories", 2)
+    with pytest.raises(UserError, match=r"start/eval holds parts of another split \(of 1; the jobs make 4\)"):
+        write(iterations=1)
+    outcome = write(iterations=1, only_missing=True)
+    assert list(dependencies(outcome)) == ["000-segment", "000-estimate", "000-train", "000-eval"]
+    assert dependencies(outcome)["000-segment"] == []
+    (here / "runs/try/000/trajectories/part-00001-of-00002.parquet").unlink()
+    with pytest.raises(UserError, match=r"trajectories .*another split \(of 2;.*num_shards = 2 in \[slurm.rollout\]"):
+        write(iterations=1, only_missing=True)
+    (here / "runs/try/000/trajectories/part-00000-of-00002.parquet").unlink()
+    begun = here / "runs/try/000/trajectories/.part-00000-of-00002"
+    begun.mkdir()
+    assert "000-rollout" in dependencies(write(iterations=1, only_missing=True)), "nothing of it was committed"
+    (begun / "chunk-00000.parquet").touch()
+    with pytest.raises(UserError, match=r"trajectories holds parts of another split \(of 2;"):
+        write(iterations=1, only_missing=True)
+
+
 def in_queue(monkeypatch: pytest.MonkeyPatch, *tasks: Task) -> None:
     monkeypatch.setattr(queues, "ask", lambda jobs: Queue({(task.job, task.task): task for task in tasks}))
 
@@ -353,8 +374,8 @@ def programs(bodies: dict[str, str]) -> None:
             "srun|--container-image=x.sqsh|--container-mounts=/d|spo|",
         ),
         (
-            ("slurm.train.ranks=4", "slurm.train.nodes=2", "slurm.container=x.sif"),
-            "srun|--kill-on-bad-exit=1|apptainer|exec|--nv|x.sif|spo|",
+            ("slurm.train.ranks=4", "slurm.train.nodes=2", "slurm.container=x.sif", "slurm.cpus=8"),
+            "srun|--kill-on-bad-exit=1|--cpus-per-task=8|apptainer|exec|--nv|x.sif|spo|",
         ),
     ],
 )
@@ -414,6 +435,29 @@ def test_a_task_that_is_told_to_stop_goes_back_into_the_queue(
     rest, _ = process.communicate(timeout=30)
     assert rest == (f"requeue: {requeued}\n" if requeued else "")
     assert process.returncode == code
+
+
+def test_a_task_that_is_told_to_stop_amid_its_lines_of_setup_goes_back_into_the_queue_too():
+    programs({"scontrol": 'echo "requeue: $2"'})
+    script = f"set -e\nmax_requeues=1\n{REQUEUE}\nkill -USR1 $$\nrun echo begun"
+    environment = {**os.environ, "PATH": f"{Path('bin').resolve()}:{os.environ['PATH']}", "SLURM_JOB_ID": "12"}
+    ended = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environment)
+    assert (ended.stdout, ended.returncode) == ("requeue: 12\n", 4)
+    ended = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, env=environment | {"SLURM_RESTART_COUNT": "1"}
+    )
+    assert (ended.stdout, ended.returncode) == ("", 4)
+    assert "not requeued: this was attempt 2, and max_requeues is 1" in ended.stderr
+
+
+def test_jobs_that_a_job_submits_do_not_take_its_place_in_an_array_for_theirs(monkeypatch: pytest.MonkeyPatch):
+    programs({"sbatch": 'env | grep ^SLURM_ >>"$PLACE"; echo 5'})
+    monkeypatch.setenv("PATH", f"{Path('bin').resolve()}:{os.environ['PATH']}")
+    monkeypatch.setenv("PLACE", str(Path("told").resolve()))
+    for name in ("ARRAY_JOB_ID", "ARRAY_TASK_ID", "STEP_NUM_TASKS", "RESTART_COUNT", "CONF"):
+        monkeypatch.setenv(f"SLURM_{name}", "3")
+    write(iterations=1, submit=True)
+    assert set(Path("told").read_text().splitlines()) == {"SLURM_CONF=3"}
 
 
 def test_a_command_that_fails_fails_the_job():

@@ -90,10 +90,11 @@ class Job:
     def launcher(self) -> list[str]:
         """What starts the command: srun for several processes, the program that runs a container, both or none."""
         asked, words = self.resources, list[str]()
+        cpus = [f"--cpus-per-task={asked.cpus}"] if asked.cpus else []  # srun does not take it from the job
         if isinstance(asked, RankResources) and asked.ranks > 1:
-            words = ["srun", "--kill-on-bad-exit=1"]
+            words = ["srun", "--kill-on-bad-exit=1", *cpus]
         if asked.container and asked.container_runtime == "pyxis":
-            return [*(words or ["srun"]), f"--container-image={asked.container}", *asked.container_options]
+            return [*(words or ["srun", *cpus]), f"--container-image={asked.container}", *asked.container_options]
         if asked.container:
             gpus = ["--nv"] if asked.has_gpus else []
             words += [asked.container_runtime, "exec", *gpus, *asked.container_options, asked.container]

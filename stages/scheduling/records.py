@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,21 @@ class Submitted:
     def has(self, task: int) -> bool:
         """Whether it includes a task."""
         return self.tasks is None or task in self.tasks
+
+
+def write_files(run: Path, files: Mapping[str, str]) -> None:
+    """Texts by name, into the folder of a run's jobs.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    from stages.shards.disk import disk_errors
+
+    folder = run / FOLDER
+    with disk_errors(folder):
+        (folder / LOGS).mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (folder / name).write_text(text)
 
 
 def plan_text(works: Sequence[Work]) -> str:

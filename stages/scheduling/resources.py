@@ -9,6 +9,8 @@ from typing import Literal
 from stages.config import option, validate
 from stages.errors import UserError
 
+_EARLY = 60  # seconds by which SLURM may send a signal before it was asked to
+
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
@@ -41,10 +43,10 @@ class Resources:
     def __post_init__(self) -> None:
         validate(self)
         limit = seconds(self.time) if self.time else None
-        if limit is not None and limit <= self.signal_seconds:
+        if limit is not None and limit <= self.signal_seconds + _EARLY:
             raise UserError(
-                f"time {self.time} is {limit} s, and signal_seconds {self.signal_seconds} before its end a task stops: "
-                "raise the one or lower the other"
+                f"time {self.time} is {limit} s, and signal_seconds {self.signal_seconds} before its end a task stops, "
+                f"or up to {_EARLY} s earlier, as SLURM sees fit: raise the one or lower the other"
             )
 
     @property

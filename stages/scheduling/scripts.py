@@ -19,21 +19,31 @@ REQUEUE = """\
 # What every script here does around its command. Before the time limit (and before a preemption, where the cluster is
 # set to) SLURM sends SIGUSR1 to the script. The command gets it too, keeps what it has committed and leaves; the task
 # then goes back into the queue under its own number, and resumes there inside its part.
+told= command= again=
+hear() {
+  told=$1 again=yes
+  [[ ! $command ]] || kill -"$told" "$command" 2>/dev/null || true
+}
+trap 'hear USR1' USR1 # from here on, as it may come amid the lines of setup
 run() {
-  local command status code=127 told=
-  "$@" &
-  command=$!
-  trap 'told=USR1 again=yes; kill -USR1 "$command" 2>/dev/null || true' USR1
-  trap 'told=TERM again=yes; kill -TERM "$command" 2>/dev/null || true' TERM
-  local again=yes
-  while [[ $again ]]; do # a signal ends `wait` before the command has ended
-    again=
-    status=0
-    wait "$command" || status=$?
-    [[ $status == 127 ]] || code=$status # 127: it has ended, and an earlier `wait` has said how
-  done
+  local status code=4
+  if [[ ! $told ]]; then
+    "$@" &
+    command=$!
+    trap 'hear TERM' TERM
+    [[ ! $told ]] || hear "$told" # it came just now
+    again=yes code=127
+    while [[ $again ]]; do # a signal ends `wait` before the command has ended
+      again=
+      status=0
+      wait "$command" || status=$?
+      [[ $status == 127 ]] || code=$status # 127: it has ended, and an earlier `wait` has said how
+    done
+  fi
   if [[ $told == USR1 && $code != 0 && ${SLURM_RESTART_COUNT:-0} -lt $max_requeues ]]; then
     scontrol requeue "${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}"
+  elif [[ $told == USR1 && $code != 0 ]]; then
+    echo "not requeued: this was attempt $((SLURM_RESTART_COUNT + 1)), and max_requeues is $max_requeues" >&2
   fi
   exit "$code"
 }
@@ -138,6 +148,7 @@ def submit_script(submissions: Sequence[Submission], cancel: Sequence[tuple[str,
 set -euo pipefail
 cd "$(dirname "${{BASH_SOURCE[0]}}")"
 mkdir -p {LOGS}
+unset "${{!SLURM_ARRAY_@}}" "${{!SLURM_STEP_@}}" SLURM_RESTART_COUNT # of a job that this may run in: not of these
 
 # submit NAME AFTER [OPTION...]: hands NAME.sbatch to SLURM, notes its number in {SUBMITTED}, and prints it.
 submit() {{

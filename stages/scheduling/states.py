@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from stages.errors import UserError
 from stages.scheduling.jobs import MODEL_STAGES, STAGES, Work
 from stages.scheduling.queue import Queue, Task
 from stages.scheduling.records import FOLDER, LOGS, Submitted
@@ -66,9 +68,15 @@ class Stage:
 def look(run: Path, work: Work, submitted: Sequence[Submitted], queue: Queue) -> Stage:
     """How far some work is, by what lies on the disk and what SLURM says of the jobs it was given to.
 
+    It is done, too, where all of it lies there in another number of parts, as `spo run` makes it.
+
     Args:
       submitted: all jobs of the run, in order.
     """
+    for parts in _splits((run / work.place).glob("part-*.parquet")) - {work.parts}:
+        whole = dataclasses.replace(work, parts=parts, num_shards=parts, shards_per_task=1)
+        if all(_path(run, whole, index).exists() for index in range(parts)):
+            return Stage(whole, tuple(Piece(index, "done") for index in range(parts)))
     mine = [job for job in reversed(submitted) if job.name == work.name]
     tasks = dict[int, tuple[Submitted, int]]()  # piece → who was given it last
     for task in range(work.tasks):
@@ -76,6 +84,24 @@ def look(run: Path, work: Work, submitted: Sequence[Submitted], queue: Queue) ->
             tasks |= dict.fromkeys(work.parts_of(task), (last, task))
     find = _model if work.stage in MODEL_STAGES else _part
     return Stage(work, tuple(find(run, work, index, tasks.get(index), queue) for index in range(work.parts)))
+
+
+def check_split(run: Path, work: Work) -> None:
+    """Refuse to make some work where parts of another split lie, or chunks of one.
+
+    Raises:
+      UserError: they do.
+    """
+    if work.stage not in ("rollout", "eval"):  # the others have the parts of their input
+        return
+    directory = run / work.place
+    others = [path for path in directory.glob(".part-*") if _splits([path]) != {work.parts}]
+    begun = [path for path in others if any(path.glob("chunk-*"))]
+    for parts in _splits([*directory.glob("part-*.parquet"), *begun]) - {work.parts}:
+        raise UserError(
+            f"{directory} holds parts of another split (of {parts}; the jobs make {work.parts}): delete it, or set "
+            f"num_shards = {parts} in [slurm.{work.stage}]; one that is whole is kept with --only-missing"
+        )
 
 
 def works_on_disk(run: Path) -> tuple[Work, ...]:
@@ -98,12 +124,12 @@ def _iteration_order(name: str) -> tuple[bool, str]:
 
 
 def _part(run: Path, work: Work, index: int, given: tuple[Submitted, int] | None, queue: Queue) -> Piece:
-    directory, name = run / work.place, f"part-{index:05d}-of-{work.parts:05d}"
+    path = _path(run, work, index)
     task = queue.find(given[0].number, given[1]) if given else None
-    if (directory / f"{name}.parquet").exists():
+    if path.exists():
         return Piece(index, "done", task=task)
-    begun = directory / f".{name}"
-    logs = [directory / "_logs" / f"{name}.log", *_job_logs(run, work, given)]
+    begun = path.with_name(f".{path.stem}")
+    logs = [path.parent / "_logs" / f"{path.stem}.log", *_job_logs(run, work, given)]
     alone = work.parts <= work.num_shards and work.shards_per_task == 1
     return _unfinished_piece(index, begun, logs, task, waits_its_turn=not alone and not begun.exists())
 
@@ -191,6 +217,15 @@ def _lives(process: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def _path(run: Path, work: Work, index: int) -> Path:
+    return run / work.place / f"part-{index:05d}-of-{work.parts:05d}.parquet"
+
+
+def _splits(paths: Iterable[Path]) -> set[int]:
+    """The numbers of parts that parts, and folders of their chunks, belong to."""
+    return {int(match[2]) for path in paths if (match := _PART.fullmatch(path.name))}
 
 
 def _unfinished(directory: Path) -> Path:
