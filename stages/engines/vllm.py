@@ -97,7 +97,7 @@ class VllmSampler:
         self.llm, self.model, self.architecture, self.log, self.merged = llm, model, architecture, log, merged
         self.context_length = int(llm.model_config.max_model_len)
         self.numbers = count()
-        self.asleep = False
+        self.asleep = self.ended = False
 
     @classmethod
     def open(
@@ -240,8 +240,12 @@ class VllmSampler:
             self.asleep = True
 
     def close(self) -> None:
-        """Ends vLLM and its processes."""
-        self.llm.llm_engine.engine_core.shutdown(timeout=1)  # vLLM itself would wait 5 s for its worker in vain
+        """Ends vLLM and its processes, once."""
+        if self.ended:
+            return
+        self.ended = True
+        with self.log.taking_output():  # it warns of ending them as it was told to
+            self.llm.llm_engine.engine_core.shutdown(timeout=1)  # vLLM itself would wait 5 s for its worker in vain
         self.log.close()
 
 

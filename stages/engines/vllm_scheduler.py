@@ -75,11 +75,15 @@ class _SharesBlocks:
         return owner._free_request(request, delay_free_blocks)
 
     def schedule(self, *args: Any, **options: Any) -> Any:
-        """Gives all back where a step finds room for nothing: what waits may need every block."""
+        """Gives all back where nothing runs and there is room for nothing: what waits may need every block.
+
+        A step that schedules nothing may also be one before which all rows have drawn their last token, and are not
+        told yet (asynchronous scheduling): who waits then waits for a row.
+        """
         owner: Any = super()
         output = owner.schedule(*args, **options)
         me: Any = self
-        if output.total_num_scheduled_tokens == 0 and me.waiting:
+        if output.total_num_scheduled_tokens == 0 and me.waiting and not me.running:
             self._give_all_back()
         return output
 

@@ -212,6 +212,23 @@ def test_kept_blocks_are_given_back_to_a_sequence_that_needs_them_all(config: An
     assert here.scheduler.kept == {}
 
 
+def test_kept_blocks_stay_while_rows_that_are_full_wait_for_their_last_tokens(
+    config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scheduled asynchronously, a step ahead of what is told: who waits for a row is not short of blocks."""
+    monkeypatch.setattr(config.scheduler_config, "async_scheduling", True)
+    here = machine(config)
+    prefix = list(range(45))
+    here.add(prefix, {STEM: "a"})
+    here.run()
+    for row in range(config.scheduler_config.max_num_seqs):
+        here.add(list(range(100 * row, 100 * row + 20)), {})
+    here.add([*prefix, 60], {SOURCE: "a"}, 3, 1)
+    assert here.scheduler.schedule().total_num_scheduled_tokens > 0
+    assert here.scheduler.schedule().total_num_scheduled_tokens == 0
+    assert list(here.scheduler.kept) == ["a"]
+
+
 def test_models_with_sliding_windows_share_whole_blocks_alone(config: Any) -> None:
     here = machine(config, sliding_window=2 * BLOCK)
     here.add(list(range(45)), {STEM: "a"})
