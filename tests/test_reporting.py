@@ -72,7 +72,7 @@ def spo() -> Iterator[Commands]:
 @pytest.fixture
 def wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     """The real package, without credentials; it reads the environment once, unless it is torn down."""
-    package = pytest.importorskip("wandb")
+    package = pytest.importorskip("wandb", reason="wandb is not installed (the extra `wandb`)")
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))

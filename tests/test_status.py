@@ -25,8 +25,6 @@ from stages.shards.schemas import TRAJECTORIES
 from stages.shards.writing import open_part
 from tests.shards.samples import lineage, trajectories, write_part
 
-TRAJECTORY_PARTS = Work("000", "rollout", 4, 4)
-
 
 def look(run: Path) -> dict[str, Stage]:
     return {stage.work.place: stage for stage in status.run(status.Config(run=run)).stages}

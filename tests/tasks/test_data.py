@@ -138,7 +138,7 @@ def test_a_hub_name_without_the_datasets_package_says_what_to_install(monkeypatc
 
 
 def test_a_hub_name_that_cannot_be_reached_is_told_in_one_line():
-    pytest.importorskip("datasets")
+    pytest.importorskip("datasets", reason="datasets is not installed (the extra `hub`)")
     with pytest.raises(UserError, match="data openai/gsm8k is neither a file here nor to be had") as raised:
         open_data("openai/gsm8k", "gsm8k")
     assert "\n" not in str(raised.value)
@@ -146,7 +146,7 @@ def test_a_hub_name_that_cannot_be_reached_is_told_in_one_line():
 
 def test_a_hub_data_set_is_loaded_at_its_configuration_and_revision(monkeypatch: pytest.MonkeyPatch):
     """The hub is out of reach of tests: rows as `datasets` would hold them, everything behind that is real."""
-    datasets = pytest.importorskip("datasets")
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed (the extra `hub`)")
     splits = datasets.DatasetDict({split: datasets.Dataset.from_list(ROWS) for split in ("train", "test")})
     asked = []
 

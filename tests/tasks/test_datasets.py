@@ -71,7 +71,7 @@ def test_the_only_split_of_a_benchmark_is_its_test_split_under_any_name(tmp_path
 
 def test_hub_stands_for_the_task_s_own_data_set(monkeypatch: pytest.MonkeyPatch):
     """The hub is out of reach of tests: rows as `datasets` would hold them, everything behind that is real."""
-    datasets = pytest.importorskip("datasets")
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed (the extra `hub`)")
     asked = []
 
     def load_dataset(*args: object, **options: object) -> object:
