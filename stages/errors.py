@@ -17,6 +17,10 @@ class UserError(SpoError, ValueError):
     exit_code = 2
 
 
+class Unreachable(UserError):
+    """What may well be there cannot be read or written now: nobody may take it for torn, stale or missing."""
+
+
 class FingerprintMismatch(UserError):
     """The output already holds work of another configuration."""
 

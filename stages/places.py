@@ -23,7 +23,7 @@ from functools import lru_cache
 from pathlib import Path, PosixPath
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
-from stages.errors import UserError
+from stages.errors import Unreachable, UserError
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
@@ -243,7 +243,7 @@ def told(path: Path) -> Iterator[None]:
     """Turns what a store answers into one line.
 
     Raises:
-      UserError: no such bucket, no permission, no way to the store.
+      Unreachable: no such bucket, no permission, no way to the store.
     """
     try:
         yield
@@ -252,7 +252,7 @@ def told(path: Path) -> Iterator[None]:
     except OSError as error:
         if not is_failure(error):
             raise
-        raise UserError(
+        raise Unreachable(
             f"{path} cannot be reached: {_reason(error)}. Check the address, and endpoint, region and credentials in "
             "the environment; what was committed is kept, and the same command goes on there"
         ) from error

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from stages.errors import IncompleteInput, UserError
+from stages.errors import IncompleteInput, Unreachable, UserError
 from stages.places import is_local, remove
 from stages.shards.disk import replacing, write_parquet
 from stages.shards.files import lineage_of, read_columns, read_footer
@@ -41,12 +41,22 @@ class Chunks:
         return self.directory / f"chunk-{number:05d}.parquet"
 
     def files(self) -> Iterator[tuple[int, Path, Chunk | None, Lineage | None]]:
-        """Number, file, and what it says of itself (None, None: torn), in order."""
+        """Number, file, and what it says of itself (None, None: torn), in order.
+
+        Raises:
+          Unreachable: a chunk that cannot be read now; it is work that was done, and stays.
+        """
         for file in sorted(self.directory.glob("chunk-*.parquet")):
             chunk = lineage = None
-            with suppress(IncompleteInput, UserError):
+            try:
                 footer = read_footer(file, self.schema)
                 chunk, lineage = Chunk(**json.loads(footer.metadata[_CHUNK_KEY])), lineage_of(footer, file)
+            except Unreachable:
+                raise
+            except (IncompleteInput, UserError):
+                pass
+            except FileNotFoundError:  # another process has published the part and removed its chunks
+                continue
             yield int(file.stem.removeprefix("chunk-")), file, chunk, lineage
 
     def write(self, number: int, table: pa.Table, chunk: Chunk, lineage: Lineage) -> None:

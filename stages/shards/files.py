@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.errors import IncompleteInput, UserError
+from stages.errors import IncompleteInput, Unreachable, UserError
 from stages.places import StorePath, told
 from stages.shards.lineage import FOOTER_KEY, Lineage
 from stages.shards.schemas import Schema
@@ -17,15 +17,16 @@ def read_footer(path: Path, schema: Schema | None = None) -> pq.FileMetaData:
     """The footer of a Parquet file.
 
     Raises:
-      IncompleteInput: a torn file. UserError: one that is not Parquet, or not readable by this user.
+      IncompleteInput: a torn file. UserError: one that is not Parquet. Unreachable: one that this user may not read, or
+        that a store does not give.
     """
     try:
         with told(path):
             return _open(path).metadata
     except PermissionError as error:
-        raise UserError(f"{path} may not be read by this user") from error
+        raise Unreachable(f"{path} may not be read by this user") from error
     except (pa.ArrowException, OSError) as error:
-        with path.open("rb") as file:
+        with told(path), path.open("rb") as file:
             start = file.read(4)
         if not b"PAR1".startswith(start.rstrip(b"\0")):
             raise UserError(f"{path} is not a Parquet file (it begins with {start!r})") from error

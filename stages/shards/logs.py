@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from stages import places
+from stages.errors import Unreachable
 
 
 class Log:
@@ -27,9 +28,9 @@ class Log:
         self.write(f"started: {' '.join(sys.argv)} ({', '.join(where)}), fingerprint {fingerprint}")
 
     def end(self, line: str) -> None:
-        """The last line of a run that did not finish; the disk may be full, and the error matters more."""
+        """The last line of a run that did not finish; disk or store may take no more, and the error matters."""
         if self._started:
-            with suppress(OSError):
+            with suppress(OSError, Unreachable):
                 self.write(line)
 
     def write(self, line: str) -> None:

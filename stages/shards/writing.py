@@ -22,7 +22,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from stages.errors import FingerprintMismatch, IncompleteInput, Interrupted, UserError
+from stages.errors import FingerprintMismatch, IncompleteInput, Interrupted, Unreachable, UserError
 from stages.places import as_path, is_local
 from stages.progress import Progress, Silent
 from stages.shards.chunks import Chunk, Chunks
@@ -124,7 +124,7 @@ class PartWriter:
                 if chunk and number < len(self._keys) and chunk.key == self._keys[number]:
                     self._committed[number] = chunk
                 else:
-                    file.unlink()
+                    file.unlink(missing_ok=True)
                     dropped += 1
             self.rows = sum(chunk.rows for chunk in self._committed.values())
             if dropped:
@@ -180,7 +180,11 @@ class PartWriter:
         for chunk in self._committed.values():
             for name, value in chunk.counts.items():
                 counts[name] = counts.get(name, 0) + value
-        self._publish(self._chunks.read(self._committed), counts, summary)
+        try:
+            self._publish(self._chunks.read(self._committed), counts, summary)
+        except IncompleteInput:
+            if not self._is_overtaken():  # while its chunks were read
+                raise
 
     def write(self, table: pa.Table, counts: Mapping[str, int] = {}, summary: Mapping[str, Any] | None = None) -> None:
         """The whole part at once, for work too quick to be worth chunks: the same bytes, the same errors."""
@@ -223,7 +227,7 @@ class PartWriter:
         """Keeps the unfinished work of an earlier run if it is this work."""
         for _, file, chunk, _ in self._chunks.files():
             if chunk and not self._is_same_work(file, _part_differences):
-                file.unlink()
+                file.unlink(missing_ok=True)
 
     def _accept(self) -> None:
         footer = read_footer(self.path, self.schema)
@@ -233,7 +237,7 @@ class PartWriter:
             with suppress(UserError), locked_chunks(self._chunks.directory):
                 for _, file, _, there in self._chunks.files():
                     if there and there.fingerprint == self.lineage.fingerprint:
-                        file.unlink()
+                        file.unlink(missing_ok=True)
         self._remove_other_split()
         self._tell.note(f"{self.path} is up to date ({self.rows} rows)")
 
@@ -241,6 +245,8 @@ class PartWriter:
         """Whether a file was made as is asked now; if not, only `overwrite` lets the work go on."""
         try:
             there = lineage_of(read_footer(path, self.schema), path)
+        except Unreachable:
+            raise
         except (IncompleteInput, UserError) as error:
             problems = [str(error)]
         else:

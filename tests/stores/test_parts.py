@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages import places
-from stages.errors import FingerprintMismatch, IncompleteInput, Interrupted, UserError
+from stages.errors import FingerprintMismatch, IncompleteInput, Interrupted, Unreachable, UserError
+from stages.shards import chunks, writing
 from stages.shards.parts import open_artefact
 from stages.shards.schemas import TRAJECTORIES
 from stages.shards.writing import open_part
@@ -121,6 +122,51 @@ def test_of_two_writers_of_a_part_the_slower_one_finds_it_done(bucket: Bucket):
     assert slow.lineage.counts == {"rows": 23}
     assert artefact(bucket) == done
     assert any("is up to date" in line for line in notes.lines)
+
+
+def test_one_that_is_done_while_the_slower_one_reads_its_chunks_is_found(bucket: Bucket):
+    rows, here = trajectories(23), bucket.path("t")
+    with open_part(here, 1, 2, lineage(), TRAJECTORIES) as slow:
+        for chunk, start in zip(slow.missing(["rows 0-12", "rows 12-24"]), (0, 12), strict=True):
+            slow.commit(chunk, rows.slice(start, 12), {"rows": 12 - chunk})
+        is_overtaken = iter([False, True])
+        slow._is_overtaken = lambda: next(is_overtaken)  # at first it looked a moment too early
+        write(here)
+        done = artefact(bucket)
+        slow.finish({"rows": 23})
+    assert artefact(bucket) == done
+
+
+def test_a_store_that_fails_for_a_while_costs_no_work(bucket: Bucket, monkeypatch: pytest.MonkeyPatch):
+    def fail(path: Path, *_: Any) -> Any:
+        with places.told(path):
+            raise OSError("AWS Error SLOW_DOWN during GetObject operation: reduce your request rate")
+
+    begun, done = bucket.path("begun"), bucket.path("done")
+    with open_part(begun, 1, 2, lineage(), TRAJECTORIES) as part:
+        part.commit(next(part.missing(["rows 0-12", "rows 12-24"])), trajectories(12), {"rows": 12})
+    write(done)
+    before = artefact(bucket)
+    for module in (chunks, writing):
+        monkeypatch.setattr(module, "read_footer", fail)
+    for here in (begun, done):
+        with pytest.raises(Unreachable, match="cannot be reached: AWS Error SLOW_DOWN"):
+            write_part(here, 1, 2, table=trajectories(23), chunk=12, overwrite=True)
+    assert artefact(bucket) == before, "chunks are not torn, the part is not of other work"
+
+
+def test_a_signal_is_told_where_the_log_cannot_be_written_any_more(bucket: Bucket, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: Any) -> int:
+        raise OSError("AWS Error SLOW_DOWN")
+
+    def interrupted() -> None:
+        with open_part(bucket.path("t"), 1, 2, lineage(), TRAJECTORIES) as part:
+            part.commit(next(part.missing(["rows 0-12", "rows 12-24"])), trajectories(12), {"rows": 12})
+            monkeypatch.setattr(places, "_put", fail)
+            raise Interrupted("SIGUSR1")
+
+    with pytest.raises(Interrupted, match="1 of 2 chunks committed"):
+        interrupted()
 
 
 def test_the_log_says_how_it_went(bucket: Bucket):
