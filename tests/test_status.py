@@ -85,7 +85,7 @@ def test_a_local_run_is_shown_as_far_as_it_lies_there(tmp_path: Path, dead: int)
         (tmp_path / "start" / "checkpoint" / "spo.json").touch()
         found = look(tmp_path)
     assert list(found) == ["start/checkpoint", "000/trajectories", "000/checkpoint"]
-    assert found["start/checkpoint"].is_done
+    assert states(found["start/checkpoint"]) == "d"
     parts = found["000/trajectories"]
     assert states(parts) == "dfrm"
     assert parts.pieces[1].told == "failed: RuntimeError: CUDA out of memory"

@@ -54,11 +54,6 @@ class Stage:
         """Pieces by their state."""
         return {state: sum(piece.state == state for piece in self.pieces) for state in STATES}
 
-    @property
-    def is_done(self) -> bool:
-        """Whether all of it is there."""
-        return all(piece.state == "done" for piece in self.pieces)
-
     def tasks_in(self, *states: State) -> tuple[int, ...]:
         """The tasks of its array that have a piece in one of these states."""
         wanted = {piece.index for piece in self.pieces if piece.state in states}
