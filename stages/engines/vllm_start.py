@@ -146,7 +146,7 @@ def explain(error: BaseException, log: Log) -> UserError:
         # pydantic: "1 validation error for …", the field, "Value error, what is wrong [type=…, input_value=…]"
         told = " ".join(lines[1:] if len(lines) > 1 and "validation error" in lines[0] else lines[:1])
         cause = re.sub(r"\s*\[type=.*", "", told).removeprefix("Value error, ") or type(error).__name__
-    if "out of memory" in cause.lower() or "No available memory" in cause:
+    if "out of memory" in cause.lower():
         cause += "; lower --gpu-memory-utilization, --max-model-len or --max-batch-rows, or take more GPUs"
     elif "CPU attention configuration: head_dim" in cause:
         cause += "; on a CPU it takes heads of 32 dimensions or more: pass --engine transformers for this model"

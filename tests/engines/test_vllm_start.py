@@ -115,3 +115,15 @@ def test_heads_that_are_too_small_for_a_cpu_are_told_with_the_engine_that_takes_
     log.close()
     assert "head_dim=16" in told
     assert "heads of 32 dimensions or more: pass --engine transformers" in told
+
+
+@pytest.mark.parametrize(
+    ("message", "lower"),
+    [("CUDA out of memory. Tried to allocate 2 GiB", True), ("No available memory for the cache blocks", False)],
+)
+def test_less_memory_is_advised_where_there_was_too_little_and_not_where_vllm_was_given_too_little(
+    message: str, lower: bool
+) -> None:
+    log = Log()
+    assert ("lower --gpu-memory-utilization" in str(explain(RuntimeError(message), log))) == lower
+    log.close()
