@@ -235,5 +235,6 @@ def _source_difference(there: Source | None, asked: Source | None) -> str:
         return ""
     name = next((source.stage for source in (asked, there) if source and source.stage), "input")
     if there and asked and there.path == asked.path:
-        return f"{name}: {asked.path} has changed since"
+        also = ", or the code of the reward," if name == "task" else ""
+        return f"{name}: {asked.path}{also} has changed since"
     return _difference(name, there and there.path, asked and asked.path)

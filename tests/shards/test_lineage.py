@@ -69,6 +69,11 @@ def test_differences_are_lines_a_user_understands():
     assert differences(there, there) == []
 
 
+def test_a_task_is_its_data_and_the_reward_that_goes_with_them():
+    there, asked = (lineage(inputs=(Source("../mine.jsonl", digest, "task"),)) for digest in ("f0", "f1"))
+    assert differences(there, asked) == ["task: ../mine.jsonl, or the code of the reward, has changed since"]
+
+
 def test_an_option_that_an_older_version_did_not_have_is_named():
     asked = lineage()
     there = dataclasses.replace(asked, config={"temperature": 1.0})
