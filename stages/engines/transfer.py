@@ -2,8 +2,9 @@
 
 A directory in a store counts as a model once its configuration is in it, which is put there last and removed first; its
 lineage goes first, so that what a kill cuts short can be told from what is not ours.
-Copies lie in `places.cache()`, each under a digest of what the store lists (names, sizes, times), so a model that was
-written anew is another copy; files are fetched when they are asked for. What is no longer needed there may be deleted.
+Copies lie in `places.cache()`, each under a digest of its address and of what the store lists there (names, sizes,
+times), so a model that was written anew is another copy; files are fetched when they are asked for. What is no longer
+needed there may be deleted.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def fetch(directory: StorePath, unwanted: Iterable[str] = ()) -> Path:
             f"there is no model directory {directory}"
             + (", only one whose writing did not come to its end" if listed else "")
         )
-    copy = _copy(listed)
+    copy = _copy(directory, listed)
     with _held(copy):
         write_whole(copy / _ORIGIN_FILE, f"{directory}\n".encode())
         absent = [name for name in listed if not (copy / name).exists() and "/" not in name]
@@ -74,7 +75,7 @@ def publish(finished: Path, directory: StorePath) -> None:
     for name in there - set(names) - ends:
         (directory / name).unlink()
     put(CONFIGURATIONS)
-    copy = _copy(_listed(directory))
+    copy = _copy(directory, _listed(directory))
     with _held(copy):
         for name in names:
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
@@ -106,8 +107,9 @@ def _listed(directory: StorePath) -> dict[str, tuple[int, int]]:
     return {path.relative_to(directory).as_posix(): (info.size, info.mtime_ns) for path, info in directory.walk_files()}
 
 
-def _copy(listed: dict[str, tuple[int, int]]) -> Path:
-    return cache() / "models" / digest(json.dumps(sorted(listed.items())).encode())
+def _copy(directory: StorePath, listed: dict[str, tuple[int, int]]) -> Path:
+    """The address is in it: a store tells times in seconds, and models of one architecture have files of one size."""
+    return cache() / "models" / digest(json.dumps([str(directory.resolve()), sorted(listed.items())]).encode())
 
 
 def _fetch(source: StorePath, target: Path) -> None:

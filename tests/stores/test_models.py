@@ -1,0 +1,27 @@
+"""Copies on this machine of models in a store are told apart, whatever the store says of them."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from stages.engines import transfer
+from stages.places import StorePath
+from tests.stores.bucket import Bucket
+
+pytestmark = pytest.mark.xdist_group("stores")
+
+
+def test_models_of_one_size_and_second_are_two(bucket: Bucket):
+    time.sleep(1 - time.time() % 1)  # a store tells times in seconds
+    names = ("one", "other")
+    for name in names:
+        bucket.put(f"{name}/model.safetensors", name.ljust(8).encode())
+        bucket.put(f"{name}/config.json", b"{}")
+    for name in names:
+        place = bucket.path(name)
+        assert isinstance(place, StorePath)
+        copy = transfer.fetch(place)
+        assert (copy / "model.safetensors").read_bytes() == name.ljust(8).encode()
+        assert transfer.origin(copy) == place
