@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
 
 _SCHEMES = ("s3", "gs")
+_SLIPS = ("s3:/", "gs:/")
+"""No directory is called so: a slash was left out."""
 _OPTIONS = {"s3:": "allow_delayed_open=true", "gs:": "retry_limit_seconds=60"}
 """A small object is one request when its stream is closed, rather than an upload in several parts; a store that does
 not answer is not waited for a quarter of an hour."""
@@ -45,7 +47,7 @@ def as_path(text: str | Path) -> Path:
     if isinstance(text, Path):
         return text
     scheme, is_address, rest = text.partition("://")
-    if not is_address:
+    if not is_address and not text.startswith(_SLIPS):
         return Path(text)
     if scheme not in _SCHEMES or not rest or rest.startswith("/"):
         raise UserError(f"expected a local path, s3://BUCKET/KEY or gs://BUCKET/KEY; got {text!r}")

@@ -29,7 +29,7 @@ def test_addresses_of_stores_are_told_from_local_paths():
     assert pickle.loads(pickle.dumps(path)) == path == copy.deepcopy(path)
 
 
-@pytest.mark.parametrize("wrong", ["http://host/x", "s3://", "s3:///x", "hdfs://host/x"])
+@pytest.mark.parametrize("wrong", ["http://host/x", "s3://", "s3:///x", "hdfs://host/x", "s3:/host/x"])
 def test_another_address_is_refused(wrong: str):
     with pytest.raises(UserError, match=r"expected a local path, s3://BUCKET/KEY or gs://BUCKET/KEY; got"):
         as_path(wrong)
