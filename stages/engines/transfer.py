@@ -143,7 +143,12 @@ def _like(name: str, patterns: Iterable[str]) -> bool:
 @contextmanager
 def _held(copy: Path) -> Iterator[None]:
     """One process at a time fetches a model; the others wait, and find it."""
-    copy.mkdir(parents=True, exist_ok=True)
+    try:
+        copy.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"no copy of a model can be kept in {copy}: {error.strerror}; set SPO_CACHE to a place that can"
+        ) from error
     with copy.with_name(f".{copy.name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 
 from stages.engines import transfer
+from stages.errors import UserError
 from stages.places import StorePath
 from tests.stores.bucket import Bucket
 
@@ -25,3 +27,13 @@ def test_models_of_one_size_and_second_are_two(bucket: Bucket):
         copy = transfer.fetch(place)
         assert (copy / "model.safetensors").read_bytes() == name.ljust(8).encode()
         assert transfer.origin(copy) == place
+
+
+def test_a_cache_that_cannot_be_written_is_told(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SPO_CACHE", str(tmp_path / "file"))
+    bucket.put("config.json", b"{}")
+    place = bucket.path()
+    assert isinstance(place, StorePath)
+    with pytest.raises(UserError, match=r"no copy of a model can be kept in .*: Not a directory; set SPO_CACHE to"):
+        transfer.fetch(place)
