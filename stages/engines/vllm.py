@@ -225,7 +225,8 @@ class VllmSampler:
             self.llm.collective_rpc("take_weights", args=(str(model_dir),))
             if self.asleep:
                 self.llm.wake_up(tags=["kv_cache"])
-            self.llm.reset_prefix_cache()
+            if not self.llm.reset_prefix_cache():
+                raise RuntimeError("vLLM keeps the old model's cache")  # nothing runs, so it never has a reason to
         except Exception as error:
             self._end(error)
             raise
