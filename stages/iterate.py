@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages import estimate, evaluate, rollout, segment, sft, train
+from stages.errors import FingerprintMismatch
 from stages.launcher import check_alone
 from stages.places import as_path
 from stages.planning import Config, Iteration, Plan, make_plan, open_tasks
@@ -65,7 +66,10 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
     plan = make_plan(config)
     for iteration in plan.iterations:
         choose_engine(iteration.train, ranks=1)
-    done = list(carry_out(plan, progress))
+    try:
+        done = list(carry_out(plan, progress))
+    except FingerprintMismatch as error:
+        raise FingerprintMismatch(f"{error} (`spo run`: --run.overwrite)") from error
     return _summary(plan, done, time.monotonic() - started)
 
 

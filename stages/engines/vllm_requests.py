@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _LEAST = 2
-"""Tokens that prefixes must share before a stem of no samples is worth its request. At 8, sixteen responses of 25 tokens
-to a question, cut every four doubtful ones, computed 1.2 times their distinct tokens; at 2, 1.02 times, with a stem more
-for every five states."""
+"""Tokens that prefixes must share before a stem of no samples is worth its request. At 8, sixteen responses of 25
+tokens to a question, cut every four doubtful ones, computed 1.2 times their distinct tokens; at 2, 1.02 times, with a
+stem more for every five states."""
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,6 @@ def warn(figures: Mapping[str, float]) -> tuple[str, ...]:
     if error <= TOLERATED:
         return ()
     return (
-        f"sampler and trainer disagree: a token's probability is off by a factor of {error:.3f} on average (at most "
+        f"sampler and trainer disagree: a token's probability is off by a factor of {error:.4f} on average (at most "
         f"{TOLERATED} is expected), {figures['mismatch/truncated']:.1%} of the ratios beyond the cap: {_REMEDY}",
     )

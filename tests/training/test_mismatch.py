@@ -88,11 +88,11 @@ def test_a_sampler_that_is_off_is_measured_and_told_with_a_remedy(
     assert summary.figures["mismatch/logp_difference_max"] == pytest.approx(math.log(FACTOR), abs=1e-4)
     assert summary.figures["mismatch/truncated"] == 0.0  # 1.25 is below 2
     for told in (notes.lines, summary.notes):
-        assert any("off by a factor of 1.250" in line and "--dtype" in line for line in told)
+        assert any("off by a factor of 1.2500" in line and "--dtype" in line for line in told)
     show.run(show.Config(path=out))
     shown = capsys.readouterr().out
     assert "mismatch" in shown
-    assert "off by a factor of 1.250" in " ".join(shown.split())
+    assert "off by a factor of 1.2500" in " ".join(shown.split())
     show.run(show.Config(path=out, json=True))
     figures = json.loads(capsys.readouterr().out)["statistics"]["mismatch"]
     assert figures["error"] == summary.figures["mismatch/error"]
