@@ -168,7 +168,9 @@ def test_a_swallowed_signal_can_be_sent_again(monkeypatch: pytest.MonkeyPatch):
 def test_an_ignored_signal_stays_ignored():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with interruptible():
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
         signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 @pytest.mark.usefixtures("fresh_signals")

@@ -47,9 +47,9 @@ def test_what_a_store_does_not_answer_to_fails_rather_than_go_to_the_disk():
     [
         ("s3://bucket/run/000/cutpoints", "s3://bucket/run/000/advantages", "../cutpoints"),
         ("s3://bucket/run/x", "s3://other/run/y", "s3://bucket/run/x"),
-        ("s3://bucket/run/x", "/work/y", "s3://bucket/run/x"),
-        ("/work/x", "s3://bucket/run/y", "/work/x"),
-        ("/work/x", "/work/run/y", "../../x"),
+        ("s3://bucket/run/x", "/data/y", "s3://bucket/run/x"),
+        ("/data/x", "s3://bucket/run/y", "/data/x"),
+        ("/data/x", "/data/run/y", "../../x"),
     ],
 )
 def test_lineage_leads_back_within_and_between_stores_and_disks(path: str, directory: str, told: str):
