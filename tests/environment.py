@@ -1,0 +1,61 @@
+"""The environment that tests and their child processes see: the same in every shell and on every machine."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+import time
+
+CLEARED_PREFIXES = (
+    *("AWS_", "BOTO_", "GOOGLE_", "WANDB_", "HF_", "HUGGINGFACE_", "HUGGING_FACE_", "TRANSFORMERS_", "SPO_", "XDG_"),
+    *("SLURM_", "SBATCH_", "SALLOC_", "SRUN_", "SQUEUE_", "SACCT_", "SCANCEL_", "PMI_", "PMIX_", "OMPI_"),
+    *("TORCHELASTIC_", "DS_", "VLLM_", "OMP_", "GOMP_", "KMP_", "LC_", "_TYPER_"),
+)
+CLEARED = (
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "GROUP_RANK", "ROLE_RANK"),
+    *("MASTER_ADDR", "MASTER_PORT", "LANG", "LANGUAGE", "PYTHONIOENCODING", "PYTHONWARNINGS", "MPLBACKEND", "NETRC"),
+    *("COLUMNS", "LINES", "TERMINAL_WIDTH", "COLORTERM", "FORCE_COLOR", "NO_COLOR", "PY_COLORS", "CLICOLOR"),
+    *("CLICOLOR_FORCE", "GITHUB_ACTIONS", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "SBATCH_EXPORT", "BASH_ENV", "ENV"),
+    *("MKL_VERBOSE", "DNNL_VERBOSE", "ONEDNN_VERBOSE", "OPENBLAS_VERBOSE", "TORCH_LOGS", "TORCH_SHOW_CPP_STACKTRACES"),
+)
+"""Variables that redirect the program or its libraries, or add lines to what they print. Variables that choose the
+instructions of the processor (MKL_ENABLE_INSTRUCTIONS, ATEN_CPU_CAPABILITY, …) stay: they stand for another machine."""
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "ALL_PROXY")
+GIVEN = {
+    # One thread: tiny models are fastest that way.
+    **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"),
+    # The CPU alone: on a GPU, `auto` chooses another dtype.
+    **dict.fromkeys(("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"), ""),
+    "HF_HUB_OFFLINE": "1",  # no test reaches the network
+    "TOKENIZERS_PARALLELISM": "false",
+    "LC_ALL": "C.UTF-8",
+    "TERM": "xterm",
+    "TZ": "UTC",
+}
+UMASK = 0o022
+
+
+def fix_environment() -> None:
+    """Replace what this process inherited from the user's shell by fixed values."""
+    for name in list(os.environ):
+        if name.startswith(CLEARED_PREFIXES) or name in CLEARED or name.upper() in PROXIES:
+            del os.environ[name]
+    os.environ.update(GIVEN)
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker inherits the home of the process that started it
+        os.environ["HOME"] = _empty_home()
+    os.umask(UMASK)
+    time.tzset()
+
+
+def _empty_home() -> str:
+    """Return a home without caches and settings of the user's; it is deleted when this process ends."""
+    home, owner = tempfile.mkdtemp(prefix="spo-home-"), os.getpid()
+
+    def delete() -> None:
+        if os.getpid() == owner:  # not in a forked child
+            shutil.rmtree(home, ignore_errors=True)
+
+    atexit.register(delete)
+    return home
