@@ -10,16 +10,21 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
 
 @dataclass(frozen=True)
 class Life:
-    """How a command ended: its exit code (negative: the signal that ended it), how long it lived, what it said."""
+    """How a command ended.
+
+    Attributes:
+      code: its exit code, or minus the signal that ended it.
+      seconds: the processor time that it took; what else runs on the machine hardly counts.
+    """
 
     code: int
     seconds: float
@@ -42,19 +47,20 @@ class Commands:
         self,
         *arguments: str | Path,
         seconds: float | None = None,
-        chunks: tuple[Path, int] | None = None,
-        with_signal: int = signal.SIGKILL,
+        chunks: int | None = None,
         variables: Mapping[str, str] = {},
     ) -> Life:
-        """One command, under further environment variables.
+        """Run one command, under further environment variables.
 
-        It is sent the signal after `seconds`, or once so many chunks are committed in the artefact that it writes.
+        Args:
+          seconds: it is killed once it has taken so much processor time (SIGPROF, whose default action is that of
+            SIGKILL).
+          chunks: it is killed (SIGKILL) right after it has committed so many chunks.
         """
         assert self._server.stdin
         assert self._server.stdout
         asked = {"arguments": [str(argument) for argument in arguments], "variables": {**variables}}
-        asked |= {"seconds": seconds, "chunks": chunks and [str(chunks[0]), chunks[1]], "signal": int(with_signal)}
-        self._server.stdin.write(json.dumps(asked) + "\n")
+        self._server.stdin.write(json.dumps(asked | {"seconds": seconds, "chunks": chunks}) + "\n")
         self._server.stdin.flush()
         return Life(**json.loads(self._server.stdout.readline()))
 
@@ -66,41 +72,44 @@ class Commands:
 
 
 def live(asked: dict[str, Any], log: Path) -> Life:
-    """Forks one command and waits for its end."""
-    began = time.monotonic()
+    """Fork one command and wait for its end."""
     child = os.fork()
     if child == 0:
-        be(asked["arguments"], asked["variables"], log)
-    if asked["seconds"] is not None:
-        time.sleep(asked["seconds"])
-        os.kill(child, asked["signal"])
-    if asked["chunks"] is not None:
-        wait_for_chunks(child, *asked["chunks"])
-        os.kill(child, asked["signal"])
-    _, status = os.waitpid(child, 0)
+        be(asked, log)
+    _, status, used = os.wait4(child, 0)
     told = [(log.with_suffix(suffix)).read_text() for suffix in (".out", ".err")]
-    return Life(os.waitstatus_to_exitcode(status), time.monotonic() - began, *told)
+    return Life(os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, *told)
 
 
-def wait_for_chunks(child: int, artefact: str, number: int) -> None:
-    """Until so many chunks lie there, or the child has ended (it stays to be waited for)."""
-    while len(list(Path(artefact).glob(".part-*/chunk-*"))) < number:
-        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-            return
-        time.sleep(0.0005)
+def die_after(chunks: int) -> None:
+    """SIGKILL to this process right after it has committed so many chunks."""
+    from stages.shards.writing import PartWriter
+
+    commit, left = PartWriter.commit, count(chunks - 1, -1)
+
+    def deadly(*given: Any, **named: Any) -> None:
+        commit(*given, **named)
+        if next(left) == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    PartWriter.commit = deadly  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def be(arguments: Sequence[str], variables: dict[str, str], log: Path) -> None:
-    """Becomes the command; never returns."""
+def be(asked: dict[str, Any], log: Path) -> None:
+    """Become the command; never return."""
     from spo_cli import app
 
     for number, suffix in ((1, ".out"), (2, ".err")):
         os.dup2(os.open(log.with_suffix(suffix), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    os.environ.update(variables)
-    sys.argv = ["spo", *arguments]
+    os.environ.update(asked["variables"])
+    sys.argv = ["spo", *asked["arguments"]]
     code = 1
     try:
-        app.main(arguments)
+        if asked["chunks"] is not None:
+            die_after(asked["chunks"])
+        if asked["seconds"] is not None:
+            signal.setitimer(signal.ITIMER_PROF, asked["seconds"])
+        app.main(asked["arguments"])
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
     except BaseException:

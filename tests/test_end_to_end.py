@@ -56,14 +56,15 @@ def test_killed_at_any_moment_and_run_again_a_stage_ends_with_the_same_bytes(
         out = tmp_path / f"killed-{moment}"
         if moment % 2:  # anywhere in its life
             killed = spo.run(*command(verb, chain, out), seconds=unbroken.seconds * moment / (MOMENTS + 1))
-        else:  # in the middle of its work, wherever that is on this machine
-            killed = spo.run(*command(verb, chain, out), chunks=(out, moment // 2))
-        assert killed.code in (-signal.SIGKILL, 0)
+            assert killed.code in (-signal.SIGPROF, 0)
+        else:  # in the middle of its work
+            killed = spo.run(*command(verb, chain, out), chunks=moment // 2)
+            assert killed.code == -signal.SIGKILL
         found_at_work += any(out.glob(".part-*/chunk-*"))
         again = spo.finish(*command(verb, chain, out))
         assert ("resuming" in again.stderr) == any("resuming" in path.read_text() for path in out.glob("_logs/*"))
         assert files(out) == expected
-    assert found_at_work >= 2, "some must have been killed between two chunks"
+    assert found_at_work >= MOMENTS // 2, "killed between two chunks"
 
 
 def start_and_wait_for_a_chunk(arguments: list[str | Path], out: Path) -> subprocess.Popen[str]:
@@ -90,7 +91,7 @@ def test_a_scheduler_s_signal_ends_a_stage_with_code_4_and_one_line(
     process = start_and_wait_for_a_chunk(arguments, tmp_path / "out")
     process.send_signal(sent)
     process.send_signal(sent)  # schedulers repeat themselves
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate()
     assert process.returncode == 4, stderr
     told = [line for line in stderr.splitlines() if line.startswith(f"spo {verb}:")]
     assert len(told) == 1, stderr

@@ -156,7 +156,7 @@ def test_killed_while_it_grows_a_tree_ends_with_the_same_bytes(policy: Path, tmp
 
     with Commands() as spo:
         spo.finish(*grow(tmp_path / "unbroken"))
-        killed = spo.run(*grow(tmp_path / "out"), chunks=(tmp_path / "out", 2))
+        killed = spo.run(*grow(tmp_path / "out"), chunks=2)
         assert killed.code == -signal.SIGKILL
         resumed = spo.finish(*grow(tmp_path / "out"))
         assert "resuming" in resumed.stderr
