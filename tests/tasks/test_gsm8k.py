@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
 
 from stages.tasks import open_task
+from tests.pace import within
 from tests.tasks.test_data import ROWS
 
 TASK = open_task("gsm8k")
@@ -56,10 +56,9 @@ def test_the_last_mark_decides(response: str, reference: str, answer: str | None
 
 @pytest.mark.parametrize("piece", ["####", "1", "1,111", " ", "\t-", "$", "1.", "<<", "#### 1,", "\n"])
 def test_a_hostile_response_takes_no_time(piece: str):
-    started = time.perf_counter()
-    TASK.verify("#### " + piece * 500_000, "18")
-    TASK.verify(piece * 500_000 + "####" + piece * 500_000, "18")
-    assert time.perf_counter() - started < 0.5
+    with within(0.5):
+        TASK.verify("#### " + piece * 500_000, "18")
+        TASK.verify(piece * 500_000 + "####" + piece * 500_000, "18")
 
 
 def test_every_gold_solution_of_the_real_data_grades_right(shared: Path):
