@@ -62,7 +62,10 @@ def missing_programs() -> list[str]:
 @contextmanager
 def slurm(cpus: int = 64) -> Iterator[dict[str, str]]:
     """A running cluster that pretends to have so many CPUs, and two GPUs; yields what the environment must say."""
-    with tempfile.TemporaryDirectory(prefix="spo-slurm-") as folder, ExitStack() as stack:
+    with (  # a path that is short enough for a socket, whatever TMPDIR is
+        tempfile.TemporaryDirectory(prefix="spo-slurm-", dir="/tmp") as folder,
+        ExitStack() as stack,
+    ):
         place = Path(folder)
         _configure(place, cpus)
         environment = {"SLURM_CONF": str(place / "slurm.conf"), "PATH": PATH}
@@ -110,7 +113,7 @@ def _call(environment: dict[str, str], *command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}).stdout
 
 
-def _wait(until: Callable[[], bool], place: Path, seconds: float = 120) -> None:
+def _wait(until: Callable[[], bool], place: Path, seconds: float = 600) -> None:
     end = time.monotonic() + seconds
     while not until():
         if time.monotonic() > end:

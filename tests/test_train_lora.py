@@ -246,7 +246,8 @@ def test_ranks_of_deepspeed_train_the_same_adapter(chain: Path, policy: Path, tm
     run(settings(chain, tmp_path / "torch", **given))
     flags = ["--lora-r=4", "--learning-rate=1e-2", "--per-device-batch-size=4", "--gradient-accumulation-steps=2"]
     flags += ["--beta=0.01", "--device=cpu", "--threads=1", "--adam-epsilon=1e-4", "--epochs=2", "--merge"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "spo_cli"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+    launch += ["--nproc-per-node=2", "-m", "spo_cli"]
     place = ["train", str(chain / "advantages"), "--out", str(tmp_path / "ranks")]
     done = subprocess.run(
         [*launch, *place, *flags, "--engine=deepspeed", "--zero-stage=3"],

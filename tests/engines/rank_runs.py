@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -82,8 +83,15 @@ class Place:
         train.run(train.Config(**given))
 
 
+def free_port() -> int:
+    """A port of the loopback that nothing listens at."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
 def torchrun(ranks: int, *command: str) -> subprocess.CompletedProcess[str]:
-    launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={ranks}")
     return launched(sys.executable, *launcher, *command)
 
 
@@ -96,7 +104,6 @@ def launched(*command: str, **changes: str) -> subprocess.CompletedProcess[str]:
         env=os.environ | environment | changes,
         capture_output=True,
         text=True,
-        timeout=3000,
         check=False,
     )
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from stages.engines import checkpoints
 from stages.shards.lineage import read_lineage
 from stages.unfinished import place
-from tests.engines.rank_runs import Place, agree, equal, launched, metrics, skipped, torchrun
+from tests.engines.rank_runs import Place, agree, equal, free_port, launched, metrics, skipped, torchrun
 from tests.test_train import save_model, write_chain
 from tests.test_train_trees import write_trees
 
@@ -211,7 +211,8 @@ def test_the_command_speaks_once_under_the_launcher_of_deepspeed(here: Place, to
     """`deepspeed` puts a flag of its own before the arguments."""
     options = [f"--{name.replace('_', '-')}={value}" for name, value in here.options("torch").items()]
     arguments = ["train", *here.options("torch")["advantages"], *(one for one in options if "--advantages" not in one)]
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus=2", "--master_port=29517", "--module"]
+    port = f"--master_port={free_port()}"
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus=2", port, "--module"]
     done = launched(*launcher, "spo_cli", *arguments)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count(f"{torch_alone} is up to date") == 1

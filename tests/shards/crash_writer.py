@@ -1,12 +1,13 @@
 """A process that starts writers and kills them, for test_crashes.py: one line in per writer, one line out.
 
-In: `DIRECTORY EVENT SECONDS`: kill at the EVENT-th change to the disk (0: never), or after SECONDS (0: never).
+In: `[DIRECTORY, EVENT, SECONDS]`: kill at the EVENT-th change to the disk (0: never), or after SECONDS (0: never).
 Out: the number of the signal that ended the writer, 0 if it ran to its end.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import signal
 import sys
@@ -44,14 +45,14 @@ def write(directory: Path) -> None:
 
 def main() -> None:
     for line in sys.stdin:
-        directory, event, seconds = line.split()
+        directory, event, seconds = json.loads(line)
         child = os.fork()
         if child == 0:
-            die_at(int(event))
+            die_at(event)
             write(Path(directory))
             os._exit(0)
-        if float(seconds):
-            time.sleep(float(seconds))
+        if seconds:
+            time.sleep(seconds)
             os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         print(os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.waitstatus_to_exitcode(status), flush=True)

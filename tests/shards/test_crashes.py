@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -40,7 +41,7 @@ def run() -> Iterator[Run]:
         assert answers
 
         def ask(directory: Path, event: int, seconds: float) -> int:
-            requests.write(f"{directory} {event} {seconds}\n")
+            requests.write(json.dumps([str(directory), event, seconds]) + "\n")
             requests.flush()
             return int(answers.readline())
 
@@ -187,7 +188,8 @@ def test_a_full_disk_is_one_clear_error_and_nothing_is_lost(tmp_path: Path) -> N
     script, small = tmp_path / "script.py", tmp_path / "small"
     script.write_text(textwrap.dedent(FULL_DISK))
     small.mkdir()
-    mount = ["unshare", "-Urm", "sh", "-c", f'mount -t tmpfs -o size=200k none {small} && exec "$0" "$@"']
+    room = 50 * os.sysconf("SC_PAGE_SIZE")  # such a file system keeps whole pages
+    mount = ["unshare", "-Urm", "sh", "-c", f'mount -t tmpfs -o size={room} none {small} && exec "$0" "$@"']
     if not shutil.which("unshare") or subprocess.run([*mount, "true"], capture_output=True).returncode:
         pytest.skip("needs the right to mount a small file system (unshare -Urm)")
     result = subprocess.run(

@@ -50,18 +50,17 @@ def test_options_left_out_take_the_default_of_the_config(verbs, capsys):
 
 
 def test_help_shows_each_flag_with_its_help_default_and_choices(verbs, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
-    code, out, _ = spo(capsys, "rollout", "--help")
-    lines = {line.split()[1]: line for line in out.splitlines() if line.startswith("│") and len(line.split()) > 2}
+    monkeypatch.setenv("COLUMNS", "100")
+    code, out, _ = spo(capsys, "rollout", "--help-all")
+    lines = [" ".join(line.split()) for line in re.split(r"\n(?=  \S)", out)]
     assert code == 0
-    assert "cutpoints|fixed" in lines["--partition"]
-    assert "[default: cutpoints]" in lines["--partition"]
-    assert "--no-whiten" in lines["--whiten"]
-    assert "Model, e.g. [cpu]." in lines["--model"]
-    assert "[default: $]" in lines["--stop"]
-    assert "SOURCE" in out
-    assert "Where from [see below]." in out
-    assert "--output-dir" in out
+    assert "Usage: spo rollout SOURCE --out PATH [OPTIONS]" in out
+    assert "SOURCE Where from [see below]." in lines
+    assert "--partition {cutpoints|fixed} How to cut. (default: cutpoints)" in lines
+    assert "--whiten, --no-whiten Whiten. (default: on)" in lines
+    assert "-m, --model NAME Model, e.g. [cpu]. (default: tiny)" in lines
+    assert "--stop NAME... Stop string. (repeatable; default: $)" in lines
+    assert "--out, --output-dir PATH Where to." in lines[3]
 
 
 @pytest.mark.parametrize(
@@ -84,8 +83,14 @@ def test_help_shows_each_flag_with_its_help_default_and_choices(verbs, capsys, m
         (
             ["rollout", "in", "--out", "o", "--modle", "x"],
             2,
-            "spo rollout: No such option: --modle (Possible options: --model) (see spo rollout --help)",
+            "spo rollout: No such option '--modle'. Did you mean '--model'? (see spo rollout --help)",
         ),
+        (
+            ["rollout", "in", "--out", "o", "--zzz"],
+            2,
+            "spo rollout: No such option '--zzz'. (see spo rollout --help)",
+        ),
+        (["--versoin"], 2, "spo: No such option '--versoin'. Did you mean '--version'? (see spo --help)"),
         (["rolout"], 2, "spo: No such command 'rolout'. Did you mean 'rollout'? (see spo --help)"),
         (
             ["rollout", "in", "--out", "o", "-m", "missing-part"],
@@ -95,8 +100,8 @@ def test_help_shows_each_flag_with_its_help_default_and_choices(verbs, capsys, m
         (
             ["rollout", "in", "--out", "o", "-m", "full"],
             2,
-            "spo rollout: runs/x/part: No space left on device. Nothing half-written is left; mend it and run the same "
-            "command again",
+            "spo rollout: runs/x/part: No space left on device. No partial output was left. Fix the problem and rerun "
+            "the command",
         ),
     ],
 )
@@ -197,7 +202,7 @@ def test_what_the_recipe_reader_refuses_is_a_users_mistake(verbs, capsys):
     assert err.endswith("spo run: the recipe has no table nonsense\n")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in VERBS)], ids=" ".join)
+@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help-all"] for name in VERBS)], ids=" ".join)
 def test_help_imports_nothing_heavy(arguments):
     program = (
         "import json, sys\n"
@@ -212,14 +217,19 @@ def test_help_imports_nothing_heavy(arguments):
     assert not set(HEAVY) & set(modules)
 
 
-@pytest.mark.parametrize(("arguments", "seconds"), [(["--help"], 0.3), (["rollout", "--help"], 0.5)])
-def test_help_comes_at_once(arguments, seconds):
-    """Processor time, the best of five: what others do on the machine is not counted."""
-    command = [sys.executable, "-m", "spo_cli", *arguments]
-    took = []
-    for _ in range(5):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(command, check=True, capture_output=True, cwd=REPOSITORY)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        took.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(took) < seconds
+@pytest.mark.parametrize(("arguments", "times"), [(["--help"], 3.0), (["rollout", "--help"], 4.0)])
+def test_help_comes_at_once(arguments, times):
+    """In a small multiple of the processor time that the libraries of any command line take to be imported."""
+    libraries = ["-c", "import dataclasses, typer, rich.console, rich.panel, rich.table"]
+    took, expected = [], []
+    for _ in range(5):  # in turn, and the best of each: what others do on the machine does not count
+        took.append(processor_seconds("-m", "spo_cli", *arguments))
+        expected.append(processor_seconds(*libraries))
+    assert min(took) < times * min(expected)
+
+
+def processor_seconds(*arguments: str) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, *arguments], check=True, capture_output=True, cwd=REPOSITORY)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

@@ -7,9 +7,9 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
+from threading import Event
 from types import FrameType
 from typing import Any
 
@@ -86,19 +86,22 @@ def test_killed_before_amid_and_after_every_object(bucket: Bucket):
 
 
 def test_a_signal_amid_an_upload_leaves_the_whole_object(bucket: Bucket, monkeypatch: pytest.MonkeyPatch):
+    interrupted = Event()
+
     def slowly(filesystem: Any, key: str, data: Any) -> int:
         with filesystem.open_output_stream(key) as stream:
             stream.write(data[:10])
-            time.sleep(0.4)
+            os.kill(os.getpid(), signal.SIGALRM)
+            assert interrupted.wait(600)
             return stream.write(data[10:])
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        interrupted.set()
         raise Interrupted("SIGALRM")
 
     monkeypatch.setattr(places, "_put", slowly)
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.2)
         with pytest.raises(Interrupted):
             bucket.path("x").write_bytes(bytes(100))
     finally:
