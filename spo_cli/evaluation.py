@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from stages.evaluation.comparison import Comparison
     from stages.evaluation.scores import Result
 
-EPILOG = (
-    "Further forms, each with its own --help: --compare A B pairs two evaluations by question; --regrade PATH grades "
+NOTE = (
+    "Other forms, each with its own --help: --compare A B pairs two evaluations by question; --regrade PATH grades "
     "saved responses again, without sampling; --table PATH... shows one evaluation, or several side by side."
 )
 
@@ -35,12 +35,14 @@ EPILOG = (
 class FormatFlags:
     """How results are printed."""
 
-    format: Format = option("How the table of results is printed.", default="rich", result=False)
+    GROUP = "Output"
+
+    format: Format = option("Format of the printed results.", default="rich", result=False, common=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(evaluate.Config, FormatFlags):
-    """What `spo eval` is told."""
+    """The options of `spo eval`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,7 @@ class Regrade(regrade.Config, FormatFlags):
 class Compare(FormatFlags):
     """Compare two evaluations, paired by question."""
 
-    compare: tuple[Path, ...] = option("Two evaluations: A, and B that is compared with it.")
+    compare: tuple[Path, ...] = option("Two evaluations, A and B: B is compared with A.", metavar="PATH")
 
     def __post_init__(self) -> None:
         validate(self)
@@ -64,7 +66,7 @@ class Compare(FormatFlags):
 class Results(FormatFlags):
     """Show one evaluation, or several side by side."""
 
-    table: tuple[str, ...] = option("Evaluations, each a directory or NAME=DIRECTORY.")
+    table: tuple[str, ...] = option("Evaluations to show, each under its name.", metavar="[NAME=]PATH")
 
     def __post_init__(self) -> None:
         validate(self)

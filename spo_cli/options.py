@@ -1,146 +1,185 @@
-"""A Config dataclass becomes a command: every field of it one flag or argument, documented where the field is."""
+"""Make a command of a Config dataclass: every field one flag or argument, documented where the field is."""
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
-import typer
-from typer.core import TyperCommand
+import click
+from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 
-from stages.config import bare_type, field_types, flag
+from stages.config import field_types, flag, is_required, item_type, spellings
 from stages.places import as_path
 
+HELP_FLAGS = ("--help", "--help-all")
 
-def build_command(
-    name: str,
-    help: str,
-    config: type,
-    execute: Callable[[Any], None],
-    *,
-    epilog: str | None = None,
-    translate: Callable[[Sequence[str]], list[str]] = list,
-) -> TyperCommand:
-    """The Typer command that parses the flags of `config` and calls `execute` with an instance of it.
+
+class ConfigCommand(click.Command):
+    """A command whose parameters are the fields of a Config; it calls `execute` with an instance.
 
     A repeatable flag takes several values at once, too: `--max-tokens 2048 4096` is `--max-tokens 2048 --max-tokens
-    4096`. Where there are positional arguments, only a flag of fixed choices does, as long as they follow.
+    4096`. Where there are positional arguments, only a flag of fixed choices does, as long as choices follow it.
     """
 
-    def callback(debug: bool, **values: Any) -> None:
-        del debug  # the application has seen it: errors outlive this call
-        execute(config(**{key: tuple(x) if isinstance(x, list) else x for key, x in values.items()}))
+    def __init__(
+        self,
+        name: str,
+        summary: str,
+        config: type,
+        execute: Callable[[Any], None],
+        *,
+        note: str | None = None,
+        examples: Sequence[str] = (),
+        translate: Callable[[Sequence[str]], list[str]] = list,
+        further: Callable[[], Sequence[str]] = tuple,
+    ) -> None:
+        """Build the parameters.
 
-    types = field_types(config)
-    # Typer shows options in the order of the signature: what must be given comes first, what other verbs share last.
-    fields = sorted(
-        dataclasses.fields(config),
-        key=lambda field: (not field.metadata["argument"], not _required(field), _ancestor(config, field)),
-    )
-    parameters = [_parameter(field, types[field.name]) for field in fields]
-    debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of every error.")]
-    parameters.append(inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=debug))
-    callback.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+        Args:
+          name: what follows `spo` on the command line.
+          note: a paragraph below the options in the help.
+          examples: command lines that the help ends with.
+          translate: rewrites the arguments before they are parsed.
+          further: flags with a dot that `translate` takes, for the completion.
+        """
+        types = field_types(config)
+        fields = dataclasses.fields(config)
+        params = [_parameter(field, types[field.name]) for field in fields]
+        params.append(click.Option(["--debug"], is_flag=True, expose_value=False, help="Print the traceback."))
+        for name_of_flag in HELP_FLAGS:
+            show = partial(self._show_help, everything=name_of_flag == "--help-all")
+            params.append(click.Option([name_of_flag], is_flag=True, is_eager=True, expose_value=False, callback=show))
+        super().__init__(name, params=params, help=summary, add_help_option=False)
+        self.summary, self.config, self.execute, self.translate = summary, config, execute, translate
+        self.note, self.examples, self.further = note, examples, further
+        self.repeatable = _repeatable(fields, types)
 
-    kinds = {field: bare_type(types[field.name]) for field in fields if not field.metadata["argument"]}
-    items = {field: get_args(kind)[0] for field, kind in kinds.items() if get_origin(kind) is tuple}
-    repeated: dict[str, Collection[str] | None] = {name: None for field in items for name in _names(field)}
-    if any(field.metadata["argument"] for field in fields):
-        literal = {field: get_args(item) for field, item in items.items() if get_origin(item) is Literal}
-        repeated = {name: choices for field, choices in literal.items() for name in _names(field)}
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments; while a shell completes them, unfinished ones are no error."""
+        translated = args if ctx.resilient_parsing else self.translate(args)
+        return super().parse_args(ctx, repeat_flags(translated, self.repeatable))
 
-    class Command(TyperCommand):
-        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-            return super().parse_args(ctx, spread(translate(args), repeated))
+    def invoke(self, ctx: click.Context) -> None:
+        """Call `execute` with the given values; what is left out has the default of the Config."""
+        given = {
+            name: value
+            for name, value in ctx.params.items()
+            if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
+        }
+        self.execute(self.config(**given))
 
-    app = typer.Typer(add_completion=False)
-    app.command(name, help=help, epilog=epilog, cls=Command)(callback)
-    command = typer.main.get_command(app)
-    assert isinstance(command, TyperCommand)
-    return command
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return the flags that begin so, those with a dot once there is one."""
+        further = self.further() if "." in incomplete else ()
+        dotted = [CompletionItem(name) for name in further if name.startswith(incomplete)]
+        return [*super().shell_complete(ctx, incomplete), *dotted]
 
+    def _show_help(self, ctx: click.Context, _: click.Parameter, asked: bool, *, everything: bool) -> None:
+        if not asked or ctx.resilient_parsing:
+            return
+        from spo_cli.help import show_command
 
-def _parameter(field: dataclasses.Field[Any], annotation: Any) -> inspect.Parameter:
-    base = bare_type(annotation)
-    shown: dict[str, Any] = {"help": _escape_markup(field.metadata["help"])}
-    item = get_args(base)[0] if get_origin(base) is tuple else base
-    if item in _PARSERS:
-        shown["parser"] = _PARSERS[item]
-    if field.metadata["argument"]:
-        info = typer.Argument(metavar=flag(field), **shown)
-    else:
-        negative = "/--no-" + flag(field).removeprefix("--") if base is bool else ""
-        first, *others = _names(field)
-        info = typer.Option(first + negative, *others, **shown)
-    if get_origin(base) is tuple:  # Typer knows what may be repeated as lists
-        annotation = list[str if get_origin(item) is Literal else item]
-    default = inspect.Parameter.empty if _required(field) else field.default
-    return inspect.Parameter(
-        field.name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=list(default) if isinstance(default, tuple) else default,
-        annotation=Annotated[annotation, info],
-    )
+        assert self.name is not None
+        show_command(
+            self.name, self.summary, self.config, everything=everything, note=self.note, examples=self.examples
+        )
+        ctx.exit()
 
 
-def spread(args: Sequence[str], repeated: Mapping[str, Collection[str] | None]) -> list[str]:
-    """Repeat a flag before each of the values that follow it, up to the next flag.
+def repeat_flags(args: Sequence[str], repeatable: Mapping[str, Collection[str] | None]) -> list[str]:
+    """Write `--stop a b` as `--stop a --stop b`; other arguments stay as they are.
 
     Args:
-      repeated: the flags that may be repeated, with the only values that follow them; None: any.
+      repeatable: flag → the values that may follow its first one; None: any up to the next flag.
     """
-    spread, flag, values = list[str](), None, 0
-    for place, word in enumerate(args):
+    rest, repeated = list(args), list[str]()
+    while rest:
+        word = rest.pop(0)
+        repeated.append(word)
         if word == "--":
-            return spread + list(args[place:])
-        if word.startswith("-"):
-            flag, values = word if word in repeated else None, 0
-        elif flag:
-            values, allowed = values + 1, repeated[flag]
-            if values > 1 and allowed is not None and word not in allowed:
-                flag = None
-            elif values > 1:
-                spread.append(flag)
-        spread.append(word)
-    return spread
+            return repeated + rest
+        if word not in repeatable or not rest or rest[0].startswith("-"):
+            continue
+        repeated.append(rest.pop(0))
+        allowed = repeatable[word]
+        while rest and not rest[0].startswith("-") and (allowed is None or rest[0] in allowed):
+            repeated += [word, rest.pop(0)]
+    return repeated
 
 
-def _names(field: dataclasses.Field[Any]) -> list[str]:
-    """The spellings of a flag."""
-    return [flag(field), field.metadata["short"]] if field.metadata["short"] else [flag(field)]
+def _repeatable(
+    fields: Sequence[dataclasses.Field[Any]], types: Mapping[str, Any]
+) -> dict[str, Collection[str] | None]:
+    """Return the flags that take several values at once, as `repeat_flags` takes them."""
+    has_arguments = any(field.metadata["argument"] for field in fields)
+    found: dict[str, Collection[str] | None] = {}
+    for field in fields:
+        kind, several = item_type(types[field.name])
+        choices = get_args(kind) if get_origin(kind) is Literal else None
+        if several and not field.metadata["argument"] and (choices or not has_arguments):
+            found |= dict.fromkeys(spellings(field), choices if has_arguments else None)
+    return found
 
 
-def _ancestor(config: type, field: dataclasses.Field[Any]) -> int:
-    """How far up a Config's ancestors a field is declared; 0 in the class itself."""
-    declares = [field.name in inspect.get_annotations(ancestor) for ancestor in config.__mro__]
-    return declares.index(True)
+def _parameter(field: dataclasses.Field[Any], annotation: Any) -> click.Parameter:
+    """Return the click parameter of a field; defaults stay with the Config."""
+    kind, several = item_type(annotation)
+    if field.metadata["argument"]:
+        return click.Argument(
+            [field.name],
+            type=_Value(kind),
+            nargs=-1 if several else 1,
+            required=is_required(field),
+            metavar=flag(field),
+        )
+    help, names = field.metadata["help"], spellings(field)
+    if kind is bool:
+        switch = f"{flag(field)}/{flag(field).replace('--', '--no-', 1)}"
+        return click.Option([field.name, switch, *names[1:]], required=is_required(field), help=help)
+    choices = get_args(kind) if get_origin(kind) is Literal else ()
+    # `validate` checks each of several choices, and names all of them in its error
+    type = click.Choice(choices) if choices and not several else _Value(kind, choices)
+    return click.Option([field.name, *names], type=type, multiple=several, required=is_required(field), help=help)
 
 
-def _required(field: dataclasses.Field[Any]) -> bool:
-    return field.default is dataclasses.MISSING
-
-
-def _whole_number(text: str | int) -> int:
+def _whole_number(text: str) -> int:
     try:
         return int(text)
     except ValueError:
         raise ValueError(f"{text!r} is not a whole number") from None
 
 
-def _number(text: str | float) -> float:
+def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
         raise ValueError(f"{text!r} is not a number") from None
 
 
-_PARSERS: dict[type, Callable[[Any], Any]] = {int: _whole_number, float: _number, Path: as_path}
+_PARSERS: dict[Any, Callable[[str], Any]] = {int: _whole_number, float: _number, Path: as_path}
 
 
-def _escape_markup(text: str) -> str:
-    """Keep Rich from reading `[cpu]` in a help text as a style."""
-    return re.sub(r"\[(?=[a-z#/@])", r"\\[", text)
+class _Value(click.ParamType):
+    """A value of a Config field, read from its text."""
+
+    def __init__(self, kind: Any, choices: Sequence[str] = ()) -> None:
+        self.name = "value"
+        self.parse = _PARSERS.get(kind, str)
+        self.choices = choices
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read the text, or fail with what was expected."""
+        try:
+            return self.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Return the choices that begin so; for a path, and a text that may be one, the shell's own file names."""
+        if self.choices:
+            return [CompletionItem(choice) for choice in self.choices if choice.startswith(incomplete)]
+        return [CompletionItem(incomplete, type="file")] if self.parse in (str, as_path) else []

@@ -44,18 +44,43 @@ COUNTED = {
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What `spo show` is told."""
+    """The options of `spo show`."""
+
+    GROUP = "View"
 
     path: Path | None = option(
-        "An artefact, one of its parts, a model directory or a run.", default=None, argument=True
+        "Artefact, part, model directory or run to show; optional with --schema.",
+        default=None,
+        default_text="none",
+        argument=True,
+        group="Input",
+        common=True,
     )
-    schema: bool = option("Show what each column means; without PATH, of every stage's table.", default=False)
-    trajectory: str | None = option("Draw the trajectory with this id.", default=None)
-    row: int | None = option("Draw the trajectory of this row, counted from 0.", default=None, minimum=0)
-    tree: str | None = option("Draw the tree of the question with this id.", default=None)
-    trajectories: Path | None = option("Where the trajectories are, if they were moved.", default=None)
-    depth: int = option("How many generations the lineage is followed back.", default=5, minimum=0)
-    json: bool = option("Print lineage and statistics as JSON.", default=False)
+    schema: bool = option(
+        "Show the meaning of each column; without PATH, of the tables of all stages.", default=False, common=True
+    )
+    trajectory: str | None = option(
+        "Show the trajectory with this id.", default=None, default_text="none", metavar="ID", common=True
+    )
+    row: int | None = option(
+        "Show the trajectory of this row, counted from 0.",
+        default=None,
+        default_text="a row that spo picks",
+        minimum=0,
+        common=True,
+    )
+    tree: str | None = option(
+        "Show the tree of the question with this id.", default=None, default_text="none", metavar="ID", common=True
+    )
+    trajectories: Path | None = option(
+        "Trajectories of the artefact.",
+        default=None,
+        default_text="the path in its lineage",
+        group="Input",
+        common=True,
+    )
+    depth: int = option("Number of generations to follow the lineage back.", default=5, minimum=0, common=True)
+    json: bool = option("Print lineage and statistics as JSON.", default=False, group="Output", common=True)
 
     def __post_init__(self) -> None:
         validate(self)

@@ -25,9 +25,9 @@ _USUAL = {"Dependency", "Resources", "Priority", ""}  # of what waits, not worth
 
 @dataclass(frozen=True, kw_only=True)
 class Config(status.Config):
-    """What `spo status` is told."""
+    """The options of `spo status`."""
 
-    json: bool = option("Print every part as JSON.", default=False)
+    json: bool = option("Print every part as JSON.", default=False, group="Output", common=True)
 
 
 @dataclass(frozen=True)

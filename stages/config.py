@@ -8,6 +8,7 @@ paths: an input is known by its digest, not by where it lies), so it stays out o
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 import types
 import typing
@@ -24,6 +25,10 @@ def option(
     result: bool = True,
     argument: bool = False,
     short: str | None = None,
+    group: str | None = None,
+    common: bool = False,
+    default_text: str | None = None,
+    metavar: str | None = None,
     minimum: float | None = None,
     maximum: float | None = None,
     above: float | None = None,
@@ -32,11 +37,15 @@ def option(
     """A Config field.
 
     Args:
-      help: one sentence, shown by `--help`.
-      default: left out, the option is required.
+      help: one sentence that says what the value does. `--help` appends the default to it.
+      default: an option without one is required.
       result: whether the value can change the rows that are written (then it enters the fingerprint).
       argument: positional on the command line instead of `--name`; a tuple takes one or more.
       short: another spelling of the flag, e.g. "-m" or "--output-dir".
+      group: heading in the help; by default, `GROUP` of the class that declares the field (see `group_of`).
+      common: whether `--help` shows it; `--help-all` shows every option. Required options are always shown.
+      default_text: the default in words, for a default that does not speak for itself, such as None.
+      metavar: the value in the help, such as "KEY=VALUE"; by default, named after the type (see `spo_cli.help`).
       minimum, maximum: inclusive bounds. above, below: exclusive ones.
     """
     metadata = {
@@ -44,6 +53,10 @@ def option(
         "result": result,
         "argument": argument,
         "short": short,
+        "group": group,
+        "common": common,
+        "default_text": default_text,
+        "metavar": metavar,
         "minimum": minimum,
         "maximum": maximum,
         "above": above,
@@ -55,6 +68,36 @@ def option(
 def flag(field: dataclasses.Field[Any]) -> str:
     """What the user types for a field: `--num-questions`, or `TRAJECTORIES` for a positional argument."""
     return field.name.upper() if field.metadata["argument"] else "--" + field.name.replace("_", "-")
+
+
+def spellings(field: dataclasses.Field[Any]) -> list[str]:
+    """Return every spelling of a flag: `["--model", "-m"]`."""
+    return [flag(field), *([field.metadata["short"]] if field.metadata["short"] else [])]
+
+
+def is_required(field: dataclasses.Field[Any]) -> bool:
+    """Return whether a field has no default."""
+    return field.default is dataclasses.MISSING
+
+
+def item_type(annotation: Any) -> tuple[Any, bool]:
+    """Return the type of one value of an option, and whether the option takes several (`tuple[X, ...]`)."""
+    kind = bare_type(annotation)
+    return (bare_type(get_args(kind)[0]), True) if get_origin(kind) is tuple else (kind, False)
+
+
+def group_of(config: type, field: dataclasses.Field[Any]) -> str:
+    """Return the heading of a field in the help: its own `group`, else `GROUP` of the class that declares it.
+
+    A class that declares an inherited field again, and has no `GROUP`, leaves the field in the group of its ancestor.
+    """
+    of_class = (vars(one)["GROUP"] for one in declaring_classes(config, field) if "GROUP" in vars(one))
+    return field.metadata["group"] or next(of_class, "Options")
+
+
+def declaring_classes(config: type, field: dataclasses.Field[Any]) -> list[type]:
+    """Return the class that declares a field, then those of its ancestors that declare it, too."""
+    return [one for one in config.__mro__ if field.name in inspect.get_annotations(one)]
 
 
 def field_types(config: type) -> dict[str, Any]:
@@ -70,9 +113,7 @@ def validate(config: Any) -> None:
     """
     hints = field_types(type(config))
     for field in dataclasses.fields(config):
-        value, kind = getattr(config, field.name), bare_type(hints[field.name])
-        if get_origin(kind) is tuple:
-            kind = bare_type(get_args(kind)[0])
+        value, (kind, _) = getattr(config, field.name), item_type(hints[field.name])
         for item in value if isinstance(value, tuple) else (value,):
             if item is not None and (problem := _problem(item, kind, field.metadata)):
                 raise UserError(f"{flag(field)} must be {problem}; got {item!r}")

@@ -27,11 +27,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Config(EstimatorOptions, OutputFlags):
-    """What `spo estimate` is told."""
+    """The options of `spo estimate`."""
 
-    cutpoints: Path = option("What `spo segment` wrote.", argument=True, result=False)
+    GROUP = "Input"
+
+    cutpoints: Path = option("Artefact of `spo segment`.", argument=True, result=False)
     trajectories: Path | None = option(
-        "The trajectories that were cut; left out, where the cutpoints say they lie.", default=None, result=False
+        "Trajectories that were cut.", default=None, default_text="the path in the cutpoints' lineage", result=False
     )
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from stages.config import option, results_config, validate
 from stages.errors import IncompleteInput, UserError
-from stages.flags import DATA_HELP, TASK_HELP, ReportFlags, SamplingFlags, Split, with_engine
+from stages.flags import DATA_HELP, TASK_ARG_HELP, TASK_HELP, ReportFlags, SamplingFlags, Split, with_engine
 from stages.progress import Progress, Silent, Summary
 
 if TYPE_CHECKING:
@@ -33,25 +33,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Config(SamplingFlags, ReportFlags):
-    """What `spo eval` is told."""
+    """The options of `spo eval`."""
 
-    task: tuple[str, ...] = option(TASK_HELP + " Several are evaluated one after the other.")
+    GROUP = "Sampling"
+
+    task: tuple[str, ...] = option(TASK_HELP, group="Input")
     data: tuple[str, ...] = option(
-        f"The tasks' data: {DATA_HELP} TASK=PLACE is meant for that task alone.",
+        f"Data of the tasks: {DATA_HELP} TASK=PLACE applies to one task.",
         default=(),
+        default_text="none, for tasks that need no data",
         result=False,
+        group="Input",
+        metavar="[TASK=]PLACE",
+        common=True,
     )
     task_arg: tuple[str, ...] = option(
-        "An option of every task, as key=value, or of one, as TASK.key=value; may be repeated.", default=()
+        f"Option of every task, or of one. {TASK_ARG_HELP}",
+        default=(),
+        group="Input",
+        metavar="[TASK.]KEY=VALUE",
     )
-    split: Split = option("Which questions.", default="test")
-    num_generations: int = option("k: responses per question.", default=1, minimum=1)
-    temperature: float = option("Sampling temperature; 0 is greedy.", default=0.0, minimum=0)
+    split: Split = option("Split of the questions.", default="test", group="Input", common=True)
+    num_generations: int = option("Responses per question: k of avg@k.", default=1, minimum=1, common=True)
+    temperature: float = option("Sampling temperature; 0 is greedy.", default=0.0, minimum=0, common=True)
     max_tokens: tuple[int, ...] = option(
-        "Budgets in tokens: responses are sampled up to the largest and graded at each; what is not finished within a "
-        "budget earns nothing there.",
+        "Token budgets: responses are sampled up to the largest and graded at each; a response that exceeds a budget "
+        "scores 0 there.",
         default=(1024,),
         minimum=1,
+        common=True,
     )
 
     def __post_init__(self) -> None:

@@ -26,28 +26,50 @@ if TYPE_CHECKING:
     from stages.retention import Retention
 
 
+_FROM_RECIPE = "from [run] of the recipe"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What `spo run` is told."""
+    """The options of `spo run`."""
+
+    GROUP = "Recipe"
 
     recipe: Path = option(
-        "The recipe: TOML with the tables run, sft, rollout, segment, estimate, train, eval, slurm.", argument=True
+        "TOML file with the tables run, sft, rollout, segment, estimate, train, eval and slurm.", argument=True
     )
-    out: Path | None = option("Directory of the run; left out, as [run] says.", default=None, short="--output-dir")
-    iterations: int | None = option("Iterations; left out, as [run] says.", default=None, minimum=0)
+    out: Path | None = option(
+        "Directory of the run.",
+        default=None,
+        default_text=_FROM_RECIPE,
+        short="--output-dir",
+        group="Output",
+        common=True,
+    )
+    iterations: int | None = option(
+        "Number of iterations.", default=None, default_text=_FROM_RECIPE, minimum=0, common=True
+    )
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = option(
-        "Show the metrics of all stages, as one run, in TensorBoard or Weights & Biases, too; left out, as [run] says.",
+        "Report the metrics of all stages, as one run, to TensorBoard or Weights & Biases, too.",
         default=(),
+        default_text=_FROM_RECIPE,
+        group="Output",
+        common=True,
     )
     keep_checkpoints: int | None = option(
-        "Iterations, counted from the last, whose checkpoints stay whole; left out, as [run] says.",
+        "Number of latest iterations whose checkpoints are kept whole.",
         default=None,
+        default_text=_FROM_RECIPE,
         minimum=1,
+        group="Output",
+        common=True,
     )
     overrides: tuple[str, ...] = option(
-        "table.key=value in place of what the recipe says; --train.learning-rate 1e-5 does the same.",
+        "Value that replaces the one in the recipe; --train.learning-rate 1e-5 does the same.",
         default=(),
         short="--set",
+        metavar="TABLE.KEY=VALUE",
+        common=True,
     )
 
     def __post_init__(self) -> None:
@@ -60,15 +82,18 @@ class RunTable(ReportFlags):
 
     out: Path = option("Directory of the run.")
     iterations: int = option("Iterations.", minimum=0)
-    model: str | None = option("The model to start from, where there is no [sft].", default=None)
+    model: str | None = option("Model to start from if there is no table [sft].", default=None, default_text="none")
     eval_every: int = option("Iterations between evaluations; 0: at the start and the end only.", default=0, minimum=0)
     keep_checkpoints: int | None = option(
-        "Iterations, counted from the last, whose checkpoints stay whole; older ones lose the optimiser's state, and "
-        "their weights once replay no longer scores with them. Left out, all stay.",
+        "Number of latest iterations whose checkpoints are kept whole; older ones lose the optimizer state, and their "
+        "weights as soon as replay no longer needs them.",
         default=None,
+        default_text="all are kept",
         minimum=1,
     )
-    keep_every: int | None = option("Of the older ones, the weights of every so many-th stay.", default=None, minimum=1)
+    keep_every: int | None = option(
+        "Keep the weights of every N-th older checkpoint.", default=None, default_text="none", minimum=1
+    )
 
     def __post_init__(self) -> None:
         validate(self)

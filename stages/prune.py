@@ -16,7 +16,7 @@ from stages.progress import Progress, Silent
 
 @dataclass(frozen=True, kw_only=True)
 class Config(planning.Config):
-    """What `spo prune` is told: what the run was told."""
+    """The options of `spo prune`: those of the run."""
 
 
 def run(config: Config, progress: Progress = Silent()) -> None:

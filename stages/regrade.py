@@ -36,21 +36,34 @@ _ROWS = 16_384  # graded at once
 
 @dataclass(frozen=True, kw_only=True)
 class Config(OutputFlags):
-    """What `spo eval --regrade` is told."""
+    """The options of `spo eval --regrade`."""
 
-    regrade: Path = option("The evaluation whose responses are graded again.", result=False)
-    task: tuple[str, ...] = option("The task, where the responses, brought from elsewhere, do not say.", default=())
+    GROUP = "Input"
+
+    regrade: Path = option("Evaluation whose responses are graded again.", result=False)
+    task: tuple[str, ...] = option(
+        "Task of responses that another tool made.", default=(), default_text="as recorded with the responses"
+    )
     task_arg: tuple[str, ...] | None = option(
-        "An option of every task, as key=value, or of one, as TASK.key=value; left out, as the evaluation was made.",
+        "Option of every task, or of one.",
         default=None,
+        default_text="as recorded with the responses",
+        metavar="[TASK.]KEY=VALUE",
+        common=True,
     )
     max_tokens: tuple[int, ...] | None = option(
-        "Budgets in tokens to cut the responses off at; left out, those of the evaluation.", default=None, minimum=1
+        "Token budgets to cut the responses off at.",
+        default=None,
+        default_text="those of the evaluation",
+        minimum=1,
+        common=True,
     )
     tokenizer: str | None = option(
-        "The model whose tokenizer reads responses that are cut off anew; left out, the one that sampled them.",
+        "Model whose tokenizer decodes responses that --max-tokens cuts off.",
         default=None,
+        default_text="the model that sampled them",
         result=False,
+        metavar="MODEL",
     )
 
     def __post_init__(self) -> None:

@@ -39,23 +39,34 @@ if TYPE_CHECKING:
     """(questions, their prompts as int32 [P] token ids, by whom, whom to tell) → their rows, what the engine did."""
 
 _SUMMARISED = ("trajectory_id", "parent_id", "question_id", "token_ids", "finish_reason", "reward")
-_GENERATIONS, _SEGMENT_TOKENS = 8, 30  # where the options are left out
+_GENERATIONS, _SEGMENT_TOKENS = 8, 30  # the defaults of their options
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(ResponseFlags):
-    """What `spo rollout` is told."""
+    """The options of `spo rollout`."""
 
-    num_generations: int | None = option(f"Responses per question; left out, {_GENERATIONS}.", default=None, minimum=1)
+    GROUP = "Sampling"
+
+    num_generations: int | None = option(
+        "Responses per question; not with --tree.", default=None, default_text=str(_GENERATIONS), minimum=1, common=True
+    )
     tree: str | None = option(
-        "Sample a tree of responses to each question: the branches of each level, as 6-6-6. A response branches after "
-        "every --segment-tokens, and the last level runs to the end.",
+        "Sample a tree per question, with these branches at each level, e.g. 6-6-6: responses branch after every "
+        "--segment-tokens, and the last level runs to the end.",
         default=None,
+        default_text="independent responses",
+        metavar="N-N-N",
+        common=True,
     )
     segment_tokens: int | None = option(
-        f"Tokens between two levels of a tree; left out, {_SEGMENT_TOKENS}.", default=None, minimum=1
+        "With --tree: tokens between two levels.",
+        default=None,
+        default_text=str(_SEGMENT_TOKENS),
+        minimum=1,
+        common=True,
     )
-    unfinished_reward: float = option("Reward of a response that does not end within --max-tokens.", default=0.0)
+    unfinished_reward: float = option("Reward of a response that reaches --max-tokens without ending.", default=0.0)
 
     def __post_init__(self) -> None:
         validate(self)
@@ -84,7 +95,7 @@ class Config(ResponseFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class _Resolved(ResponseFlags):
-    """A Config with what its defaults stand for: what the fingerprint is made of."""
+    """A Config with its defaults resolved: the source of the fingerprint."""
 
     num_generations: int | None = option("As given, or the default; none in a tree.")
     tree: tuple[int, ...] | None = option("Branches per level.")

@@ -37,24 +37,37 @@ _ROWS_AT_ONCE = 5_000  # of the arithmetic: small arrays stay in the cache, twic
 
 @dataclass(frozen=True, kw_only=True)
 class Config(OutputFlags):
-    """What `spo segment` is told."""
+    """The options of `spo segment`."""
 
-    trajectories: Path = option("What `spo rollout` wrote, or Parquet of another tool.", argument=True, result=False)
+    GROUP = "Segments"
+
+    trajectories: Path = option("Artefact of `spo rollout`, or Parquet of another tool.", argument=True, result=False)
     partition: str | None = option(
-        "Where to cut: cutpoints (before every k-th), fixed (every M tokens), count (K equal pieces), delimiter (after "
-        "each match of a pattern), token, trajectory, branches (where the responses to a question part), or a function "
-        "of yours as package.module:function. Left out, cutpoints; for trees it is tree, their own stretches.",
+        "Where to cut: cutpoints (before every --interval-th), fixed (every --segment-tokens), count (--num-segments "
+        "equal pieces), delimiter (after each match), token, trajectory, branches (where the responses to a question "
+        "part), or your own package.module:function.",
         default=None,
+        default_text="cutpoints; for trees, tree",
+        common=True,
     )
-    rho: float = option("A token is a cutpoint if its probability is below this.", default=0.9, above=0, maximum=1)
-    interval: int = option("Cutpoints per segment (partition cutpoints).", default=5, minimum=1)
-    segment_tokens: int = option("Tokens per segment (partition fixed).", default=30, minimum=1)
-    num_segments: int = option("Segments per trajectory (partition count).", default=3, minimum=1)
-    delimiter: str = option("Regular expression after which a segment ends (partition delimiter).", default=r"\n")
+    rho: float = option(
+        "A token is a cutpoint if its probability is below this.", default=0.9, above=0, maximum=1, common=True
+    )
+    interval: int = option("With cutpoints: number of cutpoints per segment.", default=5, minimum=1, common=True)
+    segment_tokens: int = option("With fixed: number of tokens per segment.", default=30, minimum=1, common=True)
+    num_segments: int = option("With count: number of segments per trajectory.", default=3, minimum=1, common=True)
+    delimiter: str = option(
+        "With delimiter: regular expression whose matches end a segment.",
+        default=r"\n",
+        metavar="REGEX",
+        common=True,
+    )
     tokenizer: str | None = option(
-        "Model directory whose tokenizer reads the tokens (partition delimiter); left out, that of the sampling model.",
+        "With delimiter: model whose tokenizer decodes the tokens.",
         default=None,
+        default_text="the sampling model",
         result=False,
+        metavar="MODEL",
     )
 
     def __post_init__(self) -> None:

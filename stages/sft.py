@@ -36,39 +36,53 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Config(TrainingFlags, TaskFlags, ReportFlags):
-    """What `spo sft` is told."""
+    """The options of `spo sft`."""
+
+    GROUP = "Optimization"
 
     model: str | None = option(
-        "The model to start from: a Hugging Face directory, or a name on the hub.",
+        "Model to start from: a directory in Hugging Face format, or a name on the hub; required without --preset.",
         default=None,
+        default_text="none",
         result=False,
         short="-m",
+        group="Input",
+        metavar="MODEL",
+        common=True,
     )
     preset: Literal["tiny", "small"] | None = option(
-        "Start from scratch instead, with Qwen2 over bytes, which reads any text: tiny (0.1 million parameters, "
-        "enough for arithmetic) or small (4 million).",
+        "Start from scratch with a Qwen2 model over bytes: tiny (0.1 million parameters, enough for arithmetic) or "
+        "small (4 million).",
         default=None,
+        default_text="none",
+        group="Input",
+        common=True,
     )
     num_examples: int | None = option(
-        "Solutions to learn from; left out, as many as the steps take, or all of the split.", default=None, minimum=1
-    )
-    epochs: float = option("Passes over them.", default=1.0, above=0)
-    steps: int | None = option("Optimiser steps, in place of epochs.", default=None, minimum=1)
-    per_device_batch_size: int = option("Examples in one forward pass.", default=32, minimum=1, result=False)
-    gradient_accumulation_steps: int = option(
-        "Forward passes per optimiser step: with the batch size, the examples of one step.",
-        default=1,
+        "Number of worked solutions to train on.",
+        default=None,
+        default_text="as many as --steps needs, else all of the split",
         minimum=1,
-        result=False,
+        group="Input",
+    )
+    epochs: float = option("Passes over the examples.", default=1.0, above=0, common=True)
+    steps: int | None = option(
+        "Number of optimizer steps.", default=None, default_text="given by --epochs", minimum=1, common=True
+    )
+    per_device_batch_size: int = option("Examples per forward pass.", default=32, minimum=1, result=False, common=True)
+    gradient_accumulation_steps: int = option(
+        "Forward passes per optimizer step.", default=1, minimum=1, result=False, common=True
     )
     learning_rate: float | None = option(
-        "Peak learning rate; left out, 3e-3 from scratch and 1e-5 for a model that was given.", default=None, above=0
+        "Peak learning rate.", default=None, default_text="3e-3 with --preset, 1e-5 with --model", above=0, common=True
     )
-    lr_schedule: Literal["constant", "linear", "cosine"] = option("After the warm-up.", default="cosine")
-    warmup_ratio: float = option("Share of the steps that warm up.", default=0.05, minimum=0, maximum=1)
-    adam_beta2: float = option("Decay of the second moment.", default=0.98, minimum=0, below=1)
+    lr_schedule: Literal["constant", "linear", "cosine"] = option(
+        "Schedule of the learning rate after the warm-up.", default="cosine"
+    )
+    warmup_ratio: float = option("Share of the steps that warm up, from 0 to 1.", default=0.05, minimum=0, maximum=1)
+    adam_beta2: float = option("Decay rate of Adam's second moment.", default=0.98, minimum=0, below=1)
     seed: int = option(
-        "Seed of the weights (from scratch), of a new adapter, and of the order of the examples.", default=0
+        "Seed of new weights (--preset), of a new adapter, and of the order of the examples.", default=0, common=True
     )
 
     def __post_init__(self) -> None:
@@ -89,7 +103,7 @@ class Config(TrainingFlags, TaskFlags, ReportFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class _Resolved(Config):
-    """A Config with what its defaults stand for: what the fingerprint is made of."""
+    """A Config with its defaults resolved: the source of the fingerprint."""
 
     examples_per_step: int = option("The product of batch size and accumulation: how it is split changes nothing.")
 

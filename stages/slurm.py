@@ -34,16 +34,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Config(planning.Config):
-    """What `spo slurm` is told."""
+    """The options of `spo slurm`."""
 
-    submit: bool = option("Submit the jobs (what RUN/_slurm/submit.sh does).", default=False)
-    dry_run: bool = option("Print the scripts; write and submit nothing.", default=False)
+    GROUP = "Submission"
+
+    submit: bool = option("Submit the jobs, as RUN/_slurm/submit.sh does.", default=False, common=True)
+    dry_run: bool = option("Print the scripts; write and submit nothing.", default=False, common=True)
     only_missing: bool = option(
-        "Leave out what is done, and what is in the queue: failed and missing tasks alone, and what waits for them.",
-        default=False,
+        "Submit only failed and missing tasks, and the jobs that wait for them.", default=False, common=True
     )
     only_iterations: str | None = option(
-        "FIRST-LAST: the jobs of these iterations alone, for clusters that do not take a whole run's.", default=None
+        "Submit only the jobs of these iterations, for a cluster that limits the number of jobs.",
+        default=None,
+        default_text="all iterations",
+        metavar="FIRST-LAST",
+        common=True,
     )
 
     def __post_init__(self) -> None:

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What `spo status` is told."""
+    """The options of `spo status`."""
 
-    run: Path = option("Directory of the run.", argument=True)
+    run: Path = option("Directory of a run.", argument=True)
 
     def __post_init__(self) -> None:
         validate(self)

@@ -36,32 +36,41 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Config(LearningOptions, TrainingFlags, ReportFlags):
-    """What `spo train` is told."""
+    """The options of `spo train`."""
+
+    GROUP = "Input"
 
     advantages: tuple[Path, ...] = option(
-        "The advantages to learn from; of several iterations, the oldest first, this one's last, and - in the place of "
-        "one that is lost.",
+        "Artefacts of `spo estimate`: several iterations from the oldest to the current one, with - for a lost one.",
         argument=True,
         result=False,
     )
     trajectories: tuple[Path, ...] | None = option(
-        "Their trajectories, in the same order; left out, where the advantages' lineage says.",
+        "Trajectories of the advantages, in the same order.",
         default=None,
+        default_text="the paths in the advantages' lineage",
         result=False,
     )
     model: str | None = option(
-        "The policy to start from; left out, the model that sampled the last of the trajectories.",
+        "Policy to start from.",
         default=None,
+        default_text="the model that sampled the current iteration",
         result=False,
         short="-m",
+        metavar="MODEL",
+        common=True,
     )
     reference_model: str | None = option(
-        "What the KL term pulls towards; left out, the policy as it is when this call starts.",
+        "Reference model of the KL term.",
         default=None,
+        default_text="the policy at the start of this call",
         result=False,
+        metavar="MODEL",
     )
-    temperature: float | None = option("Sampling temperature; left out, the trajectories'.", default=None, above=0)
-    seed: int = option("Seed of the order of the trajectories, and of a new adapter.", default=0)
+    temperature: float | None = option(
+        "Sampling temperature of the trajectories.", default=None, default_text="as recorded with them", above=0
+    )
+    seed: int = option("Seed of the order of the trajectories, and of a new adapter.", default=0, group="Optimization")
 
     def __post_init__(self) -> None:
         validate(self)
@@ -70,7 +79,7 @@ class Config(LearningOptions, TrainingFlags, ReportFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class _Resolved(Config):
-    """A Config with what its defaults came to: what the fingerprint is made of."""
+    """A Config with its defaults resolved: the source of the fingerprint."""
 
     temperature: float = option("As given or recorded.")
     whiten: Literal["batch", "micro-batch", "none"] = option("As given, or the loss's own.")

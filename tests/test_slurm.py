@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from spo_cli.options import build_command
+from spo_cli.options import ConfigCommand
 from stages import planning, slurm
 from stages.config import arguments
 from stages.errors import UserError
@@ -83,7 +83,7 @@ def parse(config: Any) -> Any:
     """The Config that the command line of another gives."""
     found = []
     words = [word for words in arguments(config) for word in words]
-    build_command("verb", "", type(config), found.append).main(words, standalone_mode=False)
+    ConfigCommand("verb", "", type(config), found.append).main(words, standalone_mode=False)
     (back,) = found
     return back
 

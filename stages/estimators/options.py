@@ -1,7 +1,7 @@
-"""Owns the options of `spo estimate` that its estimators read, and which estimator reads which.
+"""Define the options of `spo estimate` that its estimators read, and which estimator reads which.
 
-Options of one or a few estimators are refused with the others (`check_read`). Those of sampling, the seed and the
-engine are as the trajectories were sampled unless given, and are read only where rollouts are drawn.
+An option of one or a few estimators is an error with the others (`check_read`). The options of sampling default to the
+values that the trajectories were made with, and only `monte-carlo` reads them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 EstimatorName = Literal["monte-carlo", "tree", "grpo", "rloo", "dr-grpo", "prefix-tree", "critic"]
-ROLLOUTS, INTERVAL_WIDTH, CONFIDENCE = 9, 0.2, 0.95  # where the options are left out
+ROLLOUTS, INTERVAL_WIDTH, CONFIDENCE = 9, 0.2, 0.95  # the defaults of their options
+RECORDED = "as recorded with the trajectories"
 T = TypeVar("T", bound="DataclassInstance")
 _GROUP: tuple[EstimatorName, ...] = ("grpo", "rloo", "dr-grpo")
 
@@ -41,81 +42,144 @@ READ_BY: dict[str, tuple[EstimatorName, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class EstimatorOptions(EngineFlags):
-    """How values are estimated; what is left out is as the trajectories were sampled."""
+    """How values are estimated. The default of a sampling option is the value that the trajectories were made with."""
+
+    GROUP = "Values"
 
     estimator: EstimatorName = option(
-        "Where the values come from: fresh rollouts (monte-carlo), the tree that was sampled (tree), the question's "
-        "other responses (grpo, rloo, dr-grpo), the prefixes that they share (prefix-tree), a learned value (critic).",
+        "Source of the values: fresh rollouts (monte-carlo), the sampled tree (tree), the other responses to the "
+        "question (grpo, rloo, dr-grpo), the prefixes that they share (prefix-tree), a value model (critic).",
         default="monte-carlo",
+        common=True,
     )
     rollouts: str | None = option(
-        f"Monte Carlo rollouts per state: N, or MIN..MAX to draw more only where --interval-width asks for it; left "
-        f"out, {ROLLOUTS}.",
+        "Monte Carlo rollouts per state: N, or MIN..MAX to draw more than MIN only if --interval-width requires it.",
         default=None,
+        default_text=str(ROLLOUTS),
+        metavar="N|MIN..MAX",
+        group="Monte Carlo",
+        common=True,
     )
     interval_width: float | None = option(
-        f"For MIN..MAX: draw until the Wilson interval of a state's value is this narrow, and none at all where all "
-        f"responses to the question agree on 0 or 1 and their own interval is; left out, {INTERVAL_WIDTH}.",
+        "With MIN..MAX: draw until the Wilson interval of a state's value is this narrow; draw none if the responses "
+        "to the question agree on 0 or 1 and their interval is this narrow.",
         default=None,
+        default_text=f"{INTERVAL_WIDTH:g}",
+        group="Monte Carlo",
+        above=0,
+        below=1,
+        common=True,
+    )
+    confidence: float | None = option(
+        "With MIN..MAX: confidence level of the Wilson interval.",
+        default=None,
+        default_text=f"{CONFIDENCE:g}",
+        group="Monte Carlo",
         above=0,
         below=1,
     )
-    confidence: float | None = option(
-        f"For MIN..MAX: how sure that interval is; left out, {CONFIDENCE}.", default=None, above=0, below=1
-    )
     budget: int | None = option(
-        "For MIN..MAX: most rollouts in all, shared out among the questions by their states.", default=None, minimum=1
+        "With MIN..MAX: maximum number of rollouts in all, allotted to the questions by their number of states.",
+        default=None,
+        default_text="no limit",
+        group="Monte Carlo",
+        minimum=1,
+        common=True,
     )
     baseline: Literal["mean", "leave-one-out"] = option(
-        "For tree and prefix-tree, what V at a segment's start is the mean of: all that was seen to follow from there "
-        "(mean), or all but the segment's own branch (leave-one-out).",
+        "With tree and prefix-tree: the value at a segment's start is the mean over all continuations (mean), or over "
+        "those outside the segment's own branch (leave-one-out).",
         default="mean",
     )
     normalise: Literal["siblings"] | None = option(
-        "For tree; siblings: divide an advantage by the standard deviation of its siblings' values.", default=None
-    )
-    keep_zero: bool = option("For tree and prefix-tree, keep the segments without advantage.", default=False)
-    best_of: int | None = option(
-        "Add what a segment does for the best of N attempts, 1 - (1 - V)^N at its end less that at its start, to its "
-        "advantage; value_start and value_end stay V.",
+        "With tree: divide an advantage by the standard deviation of its siblings' values.",
         default=None,
+        default_text="off",
+    )
+    keep_zero: bool = option("With tree and prefix-tree: keep segments whose advantage is 0.", default=False)
+    best_of: int | None = option(
+        "Add to an advantage what the segment does for the best of N attempts: 1 - (1 - V)^N at its end minus the same "
+        "at its start.",
+        default=None,
+        default_text="off",
         minimum=1,
     )
     critic: str | None = option(
-        "For critic, its directory; a language model without a value head begins one, at zero.",
+        "With critic: directory of the critic. A language model without a value head starts a critic at zero.",
         default=None,
+        default_text="none",
         result=False,
+        group="Critic",
+        metavar="MODEL",
     )
     gae_lambda: float = option(
-        "For critic, lambda of the generalised advantages: 0 trusts the next value, 1 the reward alone.",
+        "With critic: lambda of the generalized advantages; 0 trusts the next value, 1 only the reward.",
         default=0.95,
         minimum=0,
         maximum=1,
+        group="Critic",
     )
     gamma: float = option(
-        "For critic, how much less a reward is worth one segment (or token) later.", default=1.0, minimum=0, maximum=1
+        "With critic: discount of a reward per segment (or token).", default=1.0, minimum=0, maximum=1, group="Critic"
     )
-    seed: int = option("Seed of every random number here.", default=0)
+    seed: int = option("Seed of all random numbers.", default=0, group="Sampling", common=True)
     model: str | None = option(
-        "The policy that sampled the trajectories; left out, as they say.", default=None, result=False, short="-m"
+        "Policy that sampled the trajectories.",
+        default=None,
+        default_text=RECORDED,
+        result=False,
+        short="-m",
+        group="Input",
+        metavar="MODEL",
+        common=True,
     )
-    task: str | None = option("The task whose verifier grades; left out, that of the trajectories.", default=None)
-    task_arg: tuple[str, ...] = option("An option of that task, as key=value; may be repeated.", default=())
-    temperature: float | None = option("Left out, that of the trajectories.", default=None, minimum=0)
-    top_p: float | None = option("Left out, that of the trajectories.", default=None, above=0, maximum=1)
-    top_k: int | None = option("Left out, that of the trajectories.", default=None, minimum=0)
+    task: str | None = option(
+        "Task whose verifier grades the rollouts.", default=None, default_text=RECORDED, group="Input"
+    )
+    task_arg: tuple[str, ...] = option(
+        "Option of the task.", default=(), default_text=RECORDED, group="Input", metavar="KEY=VALUE"
+    )
+    temperature: float | None = option(
+        "Sampling temperature; 0 is greedy.", default=None, default_text=RECORDED, minimum=0, group="Sampling"
+    )
+    top_p: float | None = option(
+        "Sample from the smallest set of tokens with this total probability.",
+        default=None,
+        default_text=RECORDED,
+        above=0,
+        maximum=1,
+        group="Sampling",
+    )
+    top_k: int | None = option(
+        "Sample from the K most probable tokens; 0 is all.",
+        default=None,
+        default_text=RECORDED,
+        minimum=0,
+        metavar="K",
+        group="Sampling",
+    )
     max_tokens: int | None = option(
-        "Longest response in tokens, prefix included; left out, that of the trajectories.", default=None, minimum=1
+        "Maximum length of a response, prefix included, in tokens.",
+        default=None,
+        default_text=RECORDED,
+        minimum=1,
+        group="Sampling",
     )
-    stop: tuple[str, ...] | None = option("A text that ends a response; left out, as they were.", default=None)
+    stop: tuple[str, ...] | None = option(
+        "Text that ends a response.", default=None, default_text=RECORDED, metavar="TEXT", group="Sampling"
+    )
     unfinished_reward: float | None = option(
-        "What a rollout earns that runs out of room; left out, as the trajectories.", default=None
+        "Reward of a rollout that reaches --max-tokens without ending.",
+        default=None,
+        default_text=RECORDED,
+        group="Sampling",
     )
     chunk_trajectories: int = option(
         "Trajectories whose rollouts are committed at once: about the most that a killed job loses.",
         default=64,
         minimum=1,
         result=False,
+        group="Output",
     )
 
 

@@ -1,4 +1,4 @@
-"""Owns the options of `spo train`, by what they decide: what is learned from, the loss, the pace. Nothing heavy."""
+"""Define the options of `spo train`: what is trained on, the loss, the optimization. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -19,104 +19,139 @@ CRITIC = "critic"
 
 @dataclass(frozen=True, kw_only=True)
 class ExperienceOptions:
-    """Which segments and tokens are learned from."""
+    """Which segments and tokens are trained on."""
+
+    GROUP = "Tokens and segments"
 
     mask: Literal["cutpoints", "all"] = option(
-        "Tokens that are trained: the probability mask, or all.", default="cutpoints"
+        "Tokens to train on: those of the probability mask (cutpoints), or all.", default="cutpoints", common=True
     )
     replay: int | None = option(
-        "Iterations that a segment lives: each is trained on in one of them; left out, everything that is given is.",
+        "Lifetime of a segment in iterations; each segment is trained on in exactly one of them.",
         default=None,
+        default_text="off, train on everything given",
         minimum=1,
+        common=True,
     )
     max_per_question: int | None = option(
-        "With --replay: the most segments of a tree (trajectories of a chain) that an iteration takes of one question; "
-        f"left out, {MAX_PER_QUESTION}.",
+        "With --replay: maximum number of segments of a tree (trajectories of a chain) per question and iteration.",
         default=None,
+        default_text=str(MAX_PER_QUESTION),
         minimum=1,
     )
     samples_per_iteration: int | None = option(
-        "The most segments of trees, or trajectories of chains, to train on in all; left out, no limit.",
+        "Maximum number of segments (trees) or trajectories (chains) to train on.",
         default=None,
+        default_text="no limit",
         minimum=1,
     )
-    drop_uniform_groups: bool = option(
-        "Leave out the questions whose segments all have an advantage of 0.", default=False
-    )
-    mask_unfinished: bool = option("Leave out the responses that ran out of room.", default=False)
+    drop_uniform_groups: bool = option("Leave out questions whose segments all have an advantage of 0.", default=False)
+    mask_unfinished: bool = option("Leave out responses that reached the token limit without ending.", default=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossOptions:
-    """What a step minimises."""
+    """What a step minimizes."""
+
+    GROUP = "Loss"
 
     loss: Literal["ppo", "distill"] = option(
-        "PPO-clip, or the distillation of the advantages: a squared error per segment, --beta inside it.",
+        "ppo is PPO-clip; distill is the squared error between advantage and --beta times the log-ratio of a segment.",
         default="ppo",
+        common=True,
     )
     loss_normalisation: Literal["tokens", "sequence", "constant"] = option(
-        "What the loss is a mean over: the kept tokens, the sequences' own means, or sequences of a constant length.",
+        "Average the loss over all kept tokens (tokens), over the sequences' means (sequence), or over sequences of "
+        "--loss-constant tokens (constant).",
         default="tokens",
     )
     loss_constant: float | None = option(
-        "That length, e.g. the longest response allowed (Dr. GRPO).", default=None, above=0
-    )
-    beta: float = option("Weight of the KL to the reference; 0 needs no reference.", default=1e-4, minimum=0)
-    kl: Literal["k1", "k2", "k3"] = option("Estimator of that KL.", default="k3")
-    epsilon: float = option("Clip range of the ratio.", default=0.2, minimum=0, below=1)
-    epsilon_high: float | None = option("Upper clip range; left out, the same.", default=None, minimum=0)
-    whiten: Literal["batch", "micro-batch", "none"] | None = option(
-        "Advantages are whitened over the kept tokens of a whole step, of each forward pass, or not; left out, batch "
-        "for ppo, none for distill.",
+        "Length for --loss-normalisation constant, e.g. the maximum response length (Dr. GRPO).",
         default=None,
+        default_text="none",
+        above=0,
+    )
+    beta: float = option(
+        "Weight of the KL divergence to the reference model; 0 needs no reference.",
+        default=1e-4,
+        minimum=0,
+        common=True,
+    )
+    kl: Literal["k1", "k2", "k3"] = option("Estimator of the KL divergence.", default="k3")
+    epsilon: float = option("Clip range of the probability ratio.", default=0.2, minimum=0, below=1)
+    epsilon_high: float | None = option(
+        "Upper clip range of the probability ratio.", default=None, default_text="the value of --epsilon", minimum=0
+    )
+    whiten: Literal["batch", "micro-batch", "none"] | None = option(
+        "Whiten advantages over the kept tokens of an optimizer step (batch), of a forward pass (micro-batch), or not "
+        "(none).",
+        default=None,
+        default_text="batch for ppo, none for distill",
     )
     old_logprobs: Literal["recompute", "recorded"] = option(
-        "Old log-probabilities: scored anew by the policy that sampled, or as recorded then, with truncated ratios.",
+        "Old log-probabilities: recomputed with the policy that sampled, or those recorded while sampling, with "
+        "truncated ratios.",
         default="recompute",
     )
-    importance_cap: float = option("Where ratios to recorded log-probabilities are truncated.", default=2.0, minimum=1)
-    max_ratio: float = option("A step whose mean ratio is above this is skipped whole.", default=10.0, above=0)
+    importance_cap: float = option(
+        "With --old-logprobs recorded: upper limit of the importance ratios.", default=2.0, minimum=1
+    )
+    max_ratio: float = option("Skip a step whose mean probability ratio is above this.", default=10.0, above=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PaceOptions:
     """How large steps are, how many, and in how large passes."""
 
-    learning_rate: float = option("Peak learning rate.", default=1e-6, above=0)
-    epochs: int = option("Passes over what is trained on.", default=1, minimum=1)
+    GROUP = "Optimization"
+
+    learning_rate: float = option("Peak learning rate.", default=1e-6, above=0, common=True)
+    epochs: int = option("Passes over the trajectories.", default=1, minimum=1, common=True)
     per_device_batch_size: int = option(
-        "Trajectories (segments of trees) in one forward pass, or as many tokens as they have where they are packed.",
+        "Trajectories (segments of trees) per forward pass, or tokens as many as theirs.",
         default=8,
         minimum=1,
         result=False,
+        common=True,
     )
     gradient_accumulation_steps: int = option(
-        "Forward passes per optimiser step: with the batch size, the trajectories of one step. Ranks share them.",
+        "Forward passes per optimizer step, shared among the ranks.",
         default=8,
         minimum=1,
         result=False,
+        common=True,
     )
     packing: bool | None = option(
-        "Feed what several examples begin with once, under a tree attention mask; left out, where there are trees.",
+        "Compute prefixes that several examples share once, under a tree attention mask.",
         default=None,
+        default_text="on for trees, else off",
+        group="Engine",
     )
-    lr_schedule: Literal["constant", "linear", "cosine"] = option("After the warm-up.", default="constant")
-    warmup_ratio: float = option("Share of the steps that warm up.", default=0.0, minimum=0, maximum=1)
-    warmup_steps: int | None = option("Steps that warm up, in place of the share.", default=None, minimum=0)
+    lr_schedule: Literal["constant", "linear", "cosine"] = option(
+        "Schedule of the learning rate after the warm-up.", default="constant"
+    )
+    warmup_ratio: float = option("Share of the steps that warm up, from 0 to 1.", default=0.0, minimum=0, maximum=1)
+    warmup_steps: int | None = option(
+        "Number of steps that warm up.", default=None, default_text="given by --warmup-ratio", minimum=0
+    )
     total_steps: int | None = option(
-        "Steps of the schedule over all calls that continue one optimiser; left out, each call has its own.",
+        "Length of the schedule in steps, over all calls that continue one optimizer.",
         default=None,
+        default_text="the steps of this call",
         minimum=1,
     )
-    adam_epsilon: float = option("Added to the root of the second moment.", default=1e-8, above=0)
+    adam_epsilon: float = option("Term added to the root of Adam's second moment.", default=1e-8, above=0)
     optimizer_state: Literal["resume", "fresh"] = option(
-        "Continue the optimiser's state of the policy's directory if there is one, or start anew.", default="resume"
+        "Resume the optimizer state in the policy's directory, if there is one, or start a fresh one.",
+        default="resume",
     )
     head_chunk: int | None = option(
-        "Tokens per pass through the output head; left out, by the size of the vocabulary.",
+        "Tokens per pass through the output head.",
         default=None,
+        default_text="set by the vocabulary size",
         minimum=1,
         result=False,
+        group="Engine",
     )
 
     @property
@@ -129,51 +164,65 @@ class PaceOptions:
 class CriticOptions:
     """How a critic learns beside the policy."""
 
+    GROUP = "Critic"
+
     critic_learning_rate: float | None = option(
-        "Train the critic that made the advantages too, at this peak, on the policy's schedule; left out, none is.",
+        "Peak learning rate of the critic that made the advantages, on the policy's schedule.",
         default=None,
+        default_text="no critic is trained",
         above=0,
     )
     value_clip: float = option(
-        "How far a value may move from what it was before its loss lets go; 0: any distance.", default=0.2, minimum=0
+        "Clip range of a value around the value before this call; 0 is no clipping.", default=0.2, minimum=0
     )
-    critic: str | None = option("The critic to train; left out, as the advantages say.", default=None, result=False)
+    critic: str | None = option(
+        "Critic to train.",
+        default=None,
+        default_text="the one that made the advantages",
+        result=False,
+        metavar="MODEL",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """What takes the steps. Where it is and how many ranks share the work changes nothing but rounding."""
+    """What takes the steps. Device and number of ranks change nothing except rounding."""
+
+    GROUP = "DeepSpeed"
 
     engine: Literal["auto", "torch", "deepspeed"] = option(
-        "torch is one process; deepspeed is as many ranks as torchrun, deepspeed or srun have started, which share a "
-        "step's batch; auto is deepspeed where they are several, else torch.",
+        "torch is one process; deepspeed is the ranks that torchrun, deepspeed or srun started; auto is deepspeed if "
+        "there are several ranks.",
         default="auto",
         result=False,
+        group="Engine",
+        common=True,
     )
     zero_stage: int | None = option(
-        "What ranks share out (DeepSpeed's ZeRO): 0 nothing, 1 the optimiser's state, 2 gradients too, 3 weights too; "
-        "left out, as --deepspeed-config says, else 2.",
+        "ZeRO stage, what the ranks share out: 0 nothing, 1 the optimizer state, 2 also gradients, 3 also weights.",
         default=None,
+        default_text="from --deepspeed-config, else 2",
         result=False,
         minimum=0,
         maximum=3,
     )
     offload_optimizer: bool = option(
-        "Keep the optimiser's state in the host's memory (ZeRO 1 to 3), and step there.", default=False, result=False
+        "Keep the optimizer state in host memory, and step there (ZeRO 1 to 3).", default=False, result=False
     )
     offload_parameters: bool = option(
-        "Keep weights in the host's memory while they are not in use (ZeRO 3).", default=False, result=False
+        "Keep weights that are not in use in host memory (ZeRO 3).", default=False, result=False
     )
     deepspeed_config: Path | None = option(
-        'Further settings of DeepSpeed, a JSON file; what flags decide must not stand in it, but for "auto".',
+        'JSON file with other settings of DeepSpeed; a setting that an option decides must be left out or "auto".',
         default=None,
+        default_text="none",
         result=False,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class LearningOptions(ExperienceOptions, LossOptions, PaceOptions, CriticOptions, EngineOptions):
-    """All of them."""
+    """All options of learning."""
 
 
 def check_together(options: LearningOptions) -> None:

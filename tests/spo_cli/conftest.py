@@ -36,7 +36,7 @@ class Config(Shared):
     partition: Literal["cutpoints", "fixed"] = option("How to cut.", default="cutpoints")
     rho: float = option("Threshold.", default=0.9, above=0, maximum=1)
     whiten: bool = option("Whiten.", default=True)
-    stop: tuple[str, ...] = option("Stop string; repeatable.", default=("$",))
+    stop: tuple[str, ...] = option("Stop string.", default=("$",))
 
     def __post_init__(self):
         validate(self)

@@ -126,7 +126,7 @@ def test_each_form_has_its_own_help(form: str, told: str, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     code, out, _ = spo(capsys, *([form] if form else []), "--help")
     assert code == 0
-    assert told in " ".join(out.partition("─ Options")[0].split())
+    assert told in " ".join(out.partition("Required:")[0].split())
     assert "--format" in out
     assert ("--temperature" in out) == (not form)
     assert "--compare A B pairs two evaluations by question" in " ".join(out.split())

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pytest
 
-from spo_cli.options import build_command, spread
+from spo_cli.options import ConfigCommand, repeat_flags
 from stages.config import option, validate
 from stages.errors import UserError
 
@@ -38,7 +38,7 @@ class Inputs:
 def parsed(config: type, *words: str) -> Any:
     """The Config that a command line comes to."""
     found = []
-    build_command("verb", "Does.", config, found.append).main(args=list(words), standalone_mode=False)
+    ConfigCommand("verb", "Does.", config, found.append).main(args=list(words), standalone_mode=False)
     return found[0]
 
 
@@ -94,5 +94,5 @@ def test_beside_arguments_a_flag_of_fixed_choices_takes_those_that_follow():
         (("-f=1", "2"), ["-f=1", "2"]),
     ],
 )
-def test_spread_repeats_the_flag_and_nothing_else(given: Sequence[str], meant: list[str]):
-    assert spread(given, {"-f": None}) == meant
+def test_repeat_flags_repeats_the_flag_and_nothing_else(given: Sequence[str], meant: list[str]):
+    assert repeat_flags(given, {"-f": None}) == meant

@@ -1,0 +1,63 @@
+"""Shell completion of `spo`: print the script of a shell, or install it where the shell reads it at its start."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
+import click
+from click.shell_completion import get_completion_class
+
+from stages.errors import UserError
+
+SHELLS = ("bash", "zsh", "fish")
+
+_ZSH_SETUP = "(( $+functions[compdef] )) || { autoload -Uz compinit && compinit; }; "
+
+
+def find_shell(asked: str) -> str:
+    """Return the shell that was asked for; for an empty text, the login shell.
+
+    Raises:
+      UserError: another shell than bash, zsh or fish.
+    """
+    shell = asked or Path(os.environ.get("SHELL", "")).name
+    if shell in SHELLS:
+        return shell
+    found = f"got {asked!r}" if asked else f"$SHELL is {os.environ.get('SHELL', 'not set')}"
+    raise UserError(f"completion is available for {', '.join(SHELLS)}; {found}: name one, as in --show-completion bash")
+
+
+def completion_script(command: click.Command, shell: str) -> str:
+    """Return the script that a shell evaluates to complete `spo`."""
+    made_by = get_completion_class(shell)
+    assert made_by is not None
+    return made_by(command, {}, "spo", "_SPO_COMPLETE").source()
+
+
+def install_completion(command: click.Command, shell: str) -> list[Path]:
+    """Write the script, and a line that reads it into the startup file of bash or zsh.
+
+    Returns:
+      The files that hold it now.
+    """
+    home = Path.home()
+    if shell == "fish":
+        folder = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config") / "fish" / "completions"
+        return [_write(folder / "spo.fish", completion_script(command, shell))]
+    folder = Path(os.environ.get("XDG_DATA_HOME") or home / ".local" / "share") / "spo"
+    script = _write(folder / f"completion.{shell}", completion_script(command, shell))
+    startup = home / ".bashrc" if shell == "bash" else Path(os.environ.get("ZDOTDIR") or home) / ".zshrc"
+    line = f"{_ZSH_SETUP if shell == 'zsh' else ''}source {shlex.quote(str(script))}"
+    text = startup.read_text() if startup.exists() else ""
+    if line not in text.splitlines():
+        with startup.open("a") as file:
+            file.write(f"{'' if not text or text.endswith(chr(10)) else chr(10)}{line}\n")
+    return [script, startup]
+
+
+def _write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
