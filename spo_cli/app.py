@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import importlib
-import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 
 import click
 
+from spo_cli.dotted import dotted_flags, translate_dotted
 from stages.errors import Interrupted, SpoError, UserError
 from stages.launcher import drop_local_rank, read_launch
 
@@ -53,7 +53,7 @@ _SUMMARY = (
     "Segment Policy Optimization: reinforcement learning of reasoning LLMs with credit per segment. Each stage reads "
     "and writes directories of Parquet files."
 )
-_RUN_NOTE = (
+_RECIPE_NOTE = (
     "Every option of a stage can be given with the stage's name before it: --train.learning-rate 2e-4 is the same as "
     "--set train.learning_rate=2e-4. spo STAGE --help-all lists the options of a stage."
 )
@@ -139,74 +139,23 @@ def load_command(name: str, args: Sequence[str] = ()) -> click.Command:
         if summary is not None and not _follows(name):
             getattr(module, "report", console.print_summary)(summary)
 
-    if name in ("run", "slurm", "prune"):
-        return ConfigCommand(
-            name,
-            verb.help,
-            module.Config,
-            execute,
-            note=_RUN_NOTE,
-            examples=EXAMPLES[name],
-            translate=translate_dotted,
-            further=dotted_flags,
-        )
     title, help, config = name, verb.help, module.Config
     given = {word.partition("=")[0] for word in args}
     form = next((flag for flag in getattr(module, "FORMS", {}) if flag in given), None)
     if form:
         config = module.FORMS[form]
         title, help = f"{name} {form}", config.__doc__
-    note = getattr(module, "NOTE", None)
-    return ConfigCommand(title, help, config, execute, note=note, examples=EXAMPLES[title])
-
-
-_DOTTED = re.compile(r"--([a-z.]+)\.([A-Za-z0-9_-]+)(?:=(.*))?", re.DOTALL)
-
-
-def translate_dotted(args: Sequence[str]) -> list[str]:
-    """Write `--train.learning-rate 2e-4` as `--set train.learning_rate=2e-4`; other arguments stay as they are.
-
-    A flag of type bool takes no value: `--train.x` is true, `--train.no-x` is false. A table or key that does not exist
-    is left for the recipe reader to refuse.
-    """
-    rest, translated = list(args), []
-    while rest:
-        match = _DOTTED.fullmatch(rest[0])
-        if not match:
-            translated.append(rest.pop(0))
-            continue
-        written = rest.pop(0)
-        table, key, value = match[1], match[2].replace("-", "_"), match[3]
-        bools = _bool_keys(table)
-        if value is None and key in bools:
-            value = "true"
-        elif value is None and key.removeprefix("no_") in bools:
-            key, value = key.removeprefix("no_"), "false"
-        elif value is None:
-            if not rest or rest[0].startswith("--"):
-                raise click.BadParameter("the flag takes a value", param_hint=written)
-            value = rest.pop(0)
-        translated += ["--set", f"{table}.{key}={value}"]
-    return translated
-
-
-def dotted_flags() -> list[str]:
-    """Return every flag of a stage as `spo run` takes it, e.g. `--train.learning-rate`."""
-    from stages.config import field_types
-    from stages.planning import TABLES
-
-    return [f"--{table}.{key.replace('_', '-')}" for table, config in TABLES.items() for key in field_types(config)]
-
-
-def _bool_keys(table: str) -> set[str]:
-    """The flags of a recipe's table that take no value; [run] may hold those of every stage."""
-    from stages.config import bare_type, field_types
-    from stages.planning import SLURM_TABLES, TABLES
-
-    apart = SLURM_TABLES.get(table)
-    configs = [apart] if apart else [config for name, config in TABLES.items() if table in (name, "run")]
-    types = [entry for config in configs for entry in field_types(config).items()]
-    return {name for name, annotation in types if bare_type(annotation) is bool}
+    takes_recipe = name in ("run", "slurm", "prune")
+    return ConfigCommand(
+        title,
+        help,
+        config,
+        execute,
+        note=_RECIPE_NOTE if takes_recipe else getattr(module, "NOTE", None),
+        examples=EXAMPLES[title],
+        translate=translate_dotted if takes_recipe else list,
+        further=dotted_flags if takes_recipe else tuple,
+    )
 
 
 def _application() -> click.Group:

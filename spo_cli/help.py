@@ -156,7 +156,7 @@ def _entry(config: type, field: dataclasses.Field[Any], annotation: Any) -> Entr
         elif not all(choice in text for choice in get_args(kind)):
             text = f"{text} One of {', '.join(get_args(kind))}."
     notes = ["repeatable"] * (repeatable and not field.metadata["argument"])
-    notes += [] if required else [f"default: {default_in_words(field)}"]
+    notes += [] if required else [f"default:\N{NO-BREAK SPACE}{default_in_words(field)}"]
     return Entry(
         REQUIRED if required else group_of(config, field),
         head,
@@ -237,4 +237,5 @@ def _rows(rows: Iterable[Entry], width: int, column: int) -> Iterator[Text]:
 
 
 def _wrap(text: str, width: int) -> list[str]:
-    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
+    lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
+    return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]

@@ -108,7 +108,7 @@ class PaceOptions:
     learning_rate: float = option("Peak learning rate.", default=1e-6, above=0, common=True)
     epochs: int = option("Passes over the trajectories.", default=1, minimum=1, common=True)
     per_device_batch_size: int = option(
-        "Trajectories (segments of trees) per forward pass, or tokens as many as theirs.",
+        "Trajectories (segments of trees) per forward pass; a packed pass holds as many tokens as they have.",
         default=8,
         minimum=1,
         result=False,

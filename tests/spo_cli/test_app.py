@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from spo_cli.app import VERBS, main, translate_dotted
+from spo_cli.app import VERBS, main
+from spo_cli.dotted import translate_dotted
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "numpy", "pyarrow", "transformers", "pandas")

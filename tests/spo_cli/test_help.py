@@ -139,7 +139,7 @@ def test_the_values_of_a_flag_are_named_by_their_kind():
 def test_a_repeatable_option_says_so():
     (stop,) = (row for row in entries(config_of("rollout")) if row.head.startswith("--stop"))
     assert stop.head == "--stop TEXT..."
-    assert stop.text.endswith("(repeatable; default: none)")
+    assert stop.text.endswith("(repeatable; default:\N{NO-BREAK SPACE}none)")
 
 
 def test_a_command_declared_again_stays_in_the_group_of_its_ancestor():
