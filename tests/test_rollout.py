@@ -121,8 +121,9 @@ def test_a_question_without_room_in_the_context_is_refused_before_anything_is_wr
     assert not (tmp_path / "out").exists()
 
 
-def test_the_context_ends_a_response(policy: Path, tmp_path: Path):
-    sample(tmp_path / "out", with_context(policy, tmp_path / "short", 8))
+def test_the_context_ends_a_response(tmp_path: Path):
+    endless = make_constant(tmp_path / "model", {"a": 0.5, "b": 0.5}, 1e-30)
+    sample(tmp_path / "out", with_context(endless, tmp_path / "short", 8))
     assert {(len(row["token_ids"]), row["finish_reason"]) for row in rows(tmp_path / "out")} == {(3, "length")}
 
 

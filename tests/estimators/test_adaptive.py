@@ -87,9 +87,8 @@ def test_a_higher_confidence_asks_for_more(chain: Path, tmp_path: Path):
 
 
 def test_a_budget_is_kept_and_goes_where_doubt_is(chain: Path, tmp_path: Path):
-    _, free = adaptive(tmp_path / "free", chain / "cutpoints", interval_width=0.3)
-    least = 4 * sum(row["rollouts"] > 0 for row in rows(chain / "advantages"))
-    budget = int(least * 1.2)
+    asked, free = adaptive(tmp_path / "free", chain / "cutpoints", interval_width=0.3)
+    budget = int(4 * len(states(asked, chain / "trajectories")) * 1.2)  # too little to give each state four more
     assert budget < free["rollouts"]
     found, figures = adaptive(tmp_path / "out", chain / "cutpoints", interval_width=0.3, budget=budget)
     assert figures["rollouts"] <= budget
