@@ -432,7 +432,7 @@ def test_a_task_that_is_told_to_stop_goes_back_into_the_queue(
     assert process.stdout
     assert process.stdout.readline() == "begun\n"
     process.send_signal(signal.Signals[f"SIG{sent}"])
-    rest, _ = process.communicate(timeout=30)
+    rest, _ = process.communicate()
     assert rest == (f"requeue: {requeued}\n" if requeued else "")
     assert process.returncode == code
 

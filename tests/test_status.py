@@ -136,23 +136,25 @@ def test_what_slurm_says_of_a_task_decides(tmp_path: Path, monkeypatch: pytest.M
 
 def test_what_it_prints(tmp_path: Path, dead: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+    run = Path("demo")  # short, wherever temporary directories are
     iterations = [f"{number:03d}" for number in range(6)]
-    plan(tmp_path, *(Work(name, "rollout", 2, 2) for name in iterations))
+    plan(run, *(Work(name, "rollout", 2, 2) for name in iterations))
     for name in iterations[:3]:
         for index in range(2):
-            write_part(tmp_path / name / "trajectories", index, 2)
-    fail(tmp_path / "003" / "trajectories", 1, 2, dead)
-    shown.report(shown.run(shown.Config(run=tmp_path)))
+            write_part(run / name / "trajectories", index, 2)
+    fail(run / "003" / "trajectories", 1, 2, dead)
+    shown.report(shown.run(shown.Config(run=run)))
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines == [
-        f"{tmp_path} 6 done, 1 failed, 5 missing, of 12 parts and models",
+        "demo 6 done, 1 failed, 5 missing, of 12 parts and models",
         "iteration stage done running queued failed missing parts",
         "000–002 all stages 6 · · · · 6",
         "003 rollout · · · 1 1 2",
         "004–005 all stages · · · · 4 4",
         "003/trajectories part 1 failed: failed: RuntimeError: CUDA out of memory",
     ]
-    shown.report(shown.run(shown.Config(run=tmp_path, json=True)))
+    shown.report(shown.run(shown.Config(run=run, json=True)))
     told = json.loads(capsys.readouterr().out)
     assert told["stages"][3]["counts"] == {"done": 0, "running": 0, "queued": 0, "failed": 1, "missing": 1}
     assert told["stages"][3]["parts"][1]["state"] == "failed"
