@@ -106,7 +106,7 @@ def test_what_slurm_says_of_a_task_decides(tmp_path: Path, monkeypatch: pytest.M
     submitted(tmp_path, "000-rollout\t7\t", "000-segment\t8\t", "000-train\t9\t", "000-rollout\t11\t2,5-6%4")
     logs = tmp_path / "_slurm" / "logs"
     (logs / "000-rollout-7_1.log").write_text("Loading\n\nspo rollout: no room to write\n\n")
-    (logs / "000-rollout-11_2.log").write_text("rollout: 12 % · 3/24 responses\n")
+    (logs / "000-rollout-11_2.log").write_text("rollout: 12 % · 3/24 responses\n", encoding="utf-8")
     in_queue(
         monkeypatch,
         Task("7", 0, "COMPLETED"),

@@ -193,7 +193,7 @@ def test_another_configuration_is_refused_by_name_unless_overwritten(chain: Path
 def test_what_another_tool_wrote_is_never_replaced(chain: Path, tmp_path: Path) -> None:
     out = tmp_path / "thesis"
     out.mkdir()
-    (out / "chapter1.tex").write_text("…")
+    (out / "chapter1.tex").write_text("…", encoding="utf-8")
     with pytest.raises(UserError, match="no model directory made by spo"):
         run(settings(chain, out, overwrite=True))
     assert (out / "chapter1.tex").exists()

@@ -25,7 +25,7 @@ def test_a_row_becomes_a_question_with_a_reference_and_a_solution(tmp_path: Path
 
 def test_other_columns_and_bare_numbers_are_taken(tmp_path: Path):
     file = tmp_path / "mine.jsonl"
-    file.write_text('{"q": "1 + 1?", "a": 2}\n\n{"q": "A line\u2028break?", "a": "3"}\n')
+    file.write_text('{"q": "1 + 1?", "a": 2}\n\n{"q": "A line\u2028break?", "a": "3"}\n', encoding="utf-8")
     first, second = open_task("gsm8k", str(file), ["question=q", "answer=a"]).questions("train")
     assert (first.prompt, first.reference, first.solution) == ("1 + 1?", "2", None)
     assert second.prompt == "A line\u2028break?"
