@@ -5,6 +5,9 @@ A page asks for a generated part by a comment on a line of its own:
     <!-- generate: options rollout -->       the options of a command, as `spo rollout --help-all` groups them
     <!-- generate: examples rollout -->      the command lines at the end of its help
     <!-- generate: columns rollout -->       the columns of the table that a stage writes
+    <!-- generate: commands -->              the commands, with links to their pages
+    <!-- generate: table run -->             the keys of a table of a recipe; with a second table, those that it lacks
+    <!-- generate: templates -->             the prompt templates that have a name
     <!-- generate: file PATH -->             a file of the repository, as a block of code
     <!-- generate: section PATH MARK -->     the lines of a Markdown file from the one that starts with **MARK** on
     <!-- generate: page PATH -->             a Markdown file of the repository, as a page
@@ -15,6 +18,7 @@ Images of the repository that lie outside docs/ are copied to where pages show t
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import re
 import shlex
@@ -74,6 +78,42 @@ def columns(stage: str) -> str:
     return _table(("Column", "Type", "Null", "Meaning"), rows)
 
 
+def commands() -> str:
+    """Return the list of commands with links to their pages."""
+    from spo_cli.app import VERBS
+
+    rows = [(f"[spo {name}]({name}.md)", verb.group, _cell(verb.help)) for name, verb in VERBS.items()]
+    return _table(("Command", "Group", "What it does"), rows)
+
+
+def table(name: str, without: str = "") -> str:
+    """Return the keys of a table of a recipe, with what each means.
+
+    Args:
+      without: another table, whose keys are left out.
+    """
+    from spo_cli.help import default_in_words
+    from stages.config import is_required
+    from stages.planning import SLURM_TABLES, TABLES
+
+    tables = TABLES | SLURM_TABLES
+    known = {field.name for field in dataclasses.fields(tables[without])} if without else set()
+    rows = []
+    for field in dataclasses.fields(tables[name]):
+        if field.name not in known:
+            default = "required" if is_required(field) else f"default: {default_in_words(field)}"
+            rows.append((_literal(field.name), _cell(f"{field.metadata['help']} ({default})")))
+    return _table(("Key", "Meaning"), rows)
+
+
+def templates() -> str:
+    """Return the named prompt templates with their text."""
+    from stages.tasks.templates import TEMPLATES
+
+    rows = [(_literal(name), _literal(text.replace("\n", "\\n"))) for name, text in TEMPLATES.items()]
+    return _table(("Template", "Text"), rows)
+
+
 def file(path: str) -> str:
     """Return a file of the repository as a block of code."""
     return _code((ROOT / path).read_text(encoding="utf-8").rstrip(), _LANGUAGES.get(Path(path).suffix, "text"))
@@ -101,6 +141,9 @@ GENERATORS: dict[str, Callable[..., str]] = {
     "options": options,
     "examples": examples,
     "columns": columns,
+    "commands": commands,
+    "table": table,
+    "templates": templates,
     "file": file,
     "section": section,
     "page": page,
