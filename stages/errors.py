@@ -4,6 +4,9 @@ The exit code of the command is the class attribute `exit_code`; whatever is nei
 `Interrupted` is a defect of ours (1).
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class SpoError(Exception):
     """Anything that a command reports in one line, without a traceback."""
@@ -43,3 +46,10 @@ class Interrupted(BaseException):
 def first_line(error: BaseException) -> str:
     """What an error of a library says, in a line of ours: its first line that is not empty, else its kind."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def did_you_mean(given: str, names: Iterable[str]) -> str:
+    """Return ` Did you mean 'NAME'?` for the name most like the given one; "" where none is like it."""
+    bare = {name.lstrip("-").replace("_", "-"): name for name in names}  # dashes are no likeness
+    found = get_close_matches(given.lstrip("-").replace("_", "-"), bare, n=1)
+    return f" Did you mean {bare[found[0]]!r}?" if found else ""

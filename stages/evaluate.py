@@ -185,12 +185,12 @@ def _answer(
 ) -> tuple[int, int]:
     """Commits the rows of all questions, chunk by chunk; returns the tokens sampled and prefilled by this call."""
     from stages.engines import checkpoints
-    from stages.engines.sampling import SamplingParams, open_sampler
+    from stages.engines.sampling import SamplingParams, batch_dependent, open_sampler
     from stages.prompts import make_prompts
     from stages.responses import Sampling, respond
 
     tokenizer = checkpoints.load_tokenizer(model_dir)
-    sampler = open_sampler(model_dir=model_dir, **config.engine_options())
+    sampler = open_sampler(model_dir=model_dir, **config.engine_options(), progress=progress)
     chunks = _chunks(questions, config.chunk_questions)
     prompts = [make_prompts(tokenizer, of, task, config, sampler.context_length) for _, task, of in chunks]
     _tell_lack_of_room(prompts, sampler.context_length, config.max_tokens[-1], progress)
@@ -203,6 +203,7 @@ def _answer(
         responses, usage = respond(*prompts[i], sampling, progress.advance, num_generations=config.num_generations)
         rows = response_rows(responses, sampling, config.max_tokens)
         counts = {"sampled": usage.sampled, "ungradable": rows["reward"].null_count}
+        counts |= batch_dependent(sampler, rows.num_rows)
         part.commit(i, rows, counts, {"prefilled": usage.prefilled})
         sampled, prefilled = sampled + usage.sampled, prefilled + usage.prefilled
     return sampled, prefilled

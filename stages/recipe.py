@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
 from stages.config import bare_type, field_types
-from stages.errors import UserError
+from stages.errors import UserError, did_you_mean
 from stages.places import as_path
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ class Recipe:
             raise UserError(f"{self.source}: [{name}] must not set {', '.join(fixed)}: `spo run` decides it")
         if name != self.shared_in and (unknown := sorted(set(table) - set(hints))):
             raise UserError(
-                f"{self.source}: [{name}] has no option {', '.join(unknown)}; `spo {name} --help` lists them"
+                f"{self.source}: [{name}] has no option {', '.join(unknown)}.{did_you_mean(unknown[0], hints)} "
+                f"`spo {name} --help-all` lists them"
             )
         around = name.rpartition(".")[0] or self.shared_in
         shared = {key: value for key, value in self.tables.get(around, {}).items() if key in hints}

@@ -182,12 +182,12 @@ def _answer(
 ) -> tuple[int, int]:
     """Commits the rows of all questions, chunk by chunk; returns the tokens sampled and prefilled by this call."""
     from stages.engines import checkpoints
-    from stages.engines.sampling import SamplingParams, open_sampler
+    from stages.engines.sampling import SamplingParams, batch_dependent, open_sampler
     from stages.prompts import make_prompts
     from stages.responses import Sampling
 
     tokenizer = checkpoints.load_tokenizer(model_dir)
-    sampler = open_sampler(model_dir=model_dir, **asked.engine_options())
+    sampler = open_sampler(model_dir=model_dir, **asked.engine_options(), progress=progress)
     questions, prompts = make_prompts(tokenizer, questions, task, asked, sampler.context_length)
     params = SamplingParams(asked.temperature, asked.top_p, asked.top_k, asked.stop)
     key = (asked.seed, "rollout")
@@ -201,7 +201,7 @@ def _answer(
     for i in missing:
         rows, usage = way.answer(questions[chunks[i]], prompts[chunks[i]], sampling, progress.advance)
         rows, ungradable = _without_verdict(rows)
-        counts = {"sampled": usage.sampled, "ungradable": ungradable}
+        counts = {"sampled": usage.sampled, "ungradable": ungradable, **batch_dependent(sampler, rows.num_rows)}
         part.commit(i, rows, counts, {"prefilled": usage.prefilled})
         sampled, prefilled = sampled + usage.sampled, prefilled + usage.prefilled
     return sampled, prefilled

@@ -15,7 +15,7 @@ import torch
 
 from stages.engines.choosing import choose
 from stages.engines.forward import Forward, Spans
-from stages.engines.invariance import ROWS, key_length, whole_blocks
+from stages.engines.invariance import ROWS, whole_blocks
 from stages.engines.keyvalues import Rows
 from stages.engines.sampling import SamplingParams
 from stages.maths.randomness import uniforms
@@ -77,7 +77,7 @@ class Batch:
         self.sample, self.limit, self.row = (np.zeros(0, np.int64) for _ in range(3))
         self.key = np.zeros(0, np.uint64)
         self.start, self.drawn = np.zeros(most_rows, np.int64), np.zeros(most_rows, np.int64)
-        length = key_length(length)
+        length = self.forward.plan.attention.key_length(length)
         self.cache = Rows(config, most_rows, length, self.device, model.dtype)
         self.bias = torch.full((most_rows, length), float("-inf"), device=self.device, dtype=model.dtype)
         self.bias[:, 0] = 0  # a row that sees nothing would be NaN
@@ -218,7 +218,7 @@ class Batch:
     def _spans(self, needed: np.ndarray) -> Spans:
         """Runs of rows, in blocks, that attend to the same number of keys; on a GPU one run, as launches cost more."""
         block = self.rows if self.device.type == "cuda" else ROWS
-        longest = [key_length(int(keys)) for keys in needed.reshape(-1, block).max(axis=1)]
+        longest = [self.forward.plan.attention.key_length(int(keys)) for keys in needed.reshape(-1, block).max(axis=1)]
         runs = [(keys, len(list(run))) for keys, run in groupby(longest)]
         ends = np.cumsum([0, *(count for _, count in runs)]).tolist()
         return [

@@ -8,24 +8,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from stages.engines.invariance import attend, block_linears, linear
+from stages.engines.invariance import LinearPlan, Plan, Shape, apply_plan, attend, layer_shape, linear
 from stages.engines.keyvalues import Rows
+from stages.engines.probe import Products, find_plan
 
 _LIKE_LLAMA = ("llama", "mistral", "qwen2", "qwen3")
 
 Spans = Sequence[tuple[slice, int]]
-Weights = tuple[torch.Tensor, torch.Tensor | None]
-"""Of a linear layer: [outputs, inputs], and the bias [outputs]."""
+
+
+class Linear(NamedTuple):
+    """A linear layer: its weight [outputs, inputs], its bias [outputs], and how its product is computed."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    plan: LinearPlan | None
 
 
 class Forward(Protocol):
-    """One pass over tokens int64 [B, T] that stand where the rows were aimed at (`Rows.aim`)."""
+    """One pass over tokens int64 [B, T] that stand where the rows were aimed at (`Rows.aim`).
+
+    Attributes:
+      plan: how its products are computed.
+    """
+
+    plan: Plan
 
     def __call__(
         self, ids: torch.Tensor, bias: torch.Tensor, rows: Rows, spans: Spans | None = None, /
@@ -35,21 +48,43 @@ class Forward(Protocol):
 
 
 def make_forward(model: Any, context_length: int) -> Forward:
-    """The pass for a model, whose attention and linear layers become the engine's."""
-    block_linears(model)
+    """Return the pass for a model, whose attention and linear layers become the engine's."""
     decoder = model.get_decoder()
-    kind = model.config.model_type
+    plan = find_model_plan(model)
+    apply_plan(model, plan)
+    if _is_like_llama(model):
+        return LlamaForward(decoder, plan)
+    return ModuleForward(decoder, plan, context_length)
+
+
+def find_model_plan(model: Any) -> Plan:
+    """Return how a model's products are computed: on a CPU in float32 so that no row depends on its batch."""
+    if model.device.type != "cpu" or model.dtype != torch.float32:
+        return Plan()
+    config, decoder = model.get_decoder().config, model.get_decoder()
+    shapes = {shape for module in model.modules() if (shape := layer_shape(module))}
+    if _is_like_llama(model):
+        first, head = decoder.layers[0], layer_shape(model.get_output_embeddings())
+        rest = (first.self_attn.o_proj,), (first.mlp.down_proj,)
+        shapes = {_packed_shape(*layers) for layers in (_query_key_value(first), _gate_up(first), *rest)}
+        shapes |= {head} if head else set()
+    heads = config.num_attention_heads
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return find_plan(Products(frozenset(shapes), heads, groups, width), torch.get_num_threads())
+
+
+def _is_like_llama(model: Any) -> bool:
+    decoder, kind = model.get_decoder(), model.config.model_type
     at_home = type(decoder).__module__.startswith(f"transformers.models.{kind}.")
-    if kind in _LIKE_LLAMA and at_home and _are_plain_linears(decoder):
-        return LlamaForward(decoder)
-    return ModuleForward(decoder, context_length)
+    return kind in _LIKE_LLAMA and at_home and _are_plain_linears(decoder)
 
 
 class ModuleForward:
     """The pass through a decoder's own modules; its attention calls `invariance.attention`."""
 
-    def __init__(self, decoder: nn.Module, context_length: int) -> None:
-        self.decoder, self.last_position = decoder, context_length - 1
+    def __init__(self, decoder: nn.Module, plan: Plan, context_length: int) -> None:
+        self.decoder, self.plan, self.last_position = decoder, plan, context_length - 1
 
     def __call__(
         self, ids: torch.Tensor, bias: torch.Tensor, rows: Rows, spans: Spans | None = None, /
@@ -62,6 +97,7 @@ class ModuleForward:
             past_key_values=rows,
             use_cache=True,
             spans=spans,
+            plan=self.plan.attention,
         ).last_hidden_state
 
 
@@ -74,12 +110,12 @@ class _Layer:
     """
 
     attention_norm: torch.Tensor
-    query_key_value: Weights
+    query_key_value: Linear
     turned_norm: torch.Tensor | None
-    attention_out: Weights
+    attention_out: Linear
     feed_norm: torch.Tensor
-    gate_up: Weights
-    down: Weights
+    gate_up: Linear
+    down: Linear
     activation: Callable[[torch.Tensor], torch.Tensor]
     scaling: float
 
@@ -87,8 +123,9 @@ class _Layer:
 class LlamaForward:
     """The pass of a decoder built like Llama: RMS norms, rotary positions, grouped heads, a gated feed-forward."""
 
-    def __init__(self, decoder: Any) -> None:
+    def __init__(self, decoder: Any, plan: Plan) -> None:
         config = decoder.config
+        self.plan = plan
         self.heads, self.groups = config.num_attention_heads, config.num_key_value_heads
         self.width: int = decoder.layers[0].self_attn.head_dim
         self.epsilon: float = config.rms_norm_eps
@@ -113,7 +150,7 @@ class LlamaForward:
             turned = torch.addcmul(query_key * cos, query_key.roll(self.width // 2, -1), sin)
             query, key = turned.split([self.heads, self.groups], dim=2)
             keys, values = rows.write(number, key, value)
-            attended = attend(query.transpose(1, 2), keys, values, bias, layer.scaling, spans)
+            attended = attend(query.transpose(1, 2), keys, values, bias, layer.scaling, self.plan.attention, spans)
             x = x + linear(attended, *layer.attention_out)
             gate, up = linear(self._normed(x, layer.feed_norm), *layer.gate_up).chunk(2, dim=-1)
             x = x + linear(layer.activation(gate) * up, *layer.down)
@@ -139,12 +176,12 @@ class LlamaForward:
             turned_norm = torch.cat(of_heads).detach()
         return _Layer(
             attention_norm=layer.input_layernorm.weight,
-            query_key_value=_pack(attention.q_proj, attention.k_proj, attention.v_proj),
+            query_key_value=_pack(self.plan, *_query_key_value(layer)),
             turned_norm=turned_norm,
-            attention_out=_pack(attention.o_proj),
+            attention_out=_pack(self.plan, attention.o_proj),
             feed_norm=layer.post_attention_layernorm.weight,
-            gate_up=_pack(feed.gate_proj, feed.up_proj),
-            down=_pack(feed.down_proj),
+            gate_up=_pack(self.plan, *_gate_up(layer)),
+            down=_pack(self.plan, feed.down_proj),
             activation=feed.act_fn,
             scaling=attention.scaling,
         )
@@ -155,14 +192,28 @@ def _are_plain_linears(decoder: Any) -> bool:
     return all(type(module) is nn.Linear for name, module in decoder.named_modules() if name.endswith("_proj"))
 
 
+def _query_key_value(layer: Any) -> tuple[nn.Linear, ...]:
+    return layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj
+
+
+def _gate_up(layer: Any) -> tuple[nn.Linear, ...]:
+    return layer.mlp.gate_proj, layer.mlp.up_proj
+
+
+def _packed_shape(*linears: nn.Linear) -> Shape:
+    """The shape of linear layers that read the same input, as one."""
+    return Shape(linears[0].in_features, sum(one.out_features for one in linears), linears[0].bias is not None)
+
+
 @torch.no_grad()
-def _pack(*linears: nn.Linear) -> Weights:
-    """The weights of layers end to end; the layers keep views of them, so that nothing is held twice."""
+def _pack(plan: Plan, *linears: nn.Linear) -> Linear:
+    """Linear layers that read the same input as one; where there are several, their weights become its parts."""
+    of_shape = plan.linears.get(_packed_shape(*linears))
     if len(linears) == 1:
-        return linears[0].weight, linears[0].bias
+        return Linear(linears[0].weight, linears[0].bias, of_shape)
     weight = torch.cat([layer.weight for layer in linears])
     bias = None if linears[0].bias is None else torch.cat([layer.bias for layer in linears])
     sizes = [layer.out_features for layer in linears]
     for layer, part in zip(linears, weight.split(sizes), strict=True):
         layer.weight.data = part
-    return weight, bias
+    return Linear(weight, bias, of_shape)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from stages.engines.forward import Forward
-from stages.engines.invariance import key_length, whole_blocks
+from stages.engines.invariance import whole_blocks
 from stages.engines.keyvalues import Rows
 from stages.engines.memory import Memory
 from stages.engines.prefixes import Edge, Path, State, windows
@@ -43,7 +43,7 @@ class PrefixStore:
         self.model, self.forward, self.memory = model, forward, memory
         self.device: torch.device = model.device
         longest = max(len(path.token_ids) for path in all_paths)
-        length = key_length(longest) + 1  # the last position takes what padding writes
+        length = self.forward.plan.attention.key_length(longest) + 1  # the last position takes what padding writes
         self.rows = Rows(model.get_decoder().config, capacity + 1, length, self.device, model.dtype)
         self.prefilled = 0
         self._windows = windows(memory.recall(all_paths) if memory else all_paths, capacity)
@@ -110,7 +110,7 @@ class PrefixStore:
             own = edge.path.token_ids[starts[i] : stops[i]]
             ids[i, : len(own)] = own
         positions = torch.from_numpy(starts[:, None] + np.arange(length)).to(self.device)
-        keys = key_length(int(stops.max()))
+        keys = self.forward.plan.attention.key_length(int(stops.max()))
         visible = torch.arange(keys, device=self.device) <= positions[:, :, None]
         bias = torch.where(visible, 0.0, float("-inf")).to(self.model.dtype)[:, None]
         self.rows.aim(slice(edges[0].row, edges[-1].row + 1), positions.clamp(max=self.rows.length - 1), keys)

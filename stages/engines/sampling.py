@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 from stages.engines.installed import EngineName, choose_engine
 from stages.engines.pruning import check_weights
 from stages.errors import UserError
+from stages.progress import Progress, Silent
 
 if TYPE_CHECKING:
     import numpy as np
@@ -106,6 +107,11 @@ class Sampler(Protocol):
         """Most tokens of prefix and continuation together."""
         ...
 
+    @property
+    def caveat(self) -> str | None:
+        """Why samples may depend on their batch where the engine promises that they do not; None: they do not."""
+        ...
+
     def sample(
         self,
         requests: Sequence[Request],
@@ -132,6 +138,11 @@ class Sampler(Protocol):
           UserError: a prefix that is empty or leaves no room in the context.
         """
         ...
+
+
+def batch_dependent(sampler: Sampler, samples: int) -> dict[str, int]:
+    """Return the count that marks samples whose bits may depend on their batch; empty where they do not."""
+    return {"batch_dependent": samples} if sampler.caveat else {}
 
 
 def check_request(request: Request, context_length: int) -> None:
@@ -186,6 +197,7 @@ def open_sampler(
     max_batch_rows: int | None = None,
     threads: int | None = None,
     max_model_len: int | None = None,
+    progress: Progress = Silent(),
     **vllm: Any,
 ) -> Sampler:
     """The sampler for a model directory; the last one is kept, so that a whole iteration loads a model once.
@@ -197,6 +209,7 @@ def open_sampler(
       max_batch_rows: most samples in flight; None lets the engine choose. It changes speed, never results.
       threads: CPU threads; None leaves them to the engine.
       max_model_len: the context ends here, if the model's own does not end before.
+      progress: receives the sampler's caveat.
       vllm: further options of `stages.engines.vllm.VllmSampler.open`.
     """
     global _open
@@ -227,6 +240,8 @@ def open_sampler(
         from stages.engines.transformers import TransformersSampler
 
         sampler = TransformersSampler.open(model_dir, **shared)
+    if sampler.caveat:
+        progress.note(sampler.caveat)
     _open = _Open(asked, model, sampler)
     return sampler
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -22,12 +24,13 @@ from transformers import AttentionInterface
 from stages.engines import checkpoints, invariance
 from stages.engines.decoding import LOOK_EVERY, Batch, Queue
 from stages.engines.endings import completes_stop_string, end_tokens
-from stages.engines.forward import make_forward
+from stages.engines.forward import LlamaForward, make_forward
 from stages.engines.invariance import ROWS
 from stages.engines.keyvalues import bytes_per_token
 from stages.engines.memory import Memory
 from stages.engines.prefill import PrefixStore, Ready
 from stages.engines.prefixes import paths
+from stages.engines.probe import cpu_threads
 from stages.engines.sampling import Request, Sample, SamplingParams, Usage, check_request
 from stages.errors import UserError
 
@@ -75,8 +78,11 @@ class TransformersSampler:
         self.forward = make_forward(model, self.context_length)
         self.memory: Memory | None = None
         self.model, self.tokenizer, self.max_batch_rows = model, tokenizer, max_batch_rows
-        vocabulary = cast("Any", model.get_output_embeddings()).weight.shape[0]
-        self.is_end = end_tokens(model.generation_config, tokenizer, vocabulary)
+        self.vocabulary: int = cast("Any", model.get_output_embeddings()).weight.shape[0]
+        self.is_end = end_tokens(model.generation_config, tokenizer, self.vocabulary)
+        self.plan = self.forward.plan
+        if self.plan.bitwise and not isinstance(self.forward, LlamaForward) and not self._draws_alone_as_in_company():
+            self.plan = replace(self.plan, bitwise=False)
 
     @classmethod
     def open(
@@ -102,10 +108,31 @@ class TransformersSampler:
         remembered, self.memory = self.memory, None
         if not any(request.keys for request in requests):
             return [[] for _ in requests], Usage(0, 0, 0)
-        call = _Call(self, requests, params, remembered, remember)
-        found = call.run(on_tokens or (lambda finished, tokens: None))
+        with cpu_threads(self.plan.threads) if self.plan.threads else nullcontext():
+            call = _Call(self, requests, params, remembered, remember)
+            found = call.run(on_tokens or (lambda finished, tokens: None))
         self.memory = call.memory
         return found
+
+    @property
+    def caveat(self) -> str | None:
+        """What the engine's samples do not promise on a CPU in float32, in one line; None: nothing is missing."""
+        if self.plan.bitwise or self.model.device.type != "cpu" or self.model.dtype != torch.float32:
+            return None
+        return (
+            "on this CPU no way was found to compute this model's samples bitwise independently of their batch: the "
+            "same command may round differently with another --num-shards, --max-batch-rows or after a resume"
+        )
+
+    def _draws_alone_as_in_company(self) -> bool:
+        """Whether a sample's bits are the same alone and beside another: a check of what a model's own modules do."""
+        most = min(24, self.context_length - 2)
+        prefixes = [np.arange(length, dtype=np.int32) % self.vocabulary for length in (most, most // 2 + 1)]
+        requests = [Request(prefix, (i,), 2) for i, prefix in enumerate(prefixes)]
+        (together,), *_ = self.sample(requests, SamplingParams())[0]
+        ((alone,),) = self.sample(requests[:1], SamplingParams())[0]
+        same_tokens = np.array_equal(together.token_ids, alone.token_ids)
+        return same_tokens and np.array_equal(together.logprobs, alone.logprobs)
 
 
 class _Call:

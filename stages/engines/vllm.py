@@ -91,7 +91,13 @@ class _Merged:
 
 
 class VllmSampler:
-    """A running vLLM engine with a model, ready to sample; made by `open`."""
+    """A running vLLM engine with a model, ready to sample; made by `open`.
+
+    Attributes:
+      caveat: None; that vLLM's last bits depend on its batch is no surprise of one machine.
+    """
+
+    caveat = None
 
     def __init__(self, llm: Any, model: _Model, architecture: dict[str, Any], log: Log, merged: _Merged) -> None:
         self.llm, self.model, self.architecture, self.log, self.merged = llm, model, architecture, log, merged

@@ -23,7 +23,7 @@ from stages.config import option
 from stages.cuts import Cuts, check_room, check_vocabulary, chunk_by_question, load_cuts
 from stages.engines import checkpoints
 from stages.engines.installed import engine_packages
-from stages.engines.sampling import SamplingParams, open_sampler
+from stages.engines.sampling import SamplingParams, batch_dependent, open_sampler
 from stages.errors import UserError
 from stages.estimators import Estimated, Estimator, Portion
 from stages.estimators.allotment import Allotment, adaptive, fixed
@@ -88,7 +88,7 @@ def prepare(
         check_vocabulary(cuts, checkpoints.vocabulary_size(checkpoints.load_config(directory)), settings.model)
         allotment = allot(settings, cutpoints, trajectories)
         drawing = Drawing(
-            open_sampler(model_dir=directory, **settings.engine_options()),
+            open_sampler(model_dir=directory, **settings.engine_options(), progress=progress),
             checkpoints.load_tokenizer(directory),
             task,
             SamplingParams(settings.temperature, settings.top_p, settings.top_k, settings.stop),
@@ -152,6 +152,7 @@ def estimate_chunk(settings: Settings, cuts: Cuts, chunk: range, allotment: Allo
         counts["rollouts_saved"] = len(states) * allotment.most - counts["rollouts"]
         counts["questions_decided"] = len(questions & allotment.decided.keys())
     counts |= {"sampled": drawn.sampled, "ungradable": drawn.ungradable}
+    counts |= batch_dependent(drawing.sampler, counts["rollouts"])
     rows, advantages = chain_rows(cuts, chunk, value)
     done = estimated(rows, advantages, rewards, counts=counts, best_of=settings.best_of)
     return replace(done, figures={"prefilled": drawn.prefilled})

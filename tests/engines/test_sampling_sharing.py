@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.engines.forward import Spans
+from stages.engines.forward import Forward, Spans
 from stages.engines.keyvalues import Rows
 from stages.engines.sampling import Request, Sample, SamplingParams
 from stages.engines.transformers import TransformersSampler
@@ -18,17 +18,26 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+class Counted:
+    """A forward pass that notes the rows of each decoding step."""
+
+    def __init__(self, forward: Forward) -> None:
+        self.forward, self.plan = forward, forward.plan
+        self.rows: list[int] = []
+
+    def __call__(
+        self, ids: torch.Tensor, bias: torch.Tensor, cache: Rows, spans: Spans | None = None, /
+    ) -> torch.Tensor:
+        if ids.shape[1] == 1:
+            self.rows.append(len(ids))
+        return self.forward(ids, bias, cache, spans)
+
+
 def rows_computed(engine: TransformersSampler) -> list[int]:
     """Grows by the rows of each decoding step."""
-    forward, rows = engine.forward, []
-
-    def counted(ids: torch.Tensor, bias: torch.Tensor, cache: Rows, spans: Spans | None = None, /) -> torch.Tensor:
-        if ids.shape[1] == 1:
-            rows.append(len(ids))
-        return forward(ids, bias, cache, spans)
-
+    counted = Counted(engine.forward)
     engine.forward = counted
-    return rows
+    return counted.rows
 
 
 def bits(sample: Sample) -> tuple[bytes, bytes, str]:
