@@ -1,24 +1,32 @@
 """The `spo` command: names → verbs, errors → exit codes. A verb is imported only when its command is used.
 
-So `spo --help` stays quick, and a broken dependency of one stage cannot break another.
+So `spo --help` stays quick, and a broken dependency of one stage cannot break another. The commands of the Typer
+application are placeholders; `_Application.resolve_command` replaces the one that is used by the real one
+(`options.ConfigCommand`). All options of `spo` itself are flags: Typer converts values of other types with pydantic,
+which takes long to import.
 """
 
 from __future__ import annotations
 
 import errno
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-import click
+import typer
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from spo_cli.dotted import dotted_flags, translate_dotted
-from stages.errors import Interrupted, SpoError, UserError
+from spo_cli.vendored import Command, CompletionItem, Context, NoSuchOption
+from stages.errors import Interrupted, SpoError, UserError, did_you_mean
 from stages.launcher import drop_local_rank, read_launch
+
+if TYPE_CHECKING:
+    from spo_cli.options import ConfigCommand
 
 
 class Verb(NamedTuple):
@@ -73,10 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if isinstance(error, Interrupted):
             _ignore_signals()
         code = _fail(_title(arguments), str(error), error.exit_code, "--debug" in arguments)
-    except click.ClickException as error:
+    except typer.TyperException as error:
         title, message = _title(arguments), _message(error)
         code = _fail(title, f"{message} (see {title} --help)", error.exit_code, "--debug" in arguments)
-    except click.Abort:  # Ctrl-C before the stage has begun
+    except typer.Abort:  # Ctrl-C before the stage has begun
         code = 130
     except OSError as error:
         if error.errno not in _DISK:
@@ -87,27 +95,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     raise SystemExit(code if isinstance(code, int) else 0)
 
 
-def _message(error: click.ClickException) -> str:
-    """Return the message of a usage error in one line, with the name that was probably meant."""
-    names = list[str]()
-    if isinstance(error, click.NoSuchOption) and error.ctx:
+def _message(error: typer.TyperException) -> str:
+    """Return the message of a usage error in one line, with the option that was probably meant.
+
+    Typer itself names the command that was probably meant.
+    """
+    if isinstance(error, NoSuchOption) and error.ctx:
         names = [name for one in error.ctx.command.params for name in (*one.opts, *one.secondary_opts)]
-        given, message = error.option_name, f"No such option {error.option_name!r}."
-    elif isinstance(error, click.NoSuchCommand):
-        names, given, message = list(VERBS), error.command_name, f"No such command {error.command_name!r}."
-    else:
-        return " ".join(error.format_message().split())
-    bare = {name.lstrip("-"): name for name in names}  # dashes are no likeness
-    found = get_close_matches(given.lstrip("-"), bare, n=1)
-    return f"{message} Did you mean {bare[found[0]]!r}?" if found else message
+        return f"No such option {error.option_name!r}.{did_you_mean(error.option_name, names)}"
+    message = error.format_message().replace("Value error, ", "")  # pydantic adds it to what a parser says
+    return " ".join(message.split())
 
 
-class _Application(click.Group):
+class _Application(TyperGroup):
     """The list of commands. Listing commands imports none of them; using one imports that one."""
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        """Parse the options of `spo` itself; keep the shell that may follow a flag for the completion.
+
+        Typer has no option whose value may be left out.
+        """
+        ctx.obj = next(iter(args[1:2]), "")
+        return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: Context, args: list[str]) -> tuple[str | None, Command | None, list[str]]:
         """Return the command in question, built for the form that its arguments choose; `--help` goes before all."""
         from spo_cli.options import HELP_FLAGS
 
@@ -117,8 +128,16 @@ class _Application(click.Group):
         asked = [word for word in rest if word in HELP_FLAGS]
         return name, load_command(name, rest), asked[:1] or rest
 
+    def shell_complete(self, ctx: Context, incomplete: str) -> list[CompletionItem]:
+        """Return the commands and flags that begin so; after a flag for the completion, the shells."""
+        if not any(ctx.params.get(name) for name in ("install_completion", "show_completion")):
+            return super().shell_complete(ctx, incomplete)
+        from spo_cli.completion import SHELLS
 
-def load_command(name: str, args: Sequence[str] = ()) -> click.Command:
+        return [CompletionItem(shell) for shell in SHELLS if shell.startswith(incomplete)]
+
+
+def load_command(name: str, args: Sequence[str] = ()) -> ConfigCommand:
     """Import a verb and build its command from its Config.
 
     Args:
@@ -158,82 +177,77 @@ def load_command(name: str, args: Sequence[str] = ()) -> click.Command:
     )
 
 
-def _application() -> click.Group:
-    return _Application(
-        "spo",
-        commands={name: click.Command(name, help=verb.help) for name, verb in VERBS.items()},
-        params=[
-            _action(
-                "--install-completion", "Complete commands, options and choices in this shell.", _install, "[SHELL]"
-            ),
-            _action("--show-completion", "Print the completion script: bash, zsh or fish.", _show_script, "[SHELL]"),
-            _action("--version", "Print the version and exit.", lambda _, __: _print_line(f"spo {_version()}")),
-            _action("--help", "Show this text and exit.", lambda ctx, _: _show_commands(ctx)),
-        ],
-        callback=_require_command,
-        invoke_without_command=True,
-        add_help_option=False,
-    )
+def _application() -> TyperGroup:
+    if "_SPO_COMPLETE" in os.environ:
+        from spo_cli.completion import register_shells
+
+        register_shells()
+    app = typer.Typer(cls=_Application, add_completion=False, add_help_option=False, invoke_without_command=True)
+    app.callback()(_spo)
+    group = typer.main.get_group(app)
+    for name, verb in VERBS.items():
+        group.add_command(TyperCommand(name, help=verb.help, short_help=verb.help))
+    return group
 
 
-def _action(
-    name: str, help: str, act: Callable[[click.Context, Any], None], metavar: str | None = None
-) -> click.Option:
-    """Return an option of `spo` itself, which does one thing and exits.
+def _action(name: str, help: str, act: Callable[[typer.Context], None], metavar: str | None = None) -> Any:
+    """Return a flag of `spo` itself, which does one thing and exits."""
 
-    Args:
-      act: is called with the value; "" where the option takes one and none is given.
-      metavar: a value that may follow, a shell.
-    """
+    def callback(ctx: typer.Context, asked: bool) -> bool:
+        if asked and not ctx.resilient_parsing:
+            act(ctx)
+            raise typer.Exit
+        return asked
 
-    def callback(ctx: click.Context, _: click.Parameter, value: Any) -> None:
-        if value not in (None, False) and not ctx.resilient_parsing:
-            act(ctx, value)
-            ctx.exit()
-
-    settings: dict[str, Any] = {"is_flag": True}
-    if metavar:
-        settings = {"is_flag": False, "flag_value": "", "metavar": metavar, "shell_complete": _complete_shell}
-    return click.Option([name], help=help, is_eager=True, expose_value=False, callback=callback, **settings)
+    return typer.Option(name, help=help, metavar=metavar, is_eager=True, callback=callback)
 
 
-def _complete_shell(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    from spo_cli.completion import SHELLS
-
-    return [shell for shell in SHELLS if shell.startswith(incomplete)]
-
-
-def _install(ctx: click.Context, shell: str) -> None:
+def _install(ctx: typer.Context) -> None:
     from spo_cli.completion import find_shell, install_completion
 
-    files = install_completion(ctx.command, find_shell(shell))
+    files = install_completion(find_shell(ctx.obj))
     _print_line(f"installed in {' and '.join(map(str, files))}; it takes effect in the next shell")
 
 
-def _show_script(ctx: click.Context, shell: str) -> None:
+def _show_script(ctx: typer.Context) -> None:
     from spo_cli.completion import completion_script, find_shell
 
-    _print_line(completion_script(ctx.command, find_shell(shell)).rstrip())
+    _print_line(completion_script(find_shell(ctx.obj)).rstrip())
 
 
-def _show_commands(ctx: click.Context) -> None:
+def _show_version(_: typer.Context) -> None:
+    _print_line(f"spo {_version()}")
+
+
+def _show_commands(ctx: typer.Context) -> None:
     from spo_cli.examples import EXAMPLES
     from spo_cli.help import Entry, show_application
 
     longest = max(map(len, VERBS))
     rows = [Entry(verb.group, name.ljust(longest), verb.help) for name, verb in VERBS.items()]
     for option in ctx.command.params:
-        assert isinstance(option, click.Option)
+        assert isinstance(option, TyperOption)
         rows.append(Entry("Options", f"{option.opts[0]} {option.metavar or ''}".rstrip(), option.help or ""))
     show_application(_SUMMARY, rows, EXAMPLES[""], "spo COMMAND --help shows the options of a command.")
 
 
-@click.pass_context
-def _require_command(ctx: click.Context) -> None:
-    """Show the commands where none was given."""
+_Install = _action("--install-completion", "Complete commands, options and choices in this shell.", _install, "[SHELL]")
+_Show = _action("--show-completion", "Print the completion script: bash, zsh or fish.", _show_script, "[SHELL]")
+_Version = _action("--version", "Print the version and exit.", _show_version)
+_Help = _action("--help", "Show this text and exit.", _show_commands)
+
+
+def _spo(
+    ctx: typer.Context,
+    install_completion: Annotated[bool, _Install] = False,
+    show_completion: Annotated[bool, _Show] = False,
+    version: Annotated[bool, _Version] = False,
+    help: Annotated[bool, _Help] = False,
+) -> None:
+    """Show the commands where none was given; what a flag does is its callback."""
     if ctx.invoked_subcommand is None:
         _show_commands(ctx)
-        ctx.exit(2)
+        raise typer.Exit(2)
 
 
 def _print_line(text: str) -> None:

@@ -6,8 +6,7 @@ import os
 import shlex
 from pathlib import Path
 
-import click
-from click.shell_completion import get_completion_class
+from typer.completion import completion_init, get_completion_script
 
 from stages.errors import UserError
 
@@ -29,14 +28,22 @@ def find_shell(asked: str) -> str:
     raise UserError(f"completion is available for {', '.join(SHELLS)}; {found}: name one, as in --show-completion bash")
 
 
-def completion_script(command: click.Command, shell: str) -> str:
+def register_shells() -> None:
+    """Make Typer answer the scripts of each shell.
+
+    Typer wraps descriptions to the width of the terminal, and fish takes each line for another word, so the width is
+    set to one that holds every description.
+    """
+    os.environ["COLUMNS"] = "1000"
+    completion_init()
+
+
+def completion_script(shell: str) -> str:
     """Return the script that a shell evaluates to complete `spo`."""
-    made_by = get_completion_class(shell)
-    assert made_by is not None
-    return made_by(command, {}, "spo", "_SPO_COMPLETE").source()
+    return get_completion_script(prog_name="spo", complete_var="_SPO_COMPLETE", shell=shell)
 
 
-def install_completion(command: click.Command, shell: str) -> list[Path]:
+def install_completion(shell: str) -> list[Path]:
     """Write the script, and a line that reads it into the startup file of bash or zsh.
 
     Returns:
@@ -45,9 +52,9 @@ def install_completion(command: click.Command, shell: str) -> list[Path]:
     home = Path.home()
     if shell == "fish":
         folder = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config") / "fish" / "completions"
-        return [_write(folder / "spo.fish", completion_script(command, shell))]
+        return [_write(folder / "spo.fish", completion_script(shell))]
     folder = Path(os.environ.get("XDG_DATA_HOME") or home / ".local" / "share") / "spo"
-    script = _write(folder / f"completion.{shell}", completion_script(command, shell))
+    script = _write(folder / f"completion.{shell}", completion_script(shell))
     startup = home / ".bashrc" if shell == "bash" else Path(os.environ.get("ZDOTDIR") or home) / ".zshrc"
     line = f"{_ZSH_SETUP if shell == 'zsh' else ''}source {shlex.quote(str(script))}"
     text = startup.read_text() if startup.exists() else ""

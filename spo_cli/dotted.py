@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
-import click
+import typer
+
+from stages.errors import UserError, did_you_mean
 
 _DOTTED = re.compile(r"--([a-z.]+)\.([A-Za-z0-9_-]+)(?:=(.*))?", re.DOTALL)
 
@@ -13,8 +16,11 @@ _DOTTED = re.compile(r"--([a-z.]+)\.([A-Za-z0-9_-]+)(?:=(.*))?", re.DOTALL)
 def translate_dotted(args: Sequence[str]) -> list[str]:
     """Write `--train.learning-rate 2e-4` as `--set train.learning_rate=2e-4`; other arguments stay as they are.
 
-    A flag of type bool takes no value: `--train.x` is true, `--train.no-x` is false. The recipe reader
-    checks tables and keys.
+    A flag of type bool takes no value: `--train.x` is true, `--train.no-x` is false. The recipe reader checks values.
+
+    Raises:
+      UserError: no such table, or no such option in it.
+      typer.BadParameter: a flag without its value.
     """
     rest, translated = list(args), []
     while rest:
@@ -22,16 +28,19 @@ def translate_dotted(args: Sequence[str]) -> list[str]:
         if not match:
             translated.append(rest.pop(0))
             continue
-        written = rest.pop(0)
+        rest.pop(0)
         table, key, value = match[1], match[2].replace("-", "_"), match[3]
-        bools = _bool_keys(table)
-        if value is None and key in bools:
+        name, kinds = f"--{table}.{match[2]}", _options(table)
+        positive = key.removeprefix("no_")
+        if key not in kinds and kinds.get(positive) is not bool:
+            raise UserError(f"No such option {name!r}.{did_you_mean(name, dotted_flags())}")
+        if value is None and key not in kinds:
+            key, value = positive, "false"
+        elif value is None and kinds[key] is bool:
             value = "true"
-        elif value is None and key.removeprefix("no_") in bools:
-            key, value = key.removeprefix("no_"), "false"
         elif value is None:
             if not rest or rest[0].startswith("--"):
-                raise click.BadParameter("the flag takes a value", param_hint=written)
+                raise typer.BadParameter("the flag takes a value", param_hint=name)
             value = rest.pop(0)
         translated += ["--set", f"{table}.{key}={value}"]
     return translated
@@ -39,18 +48,22 @@ def translate_dotted(args: Sequence[str]) -> list[str]:
 
 def dotted_flags() -> list[str]:
     """Return every flag of a stage as `spo run` takes it, e.g. `--train.learning-rate`."""
-    from stages.config import field_types
+    from stages.planning import SLURM_TABLES, TABLES
+
+    return [f"--{table}.{key.replace('_', '-')}" for table in TABLES | SLURM_TABLES for key in _options(table)]
+
+
+def _options(table: str) -> dict[str, Any]:
+    """Return the options that a recipe's table takes, with their types; [run] may hold those of every stage."""
     from stages.planning import TABLES
 
-    return [f"--{table}.{key.replace('_', '-')}" for table, config in TABLES.items() for key in field_types(config)]
+    taking = TABLES if table == "run" else [table]
+    return {key: kind for name in taking for key, kind in _own_options(name).items()}
 
 
-def _bool_keys(table: str) -> set[str]:
-    """Return the options of a recipe's table that take no value; [run] may hold those of every stage."""
+def _own_options(table: str) -> dict[str, Any]:
     from stages.config import bare_type, field_types
     from stages.planning import SLURM_TABLES, TABLES
 
-    apart = SLURM_TABLES.get(table)
-    configs = [apart] if apart else [config for name, config in TABLES.items() if table in (name, "run")]
-    types = [entry for config in configs for entry in field_types(config).items()]
-    return {name for name, annotation in types if bare_type(annotation) is bool}
+    config = (TABLES | SLURM_TABLES).get(table)
+    return {key: bare_type(kind) for key, kind in field_types(config).items()} if config else {}

@@ -1,24 +1,33 @@
-"""Make a command of a Config dataclass: every field one flag or argument, documented where the field is."""
+"""Make a command of a Config dataclass: every field one flag or argument, documented where the field is.
+
+Typer documents one way to declare parameters: a callable whose parameters are `Annotated[type, typer.Option(...)]`.
+Here that callable is a dataclass made from the fields of the Config (`_parameters`), so Python writes its signature.
+The other way, to construct `typer.core.TyperOption`, needs a type descriptor that only private modules of Typer make,
+and these modules change between versions.
+
+Defaults stay with the Config: for Typer, an option that may be left out has the default None. Typer converts values
+with pydantic, which takes about 0.1 s to import and set up. Help and completion do not wait for it: the flags for help
+are eager and of type bool, which Typer does not convert, and a completion converts nothing.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-import click
-from click.core import ParameterSource
-from click.shell_completion import CompletionItem
+import typer
+from typer.core import TyperCommand
 
+from spo_cli.vendored import CompletionItem, Context, Parameter
 from stages.config import field_types, flag, is_required, item_type, spellings
 from stages.places import as_path
 
 HELP_FLAGS = ("--help", "--help-all")
 
 
-class ConfigCommand(click.Command):
+class ConfigCommand(TyperCommand):
     """A command whose parameters are the fields of a Config; it calls `execute` with an instance.
 
     A repeatable flag takes several values at once, too: `--max-tokens 2048 4096` is `--max-tokens 2048 --max-tokens
@@ -46,48 +55,39 @@ class ConfigCommand(click.Command):
           translate: rewrites the arguments before they are parsed.
           further: flags with a dot that `translate` takes, for the completion.
         """
-        types = field_types(config)
-        fields = dataclasses.fields(config)
-        params = [_parameter(field, types[field.name]) for field in fields]
-        params.append(click.Option(["--debug"], is_flag=True, expose_value=False, help="Print the traceback."))
-        for name_of_flag in HELP_FLAGS:
-            show = partial(self._show_help, everything=name_of_flag == "--help-all")
-            params.append(click.Option([name_of_flag], is_flag=True, is_eager=True, expose_value=False, callback=show))
-        super().__init__(name, params=params, help=summary, add_help_option=False)
+        flags = [_help_flag(name_of_flag, self._show_help) for name_of_flag in HELP_FLAGS]
+        super().__init__(name, params=_parameters(config, flags), help=summary, add_help_option=False)
         self.summary, self.config, self.execute, self.translate = summary, config, execute, translate
         self.note, self.examples, self.further = note, examples, further
-        self.repeatable = _repeatable(fields, types)
+        self.repeatable = _repeatable(config)
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the arguments; while a shell completes them, unfinished ones are no error."""
-        translated = args if ctx.resilient_parsing else self.translate(args)
-        return super().parse_args(ctx, repeat_flags(translated, self.repeatable))
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        """Parse the arguments, or keep them as they are while a shell completes them: it needs no values."""
+        if ctx.resilient_parsing:
+            ctx.args = args
+            return args
+        return super().parse_args(ctx, repeat_flags(self.translate(args), self.repeatable))
 
-    def invoke(self, ctx: click.Context) -> None:
+    def invoke(self, ctx: Context) -> None:
         """Call `execute` with the given values; what is left out has the default of the Config."""
-        given = {
-            name: value
-            for name, value in ctx.params.items()
-            if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
-        }
-        self.execute(self.config(**given))
+        given = {name: value for name, value in ctx.params.items() if value not in (None, ())}
+        self.execute(self.config(**{name: tuple(x) if isinstance(x, list) else x for name, x in given.items()}))
 
-    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Return the flags that begin so, those with a dot once there is one."""
+    def shell_complete(self, ctx: Context, incomplete: str) -> list[CompletionItem]:
+        """Return the flags that begin so and are not given yet; those with a dot once there is one."""
         further = self.further() if "." in incomplete else ()
-        dotted = [CompletionItem(name) for name in further if name.startswith(incomplete)]
-        return [*super().shell_complete(ctx, incomplete), *dotted]
+        found = [*super().shell_complete(ctx, incomplete), *map(CompletionItem, further)]
+        once = [{*one.opts, *one.secondary_opts} for one in self.params if not one.multiple]
+        given = set[str]().union(*(names for names in once if names & set(ctx.args)))
+        return [item for item in found if item.value.startswith(incomplete) and item.value not in given]
 
-    def _show_help(self, ctx: click.Context, _: click.Parameter, asked: bool, *, everything: bool) -> None:
-        if not asked or ctx.resilient_parsing:
-            return
+    def _show_help(self, everything: bool) -> None:
         from spo_cli.help import show_command
 
         assert self.name is not None
         show_command(
             self.name, self.summary, self.config, everything=everything, note=self.note, examples=self.examples
         )
-        ctx.exit()
 
 
 def repeat_flags(args: Sequence[str], repeatable: Mapping[str, Collection[str] | None]) -> list[str]:
@@ -111,10 +111,9 @@ def repeat_flags(args: Sequence[str], repeatable: Mapping[str, Collection[str] |
     return repeated
 
 
-def _repeatable(
-    fields: Sequence[dataclasses.Field[Any]], types: Mapping[str, Any]
-) -> dict[str, Collection[str] | None]:
+def _repeatable(config: type) -> dict[str, Collection[str] | None]:
     """Return the flags that take several values at once, as `repeat_flags` takes them."""
+    types, fields = field_types(config), dataclasses.fields(config)
     has_arguments = any(field.metadata["argument"] for field in fields)
     found: dict[str, Collection[str] | None] = {}
     for field in fields:
@@ -125,25 +124,55 @@ def _repeatable(
     return found
 
 
-def _parameter(field: dataclasses.Field[Any], annotation: Any) -> click.Parameter:
-    """Return the click parameter of a field; defaults stay with the Config."""
+_Declared = tuple[str, Any] | tuple[str, Any, Any]
+"""Name, annotation and default of a parameter, as `dataclasses.make_dataclass` takes them."""
+
+
+def _parameters(config: type, flags: Sequence[_Declared]) -> list[Parameter]:
+    """Return Typer's parameters of a Config, and of further flags."""
+    types = field_types(config)
+    declared = [_declaration(field, types[field.name]) for field in dataclasses.fields(config)]
+    debug = typer.Option("--debug", expose_value=False, help="Print the traceback.")
+    declared.append(("debug", Annotated[bool, debug], False))
+    app = typer.Typer(add_completion=False)
+    app.command()(dataclasses.make_dataclass("Given", [*declared, *flags], kw_only=True))
+    return typer.main.get_command(app).params
+
+
+def _declaration(field: dataclasses.Field[Any], annotation: Any) -> _Declared:
+    """Return the parameter of a field as Typer reads it."""
     kind, several = item_type(annotation)
-    if field.metadata["argument"]:
-        return click.Argument(
-            [field.name],
-            type=_Value(kind),
-            nargs=-1 if several else 1,
-            required=is_required(field),
-            metavar=flag(field),
-        )
-    help, names = field.metadata["help"], spellings(field)
-    if kind is bool:
-        switch = f"{flag(field)}/{flag(field).replace('--', '--no-', 1)}"
-        return click.Option([field.name, switch, *names[1:]], required=is_required(field), help=help)
     choices = get_args(kind) if get_origin(kind) is Literal else ()
-    # `validate` checks each of several choices, and names all of them in its error
-    type = click.Choice(choices) if choices and not several else _Value(kind, choices)
-    return click.Option([field.name, *names], type=type, multiple=several, required=is_required(field), help=help)
+    settings: dict[str, Any] = {"parser": _PARSERS[kind]} if kind in _PARSERS else {}
+    if several and choices:  # Typer takes no list of choices; `validate` checks each one
+        kind, settings = str, {"autocompletion": lambda: list(choices)}
+    if field.metadata["argument"]:
+        info = typer.Argument(metavar=flag(field), **settings)
+    else:
+        first, *others = spellings(field)
+        negative = first.replace("--", "/--no-", 1) if kind is bool else ""
+        info = typer.Option(first + negative, *others, help=_escape(field.metadata["help"]), **settings)
+    kind = list[kind] if several else kind
+    if is_required(field):
+        return field.name, Annotated[kind, info]
+    return field.name, Annotated[kind | None, info], None
+
+
+def _help_flag(name: str, show: Callable[[bool], None]) -> _Declared:
+    """Return a flag that calls `show` with whether all options are asked for, and exits."""
+
+    def callback(ctx: typer.Context, asked: bool) -> None:
+        if asked and not ctx.resilient_parsing:
+            show(name == "--help-all")
+            raise typer.Exit
+
+    option = typer.Option(name, is_eager=True, expose_value=False, callback=callback)
+    return name.strip("-").replace("-", "_"), Annotated[bool, option], False
+
+
+def _escape(text: str) -> str:
+    """Keep Rich, with which Typer prints texts in a completion, from reading `[cpu]` as a style."""
+    return text.replace("[", "\\[")
 
 
 def _whole_number(text: str) -> int:
@@ -161,25 +190,3 @@ def _number(text: str) -> float:
 
 
 _PARSERS: dict[Any, Callable[[str], Any]] = {int: _whole_number, float: _number, Path: as_path}
-
-
-class _Value(click.ParamType):
-    """A value of a Config field, read from its text."""
-
-    def __init__(self, kind: Any, choices: Sequence[str] = ()) -> None:
-        self.name = "value"
-        self.parse = _PARSERS.get(kind, str)
-        self.choices = choices
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Read the text, or fail with what was expected."""
-        try:
-            return self.parse(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Return the choices that begin so; for a path, and a text that may be one, the shell's own file names."""
-        if self.choices:
-            return [CompletionItem(choice) for choice in self.choices if choice.startswith(incomplete)]
-        return [CompletionItem(incomplete, type="file")] if self.parse in (str, as_path) else []

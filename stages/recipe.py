@@ -8,7 +8,7 @@ with `[run]`; what one of them says holds for those within it, such as `[slurm.r
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
@@ -49,10 +49,8 @@ class Recipe:
         if fixed := sorted(set(table) & set(given)):
             raise UserError(f"{self.source}: [{name}] must not set {', '.join(fixed)}: `spo run` decides it")
         if name != self.shared_in and (unknown := sorted(set(table) - set(hints))):
-            raise UserError(
-                f"{self.source}: [{name}] has no option {', '.join(unknown)}.{did_you_mean(unknown[0], hints)} "
-                f"`spo {name} --help-all` lists them"
-            )
+            message = f"{self.source}: [{name}] has no option {', '.join(unknown)}; `spo {name} --help-all` lists them"
+            raise UserError(_with_guesses(message, unknown, hints))
         around = name.rpartition(".")[0] or self.shared_in
         shared = {key: value for key, value in self.tables.get(around, {}).items() if key in hints}
         values = {
@@ -96,23 +94,33 @@ def read_recipe(
         tables |= _flatten(name, table)
     for name in tables:
         if name not in classes:
-            raise UserError(f"the recipe {path} has {name}; expected the tables {known}")
+            message = f"the recipe {path} has {name}; expected the tables {known}"
+            raise UserError(_with_guesses(message, [name], classes))
     options = {key: hint for cls in stages.values() for key, hint in field_types(cls).items()}
     for override in overrides:
         target, equals, text = override.partition("=")
         name, dot, key = target.rpartition(".")
         key = key.replace("-", "_")
         if not (equals and dot and name in classes):
-            raise UserError(f"an override is table.key=value with one of {known}; got {override!r}")
+            message = f"an override is table.key=value with one of {known}; got {override!r}"
+            raise UserError(_with_guesses(message, [name] * (name not in classes), classes))
         hints = options if name == shared_in else field_types(classes[name])
         tables.setdefault(name, {})[key] = _read_value(text, hints.get(key))
     if unknown := sorted(set(tables.get(shared_in, {})) - set(options)):
-        raise UserError(f"the recipe {path} sets {', '.join(unknown)} in [{shared_in}], which no stage has")
+        message = f"the recipe {path} sets {', '.join(unknown)} in [{shared_in}], which no stage has"
+        raise UserError(_with_guesses(message, unknown, options))
     for name, cls in apart.items():
         if unknown := sorted(set(tables.get(name, {})) - set(field_types(cls))):
             takes = ", ".join(field_types(cls))
-            raise UserError(f"the recipe {path} sets {', '.join(unknown)} in [{name}], which takes {takes}")
+            message = f"the recipe {path} sets {', '.join(unknown)} in [{name}], which takes {takes}"
+            raise UserError(_with_guesses(message, unknown, field_types(cls)))
     return Recipe(str(path), tables, shared_in)
+
+
+def _with_guesses(message: str, given: Iterable[str], known: Collection[str]) -> str:
+    """Return an error message with the names that were probably meant."""
+    guesses = "".join(did_you_mean(one, known) for one in given)
+    return f"{message}.{guesses}" if guesses else message
 
 
 def _flatten(name: str, table: Table) -> dict[str, Table]:

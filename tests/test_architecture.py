@@ -75,9 +75,18 @@ def test_what_verbs_share_imports_no_verb():
 
 def test_stages_never_import_the_surface_nor_print():
     for path in sources("stages"):
-        assert not any(module.split(".")[0] in {"spo_cli", "rich", "click"} for module in imports(path)), path
+        assert not any(module.split(".")[0] in {"spo_cli", "rich", "typer", "click"} for module in imports(path)), path
         calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
         assert not [c for c in calls if isinstance(c.func, ast.Name) and c.func.id == "print"], path
+
+
+def test_the_command_line_uses_what_typer_makes_public():
+    """One module names private parts of Typer; the separate distribution click is not installed with it."""
+    for path in sources("spo_cli"):
+        modules = [module.split(".") for module in imports(path)]
+        assert not [parts for parts in modules if parts[0] == "click"], path
+        private = [parts for parts in modules if parts[0] == "typer" and any(part.startswith("_") for part in parts)]
+        assert bool(private) == (path.name == "vendored.py"), path
 
 
 @pytest.mark.parametrize("verb", sorted(VERBS | ORDER))

@@ -110,12 +110,13 @@ def test_values_become_what_the_option_holds(value: object, hint: object, expect
     ("text", "overrides", "message"),
     [
         ("[stage\n", (), "is not TOML"),
-        ("[stages]\n", (), r"has stages; expected the tables \[run\], \[stage\], \[other\]"),
+        ("[stages]\n", (), r"has stages; expected the tables \[run\], \[stage\], \[other\]. Did you mean 'stage'\?$"),
         ("out = 'x'\n", (), "has out; expected the tables"),
-        ("[run]\ntreshold = 1\n", (), r"sets treshold in \[run\], which no stage has"),
+        ("[run]\ntreshold = 1\n", (), r"sets treshold in \[run\], which no stage has$"),
+        ("[run]\nrte = 1\n", (), r"sets rte in \[run\], which no stage has. Did you mean 'rate'\?$"),
         (BASE, ("rate=1",), r"an override is table.key=value with one of .*; got 'rate=1'"),
-        (BASE, ("stage.rate",), "got 'stage.rate'"),
-        (BASE, ("stages.rate=1",), "got 'stages.rate=1'"),
+        (BASE, ("stage.rate",), "got 'stage.rate'$"),
+        (BASE, ("stages.rate=1",), r"got 'stages.rate=1'. Did you mean 'stage'\?$"),
     ],
 )
 def test_a_recipe_that_cannot_be_read_is_named(tmp_path: Path, text: str, overrides: tuple[str, ...], message: str):
@@ -131,7 +132,12 @@ def test_a_recipe_that_is_not_there_is_named(tmp_path: Path):
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("ratte = 1", r"recipe.toml: \[stage\] has no option ratte; `spo stage --help` lists them"),
+        ("zzz = 1", r"recipe.toml: \[stage\] has no option zzz; `spo stage --help-all` lists them$"),
+        ("ratte = 1", r"option ratte; `spo stage --help-all` lists them. Did you mean 'rate'\?$"),
+        (
+            "ratte = 1\ncare-full = true",
+            r"option care_full, ratte; .*. Did you mean 'careful'\? Did you mean 'rate'\?$",
+        ),
         ("out = 'y'", r"recipe.toml: \[stage\] must not set out: `spo run` decides it"),
         ("steps = 1.5", r"recipe.toml: \[stage\] steps must be of type int; got 1.5"),
         ("steps = true", r"\[stage\] steps must be of type int; got True"),

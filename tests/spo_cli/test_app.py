@@ -179,11 +179,11 @@ def test_dotted_flags_become_overrides_of_the_recipe(verbs, capsys):
     [
         ("--segment.rho=0.5", "--set segment.rho=0.5"),
         ("--train.beta -1e-4", "--set train.beta=-1e-4"),
-        ("--rollout.output-dir=a=b", "--set rollout.output_dir=a=b"),
+        ("--rollout.task=a=b", "--set rollout.task=a=b"),
         ("--rollout.overwrite --iterations 2", "--set rollout.overwrite=true --iterations 2"),
         ("--rollout.overwrite=false", "--set rollout.overwrite=false"),
         ("--run.no-overwrite r.toml", "--set run.overwrite=false r.toml"),
-        ("--unknown.key 3", "--set unknown.key=3"),
+        ("--slurm.train.time 1:00:00", "--set slurm.train.time=1:00:00"),
         ("recipe.toml --set a.b=c", "recipe.toml --set a.b=c"),
     ],
 )
@@ -197,8 +197,26 @@ def test_a_dotted_flag_without_its_value_is_a_usage_error(verbs, capsys):
     assert err.splitlines()[-1].startswith("spo run: Invalid value for --segment.rho: the flag takes a value")
 
 
+@pytest.mark.parametrize(
+    ("written", "guess"),
+    [
+        ("--train.lerning-rate", "Did you mean '--train.learning-rate'?"),
+        ("--trian.beta=1", "Did you mean '--train.beta'?"),
+        ("--train.packng", "Did you mean '--train.packing'?"),
+        ("--train.no-packng", "Did you mean '--train.packing'?"),
+        ("--slurm.train.tyme", "Did you mean '--slurm.train.time'?"),
+        ("--run.temprature", "Did you mean '--run.temperature'?"),
+        ("--zzz.qqq", ""),
+    ],
+)
+def test_a_mistyped_dotted_flag_is_named_with_the_one_that_was_meant(verbs, capsys, written, guess):
+    code, out, err = spo(capsys, "run", written, "r.toml")
+    message = f"spo run: No such option '{written.partition('=')[0]}'. {guess}".rstrip()
+    assert (code, out, err) == (2, "", message + "\n")
+
+
 def test_what_the_recipe_reader_refuses_is_a_users_mistake(verbs, capsys):
-    code, _, err = spo(capsys, "run", "r.toml", "--nonsense.key", "3")
+    code, _, err = spo(capsys, "run", "r.toml", "--set", "nonsense.key=3")
     assert code == 2
     assert err.endswith("spo run: the recipe has no table nonsense\n")
 
