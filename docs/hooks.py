@@ -72,7 +72,7 @@ def columns(stage: str) -> str:
     from stages.shards.schemas import BY_STAGE
 
     rows = [
-        (f"`{column.name}`", f"`{column.type}`", "yes" if column.nullable else "no", _cell(column.doc))
+        (f"`{column.name}`", f"`{column.type}`", "may be null" if column.nullable else "never null", _cell(column.doc))
         for column in BY_STAGE[stage].columns
     ]
     return _table(("Column", "Type", "Null", "Meaning"), rows)
@@ -93,8 +93,8 @@ def table(name: str, without: str = "") -> str:
       without: another table, whose keys are left out.
     """
     from spo_cli.help import default_in_words
-    from stages.config import is_required
-    from stages.planning import SLURM_TABLES, TABLES
+    from stages.core.config import is_required
+    from stages.pipeline.planning import SLURM_TABLES, TABLES
 
     tables = TABLES | SLURM_TABLES
     known = {field.name for field in dataclasses.fields(tables[without])} if without else set()
@@ -162,8 +162,10 @@ def formulas(content: str) -> str:
 
 
 def _cell(text: str) -> str:
-    """Return a text of the code as Markdown that shows it letter by letter, for a cell of a table."""
-    return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", text)
+    """Return a text of the code for a cell of a table; what stands between backticks becomes code."""
+    pieces = re.split(r"`([^`]*)`", text)
+    escaped = [re.sub(r"[^\w\s.,;:()/'-]", lambda match: f"&#{ord(match[0])};", piece) for piece in pieces]
+    return "".join(f"<code>{piece}</code>" if index % 2 else piece for index, piece in enumerate(escaped))
 
 
 def _literal(text: str) -> str:

@@ -12,10 +12,10 @@ from typing import Any
 from rich.text import Text
 from rich.tree import Tree
 
-from stages.engines.adapters import CONFIG_FILE
-from stages.engines.transfer import is_whole
-from stages.errors import IncompleteInput, UserError
-from stages.places import is_local, locate, names_a_file
+from stages.core.errors import IncompleteInput, UserError
+from stages.core.paths import is_local, locate, names_a_file
+from stages.models.adapters import CONFIG_FILE
+from stages.models.transfer import is_whole
 from stages.shards.files import lineage_of, read_footer
 from stages.shards.lineage import MODEL_FILE, Lineage, Source, read_lineage
 

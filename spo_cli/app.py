@@ -22,8 +22,8 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from spo_cli.dotted import dotted_flags, translate_dotted
 from spo_cli.vendored import Command, CompletionItem, Context, NoSuchOption
-from stages.errors import Interrupted, SpoError, UserError, did_you_mean
-from stages.launcher import drop_local_rank, read_launch
+from stages.core.errors import Interrupted, SpoError, UserError, did_you_mean
+from stages.core.launcher import drop_local_rank, read_launch
 
 if TYPE_CHECKING:
     from spo_cli.options import ConfigCommand
@@ -50,9 +50,11 @@ VERBS = {
     "estimate": Verb("stages.estimate", "Estimate the value of every segment boundary and the segments' advantages."),
     "train": Verb("stages.train", "Update the policy from the advantages.", ranks=True),
     "eval": Verb("spo_cli.evaluation", "Measure a model's accuracy on a split of a task."),
-    "run": Verb("stages.iterate", "Run whole iterations from a recipe, in one process.", group="Runs"),
+    "run": Verb("stages.pipeline.iterate", "Run whole iterations from a recipe, in one process.", group="Runs"),
     "slurm": Verb("spo_cli.slurm", "Write the iterations of a recipe as SLURM jobs, and submit them.", group="Runs"),
-    "prune": Verb("stages.prune", "Delete the weights and optimizer states of a run's old checkpoints.", group="Runs"),
+    "prune": Verb(
+        "stages.pipeline.prune", "Delete the weights and optimizer states of a run's old checkpoints.", group="Runs"
+    ),
     "status": Verb("spo_cli.status", "Show how far a run is: parts done, running, queued, failed.", group="Runs"),
     "show": Verb("spo_cli.show", "Show an artefact: lineage, schema, statistics, a trajectory.", group="Inspection"),
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from typer.completion import completion_init, get_completion_script
 
-from stages.errors import UserError
+from stages.core.errors import UserError
 
 SHELLS = ("bash", "zsh", "fish")
 

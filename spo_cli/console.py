@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
 
-from stages.progress import Summary
+from stages.core.progress import Summary
 
 PLAIN_INTERVAL = 5.0  # seconds between two plain lines of one step
 _SIGPIPE_EXIT = 141  # what a shell reports for a program that a closed pipe has killed
@@ -184,7 +184,7 @@ def _rates(done: int, tokens: int, seconds: float) -> tuple[float, float]:
 
 
 class Reporter:
-    """`stages.progress.Progress`, drawn. Use as a context manager: leaving it takes the live bar off the screen."""
+    """`stages.core.progress.Progress`, drawn. Use as a context manager: leaving it takes the live bar off the screen."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or stderr()

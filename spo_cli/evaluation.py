@@ -14,11 +14,12 @@ from rich.text import Text
 from spo_cli import tables
 from spo_cli.console import print_line, print_notes, print_results, print_summary, print_wide
 from spo_cli.tables import Format, Mean, Probability, Table
-from stages import evaluate, regrade
-from stages.config import option, validate
-from stages.errors import IncompleteInput, UserError
-from stages.places import as_path
-from stages.progress import Progress, Silent, Summary
+from stages import evaluate
+from stages.core.config import option, validate
+from stages.core.errors import IncompleteInput, UserError
+from stages.core.paths import as_path
+from stages.core.progress import Progress, Silent, Summary
+from stages.evaluation import regrading
 
 if TYPE_CHECKING:
     from stages.evaluation.artefacts import Evaluation
@@ -46,7 +47,7 @@ class Config(evaluate.Config, FormatFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Regrade(regrade.Config, FormatFlags):
+class Regrade(regrading.Config, FormatFlags):
     """Grade the saved responses of an evaluation again, without sampling."""
 
 
@@ -100,7 +101,7 @@ def run(config: Config | Regrade | Compare | Results, progress: Progress = Silen
     """Does what the form says.
 
     Raises:
-      SpoError: as `stages.evaluate`, `stages.regrade` and `stages.evaluation.artefacts`.
+      SpoError: as `stages.evaluate`, `stages.evaluation.regrading` and `stages.evaluation.artefacts`.
     """
     match config:
         case Compare():
@@ -133,7 +134,7 @@ def _evaluate(config: Config | Regrade, progress: Progress) -> Report:
     from stages.shards.parts import part_name
     from stages.shards.sharding import resolve
 
-    summary = evaluate.run(config, progress) if isinstance(config, Config) else regrade.run(config, progress)
+    summary = evaluate.run(config, progress) if isinstance(config, Config) else regrading.run(config, progress)
     if not summary.rows:
         return Report(config.format, [], {"evaluation": str(config.out), "results": []}, summary.notes, summary)
     notes = summary.notes

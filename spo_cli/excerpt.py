@@ -17,16 +17,16 @@ import numpy as np
 import pyarrow.compute as pc
 
 from spo_cli.trajectory import Segment, Trajectory, readable_tokens, unlikely_tokens
-from stages.engines import checkpoints
-from stages.engines.token_texts import Decode, decoder
-from stages.engines.transfer import fetch
-from stages.errors import UserError
-from stages.places import StorePath, locate, names_a_file
+from stages.core.errors import UserError
+from stages.core.paths import StorePath, locate, names_a_file
+from stages.models import checkpoints
+from stages.models.token_texts import Decode, decoder
+from stages.models.transfer import fetch
+from stages.responses.trees import are_trees
 from stages.shards.foreign import KEYS
 from stages.shards.origin import follow
 from stages.shards.parts import Artefact
 from stages.shards.schemas import TRAJECTORIES
-from stages.trees import are_trees
 
 _SEGMENT_COLUMNS = {
     "segment": ("segment", "start", "end", "cutpoints"),

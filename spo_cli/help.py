@@ -23,7 +23,7 @@ from typing import Any, Literal, get_args, get_origin
 from rich.text import Text
 
 from spo_cli.console import stdout
-from stages.config import declaring_classes, field_types, flag, group_of, is_required, item_type, spellings
+from stages.core.config import declaring_classes, field_types, flag, group_of, is_required, item_type, spellings
 
 REQUIRED, HELP = "Required", "Help and debugging"
 GROUPS = (

@@ -17,15 +17,15 @@ import pyarrow.compute as pc
 
 from spo_cli.ancestry import is_model, lineage_at
 from spo_cli.trees import load_nodes
-from stages.engines.adapters import WEIGHTS, bases, is_adapter, read_lora
-from stages.engines.pruning import Kind, lost
-from stages.engines.transfer import CONFIGURATIONS
-from stages.errors import IncompleteInput, UserError
-from stages.places import StorePath
+from stages.core.errors import IncompleteInput, UserError
+from stages.core.paths import StorePath
+from stages.models.adapters import WEIGHTS, bases, is_adapter, read_lora
+from stages.models.pruning import Kind, lost
+from stages.models.transfer import CONFIGURATIONS
+from stages.responses.trees import are_trees
 from stages.shards.parts import Artefact, open_artefact
 from stages.shards.schemas import EVALUATION, TRAJECTORIES
-from stages.trees import are_trees
-from stages.unfinished import METRICS_FILE
+from stages.training.resumable import METRICS_FILE
 
 _KINDS: dict[Kind, str] = {"weights": "weights", "optimizer": "the optimiser's state"}
 _DEPTH = 3  # runs/gsm8k/000/trajectories, seen from runs

@@ -21,8 +21,8 @@ import typer
 from typer.core import TyperCommand
 
 from spo_cli.vendored import CompletionItem, Context, Parameter
-from stages.config import field_types, flag, is_required, item_type, spellings
-from stages.places import as_path
+from stages.core.config import field_types, flag, is_required, item_type, spellings
+from stages.core.paths import as_path
 
 HELP_FLAGS = ("--help", "--help-all")
 

@@ -16,10 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from spo_cli.console import number, print_line, print_results
-from stages.config import option, validate
-from stages.errors import IncompleteInput, UserError
-from stages.places import is_local
-from stages.progress import Progress, Silent
+from stages.core.config import option, validate
+from stages.core.errors import IncompleteInput, UserError
+from stages.core.paths import is_local
+from stages.core.progress import Progress, Silent
 
 if TYPE_CHECKING:
     from stages.shards.lineage import Lineage
@@ -201,7 +201,7 @@ def _draw(artefact: Artefact, config: Config) -> None:
 
 def _draw_tree(artefact: Artefact, question: str, trajectories: Path | None) -> None:
     from spo_cli.trees import advantages_by_id, draw_tree, load_nodes, trajectories_of
-    from stages.trees import are_trees
+    from stages.responses.trees import are_trees
 
     if artefact.schema.stage == "eval":
         raise UserError("--tree draws trajectories, cutpoints or advantages; this is an evaluation")
@@ -215,7 +215,7 @@ def _draw_tree(artefact: Artefact, question: str, trajectories: Path | None) -> 
 def _show_model(path: Path, config: Config) -> None:
     from spo_cli.ancestry import ancestry
     from spo_cli.inventory import model_figures
-    from stages.engines.checkpoints import digest
+    from stages.models.checkpoints import digest
     from stages.shards.lineage import read_lineage
     from stages.training import mismatch
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from rich.text import Text
 
 from spo_cli.console import print_line, print_results
-from stages import slurm
-from stages.progress import Progress, Silent
+from stages.core.progress import Progress, Silent
+from stages.pipeline import slurm
 
 Config = slurm.Config
 
 
 def run(config: slurm.Config, progress: Progress = Silent()) -> slurm.Outcome:
-    """As `stages.slurm.run`."""
+    """As `stages.pipeline.slurm.run`."""
     return slurm.run(config, progress)
 
 

@@ -12,10 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from spo_cli.console import print_line, print_notes, print_results
-from stages import status
-from stages.config import option
-from stages.progress import Progress, Silent
-from stages.scheduling.states import STATES, Piece, Stage, State, counts
+from stages.core.config import option
+from stages.core.progress import Progress, Silent
+from stages.pipeline import status
+from stages.slurm.states import STATES, Piece, Stage, State, counts
 
 _STYLE: dict[State, str] = {"done": "green", "running": "cyan", "queued": "blue", "failed": "red", "missing": "dim"}
 _TOLD = 6  # parts of one state of one stage whose last line is shown
@@ -39,7 +39,7 @@ class Shown:
 
 
 def run(config: Config, progress: Progress = Silent()) -> Shown:
-    """As `stages.status.run`."""
+    """As `stages.pipeline.status.run`."""
     return Shown(status.run(config, progress), config.json)
 
 

@@ -17,17 +17,17 @@ from rich.tree import Tree
 
 from spo_cli.figures import Figures, counts_of, distribution, moments, numbers, of_segments, with_error
 from spo_cli.trajectory import advantage_style, printable
-from stages.errors import UserError
+from stages.core.errors import UserError
 from stages.maths import paths
 from stages.maths.advantages import NEGLIGIBLE
 from stages.maths.statistics import mean_and_standard_error
 from stages.maths.trees import node_values
 from stages.maths.values import all_equal
+from stages.responses.trees import are_trees, parent_rows
 from stages.shards.origin import follow
 from stages.shards.parts import Artefact
 from stages.shards.schemas import TRAJECTORIES
 from stages.shards.tables import numbered
-from stages.trees import are_trees, parent_rows
 
 _COLUMNS = ("trajectory_id", "parent_id", "question_id", "token_ids", "text", "finish_reason", "reward")
 _EXCERPT = 48  # characters of a stretch

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.config import option, validate
-from stages.errors import UserError
-from stages.estimators.options import EstimatorName, EstimatorOptions, check_read
-from stages.flags import OutputFlags
-from stages.progress import Progress, Silent, Summary
+from stages.configs.estimators import EstimatorName, EstimatorOptions, check_read
+from stages.configs.shared import OutputFlags
+from stages.core.config import option, validate
+from stages.core.errors import UserError
+from stages.core.progress import Progress, Silent, Summary
 
 if TYPE_CHECKING:
     from stages.estimators import Portion, Prepare

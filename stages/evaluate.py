@@ -15,20 +15,20 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.config import option, results_config, validate
-from stages.errors import IncompleteInput, UserError
-from stages.flags import DATA_HELP, TASK_ARG_HELP, TASK_HELP, ReportFlags, SamplingFlags, Split, with_engine
-from stages.progress import Progress, Silent, Summary
+from stages.configs.shared import DATA_HELP, TASK_ARG_HELP, TASK_HELP, ReportFlags, SamplingFlags, Split, with_engine
+from stages.core.config import option, results_config, validate
+from stages.core.errors import IncompleteInput, UserError
+from stages.core.progress import Progress, Silent, Summary
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
     from stages.evaluation.choices import TaskChoice
-    from stages.reporting import Report
-    from stages.responses import Response, Sampling
+    from stages.responses.generation import Response, Sampling
     from stages.shards.writing import PartWriter
     from stages.tasks import Question, Task
+    from stages.tracking.metrics_log import Report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ def run(config: Config, progress: Progress = Silent(), report: Report | None = N
       UserError: wrong options, an unusable model, a task without questions, a question longer than the context.
       FingerprintMismatch: the part exists and was made with another configuration.
     """
-    from stages.mirrors import check_mirrors
+    from stages.tracking.trackers import check_mirrors
 
     check_mirrors(config.report_to)
     summary = _run(config, progress)
@@ -101,11 +101,11 @@ def run(config: Config, progress: Progress = Silent(), report: Report | None = N
 
 
 def _run(config: Config, progress: Progress) -> Summary:
-    from stages.engines import checkpoints
-    from stages.engines.installed import engine_packages
     from stages.evaluation.scores import COLUMNS
     from stages.evaluation.summaries import score_accuracies, summarise
-    from stages.prompts import with_template
+    from stages.models import checkpoints
+    from stages.responses.prompts import with_template
+    from stages.sampling.installed import engine_packages
     from stages.shards import sharding
     from stages.shards.lineage import describe, model_source, task_source
     from stages.shards.schemas import EVALUATION
@@ -143,7 +143,7 @@ def _report(config: Config, progress: Progress, report: Report | None) -> None:
     """Tells the accuracies of all parts, if this was the last to be finished."""
     from stages.evaluation.artefacts import read_evaluation
     from stages.evaluation.summaries import accuracies
-    from stages.reporting import open_report
+    from stages.tracking.metrics_log import open_report
 
     if not (report or config.report_to):
         return
@@ -184,10 +184,10 @@ def _answer(
     config: Config, questions: Sequence[tuple[Task, Question]], model_dir: Path, part: PartWriter, progress: Progress
 ) -> tuple[int, int]:
     """Commits the rows of all questions, chunk by chunk; returns the tokens sampled and prefilled by this call."""
-    from stages.engines import checkpoints
-    from stages.engines.sampling import SamplingParams, batch_dependent, open_sampler
-    from stages.prompts import make_prompts
-    from stages.responses import Sampling, respond
+    from stages.models import checkpoints
+    from stages.responses.generation import Sampling, respond
+    from stages.responses.prompts import make_prompts
+    from stages.sampling.protocol import SamplingParams, batch_dependent, open_sampler
 
     tokenizer = checkpoints.load_tokenizer(model_dir)
     sampler = open_sampler(model_dir=model_dir, **config.engine_options(), progress=progress)
@@ -267,7 +267,7 @@ def response_rows(responses: Sequence[Response], sampling: Sampling, budgets: Se
 
 def _cut_off(responses: Sequence[Response], sampling: Sampling, budget: int) -> list[Response]:
     """The responses as a smaller budget leaves them: longer ones end there, unfinished, and are graded as they are."""
-    from stages.grading import grade
+    from stages.responses.grading import grade
 
     cut = {
         place: dataclasses.replace(

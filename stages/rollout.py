@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from stages.config import option, validate
-from stages.errors import UserError
-from stages.flags import ResponseFlags, with_engine
-from stages.progress import Progress, Silent, Summary
+from stages.configs.shared import ResponseFlags, with_engine
+from stages.core.config import option, validate
+from stages.core.errors import UserError
+from stages.core.progress import Progress, Silent, Summary
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    from stages.engines.sampling import Usage
-    from stages.responses import OnTokens, Sampling
+    from stages.responses.generation import OnTokens, Sampling
+    from stages.sampling.protocol import Usage
     from stages.shards.writing import PartWriter
     from stages.tasks import Question, Task
 
@@ -120,9 +120,9 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
       UserError: wrong options, an unusable model, a task without questions, a question longer than the context.
       FingerprintMismatch: the part exists and was made with another configuration.
     """
-    from stages.engines import checkpoints
-    from stages.engines.installed import engine_packages
-    from stages.prompts import with_template
+    from stages.models import checkpoints
+    from stages.responses.prompts import with_template
+    from stages.sampling.installed import engine_packages
     from stages.shards import sharding
     from stages.shards.lineage import describe, model_source, task_source
     from stages.shards.schemas import TRAJECTORIES
@@ -181,10 +181,10 @@ def _answer(
     progress: Progress,
 ) -> tuple[int, int]:
     """Commits the rows of all questions, chunk by chunk; returns the tokens sampled and prefilled by this call."""
-    from stages.engines import checkpoints
-    from stages.engines.sampling import SamplingParams, batch_dependent, open_sampler
-    from stages.prompts import make_prompts
-    from stages.responses import Sampling
+    from stages.models import checkpoints
+    from stages.responses.generation import Sampling
+    from stages.responses.prompts import make_prompts
+    from stages.sampling.protocol import SamplingParams, batch_dependent, open_sampler
 
     tokenizer = checkpoints.load_tokenizer(model_dir)
     sampler = open_sampler(model_dir=model_dir, **asked.engine_options(), progress=progress)
@@ -220,7 +220,7 @@ def _resolve(config: Config) -> _Resolved:
 
 
 def _way(config: Config) -> _Way:
-    from stages import chains, trees
+    from stages.responses import chains, trees
 
     if config.branches is None:
         count = config.responses_per_question

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.config import option, validate
-from stages.errors import UserError
-from stages.flags import OutputFlags
-from stages.progress import Progress, Silent, Summary
+from stages.configs.shared import OutputFlags
+from stages.core.config import option, validate
+from stages.core.errors import UserError
+from stages.core.progress import Progress, Silent, Summary
 
 if TYPE_CHECKING:
     import numpy as np
@@ -149,7 +149,7 @@ def _resolve(config: Config, trajectories: Artefact) -> Config:
     Raises:
       UserError: another partition than their own for trees.
     """
-    from stages.trees import are_trees
+    from stages.responses.trees import are_trees
 
     in_trees = are_trees(trajectories)
     if in_trees and config.partition not in (None, "tree"):
@@ -208,9 +208,9 @@ def cutpoint_table(trajectories: pa.Table, rho: float, cut: Cut) -> pa.Table:
 
 def _make_cut(config: Config, trajectories: Artefact) -> tuple[Cut, tuple[Source, ...]]:
     """The partition as one function over a batch, and what it depends on beside the configuration."""
+    from stages.core.user_function import load_function
     from stages.maths import partition as cuts
     from stages.shards.lineage import Source
-    from stages.user_function import load_function
 
     by_name: dict[str, Cut] = {
         "cutpoints": lambda rows, tokens, logprobs, flags: cuts.by_cutpoints(tokens.lengths, flags, config.interval),
@@ -239,10 +239,10 @@ def _cut_where_responses_part(rows: pa.Table, tokens: Ragged) -> Segments:
 
 
 def _delimiter_cut(config: Config, trajectories: Artefact) -> tuple[Cut, tuple[Source, ...]]:
-    from stages.engines import checkpoints
-    from stages.engines.token_texts import decoder, token_texts
     from stages.maths import partition as cuts
     from stages.maths.ragged import Ragged
+    from stages.models import checkpoints
+    from stages.models.token_texts import decoder, token_texts
     from stages.shards.lineage import model_source
     from stages.shards.origin import sampling_model
 

@@ -16,22 +16,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from stages.config import option, results_config, validate
-from stages.errors import UserError
-from stages.flags import ReportFlags, TaskFlags, TrainingFlags
-from stages.progress import Progress, Silent, Summary
+from stages.configs.shared import ReportFlags, TaskFlags, TrainingFlags
+from stages.core.config import option, results_config, validate
+from stages.core.errors import UserError
+from stages.core.progress import Progress, Silent, Summary
 
 if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedTokenizerBase
 
-    from stages.engines.adapters import Lora
-    from stages.engines.batches import Example
-    from stages.engines.optimisation import Engine
-    from stages.engines.torch import TorchEngine
-    from stages.reporting import Report
+    from stages.models.adapters import Lora
+    from stages.optimization.batches import Example
+    from stages.optimization.step import Engine
+    from stages.optimization.torch import TorchEngine
     from stages.shards.lineage import Lineage
-    from stages.unfinished import Metrics, Unfinished
+    from stages.tracking.metrics_log import Report
+    from stages.training.resumable import Metrics, Unfinished
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +118,8 @@ def run(config: Config, progress: Progress = Silent(), report: Report | None = N
       UserError: wrong options, an unusable model, no worked solution that fits the context, a place that is taken.
       FingerprintMismatch: the output, or unfinished work beside it, was made with another configuration.
     """
-    from stages.launcher import check_alone
-    from stages.reporting import open_report
+    from stages.core.launcher import check_alone
+    from stages.tracking.metrics_log import open_report
 
     check_alone("spo sft")
     with open_report(config.out, config.report_to, results_config(config), progress, report) as opened:
@@ -127,13 +127,13 @@ def run(config: Config, progress: Progress = Silent(), report: Report | None = N
 
 
 def _run(config: Config, progress: Progress, report: Report | None) -> Summary:
-    from stages.demonstrations import load_examples
-    from stages.engines import checkpoints, lora, saving
-    from stages.merging import merge_beside
-    from stages.prompts import with_template
+    from stages.models import checkpoints, lora, saving
+    from stages.responses.prompts import with_template
     from stages.shards.lineage import describe, model_source, task_source
     from stages.tasks import open_task
-    from stages.unfinished import discard_unfinished, open_unfinished, published, write_records
+    from stages.training.demonstrations import load_examples
+    from stages.training.merging import merge_beside
+    from stages.training.resumable import discard_unfinished, open_unfinished, published, write_records
 
     started = time.monotonic()
     config = with_template(config)
@@ -197,7 +197,7 @@ def _summary(
 
 def _reader(base: Path | None) -> tuple[PreTrainedTokenizerBase, int]:
     """The tokenizer of the model to start from, and its context length."""
-    from stages.engines import checkpoints, presets
+    from stages.models import checkpoints, presets
 
     if base:
         return checkpoints.load_tokenizer(base), checkpoints.context_length(checkpoints.load_config(base))
@@ -208,10 +208,10 @@ def _open(config: Config, base: Path | None, checkpoint: Path | None, adapter: L
     """The model with its optimiser: from the checkpoint, else the given model, else from scratch."""
     import torch
 
-    from stages.engines import checkpoints
-    from stages.engines.adam import Adam
-    from stages.engines.presets import make_model
-    from stages.engines.torch import TorchEngine, open_engine
+    from stages.models import checkpoints
+    from stages.models.presets import make_model
+    from stages.optimization.optimizer import Adam
+    from stages.optimization.torch import TorchEngine, open_engine
 
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -248,7 +248,7 @@ def _learn(
     progress: Progress,
 ) -> Metrics:
     """All steps from the last checkpoint on; the metrics of all steps."""
-    from stages.demonstrations import plan_batches
+    from stages.training.demonstrations import plan_batches
 
     per_epoch = math.ceil(len(examples) / config.batch_size)
     steps = config.steps or max(1, round(config.epochs * per_epoch))
@@ -273,8 +273,8 @@ def _learn(
 
 def _step(config: Config, engine: Engine, batch: Sequence[Example], step: int, steps: int) -> dict[str, float]:
     """One optimiser step and its metrics."""
-    from stages.engines.batches import collate, micro_batches
-    from stages.engines.optimisation import schedule
+    from stages.optimization.batches import collate, micro_batches
+    from stages.optimization.step import schedule
 
     tokens, total = sum(example.kept.size for example in batch), 0.0
     for group in micro_batches(batch, config.per_device_batch_size):

@@ -18,20 +18,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from stages.config import option, results_config, validate
-from stages.flags import ReportFlags, TrainingFlags
-from stages.progress import Progress, Silent, Summary
-from stages.training.options import MAX_PER_QUESTION, LearningOptions, check_together
+from stages.configs.shared import ReportFlags, TrainingFlags
+from stages.configs.training import MAX_PER_QUESTION, LearningOptions, check_together
+from stages.core.config import option, results_config, validate
+from stages.core.progress import Progress, Silent, Summary
 
 if TYPE_CHECKING:
-    from stages.engines.adam import Adam
-    from stages.engines.objective import Objective
-    from stages.reporting import Report
+    from stages.optimization.objective import Objective
+    from stages.optimization.optimizer import Adam
     from stages.shards.lineage import Lineage
+    from stages.tracking.metrics_log import Report
     from stages.training.critic import CriticStart
-    from stages.training.sharing import Sharing
+    from stages.training.execution import Sharing
+    from stages.training.resumable import Unfinished
     from stages.training.starting_point import StartingPoint
-    from stages.unfinished import Unfinished
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,9 +101,9 @@ def run(config: Config, progress: Progress = Silent(), report: Report | None = N
       IncompleteInput: parts of an input are missing or torn.
       FingerprintMismatch: the output is there, made with another configuration.
     """
-    from stages.launcher import read_launch
-    from stages.reporting import open_report
-    from stages.training.sharing import plan_sharing
+    from stages.core.launcher import read_launch
+    from stages.tracking.metrics_log import open_report
+    from stages.training.execution import plan_sharing
 
     sharing = plan_sharing(config, config.device, config.dtype, read_launch())
     if sharing.ranks.rank:
@@ -116,11 +116,11 @@ def run(config: Config, progress: Progress = Silent(), report: Report | None = N
 
 
 def _run(config: Config, sharing: Sharing, progress: Progress, report: Report | None) -> Summary:
-    from stages.merging import merge_beside
     from stages.shards.lineage import describe
     from stages.training import mismatch
+    from stages.training.merging import merge_beside
+    from stages.training.resumable import discard_unfinished, open_unfinished, published
     from stages.training.starting_point import find_starting_point
-    from stages.unfinished import discard_unfinished, open_unfinished, published
 
     began, first = time.monotonic(), sharing.ranks.first
     resume = config.optimizer_state == "resume"
@@ -207,15 +207,15 @@ def _train(
     """Reads, scores, takes all steps after the last checkpoint; publishes the policy and returns its lineage."""
     import torch
 
-    from stages.engines import checkpoints
-    from stages.engines.batches import padded, padded_whole
-    from stages.engines.optimisation import update
-    from stages.engines.packing import packed
+    from stages.models import checkpoints
+    from stages.optimization.batches import padded, padded_whole
+    from stages.optimization.packing import packed
+    from stages.optimization.step import update
     from stages.training.models import Models
     from stages.training.pool import fill_pool
+    from stages.training.resumable import write_records
     from stages.training.scores import Fixed
     from stages.training.steps import Rates, count_steps, plan_batches, summarise, take_steps
-    from stages.unfinished import write_records
 
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -275,13 +275,13 @@ def _train(
 
 
 def _adam(config: _Resolved) -> Adam:
-    from stages.engines.adam import Adam
+    from stages.optimization.optimizer import Adam
 
     return Adam(config.adam_beta1, config.adam_beta2, config.adam_epsilon, config.weight_decay, config.max_grad_norm)
 
 
 def _objective(config: _Resolved) -> Objective:
-    from stages.engines.objective import Objective
+    from stages.optimization.objective import Objective
 
     return Objective(
         loss=config.loss,

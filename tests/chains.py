@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from stages import estimate, rollout, segment, sft
-from stages.progress import Progress, Silent, Summary
+from stages.core.progress import Progress, Silent, Summary
 
 ARITHMETIC: dict[str, Any] = {"task": "arithmetic", "task_arg": ("operations=1",)}
 """Questions of 5 tokens such as `3B+5C`; a right response is `B+5=8.#8` and the end token, 9 tokens."""
@@ -29,7 +29,7 @@ def make_constant(directory: Path, chances: Mapping[str, float], end: float) -> 
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    from stages.engines.presets import BYTES, make_byte_tokenizer
+    from stages.models.presets import BYTES, make_byte_tokenizer
 
     config = Qwen2Config(
         hidden_size=8,

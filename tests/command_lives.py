@@ -121,8 +121,21 @@ def be(asked: dict[str, Any], log: Path) -> None:
 
 
 _PRELOADED = (
-    *("pyarrow.parquet", "pyarrow.compute", "transformers", "stages.engines.torch", "stages.engines.transformers"),
-    *("stages.responses", "stages.shards.writing", "spo_cli.console", "spo_cli.options", "rich.progress", "rich.table"),
+    *(
+        "pyarrow.parquet",
+        "pyarrow.compute",
+        "transformers",
+        "stages.optimization.torch",
+        "stages.sampling.embedded.engine",
+    ),
+    *(
+        "stages.responses.generation",
+        "stages.shards.writing",
+        "spo_cli.console",
+        "spo_cli.options",
+        "rich.progress",
+        "rich.table",
+    ),
 )
 
 

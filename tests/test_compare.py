@@ -14,7 +14,7 @@ import compare
 import pytest
 import report
 
-from stages import iterate
+from stages.pipeline import iterate
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "compare"
 PLAN = compare.Plan(tomllib.loads((EXAMPLE / "plan.toml").read_text()))

@@ -15,7 +15,7 @@ from types import ModuleType
 import pytest
 
 from spo_cli.app import VERBS, load_command
-from stages import planning
+from stages.pipeline import planning
 from stages.shards.schemas import BY_STAGE
 
 ROOT = Path(__file__).resolve().parents[1]

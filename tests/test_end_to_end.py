@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from stages.engines.presets import make_model
+from stages.models.presets import make_model
 from tests.chains import rows
 from tests.command_lives import Commands
 from tests.shards.samples import files

@@ -17,9 +17,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from stages.engines import sampling
-from stages.errors import FingerprintMismatch, UserError
+from stages.core.errors import FingerprintMismatch, UserError
 from stages.estimators import monte_carlo
+from stages.sampling import protocol
 from stages.shards.schemas import ADVANTAGES
 from stages.tasks import open_task
 from tests.chains import ARITHMETIC, cut, footer, make_constant, rows, sample, value, with_context
@@ -114,13 +114,13 @@ def test_equal_states_are_one_state(chain: Path, tmp_path: Path):
 class Recorder:
     """The real sampler, with what it was asked."""
 
-    asked: list[sampling.Request]
+    asked: list[protocol.Request]
 
-    def __init__(self, sampler: sampling.Sampler) -> None:
+    def __init__(self, sampler: protocol.Sampler) -> None:
         self.sampler, self.context_length = sampler, sampler.context_length
         self.asked, self.drawn = [], []
 
-    def sample(self, requests: Sequence[sampling.Request], *rest: Any) -> Any:
+    def sample(self, requests: Sequence[protocol.Request], *rest: Any) -> Any:
         drawn, usage = self.sampler.sample(requests, *rest)
         self.asked += requests
         self.drawn += drawn
@@ -136,7 +136,7 @@ def test_rollouts_continue_the_token_ids_of_the_state_and_stay_within_max_tokens
         recorders.append(Recorder(sampling_open(*arguments, **options)))
         return recorders[-1]
 
-    sampling_open = sampling.open_sampler
+    sampling_open = protocol.open_sampler
     monkeypatch.setattr(monte_carlo, "open_sampler", opened)
     value(tmp_path / "advantages", chain / "cutpoints", rollouts=3, seed=9)
     trajectories, expected = trajectories_of(chain / "trajectories"), {}

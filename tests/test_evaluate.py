@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from stages import evaluate
-from stages.errors import FingerprintMismatch, UserError
-from stages.progress import Summary
+from stages.core.errors import FingerprintMismatch, UserError
+from stages.core.progress import Summary
 from stages.shards.schemas import EVALUATION
 from stages.tasks import open_task
 from tests.chains import ARITHMETIC, footer, rows, with_context
@@ -191,7 +191,7 @@ def test_a_killed_evaluation_of_several_tasks_goes_on_where_it_was(policy: Path,
 
 
 def test_what_could_not_be_graded_is_null_counted_and_no_failure(policy: Path, tmp_path: Path, monkeypatch: Any):
-    from stages import grading
+    from stages.responses import grading
 
     verdict = grading.grade_texts
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.errors import FingerprintMismatch, UserError
+from stages.core.errors import FingerprintMismatch, UserError
 from stages.shards.schemas import TRAJECTORIES
 from stages.tasks import Verdict, open_task
 from tests.chains import ARITHMETIC, footer, make_constant, rows, sample, with_context

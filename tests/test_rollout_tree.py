@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages import trees
-from stages.errors import FingerprintMismatch, UserError
+from stages.core.errors import FingerprintMismatch, UserError
+from stages.responses import trees
 from stages.tasks import open_task
 from tests.chains import ARITHMETIC, footer, make_constant, rows, sample, with_context
 from tests.shards.samples import files

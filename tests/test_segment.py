@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages.engines.presets import make_byte_tokenizer
-from stages.errors import FingerprintMismatch, IncompleteInput, UserError
+from stages.core.errors import FingerprintMismatch, IncompleteInput, UserError
+from stages.models.presets import make_byte_tokenizer
 from stages.segment import Config
 from stages.shards.schemas import CUTPOINTS
 from tests.chains import cut, footer, rows, sample
@@ -217,7 +217,7 @@ def test_segments_join_their_trajectories_completely(chain: Path):
 @pytest.fixture(scope="module")
 def bytes_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model directory that is enough to read tokens with."""
-    from stages.engines.presets import make_model
+    from stages.models.presets import make_model
 
     directory = tmp_path_factory.mktemp("byte-model")
     make_model("tiny", 0)[0].save_pretrained(directory)

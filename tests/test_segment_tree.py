@@ -11,7 +11,7 @@ import pytest
 
 from spo_cli.app import main
 from stages import estimate
-from stages.errors import UserError
+from stages.core.errors import UserError
 from tests.chains import cut, footer, rows, sample
 from tests.shards.samples import files
 from tests.test_segment import by_pandas, cuts

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from stages.demonstrations import encode_examples, plan_batches
-from stages.engines import checkpoints
-from stages.engines.presets import make_byte_tokenizer, make_model
-from stages.errors import FingerprintMismatch, Interrupted, UserError
-from stages.progress import Silent
+from stages.core.errors import FingerprintMismatch, Interrupted, UserError
+from stages.core.progress import Silent
+from stages.models import checkpoints
+from stages.models.presets import make_byte_tokenizer, make_model
 from stages.sft import Config, run
 from stages.shards.lineage import Lineage, read_lineage
 from stages.shards.sharding import interruptible
 from stages.tasks import open_task
+from stages.training.demonstrations import encode_examples, plan_batches
 from tests.shards.samples import Notes
 
 CPU = torch.device("cpu")

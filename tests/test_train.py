@@ -19,12 +19,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stages.config import option
-from stages.engines import checkpoints, saving
-from stages.engines.optimisation import schedule
-from stages.engines.presets import make_model
-from stages.errors import FingerprintMismatch, Interrupted, UserError
-from stages.progress import Silent
+from stages.core.config import option
+from stages.core.errors import FingerprintMismatch, Interrupted, UserError
+from stages.core.progress import Silent
+from stages.models import checkpoints, saving
+from stages.models.presets import make_model
+from stages.optimization.step import schedule
 from stages.shards.lineage import describe, model_source, read_lineage, write_lineage
 from stages.shards.parts import open_artefact, source
 from stages.shards.schemas import ADVANTAGES, TRAJECTORIES

@@ -16,9 +16,10 @@ import torch
 from safetensors.torch import load_file
 
 from spo_cli import show
-from stages import iterate, sft
-from stages.engines import adapters, checkpoints
-from stages.errors import FingerprintMismatch, UserError
+from stages import sft
+from stages.core.errors import FingerprintMismatch, UserError
+from stages.models import adapters, checkpoints
+from stages.pipeline import iterate
 from stages.shards.lineage import read_lineage
 from stages.shards.parts import open_artefact
 from stages.shards.schemas import TRAJECTORIES

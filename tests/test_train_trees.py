@@ -13,9 +13,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-from stages.config import option
-from stages.engines import checkpoints
-from stages.errors import UserError
+from stages.core.config import option
+from stages.core.errors import UserError
+from stages.models import checkpoints
 from stages.shards.lineage import describe, model_source, read_lineage
 from stages.shards.parts import open_artefact, source
 from stages.shards.schemas import ADVANTAGES, TRAJECTORIES

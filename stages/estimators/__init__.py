@@ -10,8 +10,8 @@ the fingerprint. `Estimator.read` opens one part of the cutpoints and says how i
 verb commits one by one; whatever is dear (a model, a tokenizer) is loaded there, not in `prepare`, so that a part that
 is up to date costs nothing, and an estimator that needs no model never loads one.
 
-A new one: its options go into `stages.estimators.options` (and into the table there of who reads them), its module
-here, the module's name into the dict. Rows come from `stages.estimators.rows`, segments from `stages.cuts`.
+A new one: its options go into `stages.configs.estimators` (and into the table there of who reads them), its module
+here, the module's name into the dict. Rows come from `stages.estimators.rows`, segments from `stages.estimators.segments`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from stages.estimators.options import EstimatorOptions
-    from stages.progress import Progress
+    from stages.configs.estimators import EstimatorOptions
+    from stages.core.progress import Progress
     from stages.shards.lineage import Source
     from stages.shards.parts import Artefact, Part
 

@@ -13,18 +13,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stages.config import option
-from stages.cuts import Cuts, check_vocabulary, chunk_by_question, load_cuts
-from stages.engines import checkpoints
-from stages.engines.critic import Critic, Visited, has_head, open_critic, score_states
-from stages.errors import UserError
+from stages.configs.estimators import EstimatorName, EstimatorOptions, chosen
+from stages.core.config import option
+from stages.core.errors import UserError
+from stages.core.progress import Progress
 from stages.estimators import Estimated, Estimator, Portion
-from stages.estimators.options import EstimatorName, EstimatorOptions, chosen
 from stages.estimators.rows import estimated
+from stages.estimators.segments import Cuts, check_vocabulary, chunk_by_question, load_cuts
 from stages.maths.advantages import chain
 from stages.maths.gae import generalised_advantages
 from stages.maths.ragged import Ragged, offsets_of
-from stages.progress import Progress
+from stages.models import checkpoints
+from stages.optimization.critic import Critic, Visited, has_head, open_critic, score_states
 from stages.shards.lineage import model_source
 from stages.shards.parts import Artefact, Part
 

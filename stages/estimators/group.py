@@ -14,15 +14,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike
 
-from stages.config import option
-from stages.cuts import Cuts, load_cuts, load_whole_questions
-from stages.errors import UserError
+from stages.configs.estimators import EstimatorName, EstimatorOptions, chosen
+from stages.core.config import option
+from stages.core.errors import UserError
+from stages.core.progress import Progress
 from stages.estimators import Estimated, Estimator, Portion
-from stages.estimators.options import EstimatorName, EstimatorOptions, chosen
 from stages.estimators.rows import count_questions, estimated
+from stages.estimators.segments import Cuts, load_cuts, load_whole_questions
 from stages.maths.advantages import Advantages, dr_grpo, grpo, rloo
 from stages.maths.ragged import slices
-from stages.progress import Progress
 from stages.shards.parts import Artefact, Part
 from stages.shards.tables import numbered, rows_by_name
 

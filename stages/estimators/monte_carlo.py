@@ -19,15 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stages.config import option
-from stages.cuts import Cuts, check_room, check_vocabulary, chunk_by_question, load_cuts
-from stages.engines import checkpoints
-from stages.engines.installed import engine_packages
-from stages.engines.sampling import SamplingParams, batch_dependent, open_sampler
-from stages.errors import UserError
-from stages.estimators import Estimated, Estimator, Portion
-from stages.estimators.allotment import Allotment, adaptive, fixed
-from stages.estimators.options import (
+from stages.configs.estimators import (
     CONFIDENCE,
     INTERVAL_WIDTH,
     EstimatorName,
@@ -35,13 +27,21 @@ from stages.estimators.options import (
     chosen,
     rollout_range,
 )
+from stages.configs.shared import EngineFlags, with_engine
+from stages.core.config import option
+from stages.core.errors import UserError
+from stages.core.progress import Progress
+from stages.estimators import Estimated, Estimator, Portion
+from stages.estimators.budget import Allotment, adaptive, fixed
 from stages.estimators.rollouts import Drawing, distinct_states, draw
 from stages.estimators.rows import check_chances, estimated
-from stages.flags import EngineFlags, with_engine
+from stages.estimators.segments import Cuts, check_room, check_vocabulary, chunk_by_question, load_cuts
 from stages.maths.advantages import Advantages, chain
 from stages.maths.ragged import slices
 from stages.maths.values import monte_carlo
-from stages.progress import Progress
+from stages.models import checkpoints
+from stages.sampling.installed import engine_packages
+from stages.sampling.protocol import SamplingParams, batch_dependent, open_sampler
 from stages.shards.lineage import model_source, task_source
 from stages.shards.origin import compare_model, sampling_model
 from stages.shards.parts import Artefact, Part, source

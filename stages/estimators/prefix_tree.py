@@ -15,16 +15,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from stages.config import option
-from stages.cuts import Cuts, load_cuts, load_whole_questions
+from stages.configs.estimators import EstimatorName, EstimatorOptions, chosen
+from stages.core.config import option
+from stages.core.progress import Progress
 from stages.estimators import Estimated, Estimator, Portion
-from stages.estimators.options import EstimatorName, EstimatorOptions, chosen
 from stages.estimators.rows import count_questions, estimated
+from stages.estimators.segments import Cuts, load_cuts, load_whole_questions
 from stages.maths.advantages import Baseline, chain, without_own
 from stages.maths.prefixes import shared_prefixes, sharing
 from stages.maths.ragged import slices
 from stages.maths.values import monte_carlo
-from stages.progress import Progress
 from stages.shards.parts import Artefact, Part
 from stages.shards.tables import numbered, ragged, rows_by_name
 

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.cuts import Cuts
-from stages.engines.sampling import Request, Sampler, SamplingParams, Usage
-from stages.estimators.allotment import Allotment, out_of_range
-from stages.grading import grade
+from stages.core.progress import Progress
+from stages.estimators.budget import Allotment, out_of_range
+from stages.estimators.segments import Cuts
 from stages.maths.allocation import grant, wanted_rollouts
 from stages.maths.ragged import Ragged
 from stages.maths.randomness import random_key
 from stages.maths.values import monte_carlo
-from stages.progress import Progress
+from stages.responses.grading import grade
+from stages.sampling.protocol import Request, Sampler, SamplingParams, Usage
 from stages.tasks import Task
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stages.errors import UserError
+from stages.core.errors import UserError
 from stages.estimators import Estimated
 from stages.maths.advantages import NEGLIGIBLE, Advantages
 from stages.maths.ragged import Ragged

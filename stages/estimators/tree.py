@@ -17,21 +17,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.config import option
-from stages.cuts import load_whole_questions
-from stages.errors import UserError
+from stages.configs.estimators import EstimatorName, EstimatorOptions, chosen
+from stages.core.config import option
+from stages.core.errors import UserError
+from stages.core.progress import Progress
 from stages.estimators import Estimated, Estimator, Portion
-from stages.estimators.options import EstimatorName, EstimatorOptions, chosen
 from stages.estimators.rows import count_questions, estimated
+from stages.estimators.segments import load_whole_questions
 from stages.maths.advantages import Advantages, Baseline, siblings
 from stages.maths.paths import is_leaf
 from stages.maths.ragged import slices
 from stages.maths.trees import leaves_below, node_values, preorder, states_above
 from stages.maths.values import spread
-from stages.progress import Progress
+from stages.responses.trees import parent_rows
 from stages.shards.parts import Artefact, Part
 from stages.shards.tables import numbered, rows_by_name
-from stages.trees import parent_rows
 
 COLUMNS = ("trajectory_id", "parent_id", "question_id", "token_ids", "finish_reason", "reward")
 

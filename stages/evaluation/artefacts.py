@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.errors import IncompleteInput
+from stages.core.errors import IncompleteInput
 from stages.evaluation.scores import COLUMNS, Scores, score
 from stages.shards.parts import Artefact, open_artefact
 from stages.shards.schemas import EVALUATION

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from stages.errors import UserError
+from stages.core.errors import UserError
 
 
 class TaskChoice(NamedTuple):

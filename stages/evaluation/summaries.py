@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from stages.core.progress import Summary
 from stages.evaluation.scores import Scores, score
-from stages.progress import Summary
 from stages.shards.writing import PartWriter
 
 

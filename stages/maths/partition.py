@@ -16,7 +16,7 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stages.errors import UserError
+from stages.core.errors import UserError
 from stages.maths.ragged import Ragged, offsets_of
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stages.errors import UserError
+from stages.core.errors import UserError
 
 
 def depths(parent: NDArray[np.int64]) -> NDArray[np.int64]:

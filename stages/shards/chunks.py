@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from stages.errors import IncompleteInput, Unreachable, UserError
-from stages.places import is_local, remove
+from stages.core.errors import IncompleteInput, Unreachable, UserError
+from stages.core.paths import is_local, remove
 from stages.shards.disk import replacing, write_parquet
 from stages.shards.files import lineage_of, read_columns, read_footer
 from stages.shards.lineage import FOOTER_KEY, Lineage, canonical_json

@@ -15,9 +15,9 @@ from typing import BinaryIO, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages import places
-from stages.errors import UserError
-from stages.storage import flush
+from stages.core import paths
+from stages.core.errors import UserError
+from stages.core.storage import flush
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT}
@@ -29,7 +29,7 @@ _NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
 def disk_errors(path: Path) -> Iterator[None]:
     """Turns a full disk, a missing permission or a file in the way into a `UserError` about `path`."""
     try:
-        with places.told(path):
+        with paths.told(path):
             yield
     except OSError as error:
         if error.errno in _FULL:
@@ -51,11 +51,11 @@ def replacing(target: Path, temporary: Path) -> Iterator[BinaryIO]:
     Args:
       temporary: where it grows; what is for an object store grows on this machine, under `TMPDIR`.
     """
-    if not places.is_local(target):
+    if not paths.is_local(target):
         with tempfile.TemporaryFile(buffering=1 << 20) as file:
             yield cast("BinaryIO", file)
             file.flush()
-            places.upload(cast("BinaryIO", file), target)
+            paths.upload(cast("BinaryIO", file), target)
         return
     try:
         with temporary.open("wb", buffering=1 << 20) as file:
@@ -106,7 +106,7 @@ def locked(directory: Path) -> Iterator[bool]:
     Raises:
       UserError: another process holds it.
     """
-    if not places.is_local(directory):
+    if not paths.is_local(directory):
         yield False
         return
     handle, held = _take_lock(directory)
@@ -119,7 +119,7 @@ def locked(directory: Path) -> Iterator[bool]:
 @contextmanager
 def locked_chunks(directory: Path) -> Iterator[bool]:
     """`locked`, and at the end a directory without a chunk is removed; in a store, nothing is left of it by then."""
-    if not places.is_local(directory):
+    if not paths.is_local(directory):
         yield False
         return
     try:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.errors import IncompleteInput, Unreachable, UserError
-from stages.places import StorePath, told
+from stages.core.errors import IncompleteInput, Unreachable, UserError
+from stages.core.paths import StorePath, told
 from stages.shards.lineage import FOOTER_KEY, Lineage
 from stages.shards.schemas import Schema
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.errors import UserError
+from stages.core.errors import UserError
 from stages.shards.schemas import ARTEFACT, Column, Schema
 from stages.shards.tables import null_row
 

@@ -15,11 +15,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from stages.config import results_config
-from stages.errors import UserError
-from stages.places import as_path, is_local, relative_path
+from stages.core.config import results_config
+from stages.core.errors import UserError
+from stages.core.paths import as_path, is_local, relative_path
+from stages.core.storage import digest
 from stages.shards.schemas import Schema
-from stages.storage import digest
 
 FOOTER_KEY = b"spo"
 MODEL_FILE = "spo.json"
@@ -48,7 +48,7 @@ class Lineage:
 
     Attributes:
       stage, schema_version: which table this is.
-      config: the options that can change the result (`stages.config.results_config`).
+      config: the options that can change the result (`stages.core.config.results_config`).
       seed: its seed, if it has one.
       fingerprint: digest of stage, schema version, config, inputs, model and part; of no path.
       inputs: what it was made from, in the stage's order.

@@ -8,8 +8,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from stages import places
-from stages.errors import Unreachable
+from stages.core import paths
+from stages.core.errors import Unreachable
 
 
 class Log:
@@ -36,7 +36,7 @@ class Log:
     def write(self, line: str) -> None:
         """Appends one line."""
         time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        if not places.is_local(self.path):
+        if not paths.is_local(self.path):
             self._rewrite(f"{time} {line}\n")
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stages.errors import UserError
-from stages.places import names_a_file
+from stages.core.errors import UserError
+from stages.core.paths import names_a_file
 from stages.shards.lineage import Lineage, Source
 from stages.shards.parts import Artefact, open_artefact
 from stages.shards.schemas import ARTEFACT, BY_STAGE, Schema

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from stages.errors import IncompleteInput, UserError
-from stages.places import as_path, is_local, locate, relative_path
+from stages.core.errors import IncompleteInput, UserError
+from stages.core.paths import as_path, is_local, locate, relative_path
+from stages.core.storage import file_digest
 from stages.shards import foreign
 from stages.shards.files import lineage_of, read_columns, read_footer, torn
 from stages.shards.lineage import Lineage, Source, combine, differences
 from stages.shards.schemas import ARTEFACT, BY_STAGE, READER, Schema, recognise
-from stages.storage import file_digest
 
 _PART_NAME = re.compile(r"part-(\d{5})-of-(\d{5})\.parquet")
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Protocol
 
-from stages.errors import Interrupted, UserError
+from stages.core.errors import Interrupted, UserError
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """Preemption, the time limit, Ctrl-C."""
@@ -62,7 +62,7 @@ def parse_shard(text: str) -> Shard:
 
 
 class Asked(Protocol):
-    """What the command line says of the shards (`stages.flags.OutputFlags`)."""
+    """What the command line says of the shards (`stages.configs.shared.OutputFlags`)."""
 
     @property
     def shard(self) -> str | None: ...

@@ -22,9 +22,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from stages.errors import FingerprintMismatch, IncompleteInput, Interrupted, Unreachable, UserError
-from stages.places import as_path, is_local
-from stages.progress import Progress, Silent
+from stages.core.errors import FingerprintMismatch, IncompleteInput, Interrupted, Unreachable, UserError
+from stages.core.paths import as_path, is_local
+from stages.core.progress import Progress, Silent
 from stages.shards.chunks import Chunk, Chunks
 from stages.shards.disk import disk_errors, locked_chunks, replacing, write_parquet
 from stages.shards.files import lineage_of, read_columns, read_footer

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Literal, Protocol, TypeVar
 
-from stages.config import field_types
-from stages.errors import UserError
+from stages.core.config import field_types
+from stages.core.errors import UserError
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -46,7 +46,7 @@ class Question:
 
     Attributes:
       id: names it for ever, e.g. `gsm8k-train-17`; unique within a task and its data.
-      prompt: what is asked; what the model reads, once `stages.prompts` has put it into a template.
+      prompt: what is asked; what the model reads, once `stages.responses.prompts` has put it into a template.
       reference: the answer that the verifier compares with.
       solution: a worked response to learn from, without the end token; None if there is none.
       metadata: what results are broken down by, e.g. `{"subject": "Algebra", "level": "3"}`.

@@ -25,9 +25,9 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from random import Random
 
-from stages.config import option, validate
+from stages.core.config import option, validate
+from stages.core.storage import digest
 from stages.maths.randomness import random_key
-from stages.storage import digest
 from stages.tasks import Question, Split, Verdict, read_options
 from stages.tasks.generated import Stream, refuse_data, split_of
 from stages.tasks.templates import TEMPLATES

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from stages.errors import UserError
+from stages.core.errors import UserError
 from stages.tasks import Question
 from stages.tasks.graders import Grader
 

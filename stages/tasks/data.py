@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stages.errors import UserError, first_line
-from stages.places import as_path
-from stages.storage import digest, file_digest
+from stages.core.errors import UserError, first_line
+from stages.core.paths import as_path
+from stages.core.storage import digest, file_digest
 from stages.tasks import SPLITS, Split
 
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")

@@ -17,9 +17,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
-from stages import storage
-from stages.config import option
-from stages.errors import UserError
+from stages.core import storage
+from stages.core.config import option
+from stages.core.errors import UserError
 from stages.tasks import Question, Split, Verdict, read_options
 from stages.tasks.columns import ROLES, Columns
 from stages.tasks.data import Data, open_data

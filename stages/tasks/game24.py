@@ -17,8 +17,8 @@ from fractions import Fraction
 from functools import cached_property, lru_cache
 from itertools import combinations, combinations_with_replacement
 
-from stages import storage
-from stages.errors import UserError
+from stages.core import storage
+from stages.core.errors import UserError
 from stages.tasks import Question, Split, Verdict
 from stages.tasks.countdown import verify_countdown
 from stages.tasks.data import Data, open_data

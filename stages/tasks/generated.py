@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import overload
 
-from stages.errors import UserError
+from stages.core.errors import UserError
 from stages.tasks import Question, Split
 
 _SPLIT_OF_QUARTER: tuple[Split, ...] = ("train", "train", "validation", "test")

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.errors import SpoError
+from stages.core.errors import SpoError
 
 _ROOT = Path(__file__).resolve().parents[2]
 _MOST_WORKERS = 16

@@ -17,11 +17,11 @@ from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
 
-from stages.errors import UserError
+from stages.core.errors import UserError
+from stages.core.user_function import load_function
 from stages.tasks import Verdict
 from stages.tasks.boxes import last_box
 from stages.tasks.graders import Grader
-from stages.user_function import load_function
 
 COMPLETIONS = "completions"
 _FLAG = "--task-arg reward"

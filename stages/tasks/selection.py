@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from stages.errors import UserError
+from stages.core.errors import UserError
 from stages.maths.randomness import random_key
 from stages.tasks import STREAM, Question, Split, Task
 

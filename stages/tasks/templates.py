@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stages.errors import UserError
+from stages.core.errors import UserError
 
 SLOT = "{question}"
 _BOXED = "Please reason step by step, and put your final answer within \\boxed{}."

@@ -15,24 +15,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stages.engines import checkpoints
-from stages.engines.adam import OPTIMISER_FILE, Adam
-from stages.engines.critic import Critic, Visited, has_head, open_critic, update_critic
-from stages.engines.pruning import check_optimiser, check_weights, digest_of
-from stages.engines.transfer import origin
-from stages.errors import UserError
-from stages.places import as_path, names_a_file, relative_path
+from stages.configs.training import CRITIC, LearningOptions
+from stages.core.errors import UserError
+from stages.core.paths import as_path, names_a_file, relative_path
+from stages.models import checkpoints
+from stages.models.pruning import check_optimiser, check_weights, digest_of
+from stages.models.transfer import origin
+from stages.optimization.critic import Critic, Visited, has_head, open_critic, update_critic
+from stages.optimization.optimizer import OPTIMISER_FILE, Adam
 from stages.shards.lineage import Source, model_source
 from stages.shards.parts import Artefact
 from stages.shards.tables import ragged, rows_by_name
-from stages.training.options import CRITIC, LearningOptions
 from stages.training.starting_point import Sampled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from stages.engines.optimisation import Engine
-    from stages.unfinished import Saving
+    from stages.optimization.step import Engine
+    from stages.training.resumable import Saving
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stages.engines.batches import Example
-from stages.errors import UserError
+from stages.core.errors import UserError
 from stages.maths import paths
 from stages.maths.advantages import NEGLIGIBLE
 from stages.maths.ragged import Ragged, offsets_of
+from stages.optimization.batches import Example
+from stages.responses.trees import parent_rows
 from stages.shards.parts import Artefact
 from stages.shards.tables import ragged, rows_by_name
-from stages.trees import parent_rows
 
 Mask = Literal["cutpoints", "all"]
 

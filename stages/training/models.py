@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from stages.engines import deepspeed
-from stages.engines.adam import Adam
-from stages.engines.lora import BaseOf
-from stages.engines.optimisation import Engine, Scorer
-from stages.engines.torch import TorchEngine, open_engine
-from stages.training.sharing import Sharing
+from stages.models.lora import BaseOf
+from stages.optimization import deepspeed
+from stages.optimization.optimizer import Adam
+from stages.optimization.step import Engine, Scorer
+from stages.optimization.torch import TorchEngine, open_engine
+from stages.training.execution import Sharing
 from stages.training.starting_point import StartingPoint
 
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.engines.batches import Example
-from stages.engines.torch import TorchEngine
-from stages.errors import UserError
+from stages.configs.training import ExperienceOptions
+from stages.core.errors import UserError
+from stages.optimization.batches import Example
+from stages.optimization.torch import TorchEngine
 from stages.training.experience import load_experience
-from stages.training.options import ExperienceOptions
 from stages.training.replay import limit_questions, limit_samples, pick
 from stages.training.starting_point import Sampled
 

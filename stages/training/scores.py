@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.engines.batches import Example, Layout
-from stages.engines.optimisation import Scorer, score_all
-from stages.engines.ranks import ALONE, Ranks
-from stages.progress import Progress
+from stages.core.progress import Progress
+from stages.optimization.batches import Example, Layout
+from stages.optimization.ranks import ALONE, Ranks
+from stages.optimization.step import Scorer, score_all
 
 Scores = dict[str, NDArray]
 """By the number of a model in `Fixed.assignments`: the kept tokens of the examples that it scores, end to end."""

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.engines import checkpoints, lora
-from stages.engines.adam import OPTIMISER_FILE
-from stages.engines.adapters import Asked, Lora, is_adapter
-from stages.engines.pruning import check_optimiser, check_weights, digest_of
-from stages.engines.transfer import origin
-from stages.errors import UserError
-from stages.places import names_a_file, relative_path
+from stages.core.errors import UserError
+from stages.core.paths import names_a_file, relative_path
+from stages.models import checkpoints, lora
+from stages.models.adapters import Asked, Lora, is_adapter
+from stages.models.pruning import check_optimiser, check_weights, digest_of
+from stages.models.transfer import origin
+from stages.optimization.optimizer import OPTIMISER_FILE
 from stages.shards.lineage import Source, model_source, read_lineage
 from stages.shards.origin import compare_model, follow, sampling_model, without_lineage
 from stages.shards.parts import Artefact, open_artefact, source

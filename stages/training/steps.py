@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from stages.engines.optimisation import schedule
-from stages.errors import UserError
+from stages.configs.training import PaceOptions
+from stages.core.errors import UserError
+from stages.core.progress import Progress
 from stages.maths.randomness import random_key
-from stages.progress import Progress
+from stages.optimization.step import schedule
 from stages.training import mismatch
-from stages.training.options import PaceOptions
+from stages.training.resumable import Metrics, Saving, Unfinished
 from stages.training.starting_point import SCHEDULE_STEPS
-from stages.unfinished import Metrics, Saving, Unfinished
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -21,14 +21,14 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 import numpy as np
 import torch
 
-from stages.engines.adam import DEFAULTS
-from stages.engines.deepspeed import DeepSpeedEngine
-from stages.engines.objective import Objective
-from stages.engines.optimisation import Engine, update
-from stages.engines.ranks import join
-from stages.engines.torch import TorchEngine
-from stages.engines.zero import Zero
-from stages.launcher import Launch
+from stages.core.launcher import Launch
+from stages.optimization.deepspeed import DeepSpeedEngine
+from stages.optimization.objective import Objective
+from stages.optimization.optimizer import DEFAULTS
+from stages.optimization.ranks import join
+from stages.optimization.step import Engine, update
+from stages.optimization.torch import TorchEngine
+from stages.optimization.zero import Zero
 from tests.bench.bench_train import KEPT, SIZE, make_batch, make_examples, make_model
 
 VOCABULARY = 5_000

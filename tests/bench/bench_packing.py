@@ -26,11 +26,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 import torch
 
-from stages.engines.batches import Example, Layout, padded
-from stages.engines.objective import Objective
-from stages.engines.optimisation import update
-from stages.engines.packing import packed
-from stages.engines.torch import TorchEngine
+from stages.optimization.batches import Example, Layout, padded
+from stages.optimization.objective import Objective
+from stages.optimization.packing import packed
+from stages.optimization.step import update
+from stages.optimization.torch import TorchEngine
 from stages.training.steps import plan_batches
 from tests.bench.bench_train import make_model
 

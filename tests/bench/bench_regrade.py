@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages import regrade
+from stages.evaluation import regrading
 from stages.shards.lineage import Lineage
 from stages.shards.schemas import EVALUATION
 from stages.shards.writing import open_part
@@ -71,7 +71,7 @@ def regrade_seconds(table: pa.Table) -> tuple[float, pa.Table]:
         with open_part(saved, 0, 1, lineage, EVALUATION) as part:
             part.write(table)
         start = time.perf_counter()
-        regrade.run(regrade.Config(regrade=saved, out=out))
+        regrading.run(regrading.Config(regrade=saved, out=out))
         seconds = time.perf_counter() - start
         return seconds, pq.ParquetFile(out / part.path.name).read(["reward"])
 

@@ -31,10 +31,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from stages.engines.presets import make_byte_tokenizer
-from stages.engines.sampling import Request, SamplingParams
-from stages.engines.transformers import TransformersSampler
 from stages.maths.randomness import random_key
+from stages.models.presets import make_byte_tokenizer
+from stages.sampling.embedded.engine import TransformersSampler
+from stages.sampling.protocol import Request, SamplingParams
 
 END, PAD = 256, 257
 MOST = 256

@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages import segment
-from stages.cuts import load_cuts
 from stages.estimators.monte_carlo import chain_rows
 from stages.estimators.rows import estimated
+from stages.estimators.segments import load_cuts
 from stages.maths.ragged import Ragged, offsets_of
 from stages.maths.values import monte_carlo
 from stages.shards import schemas

@@ -38,8 +38,8 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from stages.engines.batches import Example
-    from stages.engines.torch import TorchEngine
+    from stages.optimization.batches import Example
+    from stages.optimization.torch import TorchEngine
 
 PROMPTS, GENERATIONS, SIZE = 8, 4, 8
 KEPT = 0.2
@@ -78,7 +78,7 @@ def make_batch(random: np.random.Generator, vocabulary: int) -> list[tuple[str, 
 
 
 def make_examples(pairs: list[tuple[str, list[int]]], random: np.random.Generator, keep: float) -> list[Example]:
-    from stages.engines.batches import Example
+    from stages.optimization.batches import Example
 
     examples = []
     for prompt, completion in pairs:
@@ -91,9 +91,9 @@ def make_examples(pairs: list[tuple[str, list[int]]], random: np.random.Generato
 
 def measure_speed(steps: int) -> None:
     """Seconds of every contestant's step, taken in turn after each of TRL's."""
-    from stages.engines.objective import Objective
-    from stages.engines.optimisation import update
-    from stages.engines.torch import TorchEngine
+    from stages.optimization.objective import Objective
+    from stages.optimization.step import update
+    from stages.optimization.torch import TorchEngine
 
     vocabulary = 5_000
     random = np.random.default_rng(0)
@@ -134,7 +134,7 @@ def run_trl(
     from transformers import PrinterCallback, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportMissingImports] -- the extra `bench`
 
-    from stages.engines.presets import make_byte_tokenizer
+    from stages.models.presets import make_byte_tokenizer
 
     taken: list[float] = []
     began, scoring = 0.0, 0.0
@@ -201,10 +201,10 @@ def run_trl(
 
 def memory_step(way: str) -> None:
     """In a process of its own: two steps by one way; prints resident bytes before and at the peak."""
-    from stages.engines.batches import Example
-    from stages.engines.objective import Objective
-    from stages.engines.optimisation import update
-    from stages.engines.torch import TorchEngine
+    from stages.optimization.batches import Example
+    from stages.optimization.objective import Objective
+    from stages.optimization.step import update
+    from stages.optimization.torch import TorchEngine
 
     vocabulary, rows, length, prompt = 151_936, 16, 256, 64
     random = np.random.default_rng(0)

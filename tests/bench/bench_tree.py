@@ -24,12 +24,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 import torch
 
-from stages.engines.presets import make_model
-from stages.engines.sampling import SamplingParams, Usage
-from stages.engines.transformers import TransformersSampler
-from stages.responses import Sampling, respond
+from stages.models.presets import make_model
+from stages.responses.generation import Sampling, respond
+from stages.responses.trees import Node, grow
+from stages.sampling.embedded.engine import TransformersSampler
+from stages.sampling.protocol import SamplingParams, Usage
 from stages.tasks import open_task
-from stages.trees import Node, grow
 
 QUESTIONS, BRANCHES, STRETCH, MOST = 16, (6, 6, 6), 32, 96
 

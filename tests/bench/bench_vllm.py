@@ -32,10 +32,10 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from stages import estimate, rollout, segment
-from stages.engines import sampling
-from stages.engines.presets import make_model
-from stages.engines.sampling import close_sampler, open_sampler
 from stages.estimators import monte_carlo
+from stages.models.presets import make_model
+from stages.sampling import protocol
+from stages.sampling.protocol import close_sampler, open_sampler
 
 QUESTIONS, RESPONSES, TOKENS, ROLLOUTS = 32, 8, 128, 9
 TASK: dict[str, Any] = {"task": "arithmetic", "task_arg": ("operations=3",)}
@@ -97,7 +97,7 @@ def prefix_work(trajectories: Path, out: Path, engine: str) -> tuple[int, int, l
     """Tokens prefilled in the estimation of these trajectories, distinct tokens of the prefixes, and the prefixes."""
     prefilled = distinct = 0
     states: list[list[int]] = []
-    opened = sampling.open_sampler
+    opened = protocol.open_sampler
 
     def counting(*args: Any, **options: Any) -> Any:
         sampler = opened(*args, **options)
@@ -180,7 +180,7 @@ def main() -> None:
 
 def vllm_options() -> dict[str, Any]:
     """As `spo` passes them where nothing is said."""
-    from stages.flags import VllmFlags
+    from stages.configs.shared import VllmFlags
 
     return vars(VllmFlags())
 

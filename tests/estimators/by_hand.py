@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from stages import estimate
-from stages.progress import Summary
+from stages.core.progress import Summary
 from tests.chains import rows
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from stages.errors import UserError
+from stages.core.errors import UserError
 from stages.maths.intervals import wilson_width
 from tests.chains import ARITHMETIC, cut, footer, rows, sample, value
 from tests.estimators.by_hand import estimated, responses, write_trajectories

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from stages import estimate
-from stages.engines import checkpoints
-from stages.engines.adam import Adam
-from stages.engines.critic import Critic, Visited, open_critic, update_critic
-from stages.errors import FingerprintMismatch, UserError
-from stages.progress import Summary
+from stages.core.errors import FingerprintMismatch, UserError
+from stages.core.progress import Summary
+from stages.models import checkpoints
+from stages.optimization.critic import Critic, Visited, open_critic, update_critic
+from stages.optimization.optimizer import Adam
 from tests.chains import cut, footer, rows, with_context
 
 

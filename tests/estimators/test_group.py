@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.errors import FingerprintMismatch, UserError
+from stages.core.errors import FingerprintMismatch, UserError
 from tests.chains import cut, rows, sample
 from tests.estimators.by_hand import advantages, estimated, responses, write_trajectories
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.errors import UserError
+from stages.core.errors import UserError
 from tests.chains import cut, footer, rows, sample
 from tests.estimators.by_hand import advantages, estimated, stretches, write_trajectories
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stages.errors import UserError
+from stages.core.errors import UserError
 from stages.evaluation.choices import pair
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.errors import UserError
+from stages.core.errors import UserError
 from stages.maths.paths import depths, is_leaf, shares, sum_along
 
 # Two questions. 0: roots a (children c, d; d has child e) and b. 1: root f.

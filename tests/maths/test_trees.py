@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.errors import UserError
+from stages.core.errors import UserError
 from stages.maths.advantages import dr_grpo, grpo, rloo, siblings
 from stages.maths.trees import leaves_below, node_values, preorder, states_above
 from stages.maths.values import spread

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from stages.config import option
+from stages.core.config import option
 from stages.shards.lineage import Lineage, Source, describe
 from stages.shards.schemas import CUTPOINTS, TRAJECTORIES, Schema
 from stages.shards.writing import open_part

@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas
 import pytest
 
-from stages.errors import IncompleteInput
+from stages.core.errors import IncompleteInput
 from stages.shards.parts import open_artefact
 from stages.shards.schemas import TRAJECTORIES
 from tests.shards.crash_writer import write
@@ -91,7 +91,7 @@ def test_a_killed_array_task_leaves_an_incomplete_artefact(tmp_path: Path, run: 
 SIGNALLED = """
     import signal, sys, time
     from pathlib import Path
-    from stages.errors import Interrupted
+    from stages.core.errors import Interrupted
     from stages.shards.schemas import TRAJECTORIES
     from stages.shards.sharding import ignore_signals, interruptible
     from stages.shards.writing import open_part
@@ -139,7 +139,7 @@ def test_a_signal_keeps_what_was_committed(tmp_path: Path, number: signal.Signal
 FULL_DISK = """
     import os, sys
     from pathlib import Path
-    from stages.errors import UserError
+    from stages.core.errors import UserError
     from stages.shards.schemas import TRAJECTORIES
     from stages.shards.writing import open_part
     from tests.shards.samples import files, lineage, trajectories, write_part

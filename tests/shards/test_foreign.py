@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages.errors import UserError
+from stages.core.errors import UserError
 from stages.shards.parts import Artefact, open_artefact
 from stages.shards.schemas import CUTPOINTS, TRAJECTORIES
 from tests.shards.samples import trajectories

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.errors import UserError
+from stages.core.errors import UserError
 from stages.shards.lineage import Lineage, Source, combine, describe, differences, model_source, task_source
 from stages.shards.schemas import CUTPOINTS, TRAJECTORIES
 from tests.shards.samples import TINY, Settings, lineage

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from stages.errors import UserError
+from stages.core.errors import UserError
 from stages.shards.origin import follow
 from stages.shards.parts import Artefact, open_artefact, source
 from stages.shards.schemas import ADVANTAGES, CUTPOINTS, TRAJECTORIES

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from stages.errors import IncompleteInput, UserError
+from stages.core.errors import IncompleteInput, UserError
 from stages.shards.lineage import Source
 from stages.shards.parts import open_artefact, source
 from stages.shards.schemas import BY_STAGE, CUTPOINTS, TRAJECTORIES, Schema

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.errors import Interrupted, UserError
+from stages.core.errors import Interrupted, UserError
 from stages.shards import sharding
 from stages.shards.sharding import Shard, count_tasks, interruptible, parse_shard, resolve, split
 

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.errors import FingerprintMismatch, UserError
+from stages.core.errors import FingerprintMismatch, UserError
 from stages.shards import writing
 from stages.shards.parts import open_artefact, parse_part_name
 from stages.shards.schemas import CUTPOINTS, TRAJECTORIES

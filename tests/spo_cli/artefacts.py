@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stages.config import option
-from stages.engines import checkpoints
-from stages.engines.presets import make_byte_tokenizer
+from stages.core.config import option
+from stages.models import checkpoints
+from stages.models.presets import make_byte_tokenizer
 from stages.shards.lineage import Source, describe, model_source, write_lineage
 from stages.shards.parts import open_artefact, source
 from stages.shards.schemas import ADVANTAGES, CUTPOINTS, TRAJECTORIES, Schema

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from stages.config import option, validate
-from stages.errors import IncompleteInput, UserError
-from stages.progress import Summary
+from stages.core.config import option, validate
+from stages.core.errors import IncompleteInput, UserError
+from stages.core.progress import Summary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +65,8 @@ RECIPE_VERB = """
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.config import option
-from stages.errors import UserError
+from stages.core.config import option
+from stages.core.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from spo_cli import console
 from spo_cli.console import Reporter, duration, number
-from stages.progress import Summary
+from stages.core.progress import Summary
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 from spo_cli.app import VERBS, load_command, main
 from spo_cli.examples import EXAMPLES
 from spo_cli.help import GROUPS, default_in_words, entries
-from stages.config import group_of, is_required, spellings
+from stages.core.config import group_of, is_required, spellings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FORMS = [f"eval {flag}" for flag in ("--compare", "--regrade", "--table")]

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import pytest
 
 from spo_cli.options import ConfigCommand, repeat_flags
-from stages.config import option, validate
-from stages.errors import UserError
+from stages.core.config import option, validate
+from stages.core.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

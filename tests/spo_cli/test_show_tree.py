@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from stages.config import option
+from stages.core.config import option
 from stages.shards.parts import open_artefact, source
 from stages.shards.schemas import ADVANTAGES, CUTPOINTS, TRAJECTORIES
 from tests.chains import cut, sample

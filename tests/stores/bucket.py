@@ -8,7 +8,7 @@ from typing import Any
 
 import boto3
 
-from stages.places import as_path
+from stages.core.paths import as_path
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from stages import places
-from stages.places import as_path
+from stages.core import paths
+from stages.core.paths import as_path
 from tests.shards.samples import trajectories, write_part
 
 
@@ -39,7 +39,7 @@ def die_at(event: int) -> None:
         reached()
         return len(data)
 
-    whole, places._put = places._put, put
+    whole, paths._put = paths._put, put
 
 
 def write(directory: Path) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from stages.engines import adapters, checkpoints, transfer
-from stages.places import StorePath
+from stages.core.paths import StorePath
+from stages.models import adapters, checkpoints, transfer
 from stages.train import Config, run
 from tests.chains import cut, sample, value
 from tests.stores.bucket import Bucket

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from stages.engines import transfer
-from stages.errors import UserError
-from stages.places import StorePath
+from stages.core.errors import UserError
+from stages.core.paths import StorePath
+from stages.models import transfer
 from tests.stores.bucket import Bucket
 
 pytestmark = pytest.mark.xdist_group("stores")

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages import places
-from stages.errors import FingerprintMismatch, IncompleteInput, Interrupted, Unreachable, UserError
+from stages.core import paths
+from stages.core.errors import FingerprintMismatch, IncompleteInput, Interrupted, Unreachable, UserError
 from stages.shards import chunks, writing
 from stages.shards.parts import open_artefact
 from stages.shards.schemas import TRAJECTORIES
@@ -99,7 +99,7 @@ def test_a_signal_amid_an_upload_leaves_the_whole_object(bucket: Bucket, monkeyp
         interrupted.set()
         raise Interrupted("SIGALRM")
 
-    monkeypatch.setattr(places, "_put", slowly)
+    monkeypatch.setattr(paths, "_put", slowly)
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
         with pytest.raises(Interrupted):
@@ -142,7 +142,7 @@ def test_one_that_is_done_while_the_slower_one_reads_its_chunks_is_found(bucket:
 
 def test_a_store_that_fails_for_a_while_costs_no_work(bucket: Bucket, monkeypatch: pytest.MonkeyPatch):
     def fail(path: Path, *_: Any) -> Any:
-        with places.told(path):
+        with paths.told(path):
             raise OSError("AWS Error SLOW_DOWN during GetObject operation: reduce your request rate")
 
     begun, done = bucket.path("begun"), bucket.path("done")
@@ -165,7 +165,7 @@ def test_a_signal_is_told_where_the_log_cannot_be_written_any_more(bucket: Bucke
     def interrupted() -> None:
         with open_part(bucket.path("t"), 1, 2, lineage(), TRAJECTORIES) as part:
             part.commit(next(part.missing(["rows 0-12", "rows 12-24"])), trajectories(12), {"rows": 12})
-            monkeypatch.setattr(places, "_put", fail)
+            monkeypatch.setattr(paths, "_put", fail)
             raise Interrupted("SIGUSR1")
 
     with pytest.raises(Interrupted, match="1 of 2 chunks committed"):
@@ -222,7 +222,7 @@ def test_a_torn_object_is_told_from_a_store_that_fails(bucket: Bucket, monkeypat
 def test_a_bucket_that_is_not_there_is_told_before_work_begins(bucket: Bucket):
     with (
         pytest.raises(UserError, match=r"s3://no-such-bucket/t.*cannot be reached: .*NO_SUCH_BUCKET"),
-        open_part(places.as_path("s3://no-such-bucket/t"), 0, 1, lineage(), TRAJECTORIES) as part,
+        open_part(paths.as_path("s3://no-such-bucket/t"), 0, 1, lineage(), TRAJECTORIES) as part,
     ):
         part.missing(["rows 0-1"])
     with pytest.raises(IncompleteInput, match="s3://no-such-bucket/t does not exist"):

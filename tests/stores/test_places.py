@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from stages.errors import UserError
-from stages.places import StorePath, as_path, download, locate, relative_path, upload
+from stages.core.errors import UserError
+from stages.core.paths import StorePath, as_path, download, locate, relative_path, upload
 from tests.stores.bucket import Bucket
 
 

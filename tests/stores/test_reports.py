@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.reporting import open_run
+from stages.tracking.metrics_log import open_run
 from tests.shards.samples import Notes
 from tests.stores.bucket import Bucket
 

@@ -18,9 +18,9 @@ import pandas
 import pytest
 
 from spo_cli.app import main
-from stages.engines import checkpoints, transfer
-from stages.errors import UserError
-from stages.places import StorePath, as_path, cache
+from stages.core.errors import UserError
+from stages.core.paths import StorePath, as_path, cache
+from stages.models import checkpoints, transfer
 from stages.shards.origin import follow
 from stages.shards.parts import open_artefact
 from stages.shards.schemas import ADVANTAGES, TRAJECTORIES

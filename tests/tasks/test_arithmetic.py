@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.errors import UserError
+from stages.core.errors import UserError
 from stages.tasks import SPLITS, Question, open_task
 
 TASK = open_task("arithmetic")

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages.errors import UserError
+from stages.core.errors import UserError
 from stages.tasks import Split
 from stages.tasks.data import Data, open_data
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from stages.errors import UserError
+from stages.core.errors import UserError
 from stages.tasks import Split, Task, open_task
 from stages.tasks.datasets import SOURCES
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.errors import UserError
+from stages.core.errors import UserError
 from stages.tasks import SPLITS, open_task
 from stages.tasks.game24 import _solve
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.errors import UserError
+from stages.core.errors import UserError
 from stages.tasks import SPLITS, open_task
 from stages.tasks.knights_and_knaves import KnightsAndKnaves, Options, Statement, possible_worlds
 

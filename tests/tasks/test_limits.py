@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.errors import SpoError
+from stages.core.errors import SpoError
 from stages.tasks.limits import Limited
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.errors import Interrupted, UserError
+from stages.core.errors import Interrupted, UserError
 from stages.shards.sharding import interruptible
 from stages.tasks import Task, open_task
 

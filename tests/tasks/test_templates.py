@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.errors import UserError
+from stages.core.errors import UserError
 from stages.tasks import TASKS, open_task
 from stages.tasks.templates import SLOT, TEMPLATES, read_template
 

@@ -16,10 +16,10 @@ import pytest
 from safetensors.torch import load_file
 
 from stages import estimate, train
-from stages.engines import checkpoints
-from stages.engines.critic import open_critic, score_states
-from stages.errors import UserError
-from stages.progress import Silent, Summary
+from stages.core.errors import UserError
+from stages.core.progress import Silent, Summary
+from stages.models import checkpoints
+from stages.optimization.critic import open_critic, score_states
 from stages.shards.lineage import read_lineage
 from stages.shards.parts import open_artefact
 from stages.shards.schemas import ADVANTAGES, TRAJECTORIES

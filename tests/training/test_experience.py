@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages.errors import UserError
+from stages.core.errors import UserError
 from stages.shards.parts import open_artefact
 from stages.shards.schemas import ADVANTAGES, TRAJECTORIES
 from stages.training.experience import Experience, load_experience

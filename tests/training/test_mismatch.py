@@ -13,15 +13,15 @@ import pyarrow as pa
 import pytest
 
 from spo_cli import show
-from stages.engines import checkpoints
-from stages.engines.optimisation import update
-from stages.engines.torch import TorchEngine
+from stages.models import checkpoints
+from stages.optimization.step import update
+from stages.optimization.torch import TorchEngine
 from stages.shards.lineage import describe, model_source, read_lineage
 from stages.shards.parts import open_artefact, source
 from stages.shards.schemas import ADVANTAGES, TRAJECTORIES
 from stages.train import run
 from stages.training.mismatch import summarise, warn
-from tests.engines.test_torch import OBJECTIVE, make_examples, make_model
+from tests.optimization.test_torch import OBJECTIVE, make_examples, make_model
 from tests.shards.samples import Notes
 from tests.test_train import Sampling, make_rows, metrics, save_model, settings, write_parts
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.engines.batches import Example
+from stages.optimization.batches import Example
 from stages.training.experience import Experience
 from stages.training.replay import Picked, limit_questions, limit_samples, pick, plan_turns
 

@@ -1,0 +1,220 @@
+"""Define the options of `spo estimate` that its estimators read, and which estimator reads which.
+
+An option of one or a few estimators is an error with the others (`check_read`). The options of sampling default to the
+values that the trajectories were made with, and only `monte-carlo` reads them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from stages.configs.shared import EngineFlags
+from stages.core.config import flag, option
+from stages.core.errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+EstimatorName = Literal["monte-carlo", "tree", "grpo", "rloo", "dr-grpo", "prefix-tree", "critic"]
+ROLLOUTS, INTERVAL_WIDTH, CONFIDENCE = 9, 0.2, 0.95  # the defaults of their options
+RECORDED = "as recorded with the trajectories"
+T = TypeVar("T", bound="DataclassInstance")
+_GROUP: tuple[EstimatorName, ...] = ("grpo", "rloo", "dr-grpo")
+
+READ_BY: dict[str, tuple[EstimatorName, ...]] = {
+    "rollouts": ("monte-carlo",),
+    "interval_width": ("monte-carlo",),
+    "confidence": ("monte-carlo",),
+    "budget": ("monte-carlo",),
+    "baseline": ("tree", "prefix-tree"),
+    "normalise": ("tree",),
+    "keep_zero": ("tree", "prefix-tree"),
+    "critic": ("critic",),
+    "gae_lambda": ("critic",),
+    "gamma": ("critic",),
+    "best_of": ("monte-carlo", "tree", *_GROUP, "prefix-tree"),
+}
+"""The options that not every estimator reads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EstimatorOptions(EngineFlags):
+    """How values are estimated. The default of a sampling option is the value that the trajectories were made with."""
+
+    GROUP = "Values"
+
+    estimator: EstimatorName = option(
+        "Source of the values: fresh rollouts (monte-carlo), the sampled tree (tree), the other responses to the "
+        "question (grpo, rloo, dr-grpo), the prefixes that they share (prefix-tree), a value model (critic).",
+        default="monte-carlo",
+        common=True,
+    )
+    rollouts: str | None = option(
+        "Monte Carlo rollouts per state: N, or MIN..MAX to draw more than MIN only if --interval-width requires it.",
+        default=None,
+        default_text=str(ROLLOUTS),
+        metavar="N|MIN..MAX",
+        group="Monte Carlo",
+        common=True,
+    )
+    interval_width: float | None = option(
+        "With MIN..MAX: draw until the Wilson interval of a state's value is this narrow; draw none if the responses "
+        "to the question agree on 0 or 1 and their interval is this narrow.",
+        default=None,
+        default_text=f"{INTERVAL_WIDTH:g}",
+        group="Monte Carlo",
+        above=0,
+        below=1,
+        common=True,
+    )
+    confidence: float | None = option(
+        "With MIN..MAX: confidence level of the Wilson interval.",
+        default=None,
+        default_text=f"{CONFIDENCE:g}",
+        group="Monte Carlo",
+        above=0,
+        below=1,
+    )
+    budget: int | None = option(
+        "With MIN..MAX: maximum number of rollouts in all, allotted to the questions by their number of states.",
+        default=None,
+        default_text="no limit",
+        group="Monte Carlo",
+        minimum=1,
+        common=True,
+    )
+    baseline: Literal["mean", "leave-one-out"] = option(
+        "With tree and prefix-tree: the value at a segment's start is the mean over all continuations (mean), or over "
+        "those outside the segment's own branch (leave-one-out).",
+        default="mean",
+    )
+    normalise: Literal["siblings"] | None = option(
+        "With tree: divide an advantage by the standard deviation of its siblings' values.",
+        default=None,
+        default_text="off",
+    )
+    keep_zero: bool = option("With tree and prefix-tree: keep segments whose advantage is 0.", default=False)
+    best_of: int | None = option(
+        "Add to an advantage what the segment does for the best of N attempts: 1 - (1 - V)^N at its end minus the same "
+        "at its start.",
+        default=None,
+        default_text="off",
+        minimum=1,
+    )
+    critic: str | None = option(
+        "With critic: directory of the critic. A language model without a value head starts a critic at zero.",
+        default=None,
+        default_text="none",
+        result=False,
+        group="Critic",
+        metavar="MODEL",
+    )
+    gae_lambda: float = option(
+        "With critic: lambda of the generalized advantages; 0 trusts the next value, 1 only the reward.",
+        default=0.95,
+        minimum=0,
+        maximum=1,
+        group="Critic",
+    )
+    gamma: float = option(
+        "With critic: discount of a reward per segment (or token).", default=1.0, minimum=0, maximum=1, group="Critic"
+    )
+    seed: int = option("Seed of all random numbers.", default=0, group="Sampling", common=True)
+    model: str | None = option(
+        "Policy that sampled the trajectories.",
+        default=None,
+        default_text=RECORDED,
+        result=False,
+        short="-m",
+        group="Input",
+        metavar="MODEL",
+        common=True,
+    )
+    task: str | None = option(
+        "Task whose verifier grades the rollouts.", default=None, default_text=RECORDED, group="Input"
+    )
+    task_arg: tuple[str, ...] = option(
+        "Option of the task.", default=(), default_text=RECORDED, group="Input", metavar="KEY=VALUE"
+    )
+    temperature: float | None = option(
+        "Sampling temperature; 0 is greedy.", default=None, default_text=RECORDED, minimum=0, group="Sampling"
+    )
+    top_p: float | None = option(
+        "Sample from the smallest set of tokens with this total probability.",
+        default=None,
+        default_text=RECORDED,
+        above=0,
+        maximum=1,
+        group="Sampling",
+    )
+    top_k: int | None = option(
+        "Sample from the K most probable tokens; 0 is all.",
+        default=None,
+        default_text=RECORDED,
+        minimum=0,
+        metavar="K",
+        group="Sampling",
+    )
+    max_tokens: int | None = option(
+        "Maximum length of a response, prefix included, in tokens.",
+        default=None,
+        default_text=RECORDED,
+        minimum=1,
+        group="Sampling",
+    )
+    stop: tuple[str, ...] | None = option(
+        "Text that ends a response.", default=None, default_text=RECORDED, metavar="TEXT", group="Sampling"
+    )
+    unfinished_reward: float | None = option(
+        "Reward of a rollout that reaches --max-tokens without ending.",
+        default=None,
+        default_text=RECORDED,
+        group="Sampling",
+    )
+    chunk_trajectories: int = option(
+        "Trajectories whose rollouts are committed at once: about the most that a killed job loses.",
+        default=64,
+        minimum=1,
+        result=False,
+        group="Output",
+    )
+
+
+def check_read(options: EstimatorOptions) -> None:
+    """Refuses an option that was given and that nothing would read.
+
+    Raises:
+      UserError: naming the option and what reads it.
+    """
+    least, most = rollout_range(options.rollouts)
+    for name in ("interval_width", "confidence", "budget"):
+        if least == most and options.estimator == "monte-carlo" and getattr(options, name) is not None:
+            raise UserError(f"--{name.replace('_', '-')} says where to draw more rollouts: pass --rollouts MIN..MAX")
+    for field in dataclasses.fields(options):
+        readers = READ_BY.get(field.name, (options.estimator,))
+        if getattr(options, field.name) != field.default and options.estimator not in readers:
+            raise UserError(
+                f"{flag(field)} is an option of --estimator {', '.join(readers)}; {options.estimator} does not read it"
+            )
+
+
+def rollout_range(text: str | None) -> tuple[int, int]:
+    """The least and the most rollouts of a state: `4..32` → (4, 32), `9` → (9, 9), None → the default.
+
+    Raises:
+      UserError: a text of another form, MIN below 1 or above MAX.
+    """
+    match = re.fullmatch(r"(\d{1,9})(?:\.\.(\d{1,9}))?", str(ROLLOUTS if text is None else text).strip())
+    least, most = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= least <= most:
+        raise UserError(f"--rollouts must be N or MIN..MAX with 1 ≤ MIN ≤ MAX, such as 9 or 4..32; got {text!r}")
+    return least, most
+
+
+def chosen(settings: type[T], options: EstimatorOptions, **resolved: Any) -> T:
+    """An estimator's own dataclass of options: as they were given, but for what was resolved."""
+    names = [field.name for field in dataclasses.fields(settings)]
+    return settings(**{name: getattr(options, name) for name in names} | resolved)

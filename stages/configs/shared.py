@@ -1,0 +1,345 @@
+"""Define the options that several verbs share: the task, the machine, sampling, training, the output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from stages.core.config import flag, option
+from stages.core.errors import UserError
+from stages.core.progress import Progress
+from stages.tasks import TASKS, Split
+from stages.tasks.templates import SLOT, TEMPLATES
+
+if TYPE_CHECKING:
+    from stages.models.adapters import Asked
+
+DATA_HELP = (
+    "a Parquet, JSONL or CSV file, a directory of them or of one per task, a data set on the Hugging Face hub, or hub "
+    "for the task's own."
+)
+TASK_HELP = f"Source of questions and rewards: {', '.join(TASKS)}."
+TASK_ARG_HELP = (
+    "For data: question, answer, solution, id, subject and level name columns; grader (maths, number, exact) or "
+    "reward (package.module:function) grades; subset and revision select on the hub."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineFlags:
+    """Where and how fast a model runs."""
+
+    GROUP = "Engine"
+
+    device: str = option(
+        "Device of the model: auto (a GPU if there is one), cpu, cuda or cuda:N.",
+        default="auto",
+        result=False,
+        metavar="DEVICE",
+    )
+    threads: int | None = option(
+        "CPU threads. A tiny model runs fastest with 1.",
+        default=None,
+        default_text="set by PyTorch",
+        result=False,
+        minimum=1,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VllmFlags:
+    """The options of vLLM alone."""
+
+    GROUP = "vLLM"
+
+    tensor_parallel_size: int = option(
+        "Number of GPUs that share each layer of the model.", default=1, result=False, minimum=1
+    )
+    gpu_memory_utilization: float | None = option(
+        "Share of each GPU's memory that vLLM takes, from 0 to 1.",
+        default=None,
+        default_text="vLLM's own; on a CPU, up to 4 GiB",
+        result=False,
+        above=0,
+        maximum=1,
+    )
+    enforce_eager: bool = option(
+        "Neither compile the model nor capture graphs: vLLM starts sooner and samples slower.",
+        default=False,
+        result=False,
+    )
+    engine_arg: tuple[str, ...] = option("Any other argument of vLLM's engine.", default=(), metavar="KEY=VALUE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineFlags(MachineFlags, VllmFlags):
+    """The sampling engine. Samples differ across engines and dtypes."""
+
+    GROUP = "Engine"
+
+    engine: Literal["auto", "transformers", "vllm"] = option(
+        "Sampling engine: embedded (transformers) or vLLM. auto is vllm if it is installed and there is a GPU.",
+        default="auto",
+        common=True,
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "Number format of the model. auto is bfloat16 if the device supports it, else float32.", default="auto"
+    )
+    max_batch_rows: int | None = option(
+        "Maximum number of samples in flight.",
+        default=None,
+        default_text="set by the engine",
+        result=False,
+        minimum=1,
+    )
+    max_model_len: int | None = option(
+        "Maximum length of prompt and response together, in tokens.",
+        default=None,
+        default_text="the model's own",
+        minimum=2,
+    )
+
+    def engine_options(self) -> dict[str, Any]:
+        """Return these options as `stages.sampling.protocol.open_sampler` takes them."""
+        return {field.name: getattr(self, field.name) for field in fields(EngineFlags)}
+
+
+C = TypeVar("C", bound=EngineFlags)
+
+
+def with_engine(config: C, progress: Progress) -> C:
+    """Return the config with `auto` replaced by the engine for this machine, and report that engine.
+
+    Raises:
+      UserError: vllm is requested and not installed, or an option of vLLM is given with the other engine.
+    """
+    from stages.sampling.installed import choose_engine
+
+    engine = choose_engine(config.engine, config.device, progress)
+    given = [field for field in fields(VllmFlags) if getattr(config, field.name) != field.default]
+    if engine != "vllm" and given:
+        raise UserError(f"{flag(given[0])} is an option of vLLM: pass --engine vllm with it, or leave it out")
+    return replace(config, engine=engine)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputFlags:
+    """Where a sharded artefact goes."""
+
+    GROUP = "Output"
+
+    out: Path = option("Directory of the artefact to write.", result=False, short="--output-dir")
+    shard: str | None = option(
+        "Compute share I of N, with I from 0 to N-1.",
+        default=None,
+        default_text="the SLURM array task, else 0/1",
+        metavar="I/N",
+        group="Shards",
+        result=False,
+    )
+    num_shards: int | None = option(
+        "Number of shares; task I of a SLURM array computes share I, and a call outside an array computes all.",
+        default=None,
+        default_text="the size of the SLURM array, else 1",
+        group="Shards",
+        minimum=1,
+        result=False,
+    )
+    shards_per_task: int = option(
+        "With --num-shards N, the shares that each array task computes; the array then has N / K tasks.",
+        default=1,
+        metavar="K",
+        group="Shards",
+        minimum=1,
+        result=False,
+    )
+    overwrite: bool = option(
+        "Replace parts that were made with another configuration.", default=False, result=False, common=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraFlags:
+    """A low-rank adapter in place of the weights (peft)."""
+
+    GROUP = "LoRA"
+
+    lora_r: int | None = option(
+        "Train a LoRA adapter of this rank, without dropout, in place of the weights.",
+        default=None,
+        default_text="all weights, or the model's own adapter",
+        minimum=1,
+    )
+    lora_alpha: float | None = option(
+        "Scale of the adapter; its output is multiplied by alpha / rank.",
+        default=None,
+        default_text="twice the rank",
+        above=0,
+    )
+    lora_target_modules: tuple[str, ...] = option(
+        "Linear layer to adapt, such as q_proj.", default=(), default_text="all except the output head"
+    )
+    merge: bool = option(
+        "Write the base with the adapter merged into it, too, in OUT/merged.", default=False, result=False
+    )
+
+    def adapter(self) -> Asked:
+        """Return the adapter that these options describe, as `stages.models.lora.plan` takes it."""
+        from stages.models.adapters import Asked
+
+        return Asked(self.lora_r, self.lora_alpha, self.lora_target_modules, self.merge)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportFlags:
+    """Where metrics go besides the JSON lines, which are always written."""
+
+    GROUP = "Output"
+
+    report_to: tuple[Literal["tensorboard", "wandb"], ...] = option(
+        "Report metrics to TensorBoard or Weights & Biases, too. Their files are in _logs/ beside the output.",
+        default=(),
+        result=False,
+        common=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingFlags(LoraFlags, MachineFlags):
+    """How a model is trained, and where it goes."""
+
+    GROUP = "Optimization"
+
+    out: Path = option("Directory of the model to write.", result=False, group="Output", short="--output-dir")
+    adam_beta1: float = option("Decay rate of Adam's first moment.", default=0.9, minimum=0, below=1)
+    adam_beta2: float = option("Decay rate of Adam's second moment.", default=0.999, minimum=0, below=1)
+    weight_decay: float = option("Decoupled weight decay of matrices.", default=0.0, minimum=0)
+    max_grad_norm: float = option("Gradients with a larger norm are scaled down to this one.", default=1.0, above=0)
+    dtype: Literal["auto", "float32", "bfloat16"] = option(
+        "Number format of matrix products. auto is bfloat16 if the device supports it. Weights are kept in float32.",
+        default="auto",
+        group="Engine",
+    )
+    gradient_checkpointing: bool = option(
+        "Recompute activations in the backward pass instead of keeping them.",
+        default=False,
+        result=False,
+        group="Engine",
+    )
+    save_every: int | None = option(
+        "Steps between checkpoints of unfinished work.",
+        default=None,
+        default_text="a checkpoint every five minutes",
+        minimum=1,
+        result=False,
+        group="Output",
+    )
+    overwrite: bool = option(
+        "Replace a model that was made with another configuration.",
+        default=False,
+        result=False,
+        group="Output",
+        common=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionFlags:
+    """Which questions of a task, and how they become prompts, whatever the task is."""
+
+    GROUP = "Input"
+
+    split: Split = option("Split of the questions.", default="train", common=True)
+    prompt_template: str | None = option(
+        f"Prompt around the question: {', '.join(TEMPLATES)}, a text that contains {SLOT}, or a file with such a text.",
+        default=None,
+        default_text="the task's own",
+        metavar="TEMPLATE",
+        group="Prompt",
+    )
+    chat_template: bool = option(
+        "Put the prompt, as a user message, into the chat template of the model's tokenizer.",
+        default=False,
+        group="Prompt",
+    )
+    system_prompt: str | None = option(
+        "System message for --chat-template.", default=None, default_text="none", metavar="TEXT", group="Prompt"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskFlags(QuestionFlags):
+    """Which task."""
+
+    GROUP = "Input"
+
+    task: str = option(TASK_HELP)
+    data: str | None = option(
+        f"Data of the task: {DATA_HELP}",
+        default=None,
+        default_text="none, for tasks that need no data",
+        result=False,
+        common=True,
+        metavar="PLACE",
+    )
+    task_arg: tuple[str, ...] = option(f"Option of the task. {TASK_ARG_HELP}", default=(), metavar="KEY=VALUE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingFlags(QuestionFlags, EngineFlags, OutputFlags):
+    """How many questions are answered, by which model, and how tokens are sampled."""
+
+    GROUP = "Sampling"
+
+    model: str = option(
+        "Policy: a directory in Hugging Face format, or a name on the hub.",
+        result=False,
+        group="Input",
+        metavar="MODEL",
+        short="-m",
+    )
+    num_questions: int | None = option(
+        "Number of questions to answer.",
+        default=None,
+        default_text="all of the split",
+        group="Input",
+        common=True,
+        minimum=1,
+    )
+    skip_questions: int = option("Number of questions to skip first.", default=0, minimum=0, group="Input")
+    shuffle_seed: int | None = option(
+        "Seed of a random order of the questions. After the last question a new order begins.",
+        default=None,
+        default_text="the order of the split",
+        group="Input",
+    )
+    temperature: float = option("Sampling temperature; 0 is greedy.", default=1.0, minimum=0, common=True)
+    top_p: float = option(
+        "Sample from the smallest set of tokens with this total probability.",
+        default=1.0,
+        default_text="1, all tokens",
+        above=0,
+        maximum=1,
+    )
+    top_k: int = option(
+        "Sample from the K most probable tokens.", default=0, default_text="0, all tokens", minimum=0, metavar="K"
+    )
+    stop: tuple[str, ...] = option("Text that ends a response.", default=(), metavar="TEXT")
+    seed: int = option("Seed of all random numbers.", default=0, common=True)
+    chunk_questions: int = option(
+        "Questions whose responses are committed at once: the most that a killed job loses.",
+        default=64,
+        minimum=1,
+        result=False,
+        group="Output",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponseFlags(SamplingFlags, TaskFlags):
+    """Responses to the questions of one task, with one maximum length."""
+
+    GROUP = "Sampling"
+
+    max_tokens: int = option("Maximum length of a response, in tokens.", default=1024, minimum=1, common=True)

@@ -1,1 +1,0 @@
-"""Sampling and optimisation behind two small protocols."""

@@ -1,0 +1,1 @@
+"""The policy step: batches, losses, the masked output head, and the engines that run it (torch, DeepSpeed)."""

@@ -1,0 +1,116 @@
+"""Owns AdamW on a module's parameters: the clipped step, and its state on disk by parameter name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from stages.core.errors import UserError
+
+OPTIMISER_FILE = "optimizer.safetensors"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Adam:
+    """AdamW's settings; the learning rate comes with each step. Vectors (biases, norms) are not decayed."""
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+
+
+DEFAULTS = Adam()
+
+
+def make_adamw(module: nn.Module, adam: Adam, kind: type[torch.optim.AdamW] = torch.optim.AdamW) -> torch.optim.AdamW:
+    """torch's AdamW over what of a module is trained."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": adam.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return kind(groups, lr=0.0, betas=(adam.beta1, adam.beta2), eps=adam.eps, fused=True)
+
+
+def save_state(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write an optimiser's state: `exp_avg.NAME`, `exp_avg_sq.NAME` and `step.NAME` of each parameter."""
+    from safetensors.torch import save_file
+
+    save_file({name: value.contiguous() for name, value in state.items()}, path)
+
+
+def load_state(path: Path, parameters: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    """Read what `save_state` wrote, for a model of these parameters.
+
+    Raises:
+      UserError: the state is of another model, or torn.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read: {error}; pass --optimizer-state fresh to start anew") from error
+    for key, value in state.items():
+        what, name = key.split(".", 1)
+        if name not in parameters or (what != "step" and value.shape != parameters[name]):
+            raise UserError(f"{path} is of another model ({name}); pass --optimizer-state fresh to start anew")
+    return state
+
+
+class Optimiser:
+    """AdamW of one module."""
+
+    def __init__(self, module: nn.Module, adam: Adam) -> None:
+        self._module = module
+        self._max_grad_norm = adam.max_grad_norm
+        self._adamw = make_adamw(module, adam)
+
+    def step(self, learning_rate: float) -> float:
+        """Clip, move the weights, forget the gradient. Returns the gradient's norm before clipping.
+
+        Raises:
+          FloatingPointError: the norm is not finite; the weights are as they were.
+        """
+        norm = float(nn.utils.clip_grad_norm_(self._module.parameters(), self._max_grad_norm))
+        if not math.isfinite(norm):
+            self.discard()
+            raise FloatingPointError(f"the gradient's norm is {norm}")
+        for group in self._adamw.param_groups:
+            group["lr"] = learning_rate
+        self._adamw.step()
+        self.discard()
+        return norm
+
+    def discard(self) -> None:
+        """Forget the accumulated gradient."""
+        self._adamw.zero_grad(set_to_none=True)
+
+    def save(self, path: Path) -> None:
+        """Write the state (`save_state`)."""
+        names: dict[Tensor, str] = {parameter: name for name, parameter in self._module.named_parameters()}
+        state = self._adamw.state.items()
+        save_state(path, {f"{what}.{names[p]}": value for p, of_one in state for what, value in of_one.items()})
+
+    def load(self, path: Path) -> None:
+        """Continue from a saved state.
+
+        Raises:
+          UserError: as `load_state`.
+        """
+        parameters = dict(self._module.named_parameters())
+        for key, value in load_state(path, {name: one.shape for name, one in parameters.items()}).items():
+            what, name = key.split(".", 1)
+            parameter = parameters[name]
+            dtype = value.dtype if what == "step" else parameter.dtype
+            self._adamw.state[parameter][what] = value.to(parameter.device, dtype)

@@ -1,0 +1,283 @@
+"""A recipe as a plan: every stage's configuration of every iteration, checked before anything is done.
+
+Iteration i takes the questions after those of iteration i − 1, and seeds of its own. `spo run` carries a plan out, `spo
+slurm` writes it as jobs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from stages import estimate, evaluate, rollout, segment, sft, train
+from stages.configs.resources import ArrayResources, RankResources, Resources
+from stages.configs.shared import ReportFlags
+from stages.configs.training import CRITIC
+from stages.core.config import option, validate
+from stages.core.errors import UserError
+from stages.core.paths import is_local
+
+if TYPE_CHECKING:
+    from stages.pipeline.recipe import Recipe
+    from stages.pipeline.retention import Retention
+
+
+_FROM_RECIPE = "from [run] of the recipe"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The options of `spo run`."""
+
+    GROUP = "Recipe"
+
+    recipe: Path = option(
+        "TOML file with the tables run, sft, rollout, segment, estimate, train, eval and slurm.", argument=True
+    )
+    out: Path | None = option(
+        "Directory of the run.",
+        default=None,
+        default_text=_FROM_RECIPE,
+        short="--output-dir",
+        group="Output",
+        common=True,
+    )
+    iterations: int | None = option(
+        "Number of iterations.", default=None, default_text=_FROM_RECIPE, minimum=0, common=True
+    )
+    report_to: tuple[Literal["tensorboard", "wandb"], ...] = option(
+        "Report the metrics of all stages, as one run, to TensorBoard or Weights & Biases, too.",
+        default=(),
+        default_text=_FROM_RECIPE,
+        group="Output",
+        common=True,
+    )
+    keep_checkpoints: int | None = option(
+        "Number of latest iterations whose checkpoints are kept whole.",
+        default=None,
+        default_text=_FROM_RECIPE,
+        minimum=1,
+        group="Output",
+        common=True,
+    )
+    overrides: tuple[str, ...] = option(
+        "Value that replaces the one in the recipe; --train.learning-rate 1e-5 does the same.",
+        default=(),
+        short="--set",
+        metavar="TABLE.KEY=VALUE",
+        common=True,
+    )
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunTable(ReportFlags):
+    """The table [run] of a recipe; any option of a stage may stand there too, for all stages that have it."""
+
+    out: Path = option("Directory of the run.")
+    iterations: int = option("Iterations.", minimum=0)
+    model: str | None = option("Model to start from if there is no table [sft].", default=None, default_text="none")
+    eval_every: int = option("Iterations between evaluations; 0: at the start and the end only.", default=0, minimum=0)
+    keep_checkpoints: int | None = option(
+        "Number of latest iterations whose checkpoints are kept whole; older ones lose the optimizer state, and their "
+        "weights as soon as replay no longer needs them.",
+        default=None,
+        default_text="all are kept",
+        minimum=1,
+    )
+    keep_every: int | None = option(
+        "Keep the weights of every N-th older checkpoint.", default=None, default_text="none", minimum=1
+    )
+
+    def __post_init__(self) -> None:
+        validate(self)
+        if self.keep_every and not self.keep_checkpoints:
+            raise UserError("keep_every spares checkpoints that keep_checkpoints would prune: set both, or neither")
+
+
+TABLES: dict[str, type] = {
+    "run": RunTable,
+    "sft": sft.Config,
+    "rollout": rollout.Config,
+    "segment": segment.Config,
+    "estimate": estimate.Config,
+    "train": train.Config,
+    "eval": evaluate.Config,
+}
+"""Table of a recipe → the options that may stand in it."""
+
+SLURM_TABLES: dict[str, type] = {
+    "slurm": ArrayResources,
+    "slurm.sft": Resources,
+    "slurm.rollout": ArrayResources,
+    "slurm.segment": ArrayResources,
+    "slurm.estimate": ArrayResources,
+    "slurm.train": RankResources,
+    "slurm.eval": ArrayResources,
+}
+"""What `spo slurm` reads besides, and `spo run` passes over."""
+
+WHOLE: dict[str, Any] = {"shard": "0/1", "num_shards": None, "shards_per_task": 1}
+"""The share of every stage here: one process does all of it, whatever a scheduler's variables say."""
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """The configurations of one iteration, in order."""
+
+    rollout: rollout.Config
+    segment: segment.Config
+    estimate: estimate.Config
+    train: train.Config
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole run, checked before anything is done.
+
+    Attributes:
+      start: the warm start; None where a model is given.
+      evaluations: by the iteration they follow; −1 is the start.
+      report_to: who is told the metrics of all stages.
+      settings: the recipe's tables.
+      keep: which checkpoints stay; None: all.
+    """
+
+    out: Path
+    start: sft.Config | None
+    iterations: tuple[Iteration, ...]
+    evaluations: dict[int, evaluate.Config]
+    report_to: tuple[str, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
+    keep: Retention | None = None
+
+
+def open_tasks(plan: Plan) -> None:
+    """Every task once, so that a slip in a task's name, options or data is told before any work.
+
+    Raises:
+      UserError: as `open_task`.
+    """
+    from stages.tasks import open_task
+
+    configs = [*([plan.start] if plan.start else []), *(iteration.rollout for iteration in plan.iterations)]
+    asked = [(config.task, config.data, config.task_arg) for config in configs]
+    asked += [choice for evaluation in plan.evaluations.values() for choice in evaluation.tasks]
+    for name, data, args in dict.fromkeys(asked):
+        open_task(name, data, args)
+
+
+def open_recipe(config: Config) -> Recipe:
+    """The recipe as it was asked for.
+
+    Raises:
+      UserError: as `stages.pipeline.recipe.read_recipe`.
+    """
+    from stages.pipeline.recipe import read_recipe
+
+    given = {name: getattr(config, name) for name in ("out", "iterations", "keep_checkpoints")}
+    flags = [f"run.{name}={value}" for name, value in given.items() if value is not None]
+    flags += [f"run.report_to={json.dumps(config.report_to)}"] * bool(config.report_to)
+    return read_recipe(config.recipe, [*config.overrides, *flags], TABLES, shared_in="run", apart=SLURM_TABLES)
+
+
+def make_plan(config: Config) -> Plan:
+    """Every stage's configuration, from the recipe.
+
+    Raises:
+      UserError: naming the file, the table and the option.
+    """
+    recipe = open_recipe(config)
+    table = recipe.config("run", RunTable)
+    start = _warm_start(recipe, table)
+    first = str(start.out) if start else str(table.model)
+    policies = {-1: first} | {i: str(_directory(table.out, i) / "checkpoint") for i in range(table.iterations)}
+    iterations = tuple(_iteration(recipe, table, i, policies[i - 1], first) for i in range(table.iterations))
+    due = {-1, table.iterations - 1}
+    if table.eval_every:
+        due |= set(range(table.eval_every - 1, table.iterations, table.eval_every))
+    evaluations = {
+        i: recipe.config("eval", evaluate.Config, model=policies[i], out=_directory(table.out, i) / "eval", **WHOLE)
+        for i in sorted(due)
+        if "eval" in recipe.tables
+    }
+    keep = _retention(table, iterations[-1].train) if iterations else None
+    return Plan(table.out, start, iterations, evaluations, table.report_to, dict(recipe.tables), keep)
+
+
+def _retention(table: RunTable, learn: train.Config) -> Retention | None:
+    from stages.pipeline.retention import Retention
+
+    if table.keep_checkpoints is None:
+        return None
+    if not is_local(table.out):
+        raise UserError(f"keep_checkpoints prunes checkpoints on a disk, but the run goes to {table.out}: leave it out")
+    scored = learn.replay if learn.replay and learn.old_logprobs == "recompute" else 1
+    return Retention(table.keep_checkpoints, scored, table.keep_every)
+
+
+def _warm_start(recipe: Recipe, table: RunTable) -> sft.Config | None:
+    if "sft" not in recipe.tables:
+        if table.model is None:
+            raise UserError(
+                f"{recipe.source}: a run starts from [run] model, or from a warm start [sft]; neither is there"
+            )
+        return None
+    out = _directory(table.out, -1) / "checkpoint"
+    return recipe.config("sft", sft.Config, out=out, **({"model": table.model} if table.model else {}))
+
+
+def _iteration(recipe: Recipe, table: RunTable, number: int, policy: str, first: str) -> Iteration:
+    """The configurations of one iteration: its own questions and seeds, the policy of the one before."""
+    here = _directory(table.out, number)
+    sample = recipe.config("rollout", rollout.Config, model=policy, out=here / "trajectories", **WHOLE)
+    if sample.num_questions is None:
+        raise UserError(f"{recipe.source}: [rollout] lacks num_questions, the questions of one iteration")
+    questions = sample.num_questions
+    sample = dataclasses.replace(
+        sample, skip_questions=sample.skip_questions + number * questions, seed=sample.seed + number
+    )
+    cut = recipe.config("segment", segment.Config, trajectories=sample.out, out=here / "cutpoints", **WHOLE)
+    value = recipe.config(
+        "estimate", estimate.Config, cutpoints=cut.out, model=policy, out=here / "advantages", **WHOLE
+    )
+    learn = recipe.config("train", train.Config, advantages=(value.out,), model=policy, out=here / "checkpoint")
+    oldest = max(0, number + 1 - (learn.replay or 1))
+    learn = dataclasses.replace(
+        learn,
+        advantages=tuple(_directory(table.out, i) / "advantages" for i in range(oldest, number + 1)),
+        seed=learn.seed + number,
+        reference_model=learn.reference_model or first,
+        total_steps=learn.total_steps or _scheduled_steps(recipe, table, sample, learn),
+    )
+    if value.estimator == "critic":
+        trained = f"{policy}/{CRITIC}" if number and learn.critic_learning_rate else None
+        value = dataclasses.replace(value, critic=trained or value.critic or first)
+    return Iteration(sample, cut, dataclasses.replace(value, seed=value.seed + number), learn)
+
+
+def _scheduled_steps(recipe: Recipe, table: RunTable, sample: rollout.Config, learn: train.Config) -> int | None:
+    """Steps of one schedule over the whole run; None without one, so that a finished run can be given more iterations.
+
+    Raises:
+      UserError: a schedule, where only sampling tells how many steps there will be.
+    """
+    if learn.lr_schedule == "constant" and learn.warmup_ratio == 0 and not learn.warmup_steps:
+        return None
+    if sample.num_questions is None or sample.tree or learn.replay or learn.drop_uniform_groups:
+        raise UserError(
+            f"{recipe.source}: [train] lacks total_steps: with trees, replay or dropped groups the length of the "
+            "learning rate's schedule is not known beforehand"
+        )
+    trajectories = sample.num_questions * sample.responses_per_question
+    return table.iterations * learn.epochs * math.ceil(trajectories / learn.batch_size)
+
+
+def _directory(out: Path, iteration: int) -> Path:
+    return out / ("start" if iteration < 0 else f"{iteration:03d}")

@@ -1,0 +1,1 @@
+"""From questions to graded responses: prompts, sampling, decoding and verification; chains and trees."""

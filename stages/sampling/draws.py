@@ -1,0 +1,57 @@
+"""From logits to tokens: temperature, top-k, top-p and the draw itself, for many rows at once."""
+
+from __future__ import annotations
+
+import torch
+
+from stages.sampling.protocol import SamplingParams
+
+# Probabilities are drawn as whole multiples of 2^-48: their running sums are exact on every device, so no rounding can
+# pick a token of probability zero or make a draw depend on how a sum was split.
+_UNIT = 2.0**48
+_NUCLEUS = 1024  # how many of the largest probabilities top-p looks at before it sorts a whole large vocabulary
+
+
+def choose(logits: torch.Tensor, uniforms: torch.Tensor, params: SamplingParams) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draws tokens from each row by the inverse of the cumulative distribution, in order of token id.
+
+    Args:
+      logits: [B, V], any float type.
+      uniforms: float64 [B, K] in [0, 1), for K draws from each row.
+      params: temperature, top-p, top-k. At temperature 0 the first most probable token is taken.
+
+    Returns:
+      token ids int64 [B, K], and their log-probabilities float32 [B, K] under softmax(logits / temperature) over all V
+      tokens (temperature 1 where it is 0), whatever top-p and top-k leave out.
+    """
+    scaled = logits.float()
+    if params.temperature not in (0, 1):
+        scaled = scaled / params.temperature
+    logprobs = torch.log_softmax(scaled, dim=-1)
+    if params.temperature == 0:
+        tokens = logprobs.argmax(dim=-1, keepdim=True).expand(uniforms.shape)
+    else:
+        weights = (logprobs.exp() * _UNIT).to(torch.int64)
+        weights = _keep_most_probable(weights, params.top_k, params.top_p)
+        cumulative = weights.cumsum(dim=-1)
+        total = cumulative[:, -1:]
+        drawn = torch.minimum((uniforms * total).to(torch.int64), total - 1)
+        tokens = torch.searchsorted(cumulative, drawn, right=True)
+    return tokens, logprobs.gather(1, tokens)
+
+
+def _keep_most_probable(weights: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
+    """Sets to 0 what top-k, then top-p leave out; tokens as probable as the last one that is kept are kept too."""
+    size = weights.shape[-1]
+    if 0 < top_k < size:
+        smallest = weights.topk(top_k, dim=-1).values[:, -1:]
+        weights = weights.where(weights >= smallest, 0)
+    if top_p < 1:
+        enough = weights.sum(dim=-1, keepdim=True) * top_p
+        largest = weights.topk(min(_NUCLEUS, size), dim=-1).values
+        if bool((largest.sum(dim=-1, keepdim=True) < enough).any()):
+            largest = weights.sort(dim=-1, descending=True).values
+        before = largest.cumsum(dim=-1) - largest
+        last = (before < enough).sum(dim=-1, keepdim=True) - 1
+        weights = weights.where(weights >= largest.gather(1, last), 0)
+    return weights

@@ -1,0 +1,1 @@
+"""The embedded engine: Hugging Face decoders with shared prefixes and continuous batching."""

@@ -1,0 +1,308 @@
+"""The embedded sampling engine: Hugging Face decoders on any device, with shared prefixes and a batch that stays full.
+
+A call is one loop. Prefixes are prefilled window by window, each distinct token once, into a store (`prefixes`,
+`prefill`). Samples wait in a queue; when the batch has room, those of the next states get a row per state, with a copy
+of its prefix, and draw their first tokens from the hidden state kept for it. Samples share a row while they draw the
+same tokens (`decoding`). A row's draws depend on its own tokens alone (`invariance`, `choosing`), so a
+call may leave what it computed for the next one (`memory`): a quarter of the memory that the batch may take.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from transformers import AttentionInterface
+
+from stages.core.errors import UserError
+from stages.models import checkpoints
+from stages.sampling.embedded import invariance
+from stages.sampling.embedded.batch import LOOK_EVERY, Batch, Queue
+from stages.sampling.embedded.forward import LlamaForward, make_forward
+from stages.sampling.embedded.invariance import ROWS
+from stages.sampling.embedded.kv_cache import bytes_per_token
+from stages.sampling.embedded.prefill import PrefixStore, Ready
+from stages.sampling.embedded.prefix_memory import Memory
+from stages.sampling.embedded.probe import cpu_threads
+from stages.sampling.prefix_tree import paths
+from stages.sampling.protocol import Request, Sample, SamplingParams, Usage, check_request
+from stages.sampling.stopping import completes_stop_string, end_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+_ATTENTION = "spo"
+_SHARE = 8  # the batch is filled when this share of it is free
+_SAMPLES_PER_ROW = 4  # most samples in flight, in rows to be filled
+
+AttentionInterface.register(_ATTENTION, invariance.attention)
+
+
+class TransformersSampler:
+    """A decoder-only model with full attention (Qwen2, Llama, Mistral without a window …), ready to sample."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_batch_rows: int | None = None,
+        max_model_len: int | None = None,
+    ) -> None:
+        """Takes the model over: its attention and linear layers become the engine's.
+
+        Args:
+          model: in evaluation mode, on its device.
+          tokenizer: for stop strings and the end-of-text token.
+          max_batch_rows: most samples in flight; None: as many as fill 256 rows on a CPU, 512 on a GPU, fewer where
+            memory is short.
+          max_model_len: the context ends here, if the model's own does not end before.
+
+        Raises:
+          UserError: the model does not attend to its whole context, or does more to its logits than its output head;
+            max_batch_rows is below 1.
+        """
+        if max_batch_rows is not None and max_batch_rows < 1:
+            raise UserError(f"max_batch_rows must be at least 1; got {max_batch_rows}")
+        context_length = checkpoints.context_length(model.config)
+        self.context_length = min(context_length, max_model_len or context_length)
+        _require_full_attention(model.config, self.context_length)
+        _require_plain_head(model)
+        model.set_attn_implementation(_ATTENTION)
+        self.forward = make_forward(model, self.context_length)
+        self.memory: Memory | None = None
+        self.model, self.tokenizer, self.max_batch_rows = model, tokenizer, max_batch_rows
+        self.vocabulary: int = cast("Any", model.get_output_embeddings()).weight.shape[0]
+        self.is_end = end_tokens(model.generation_config, tokenizer, self.vocabulary)
+        self.plan = self.forward.plan
+        if self.plan.bitwise and not isinstance(self.forward, LlamaForward) and not self._draws_alone_as_in_company():
+            self.plan = replace(self.plan, bitwise=False)
+
+    @classmethod
+    def open(
+        cls, model_dir: Path, *, device: str = "auto", dtype: str = "auto", **options: int | None
+    ) -> TransformersSampler:
+        """Loads a model directory; the options are those of the constructor."""
+        place = checkpoints.pick_device(device)
+        model = checkpoints.load_model(model_dir, place, checkpoints.pick_dtype(dtype, place))
+        return cls(model, checkpoints.load_tokenizer(model_dir), **options)
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        requests: Sequence[Request],
+        params: SamplingParams,
+        on_tokens: Callable[[int, int], None] | None = None,
+        *,
+        remember: bool = False,
+    ) -> tuple[list[list[Sample]], Usage]:
+        """See `sampling.Sampler.sample`."""
+        for request in requests:
+            check_request(request, self.context_length)
+        remembered, self.memory = self.memory, None
+        if not any(request.keys for request in requests):
+            return [[] for _ in requests], Usage(0, 0, 0)
+        with cpu_threads(self.plan.threads) if self.plan.threads else nullcontext():
+            call = _Call(self, requests, params, remembered, remember)
+            found = call.run(on_tokens or (lambda finished, tokens: None))
+        self.memory = call.memory
+        return found
+
+    @property
+    def caveat(self) -> str | None:
+        """What the engine's samples do not promise on a CPU in float32, in one line; None: nothing is missing."""
+        if self.plan.bitwise or self.model.device.type != "cpu" or self.model.dtype != torch.float32:
+            return None
+        return (
+            "on this CPU no way was found to compute this model's samples bitwise independently of their batch: the "
+            "same command may round differently with another --num-shards, --max-batch-rows or after a resume"
+        )
+
+    def _draws_alone_as_in_company(self) -> bool:
+        """Whether a sample's bits are the same alone and beside another: a check of what a model's own modules do."""
+        most = min(24, self.context_length - 2)
+        prefixes = [np.arange(length, dtype=np.int32) % self.vocabulary for length in (most, most // 2 + 1)]
+        requests = [Request(prefix, (i,), 2) for i, prefix in enumerate(prefixes)]
+        (together,), *_ = self.sample(requests, SamplingParams())[0]
+        ((alone,),) = self.sample(requests[:1], SamplingParams())[0]
+        same_tokens = np.array_equal(together.token_ids, alone.token_ids)
+        return same_tokens and np.array_equal(together.logprobs, alone.logprobs)
+
+
+class _Call:
+    """One call of `sample`: what was asked, the store, the queue and the batch, and what has been drawn."""
+
+    def __init__(
+        self,
+        sampler: TransformersSampler,
+        requests: Sequence[Request],
+        params: SamplingParams,
+        remembered: Memory | None,
+        remember: bool,
+    ) -> None:
+        self.sampler, self.requests, self.params = sampler, requests, params
+        counts = [len(request.keys) for request in requests]
+        self.first_sample = np.cumsum([0, *counts])
+        self.request_of = np.repeat(np.arange(len(requests)), counts)
+        self.keys = np.array([key for request in requests for key in request.keys], np.uint64)
+        self.limits = np.array([min(r.max_new_tokens, sampler.context_length - len(r.prefix)) for r in requests])
+        self.samples: list[Sample | None] = [None] * len(self.keys)
+        self.sampled = 0
+
+        asked = [i for i, count in enumerate(counts) if count]
+        all_paths, self.distinct = paths({i: requests[i].prefix for i in asked})
+        longest = max(len(path.token_ids) for path in all_paths)
+        span = max(len(requests[i].prefix) + int(self.limits[i]) for i in asked)
+        rows, in_flight, capacity, kept = _sizes(sampler, longest, span, len(self.keys))
+        model, forward = sampler.model, sampler.forward
+        self.store = PrefixStore(model, forward, all_paths, min(capacity, len(all_paths)), remembered)
+        self.batch = Batch(model, forward, rows, in_flight, span, int(self.limits[asked].max()), params)
+        self.memory = Memory(model, min(kept, len(self.keys)), span) if remember else None
+        self.queue: Queue | None = None
+
+    def run(self, on_tokens: Callable[[int, int], None]) -> tuple[list[list[Sample]], Usage]:
+        """Draws every sample."""
+        batch, finished, reported, step = self.batch, 0, 0, 0
+        while True:
+            self._fill()
+            if not len(batch):
+                break
+            if step % LOOK_EVERY == 0:
+                batch.arrange()
+            self.sampled += len(batch)
+            tokens = batch.draw()
+            stopped = self._stopped(tokens)
+            ended = np.flatnonzero(stopped | (batch.drawn[batch.row] >= batch.limit))
+            if len(ended) < len(batch) or self.memory:
+                batch.advance()
+            finished += len(ended)
+            self._finish(ended, stopped)  # behind the pass, so that a remembered sample holds its last token too
+            step += 1
+            if step % LOOK_EVERY == 0:
+                on_tokens(finished, self.sampled - reported)
+                finished, reported = 0, self.sampled
+        on_tokens(finished, self.sampled - reported)
+        samples = cast("list[Sample]", self.samples)
+        return (
+            [samples[first:last] for first, last in pairwise(self.first_sample)],
+            Usage(self.sampled, self.store.prefilled, self.distinct),
+        )
+
+    def _fill(self) -> None:
+        """Fills the batch from the queue, and the queue from the store.
+
+        Once a step: only when the samples have drawn a token is it seen how many rows they need. A few at a time are
+        not worth it.
+        """
+        if not self.queue:
+            ready = self.store.next()
+            if ready is None:
+                return
+            self.queue = self._queue(ready)
+        if self.batch.room >= max(1, min(len(self.queue), self.batch.wanted // _SHARE)):
+            self.batch.admit(self.queue, self.store.rows)
+
+    def _queue(self, ready: Ready) -> Queue:
+        """The samples of the states, short prefixes first: so rows in flight are of similar length, and those that
+        have the most to draw do not come last."""
+        samples, states = [], []
+        for number in np.argsort([state.length for state in ready.states], kind="stable"):
+            for request in ready.states[number].requests:
+                first, last = self.first_sample[request : request + 2]
+                samples += range(first, last)
+                states += [number] * (last - first)
+        sample, state = np.array(samples), np.array(states)
+        start = np.array([state.length for state in ready.states])[state]
+        limit = self.limits[self.request_of[sample]]
+        return Queue(sample, self.keys[sample], start, limit, state, ready.rows[state], ready.hidden)
+
+    def _stopped(self, tokens: np.ndarray) -> np.ndarray:
+        """bool [N]: the samples in flight whose last token ended a text, or completed a stop string."""
+        stopped = self.sampler.is_end[tokens]
+        if self.params.stop:
+            stopped[~stopped] = self._completes_stop_string(np.flatnonzero(~stopped))
+        return stopped
+
+    def _finish(self, ended: np.ndarray, stopped: np.ndarray) -> None:
+        """Keeps what the ended samples are, and lets go of them; those that could go on are remembered."""
+        if not len(ended):
+            return
+        rows, drawn = self.batch.row[ended], self.batch.release(ended)
+        for one, (number, token_ids, logprobs) in zip(ended, drawn, strict=True):
+            if not np.isfinite(logprobs).all():
+                raise UserError("the model's logits are not finite; its weights are damaged, or overflow in this dtype")
+            self.samples[number] = Sample(token_ids, logprobs, "stop" if stopped[one] else "length")
+        if self.memory:
+            going = {row: drawn[i] for i, row in enumerate(rows) if not stopped[ended[i]]}
+            prefixes = (self.requests[self.request_of[number]].prefix for number, _, _ in going.values())
+            sequences = [np.concatenate([p, ids]) for p, (_, ids, _) in zip(prefixes, going.values(), strict=True)]
+            kept = np.array(list(going), np.int64)
+            self.memory.keep(self.batch.cache, kept, sequences, self.batch.hidden[torch.from_numpy(kept)])
+
+    def _completes_stop_string(self, candidates: np.ndarray) -> list[bool]:
+        """Whether each candidate's text ends in a stop string, or in a token that completes one."""
+        batch, stop = self.batch, self.params.stop
+        drawn = batch.tokens[: batch.rows].cpu().numpy()
+        found = []
+        for row, number in zip(batch.row[candidates], batch.sample[candidates], strict=True):
+            request = self.requests[int(self.request_of[number])]
+            found.append(completes_stop_string(self.sampler.tokenizer, request, drawn[row, : batch.drawn[row]], stop))
+        return found
+
+
+def _sizes(sampler: TransformersSampler, longest: int, span: int, samples: int) -> tuple[int, int, int, int]:
+    """What memory has room for: rows of the batch and samples in flight, of `span` tokens each; paths of the store, of
+    `longest` each; sequences to remember, of `span` each."""
+    if sampler.model.device.type == "cuda":
+        rows, memory = 512, torch.cuda.mem_get_info(sampler.model.device)[0] / 2
+    else:
+        rows, memory = 256, min(4 * 2**30, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 4)
+    per_token = bytes_per_token(sampler.model.get_decoder().config, sampler.model.dtype)
+    in_flight = max(ROWS, int(memory / (per_token * span)) // ROWS * ROWS)
+    rows = min(sampler.max_batch_rows or rows, in_flight, samples)
+    in_flight = min(sampler.max_batch_rows or _SAMPLES_PER_ROW * rows, in_flight, samples)
+    return (
+        rows,
+        in_flight,
+        max(1, int(memory / 2 / (per_token * longest))),
+        max(1, int(memory / 4 / (per_token * span))),
+    )
+
+
+def _require_full_attention(config: PreTrainedConfig, context_length: int) -> None:
+    """Raises UserError for models whose attention is more than a softmax over the whole context."""
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = getattr(config, "sliding_window", None)
+    windowed = kinds != {"full_attention"} or (
+        not getattr(config, "layer_types", None) and window is not None and window < context_length
+    )
+    for what, found in {
+        "layers of other kinds than full attention": windowed,
+        "soft-capped attention": getattr(config, "attn_logit_softcapping", None),
+        "an encoder": getattr(config, "is_encoder_decoder", False),
+    }.items():
+        if found:
+            raise UserError(
+                f"the {config.model_type} model has {what}; the transformers engine samples from "
+                "decoder-only models with full attention, such as Qwen2 or Llama"
+            )
+
+
+@torch.inference_mode()
+def _require_plain_head(model: Any) -> None:
+    """Raises UserError for models that scale or cap what their output head gives."""
+    one = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
+    expected = model(one, use_cache=False).logits.float()
+    found = model.get_output_embeddings()(model.get_decoder()(one, use_cache=False).last_hidden_state).float()
+    if not torch.allclose(found, expected, rtol=1e-2, atol=1e-2, equal_nan=True):
+        raise UserError(
+            f"the {model.config.model_type} model does more to its logits than its output head does; "
+            "the transformers engine would sample from other probabilities than the model's"
+        )

@@ -1,0 +1,131 @@
+"""Runs prefixes through the model, each distinct token once, and keeps what sampling from them needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+
+from stages.sampling.embedded.forward import Forward
+from stages.sampling.embedded.invariance import whole_blocks
+from stages.sampling.embedded.kv_cache import Rows
+from stages.sampling.embedded.prefix_memory import Memory
+from stages.sampling.prefix_tree import Edge, Path, State, windows
+
+_TOKENS = {"cpu": 4096, "cuda": 16384}  # of one forward pass, padding included
+_LENGTH = 512  # most tokens of one row in one forward pass
+
+
+@dataclass(frozen=True)
+class Ready:
+    """States to sample from: which, the store's row of each, and the hidden state of their last token [S, H]."""
+
+    states: list[State]
+    rows: np.ndarray
+    hidden: torch.Tensor
+
+
+class PrefixStore:
+    """Keys and values of the prefixes of one window at a time.
+
+    Attributes:
+      rows: the keys and values.
+      prefilled: tokens run through the model so far, padding not counted.
+    """
+
+    def __init__(
+        self, model: Any, forward: Forward, all_paths: Sequence[Path], capacity: int, memory: Memory | None
+    ) -> None:
+        self.model, self.forward, self.memory = model, forward, memory
+        self.device: torch.device = model.device
+        longest = max(len(path.token_ids) for path in all_paths)
+        length = self.forward.plan.attention.key_length(longest) + 1  # the last position takes what padding writes
+        self.rows = Rows(model.get_decoder().config, capacity + 1, length, self.device, model.dtype)
+        self.prefilled = 0
+        self._windows = windows(memory.recall(all_paths) if memory else all_paths, capacity)
+
+    def next(self) -> Ready | None:
+        """Prefills the next window, over the one before; None when there is none left."""
+        window = next(self._windows, None)
+        if window is None:
+            return None
+        states: list[State] = []
+        rows: list[int] = []
+        hidden: list[torch.Tensor] = []
+        for level in window.levels:
+            for edges in _batches(level, _TOKENS["cuda" if self.device.type == "cuda" else "cpu"]):
+                self._copy(edges)
+                for found, of_rows, of_states in self._run(edges):
+                    states += found
+                    rows += of_rows
+                    hidden.append(of_states)
+        last = self._on_device([window.last_row])
+        self.rows.copy(torch.zeros_like(last), self.rows, last, self.rows.length)
+        return Ready(states, np.array(rows), torch.cat(hidden))
+
+    def _copy(self, edges: list[Edge]) -> None:
+        """Brings what is there already to the edges' rows."""
+        recalled = [edge for edge in edges if edge.path.known > edge.path.shared]
+        shared = [edge for edge in edges if 0 < edge.path.shared >= edge.path.known]
+        for source, group in ((self.rows, shared), (self.memory and self.memory.rows, recalled)):
+            if group and source is not None:
+                of = [edge.source if source is self.rows else edge.path.known_row for edge in group]
+                targets = self._on_device([edge.row for edge in group])
+                self.rows.copy(targets, source, self._on_device(of), max(edge.path.start for edge in group))
+
+    def _run(self, edges: list[Edge]) -> Iterator[tuple[list[State], list[int], torch.Tensor]]:
+        """Computes the own tokens of edges in consecutive rows; yields their states, rows and hidden states."""
+        starts = np.array([edge.path.start for edge in edges])
+        ends = np.array([len(edge.path.token_ids) for edge in edges])
+        whole = [edge for edge, own in zip(edges, ends - starts, strict=True) if own == 0]
+        if whole and self.memory:
+            hidden = self.memory.hidden[self._on_device([edge.path.known_row for edge in whole])]
+            yield [edge.path.states[-1] for edge in whole], [edge.row for edge in whole], hidden
+        edges = edges[: len(edges) - len(whole)]
+        starts, ends = starts[: len(edges)], ends[: len(edges)]
+        for offset in range(0, int((ends - starts).max(initial=0)), _LENGTH):
+            froms = starts + offset
+            stops = np.minimum(froms + _LENGTH, ends)
+            self.prefilled += int(np.maximum(stops - froms, 0).sum())
+            hidden = self._forward(edges, froms, stops)
+            inside = [
+                (state, edge.row, i * hidden.shape[1] + state.length - 1 - int(froms[i]))
+                for i, edge in enumerate(edges)
+                for state in edge.path.states
+                if froms[i] < state.length <= stops[i]
+            ]
+            if inside:
+                states, rows, places = (list(column) for column in zip(*inside, strict=True))
+                yield states, rows, hidden.flatten(0, 1)[self._on_device(places)]
+
+    def _forward(self, edges: list[Edge], starts: np.ndarray, stops: np.ndarray) -> torch.Tensor:
+        """Hidden states [B, T, H] of the tokens starts … stops of each edge's path, padded to blocks of rows."""
+        length = whole_blocks(int((stops - starts).max()))
+        ids = np.zeros((len(edges), length), np.int64)
+        for i, edge in enumerate(edges):
+            own = edge.path.token_ids[starts[i] : stops[i]]
+            ids[i, : len(own)] = own
+        positions = torch.from_numpy(starts[:, None] + np.arange(length)).to(self.device)
+        keys = self.forward.plan.attention.key_length(int(stops.max()))
+        visible = torch.arange(keys, device=self.device) <= positions[:, :, None]
+        bias = torch.where(visible, 0.0, float("-inf")).to(self.model.dtype)[:, None]
+        self.rows.aim(slice(edges[0].row, edges[-1].row + 1), positions.clamp(max=self.rows.length - 1), keys)
+        return self.forward(torch.from_numpy(ids).to(self.device), bias, self.rows)
+
+    def _on_device(self, numbers: list[int]) -> torch.Tensor:
+        return torch.tensor(numbers, device=self.device)
+
+
+def _padded(edge: Edge) -> int:
+    return min(_LENGTH, whole_blocks(len(edge.path.token_ids) - edge.path.start))
+
+
+def _batches(level: list[Edge], most_tokens: int) -> Iterator[list[Edge]]:
+    """Consecutive edges that are padded to the same length, as many as fit one forward pass."""
+    for length, run in groupby(level, _padded):
+        edges, count = list(run), max(1, most_tokens // length)
+        yield from (edges[first : first + count] for first in range(0, len(edges), count))

@@ -1,0 +1,64 @@
+"""What one call leaves for the next: keys and values of what it ran through the model, found again by their tokens."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from stages.maths.prefixes import common_prefix, sortable
+from stages.sampling.embedded.kv_cache import Rows
+from stages.sampling.prefix_tree import Path
+
+
+class Memory:
+    """Whole sequences (prefix and sample), one a row, as many as there is room for.
+
+    Attributes:
+      rows: their keys and values.
+      hidden: [rows, H], the hidden state of each one's last token.
+    """
+
+    def __init__(self, model: Any, rows: int, length: int) -> None:
+        config = model.get_decoder().config
+        self.rows = Rows(config, rows, length, model.device, model.dtype)
+        self.hidden = torch.zeros(rows, config.hidden_size, device=model.device, dtype=model.dtype)
+        self.room = rows
+        self._token_ids: dict[bytes, np.ndarray] = {}
+
+    def keep(self, source: Rows, rows: np.ndarray, sequences: Sequence[np.ndarray], hidden: torch.Tensor) -> None:
+        """Copies sequences (int32 [T] each, in `rows` of the source, `hidden` [N, H]) while there is room."""
+        taken = []
+        for i, token_ids in enumerate(sequences):
+            name = sortable(token_ids)
+            if len(self._token_ids) < self.room and name not in self._token_ids:
+                self._token_ids[name] = token_ids
+                taken.append(i)
+        if taken:
+            places = torch.arange(len(self._token_ids) - len(taken), len(self._token_ids), device=self.hidden.device)
+            of = torch.from_numpy(rows[taken]).to(self.hidden.device)
+            self.rows.copy(places, source, of, max(len(sequences[i]) for i in taken))
+            self.hidden[places] = hidden[torch.tensor(taken, device=self.hidden.device)]
+
+    def recall(self, paths: Sequence[Path]) -> list[Path]:
+        """The paths, each with what is known of it.
+
+        A state inside what is known needs its last token computed again for the hidden state, unless a sequence ends
+        there and the path with it.
+        """
+        order = sorted((name, row) for row, name in enumerate(self._token_ids))
+        names, all_ids = [name for name, _ in order], list(self._token_ids.values())
+        found = []
+        for path in paths:
+            at = bisect_left(names, sortable(path.token_ids))
+            near = [order[i][1] for i in (at - 1, at) if 0 <= i < len(order)]
+            known, row = max(((common_prefix(path.token_ids, all_ids[row]), row) for row in near), default=(0, -1))
+            whole = known == len(path.token_ids) == len(all_ids[row]) and len(path.states) == 1
+            if not whole:
+                known = min(known, path.states[0].length - 1)
+            found.append(replace(path, known=known, known_row=row) if known > path.shared else path)
+        return found

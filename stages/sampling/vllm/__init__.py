@@ -1,0 +1,1 @@
+"""The vLLM engine behind the sampling protocol."""

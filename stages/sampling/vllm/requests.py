@@ -1,0 +1,227 @@
+"""How the samples of one call become vLLM's requests, so that each token of their prefixes is computed once.
+
+The prefixes are a tree (`prefixes.nodes`). A prefix from which several things go on is computed by a request of its
+own, a *stem*, whose logits give the first token of each of its samples (`vllm_worker`). Its samples go on from there,
+each as a request whose prompt is the prefix and that token, and the stems of longer prefixes from the same place; all
+take over what the stem has left in vLLM's cache, whole blocks and the last one (`vllm_scheduler`). A stem waits only
+for the stem above it. Requests of prefixes that come first, depth first, go first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stages.core.errors import UserError
+from stages.sampling.prefix_tree import nodes, paths
+from stages.sampling.protocol import Request, Sample, SamplingParams, Usage
+from stages.sampling.stopping import find_stop_string
+from stages.sampling.vllm.launch import CHOICE, FIRST, KEYS, SOURCE, STEM
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_LEAST = 2
+"""Tokens that prefixes must share before a stem of no samples is worth its request. At 8, sixteen responses of 25
+tokens to a question, cut every four doubtful ones, computed 1.2 times their distinct tokens; at 2, 1.02 times, with a
+stem more for every five states."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A sample that is being drawn.
+
+    Attributes:
+      node: number of the prefix.
+      place: number of the request, and of the sample in it.
+      token_ids, logprobs: int32 and float32 [T], what there is of it.
+      again: vLLM has ended it once, and was wrong.
+    """
+
+    request: Request
+    node: int
+    place: tuple[int, int]
+    token_ids: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
+    logprobs: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
+    again: bool = False
+
+    @property
+    def key(self) -> int:
+        """Of the random numbers of the whole sample."""
+        return self.request.keys[self.place[1]]
+
+
+class Call:
+    """One call of `Sampler.sample` on a running vLLM; to be used once."""
+
+    def __init__(
+        self,
+        llm: Any,
+        names: Iterator[int],
+        tokenizer: PreTrainedTokenizerBase,
+        ends: Sequence[int],
+        context_length: int,
+        requests: Sequence[Request],
+        params: SamplingParams,
+        on_tokens: Callable[[int, int], None] | None,
+    ) -> None:
+        """
+        Args:
+          llm: vLLM's `LLM`.
+          names: numbers that no request of this vLLM has had.
+          ends: tokens that end a sample.
+          requests: checked ones.
+        """
+        self.llm, self.names, self.tokenizer, self.ends = llm, names, tokenizer, frozenset(ends)
+        self.context_length, self.requests, self.params, self.on_tokens = context_length, requests, params, on_tokens
+        self.samples: list[list[Any]] = [[None] * len(request.keys) for request in requests]
+        self.sampled = self.prefilled = 0
+        all_paths, self.distinct = paths({i: request.prefix for i, request in enumerate(requests) if request.keys})
+        self.nodes = nodes(all_paths, _LEAST)
+        self.children: list[list[int]] = [[] for _ in self.nodes]
+        for number, node in enumerate(self.nodes):
+            if node.parent >= 0:
+                self.children[node.parent].append(number)
+        self.running: dict[str, Draw | int] = {}
+        self.stems: dict[int, str] = {}
+
+    def run(self) -> tuple[list[list[Sample]], Usage]:
+        """Draws every sample."""
+        for number, node in enumerate(self.nodes):
+            if node.parent < 0:
+                self._begin(number)
+        engine = self.llm.llm_engine
+        while engine.has_unfinished_requests():
+            stems: dict[str, int] = {}
+            for output in engine.step():
+                if output.finished:
+                    what = self.running.pop(output.request_id)
+                    self._check(output.outputs[0])
+                    computed = len(output.prompt_token_ids) - (output.num_cached_tokens or 0)
+                    if isinstance(what, Draw):
+                        own = bool(len(what.token_ids)) and not what.again  # the first token, which the stem has drawn
+                        self.prefilled += computed - own
+                        self._take(what, output.outputs[0])
+                    else:
+                        self.prefilled += computed
+                        stems[output.request_id] = what
+            self._branch(stems)
+        return self.samples, Usage(self.sampled, self.prefilled, self.distinct)
+
+    def _begin(self, number: int) -> None:
+        """Asks for what starts at a node, by a stem if that is more than one thing."""
+        node = self.nodes[number]
+        draws = self._draws(number)
+        if len(draws) + len(self.children[number]) == 1:
+            for draw in draws:
+                self._ask(draw)
+        else:
+            name = self.stems[number] = str(next(self.names))
+            extra = {KEYS: [draw.key for draw in draws], STEM: name}
+            self._add(name, node.token_ids.tolist(), number, node.parent, 0, extra, {"max_tokens": 1})
+            self.running[name] = number
+
+    def _draws(self, number: int) -> list[Draw]:
+        """The samples that start at a node."""
+        requests = self.nodes[number].requests
+        return [Draw(self.requests[i], number, (i, j)) for i in requests for j in range(len(self.requests[i].keys))]
+
+    def _branch(self, stems: dict[str, int]) -> None:
+        """Goes on from stems that are computed."""
+        if not stems:
+            return
+        drawing = [name for name, number in stems.items() if self.nodes[number].requests]
+        answers = self.llm.collective_rpc("first_tokens", args=(drawing,)) if drawing else [[]]
+        first_tokens = dict(zip(drawing, max(answers, key=len), strict=True))
+        for name, number in stems.items():
+            for draw, token, logprob in zip(self._draws(number), *first_tokens.get(name, ((), ())), strict=True):
+                drawn = replace(draw, token_ids=np.array([token], np.int32), logprobs=np.array([logprob], np.float32))
+                self._settle(drawn, 1, "stop" if token in self.ends else None)
+            for child in self.children[number]:
+                self._begin(child)
+
+    def _take(self, draw: Draw, output: Any) -> None:
+        """What vLLM has drawn of a sample.
+
+        vLLM does not see a stop string that begins in its prompt. Where characters are in pieces it sees others late,
+        or takes the prefix for one.
+        """
+        drawn = replace(
+            draw,
+            token_ids=np.concatenate([draw.token_ids, np.array(output.token_ids, np.int32)]),
+            logprobs=np.concatenate([draw.logprobs, np.array(output.logprobs.logprobs, np.float32)]),
+            again=True,
+        )
+        reason = None if isinstance(output.stop_reason, str) else output.finish_reason
+        self._settle(drawn, len(output.token_ids), reason)
+
+    def _settle(self, draw: Draw, tokens: int, reason: str | None) -> None:
+        """Ends a sample where it ends, by a stop string first, else for the reason given; or asks for more of it."""
+        if not np.isfinite(draw.logprobs).all():
+            raise UserError("the model's logits are not finite; its weights are damaged, or overflow in this dtype")
+        end = find_stop_string(self.tokenizer, draw.request, draw.token_ids, self.params.stop)
+        if end is None and reason is None and len(draw.token_ids) == self._limit(draw):
+            reason = "length"
+        finished = end is not None or reason is not None
+        if finished:
+            request, sample = draw.place
+            how: Any = "stop" if end is not None else reason
+            self.samples[request][sample] = Sample(draw.token_ids[:end], draw.logprobs[:end], how)
+        else:
+            self._ask(draw)
+        self.sampled += tokens
+        if self.on_tokens:
+            self.on_tokens(int(finished), tokens)
+
+    def _ask(self, draw: Draw) -> None:
+        """Gives vLLM a sample to draw, or to go on with."""
+        name = str(next(self.names))
+        prompt = [*self.nodes[draw.node].token_ids.tolist(), *draw.token_ids.tolist()]
+        wanted = {
+            "max_tokens": self._limit(draw) - len(draw.token_ids),
+            "stop": list(self.params.stop),
+            "stop_token_ids": list(self.ends),
+            "detokenize": bool(self.params.stop),
+        }
+        source = draw.node if draw.node in self.stems else self.nodes[draw.node].parent
+        self._add(name, prompt, draw.node, source, len(draw.token_ids), {KEYS: [draw.key]}, wanted)
+        self.running[name] = draw
+
+    def _add(
+        self,
+        name: str,
+        prompt: list[int],
+        node: int,
+        source: int,
+        first: int,
+        extra: dict[str, Any],
+        wanted: dict[str, Any],
+    ) -> None:
+        from vllm.inputs.engine import tokens_input  # pyright: ignore[reportMissingImports]
+        from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
+        from vllm.sampling_params import SamplingParams as Theirs  # pyright: ignore[reportMissingImports]
+
+        choice = (self.params.temperature, self.params.top_p, self.params.top_k)
+        extra = {FIRST: first, CHOICE: choice, **extra}
+        if source in self.stems:
+            extra[SOURCE] = self.stems[source]
+        params = Theirs(
+            temperature=0.0,  # the choice is ours: `vllm_worker`
+            logprobs=0,
+            flat_logprobs=True,
+            skip_special_tokens=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            extra_args=extra,
+            **{"detokenize": False, **wanted},
+        )
+        self.llm.llm_engine.add_request(name, tokens_input(prompt), params, priority=node)
+
+    def _limit(self, draw: Draw) -> int:
+        return min(draw.request.max_new_tokens, self.context_length - len(draw.request.prefix))
+
+    def _check(self, output: Any) -> None:
+        if output.finish_reason not in ("stop", "length"):
+            raise UserError(f"vLLM gave a sample up: {output.finish_reason}")

@@ -1,1 +1,0 @@
-"""Jobs of a cluster: what each asks for, its script, what SLURM says of it, and how far its artefact is."""

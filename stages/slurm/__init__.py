@@ -1,0 +1,1 @@
+"""Jobs of a SLURM cluster: what each requests, its script, its state."""

@@ -1,0 +1,1 @@
+"""A run's metrics: one log on disk, and the trackers that mirror it (TensorBoard, Weights & Biases)."""

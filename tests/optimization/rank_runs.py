@@ -1,0 +1,139 @@
+"""Owns how tests run `spo train` on the ranks of a launcher, and compare what comes out."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from stages import train
+from stages.training.resumable import METRICS_FILE
+
+ROOT = Path(__file__).resolve().parents[2]
+CURVE = ("loss", "kl", "grad_norm", "ratio/mean", "entropy", "approx_kl", "reward", "advantages/std", "num_tokens")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder with `chain/` and two models; each way of training writes a directory into it."""
+
+    folder: Path
+
+    def options(self, name: str, **changes: Any) -> dict[str, Any]:
+        given: dict[str, Any] = {
+            "advantages": [str(self.folder / "chain" / "advantages")],
+            "out": str(self.folder / name),
+            "reference_model": str(self.folder / "reference"),
+            "learning_rate": 1e-3,
+            "weight_decay": 0.1,
+            "adam_epsilon": 1e-4,  # else a weight without a gradient to speak of steps by its rounding
+            "beta": 0.05,
+            "epochs": 2,
+            "per_device_batch_size": 1,  # two passes for each of two ranks, but in the last step: two and one
+            "gradient_accumulation_steps": 4,
+        }
+        return given | changes
+
+    def job(self, name: str, *, on_the_way: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+        return {"name": name, "options": self.options(name, **changes), **(on_the_way or {})}
+
+    @property
+    def adapter(self) -> dict[str, Any]:
+        """Options of one whose base is the reference: it is scored with the adapter switched off."""
+        return {"lora_r": 4, "reference_model": str(self.folder / "policy")}
+
+    @property
+    def replay(self) -> dict[str, Any]:
+        """Options of a call that learns from three iterations, each sampled by a policy of its own."""
+        ages = (2, 1, 0)
+        return {
+            "advantages": [str(self.folder / f"trees{age}" / "advantages") for age in ages],
+            "model": str(self.folder / "sampler0"),
+            "replay": len(ages),
+            "max_per_question": 5,
+            "per_device_batch_size": 2,
+            "gradient_accumulation_steps": 3,
+        }
+
+    @property
+    def sparse(self) -> dict[str, Any]:
+        """Options under which most trajectories keep no token: a step has two that do, one or none."""
+        return {"advantages": [str(self.folder / "sparse" / "advantages")], "gradient_accumulation_steps": 3}
+
+    def launch(self, ranks: int, jobs: list[dict[str, Any]]) -> subprocess.CompletedProcess[str]:
+        """All jobs in one start of so many ranks."""
+        (self.folder / "jobs.json").write_text(json.dumps(jobs))
+        return torchrun(ranks, "-m", "tests.optimization.rank_jobs", str(self.folder))
+
+    def ended(self, name: str, rank: int) -> dict[str, Any]:
+        return json.loads((self.folder / f"{name}.{rank}.json").read_text())
+
+    def alone(self, name: str, **changes: Any) -> None:
+        """The same with the torch engine, in this process."""
+        given = self.options(name, **changes)
+        given |= {"advantages": tuple(map(Path, given["advantages"])), "out": Path(given["out"])}
+        train.run(train.Config(**given))
+
+
+def free_port() -> int:
+    """A port of the loopback that nothing listens at."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def torchrun(ranks: int, *command: str) -> subprocess.CompletedProcess[str]:
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={ranks}")
+    return launched(sys.executable, *launcher, *command)
+
+
+def launched(*command: str, **changes: str) -> subprocess.CompletedProcess[str]:
+    """A launcher with one thread for each rank, without compilation."""
+    environment = {"TORCHDYNAMO_DISABLE": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | environment | changes,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def metrics(directory: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (directory / METRICS_FILE).read_text().splitlines()]
+
+
+def curve(directory: Path) -> list[list[float]]:
+    return [[line.get(name, 0.0) for name in CURVE] for line in metrics(directory)]
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    names = ("model", "adapter_model", "optimizer")
+    files = [directory / f"{name}.safetensors" for name in names]
+    return {name: value for file in files if file.exists() for name, value in load_file(file).items()}
+
+
+def agree(one: Path, other: Path, tolerance: float = 1e-5) -> bool:
+    """The same loss curve, weights and optimiser's state, but for rounding."""
+    first, second = weights(one), weights(other)
+    near = all(torch.allclose(first[name], second[name], rtol=tolerance, atol=tolerance) for name in first)
+    lines = torch.allclose(torch.tensor(curve(one)), torch.tensor(curve(other)), rtol=1e-4, atol=1e-5)
+    return first.keys() == second.keys() and near and lines
+
+
+def skipped(directory: Path, why: str = "ratio") -> list[float | None]:
+    return [line.get(f"skipped/{why}") for line in metrics(directory)]
+
+
+def equal(one: Path, other: Path) -> bool:
+    first, second = weights(one), weights(other)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)

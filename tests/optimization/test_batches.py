@@ -1,0 +1,72 @@
+"""Layouts in parts: the parts of a batch are the batch, and each is about as much to read."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stages.optimization.batches import Example, Layout, Part, padded, padded_whole
+from stages.optimization.packing import packed
+
+LAYOUTS = pytest.mark.parametrize("layout", [padded, padded_whole, packed])
+
+
+def example(tokens: list[int], kept: list[int]) -> Example:
+    places = np.array(sorted({place for place in kept if 1 <= place < len(tokens)}), np.int64)
+    return Example(np.array(tokens, np.int32), places, np.zeros(places.size))
+
+
+EXAMPLES = st.lists(
+    st.builds(example, st.lists(st.integers(0, 3), min_size=2, max_size=20), st.lists(st.integers(1, 19), max_size=4)),
+    max_size=12,
+)
+
+
+def seen(layout: Layout, examples: list[Example], size: int, part: Part) -> list[tuple[int, list[int]]]:
+    """Examples in a part's passes, each with the tokens that are its targets."""
+    found = []
+    for indices, batch in layout(examples, size, part):
+        ends = np.cumsum([examples[index].kept.size for index in indices])
+        found += [(i, t.tolist()) for i, t in zip(indices, np.split(batch.targets, ends[:-1]), strict=True)]
+    return found
+
+
+@LAYOUTS
+@settings(max_examples=60, deadline=None)
+@given(examples=EXAMPLES, size=st.integers(1, 4), count=st.integers(1, 4))
+def test_parts_hold_every_example_with_a_kept_token_once(
+    layout: Layout, examples: list[Example], size: int, count: int
+):
+    found = sorted(one for index in range(count) for one in seen(layout, examples, size, Part(index, count)))
+    assert found == [(i, one.tokens[one.kept].tolist()) for i, one in enumerate(examples) if one.kept.size]
+
+
+def many(count: int) -> list[Example]:
+    generator = np.random.default_rng(1)
+    lengths = generator.integers(10, 200, count)
+    return [example(generator.integers(0, 50, n).tolist(), [int(n) - 1]) for n in lengths]
+
+
+@LAYOUTS
+def test_parts_are_about_as_much_to_read(layout: Layout):
+    examples = many(64)
+    loads = [
+        sum(batch.input_ids.size for _, batch in layout(examples, 2, Part(index, 4)))  # padding included
+        for index in range(4)
+    ]
+    assert max(loads) <= 1.25 * min(loads)
+
+
+def test_passes_that_are_dealt_out_whole_are_those_of_one_part():
+    examples = many(13)
+    whole = sorted(tuple(indices) for indices, _ in padded_whole(examples, 3))
+    assert whole == sorted(tuple(i) for n in range(4) for i, _ in padded_whole(examples, 3, Part(n, 4)))
+
+
+def test_neighbours_in_a_tree_stay_together():
+    """Four families that share 40 tokens each: in four parts, nobody reads a family's beginning but its own."""
+    families = [example([f] * 40 + [k, 4 + k], [41]) for f in range(4) for k in range(4)]
+    reads = [sum(batch.input_ids.size for _, batch in packed(families, 4, Part(index, 4))) for index in range(4)]
+    assert reads == [40 + 4] * 4

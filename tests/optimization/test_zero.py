@@ -1,0 +1,126 @@
+"""DeepSpeed's configuration: what flags and a file come to, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages.configs.training import LearningOptions, choose_engine
+from stages.core.errors import UserError
+from stages.optimization.zero import Zero, plan_zero
+
+
+def plan(folder: Path, file: Any = None, **flags: Any) -> Zero:
+    path = None
+    if file is not None:
+        path = folder / "ds.json"
+        path.write_text(json.dumps(file))
+    given = {"stage": None, "offload_optimiser": False, "offload_parameters": False, "dtype": "auto"}
+    return plan_zero(path, **given | flags)
+
+
+def test_left_out_it_is_stage_2_of_float32_weights_and_our_own_counts(tmp_path: Path):
+    assert plan(tmp_path).settings(bfloat16=False, max_grad_norm=0.5) == {
+        "zero_force_ds_cpu_optimizer": False,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 0.5,
+        "zero_optimization": {"stage": 2},
+    }
+
+
+def test_bfloat16_weights_have_gradients_summed_in_float32(tmp_path: Path):
+    settings = plan(tmp_path, stage=3).settings(bfloat16=True, max_grad_norm=1.0)
+    assert settings["bf16"] == {"enabled": True, "check_grad_overflow": True}
+    assert settings["data_types"] == {"grad_accum_dtype": "fp32"}
+
+
+def test_at_stage_0_weights_stay_float32_and_the_optimiser_clips(tmp_path: Path):
+    settings = plan(tmp_path, {"bf16": {"enabled": True}}, stage=0).settings(bfloat16=True, max_grad_norm=1.0)
+    assert "bf16" not in settings
+    assert settings["gradient_clipping"] == 0.0
+
+
+def test_a_file_of_transformers_is_taken_with_what_it_leaves_to_others(tmp_path: Path):
+    file = {
+        "bf16": {"enabled": "auto"},
+        "optimizer": {"type": "AdamW", "params": {"lr": "auto"}},
+        "gradient_clipping": "auto",
+        "train_batch_size": "auto",
+        "fp16": {"enabled": False},
+        "zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}, "reduce_bucket_size": "auto"},
+        "steps_per_print": 100,
+    }
+    with pytest.raises(UserError, match='sets "optimizer", which --learning-rate'):
+        plan(tmp_path, file)
+    del file["optimizer"]
+    found = plan(tmp_path, file)
+    assert (found.stage, found.offload_parameters, found.offload_optimiser, found.bfloat16) == (3, True, False, None)
+    settings = found.settings(bfloat16=False, max_grad_norm=1.0)
+    assert settings["zero_optimization"] == {"stage": 3, "offload_param": {"device": "cpu"}}
+    assert settings["steps_per_print"] == 100
+
+
+def test_what_only_moves_work_about_changes_no_result(tmp_path: Path):
+    file = {"zero_optimization": {"stage": 1}, "wall_clock_breakdown": True}
+    assert plan(tmp_path, file).of_numbers() is None
+    assert plan(tmp_path, file | {"communication_data_type": "bf16"}).of_numbers() == {
+        "communication_data_type": "bf16"
+    }
+
+
+def test_what_is_quantised_on_its_way_is_told(tmp_path: Path):
+    file = {"zero_optimization": {"stage": 3, "zero_quantized_gradients": True, "reduce_bucket_size": 1000}}
+    assert plan(tmp_path, file).of_numbers() == {"zero_quantized_gradients": True}
+
+
+@pytest.mark.parametrize(
+    ("file", "flags", "told"),
+    [
+        ({"train_batch_size": 8}, {}, "--per-device-batch-size and --gradient-accumulation-steps decides"),
+        ({"fp16": {"enabled": True}}, {}, "--dtype, float32 or bfloat16"),
+        ({"zero_optimization": {"stage": 1}}, {"stage": 2}, "--zero-stage 2, but .* says stage 1"),
+        ({"zero_optimization": {"stage": 7}}, {}, "ZeRO stage 7; expected 0, 1, 2 or 3"),
+        ({"zero_optimization": 3}, {}, "expected a table"),
+        ({"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}, {}, 'offloads to "nvme"'),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"device": "none"}}},
+            {"offload_parameters": True},
+            'offloads to "none" .*expected cpu, which is what --offload-parameters means',
+        ),
+        ({"bf16": {"enabled": True}}, {"dtype": "float32"}, '--dtype float32, but .* sets "bf16" to true'),
+        (None, {"stage": 0, "offload_optimiser": True}, "take stage 1 to 3"),
+        (None, {"offload_parameters": True}, "stage 3 alone, and this is stage 2"),
+        ([], {}, "holds no JSON object"),
+    ],
+)
+def test_contradictions_are_told(tmp_path: Path, file: Any, flags: dict[str, Any], told: str):
+    with pytest.raises(UserError, match=told):
+        plan(tmp_path, file, **flags)
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path: Path):
+    with pytest.raises(UserError, match="cannot be read"):
+        plan_zero(tmp_path / "x.json", stage=None, offload_optimiser=False, offload_parameters=False, dtype="auto")
+
+
+def test_auto_is_deepspeed_where_ranks_are_several():
+    assert [choose_engine(LearningOptions(), ranks) for ranks in (1, 2)] == ["torch", "deepspeed"]
+    assert choose_engine(LearningOptions(engine="deepspeed", zero_stage=3), 1) == "deepspeed"
+
+
+@pytest.mark.parametrize(
+    ("options", "ranks", "told"),
+    [
+        (LearningOptions(zero_stage=3), 1, "are DeepSpeed's: pass --engine deepspeed"),
+        (LearningOptions(engine="torch", offload_optimizer=True), 1, "are DeepSpeed's"),
+        (LearningOptions(engine="torch"), 4, "the launcher has started 4"),
+        (LearningOptions(critic_learning_rate=1e-4), 4, "--engine torch alone"),
+    ],
+)
+def test_an_engine_that_cannot_do_what_is_asked_is_told(options: LearningOptions, ranks: int, told: str):
+    with pytest.raises(UserError, match=told):
+        choose_engine(options, ranks)

@@ -1,0 +1,316 @@
+"""`spo run`: the stages of the command line in order, wherever it was killed; its plan is checked before any work."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from stages.core.errors import FingerprintMismatch, UserError
+from stages.core.progress import Summary
+from stages.pipeline import iterate
+from tests.chains import footer, rows
+from tests.command_lives import Commands
+from tests.shards.samples import Notes, files
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+RECIPE = """
+[run]
+out = "unused"
+iterations = 2
+eval_every = 1
+task = "arithmetic"
+task_arg = ["operations=1"]
+max_tokens = 16
+threads = 1
+seed = 5
+
+[rollout]
+num_questions = 3
+num_generations = 2
+temperature = 0.9
+
+[segment]
+interval = 2
+
+[estimate]
+rollouts = 2
+
+[train]
+learning_rate = 1e-3
+lr_schedule = "linear"
+per_device_batch_size = 2
+gradient_accumulation_steps = 2
+epochs = 2
+
+[eval]
+num_questions = 2
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def spo() -> Iterator[Commands]:
+    with Commands() as commands:
+        yield commands
+
+
+def config(recipe: Path, out: Path | None = None, *overrides: str, **options: Any) -> iterate.Config:
+    return iterate.Config(recipe=recipe, out=out, overrides=overrides, **options)
+
+
+def run(recipe: Path, out: Path, policy: Path, *overrides: str, progress: Any = None, **options: Any) -> Summary:
+    return iterate.run(config(recipe, out, f"run.model={policy}", *overrides, **options), progress or Notes())
+
+
+def artefacts(out: Path) -> dict[str, bytes]:
+    """Every file of a run but the logs and the metrics, which tell how long steps took."""
+    return {name: content for name, content in files(out).items() if not name.endswith("metrics.jsonl")}
+
+
+def metrics(checkpoint: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (checkpoint / "metrics.jsonl").read_text().splitlines()]
+
+
+def by_hand(spo: Commands, out: Path, policy: Path) -> None:
+    """The recipe as one types it, stage by stage."""
+    asked = ("--task", "arithmetic", "--task-arg", "operations=1", "--max-tokens", "16", "--threads", "1")
+
+    def evaluate(model: Path, here: Path) -> None:
+        spo.finish("eval", "-m", model, *asked, "--seed", "5", "--num-questions", "2", "--out", here / "eval")
+
+    evaluate(policy, out / "start")
+    model = policy
+    for i in range(2):
+        here, seed = out / f"{i:03d}", ("--seed", str(5 + i))
+        select = ("--num-questions", "3", "--skip-questions", str(3 * i), "--num-generations", "2")
+        spo.finish(
+            "rollout", "-m", model, *asked, *seed, *select, "--temperature", "0.9", "--out", here / "trajectories"
+        )
+        spo.finish("segment", here / "trajectories", "--interval", "2", "--out", here / "cutpoints")
+        spo.finish(
+            "estimate", here / "cutpoints", "--rollouts", "2", *seed, "--threads", "1", "--out", here / "advantages"
+        )
+        learn = ("--learning-rate", "1e-3", "--lr-schedule", "linear", "--epochs", "2", "--total-steps", "8")
+        batch = ("--per-device-batch-size", "2", "--gradient-accumulation-steps", "2", "--threads", "1")
+        place = ("--reference-model", policy, "--out", here / "checkpoint")
+        spo.finish("train", here / "advantages", *learn, *batch, *seed, *place)
+        model = here / "checkpoint"
+        evaluate(model, here)
+
+
+@pytest.mark.slow
+def test_a_run_makes_what_the_stages_make_when_typed_by_hand(
+    recipe: Path, spo: Commands, policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name, number in {"ID": 1, "COUNT": 2, "MIN": 0, "MAX": 1, "STEP": 1}.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(number))  # of the job that the whole run is
+    notes = Notes()
+    summary = run(recipe, tmp_path / "run", policy, progress=notes)
+    by_hand(spo, tmp_path / "hand", policy)
+    made, expected = artefacts(tmp_path / "run"), artefacts(tmp_path / "hand")
+    assert made.keys() == expected.keys()
+    assert [name for name in made if made[name] != expected[name]] == []
+    assert sum(name.endswith("part-00000-of-00001.parquet") for name in made) == 9
+    assert made["001/checkpoint/model.safetensors"] != made["000/checkpoint/model.safetensors"]
+
+    first, second = (rows(tmp_path / "run" / name / "trajectories") for name in ("000", "001"))
+    assert [row["question_id"][-1] for row in first + second] == [*"001122334455"]
+    assert summary.rows == 12
+    assert summary.tokens_sampled > sum(len(row["token_ids"]) for row in first + second)
+    told = footer(tmp_path / "run" / "001" / "eval" / "part-00000-of-00001.parquet")
+    assert summary.figures["iteration 001 avg@1"] == told["summary"]["avg@1"][0]
+    assert [line.partition(":")[0] for line in notes.lines if line.startswith(("start", "iteration"))] == [
+        *("start", "iteration 000", "iteration 000", "iteration 001", "iteration 001")
+    ]
+
+    steps = [line for i in range(2) for line in metrics(tmp_path / "run" / f"{i:03d}" / "checkpoint")]
+    rates = [line["learning_rate"] for line in steps]
+    assert rates == pytest.approx([1e-3 * (1 - i / 8) for i in range(8)]), "one schedule over the run"
+
+    again = run(recipe, tmp_path / "run", policy)
+    assert again.up_to_date
+    assert (again.rows, again.tokens_sampled, again.figures) == (12, 0, summary.figures)
+    assert artefacts(tmp_path / "run") == made
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_a_run_ends_with_the_same_artefacts(recipe: Path, spo: Commands, tmp_path: Path):
+    recipe.write_text(RECIPE + '\n[sft]\npreset = "tiny"\nsteps = 6\nsave_every = 2\nper_device_batch_size = 8\n')
+
+    def command(out: str) -> list[str | Path]:
+        options = ("--rollout.chunk-questions", "1", "--estimate.chunk-trajectories", "1", "--train.save-every", "1")
+        return ["run", recipe, "--out", tmp_path / out, *options]
+
+    unbroken = spo.finish(*command("unbroken"))
+    expected = artefacts(tmp_path / "unbroken")
+    random, kills = Random(0), 0
+    for moment in sorted(random.uniform(0.05, 0.35) for _ in range(10)):
+        killed = spo.run(*command("killed"), seconds=unbroken.seconds * moment)
+        kills += killed.code == -signal.SIGPROF
+        assert killed.code in (-signal.SIGPROF, 0), killed.stderr
+    assert kills >= 2, "the first lives take a small part of the work"
+    spo.finish(*command("killed"))
+    found = artefacts(tmp_path / "killed")
+    assert found.keys() == expected.keys()
+    assert [name for name in found if found[name] != expected[name]] == []
+
+
+RECIPES = [path for path in sorted(EXAMPLES.rglob("*.toml")) if path.parent.name != "compare"]  # a plan of recipes
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.parent.name + "/" + path.name)
+def test_every_example_is_a_plan(path: Path):
+    plan = iterate.make_plan(iterate.Config(recipe=path))
+    assert len(plan.iterations) >= 1
+    assert {-1, len(plan.iterations) - 1} <= set(plan.evaluations)
+
+
+def test_the_example_for_rho_has_the_published_settings():
+    """arXiv 2505.23564, appendix H: chain, Rho-1.1B, GSM8K."""
+    plan = iterate.make_plan(iterate.Config(recipe=EXAMPLES / "gsm8k" / "rho-1.1b.toml"))
+    first, last = plan.iterations[0], plan.iterations[-1]
+    assert (first.rollout.num_questions, first.rollout.num_generations) == (64, 8)
+    assert (first.rollout.temperature, first.rollout.top_p, first.rollout.max_tokens) == (0.6, 0.9, 2047)
+    assert (first.segment.partition, first.segment.rho, first.segment.interval) == ("cutpoints", 0.9, 5)
+    assert first.estimate.rollouts == "9"
+    assert (first.train.learning_rate, first.train.beta, first.train.kl) == (1e-6, 1e-4, "k3")
+    assert (first.train.batch_size, first.train.epochs, first.train.epsilon) == (64, 2, 0.2)
+    assert (first.train.mask, first.train.weight_decay, first.train.max_grad_norm) == ("cutpoints", 0.0, 1.0)
+    assert first.train.total_steps == 650 * 2 * 8  # one warm-up, 3 % of all steps, over the whole run
+    assert last.rollout.skip_questions == 649 * 64
+    evaluation = plan.evaluations[-1]
+    assert (evaluation.num_generations, evaluation.temperature, evaluation.top_p) == (16, 0.35, 0.9)
+
+
+def test_a_slip_in_the_last_table_stops_a_run_before_it_samples(recipe: Path, policy: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="task arithmetic has no option 'operation'"):
+        run(recipe, tmp_path / "run", policy, 'eval.task_arg=["operation=1"]')
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_can_be_given_more_iterations(recipe: Path, policy: Path, tmp_path: Path):
+    constant = ("train.lr_schedule=constant", "run.eval_every=0")
+    run(recipe, tmp_path / "run", policy, *constant, iterations=1)
+    run(recipe, tmp_path / "run", policy, *constant, iterations=2)
+    run(recipe, tmp_path / "direct", policy, *constant)
+    assert artefacts(tmp_path / "direct").items() <= artefacts(tmp_path / "run").items()
+
+
+def test_a_changed_option_is_refused_by_the_first_stage_that_it_changes(recipe: Path, policy: Path, tmp_path: Path):
+    run(recipe, tmp_path / "run", policy, iterations=1)
+    with pytest.raises(FingerprintMismatch, match=r"000/cutpoints/part.*interval: 2 there, 3 asked.*--run.overwrite"):
+        run(recipe, tmp_path / "run", policy, "segment.interval=3", iterations=1)
+    run(recipe, tmp_path / "run", policy, "segment.interval=3", "run.overwrite=true", iterations=1)
+    run(recipe, tmp_path / "other", policy, "segment.interval=3", iterations=1)
+    assert artefacts(tmp_path / "run") == artefacts(tmp_path / "other")
+
+
+def test_the_plan_gives_each_iteration_its_questions_seed_and_policy(recipe: Path, tmp_path: Path):
+    plan = iterate.make_plan(config(recipe, tmp_path, "run.model=hub/name", "rollout.skip_questions=10", iterations=3))
+    assert [i.rollout.skip_questions for i in plan.iterations] == [10, 13, 16]
+    for stage in ("rollout", "estimate", "train"):
+        assert [getattr(i, stage).seed for i in plan.iterations] == [5, 6, 7]
+    policies = ["hub/name", str(tmp_path / "000/checkpoint"), str(tmp_path / "001/checkpoint")]
+    for stage in ("rollout", "estimate", "train"):
+        assert [getattr(i, stage).model for i in plan.iterations] == policies
+    assert {i.train.reference_model for i in plan.iterations} == {"hub/name"}
+    assert {i.train.total_steps for i in plan.iterations} == {3 * 2 * 2}  # 6 trajectories, 4 a step, 2 epochs
+    assert {stage.shard for i in plan.iterations for stage in (i.rollout, i.segment, i.estimate)} == {"0/1"}
+    assert {n: e.model for n, e in plan.evaluations.items()} == dict(
+        zip((-1, 0, 1, 2), [*policies, str(tmp_path / "002/checkpoint")], strict=True)
+    )
+    assert plan.evaluations[2].out == tmp_path / "002" / "eval"
+
+
+def test_under_replay_an_iteration_learns_from_as_many_as_a_segment_lives(recipe: Path, tmp_path: Path):
+    replay = ("train.replay=3", "train.lr_schedule=constant")
+    plan = iterate.make_plan(config(recipe, tmp_path, "run.model=m", *replay, iterations=5))
+    names = [[path.parent.name for path in iteration.train.advantages] for iteration in plan.iterations]
+    assert names == [["000"], ["000", "001"], ["000", "001", "002"], ["001", "002", "003"], ["002", "003", "004"]]
+
+
+def test_the_critic_of_an_iteration_is_the_one_trained_in_the_iteration_before(recipe: Path, tmp_path: Path):
+    text = RECIPE.replace("[estimate]\nrollouts = 2", '[estimate]\nestimator = "critic"')
+    recipe.write_text(text.replace("[train]", "[train]\ncritic_learning_rate = 1e-3"))
+    plan = iterate.make_plan(config(recipe, tmp_path, "run.model=m"))
+    assert [i.estimate.critic for i in plan.iterations] == ["m", str(tmp_path / "000" / "checkpoint" / "critic")]
+    given = iterate.make_plan(config(recipe, tmp_path, "run.model=m", "estimate.critic=c"))
+    assert [i.estimate.critic for i in given.iterations] == ["c", str(tmp_path / "000" / "checkpoint" / "critic")]
+
+
+@pytest.mark.parametrize("override", ["rollout.tree=2-2", "train.replay=2", "train.drop_uniform_groups=true"])
+def test_a_schedule_over_an_unknown_number_of_steps_must_say_it(recipe: Path, tmp_path: Path, override: str):
+    recipe.write_text(RECIPE.replace("num_generations = 2\n", ""))
+    with pytest.raises(UserError, match=r"\[train\] lacks total_steps"):
+        iterate.make_plan(config(recipe, tmp_path, "run.model=m", override))
+    plan = iterate.make_plan(config(recipe, tmp_path, "run.model=m", override, "train.total_steps=9"))
+    assert plan.iterations[1].train.total_steps == 9
+
+
+@pytest.mark.parametrize(
+    ("every", "iterations", "after"), [(0, 4, [-1, 3]), (2, 5, [-1, 1, 3, 4]), (1, 2, [-1, 0, 1]), (3, 0, [-1])]
+)
+def test_evaluations_are_due_at_the_start_the_end_and_between(
+    recipe: Path, tmp_path: Path, every: int, iterations: int, after: list[int]
+):
+    asked = config(recipe, tmp_path, "run.model=m", f"run.eval_every={every}", iterations=iterations)
+    assert list(iterate.make_plan(asked).evaluations) == after
+
+
+def test_a_warm_start_is_the_policy_of_the_first_iteration_and_the_reference_of_all(recipe: Path, tmp_path: Path):
+    plan = iterate.make_plan(config(recipe, tmp_path, "sft.preset=tiny", "sft.steps=3"))
+    assert plan.start is not None
+    assert plan.start.out == tmp_path / "start" / "checkpoint"
+    assert (plan.start.task, plan.start.seed) == ("arithmetic", 5)
+    assert plan.iterations[0].rollout.model == str(plan.start.out) == plan.evaluations[-1].model
+    assert {i.train.reference_model for i in plan.iterations} == {str(plan.start.out)}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ((), r"a run starts from \[run\] model, or from a warm start \[sft\]"),
+        (("run.model=m", "rollout.model=n"), r"\[rollout\] must not set model: `spo run` decides it"),
+        (("run.model=m", "estimate.cutpoints=n"), r"\[estimate\] must not set cutpoints"),
+        (("run.model=m", "train.out=n"), r"\[train\] must not set out"),
+        (("run.model=m", "segment.shard=0/2"), r"\[segment\] must not set shard"),
+        (("run.model=m", "train.learning_rat=1"), r"\[train\] has no option learning_rat"),
+        (("run.model=m", "run.learning_rat=1"), r"sets learning_rat in \[run\], which no stage has"),
+        (("run.model=m", "tran.learning_rate=1"), r"got 'tran.learning_rate=1'"),
+        (("run.model=m", "estimate.rollouts=many"), r"\[estimate\] --rollouts must be N or MIN\.\.MAX.*got 'many'"),
+        (("run.model=m", "segment.rho=2"), r"\[segment\] --rho must be at most 1; got 2"),
+        (("run.model=m", "segment.partition=cutpoint"), r"\[segment\] --partition must be one of cutpoints, fixed"),
+        (("run.model=m", "run.iterations=-1"), r"\[run\] --iterations must be at least 0"),
+    ],
+)
+def test_what_cannot_be_is_said_before_any_work(recipe: Path, tmp_path: Path, overrides: tuple[str, ...], message: str):
+    with pytest.raises(UserError, match=message):
+        iterate.run(config(recipe, tmp_path / "run", *overrides))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_questions_of_an_iteration_must_be_counted(recipe: Path, tmp_path: Path):
+    recipe.write_text(RECIPE.replace("num_questions = 3", ""))
+    with pytest.raises(UserError, match=r"recipe.toml: \[rollout\] lacks num_questions"):
+        iterate.run(config(recipe, tmp_path / "run", "run.model=m"))
+
+
+def test_options_shared_by_the_run_reach_every_stage_that_has_them(recipe: Path, tmp_path: Path):
+    plan = iterate.make_plan(config(recipe, tmp_path, "run.model=m", "run.temperature=0.4", "train.seed=70"))
+    one = plan.iterations[1]
+    assert (one.rollout.temperature, one.estimate.temperature, one.train.temperature) == (0.9, 0.4, 0.4)
+    assert (one.estimate.task, one.estimate.max_tokens, one.train.seed) == ("arithmetic", 16, 71)
+    assert {one.rollout.threads, one.estimate.threads, one.train.threads} == {1}

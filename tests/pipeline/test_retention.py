@@ -1,0 +1,238 @@
+"""`[run] keep_checkpoints`: the disk that a run takes is bounded; nothing that was made is made again, or forgotten."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from stages import evaluate, train
+from stages.core.errors import UserError
+from stages.core.progress import Summary
+from stages.models import checkpoints
+from stages.models.pruning import PRUNED_FILE, lost
+from stages.optimization.optimizer import OPTIMISER_FILE
+from stages.pipeline import iterate, retention
+from stages.pipeline.retention import Retention, prune
+from tests.command_lives import Commands
+from tests.shards.samples import Notes, files
+
+RECIPE = """
+[run]
+out = "unused"
+iterations = 4
+task = "arithmetic"
+task_arg = ["operations=1"]
+max_tokens = 16
+threads = 1
+
+[rollout]
+num_questions = 3
+num_generations = 2
+
+[segment]
+interval = 2
+
+[estimate]
+rollouts = 2
+
+[train]
+learning_rate = 1e-3
+per_device_batch_size = 4
+gradient_accumulation_steps = 1
+
+[eval]
+num_questions = 2
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def spo() -> Iterator[Commands]:
+    with Commands() as commands:
+        yield commands
+
+
+def run(recipe: Path, out: Path, policy: Path, *overrides: str, progress: Any = None, **options: Any) -> Summary:
+    config = iterate.Config(recipe=recipe, out=out, overrides=(f"run.model={policy}", *overrides), **options)
+    return iterate.run(config, progress or Notes())
+
+
+def results(out: Path) -> dict[str, bytes]:
+    """Every file of a run but logs, metrics, weights and states."""
+    large = ("metrics.jsonl", "model.safetensors", OPTIMISER_FILE, PRUNED_FILE)
+    return {name: content for name, content in files(out).items() if not name.endswith(large)}
+
+
+def holds(out: Path, name: str) -> list[int]:
+    """The iterations whose checkpoints hold a file."""
+    return [int(path.parent.parent.name) for path in sorted(out.glob(f"[0-9]*/checkpoint/{name}"))]
+
+
+@pytest.fixture
+def model(policy: Path, tmp_path: Path) -> Path:
+    """A copy that a test may prune, with an optimiser's state."""
+    copy = shutil.copytree(policy, tmp_path / "model")
+    (copy / OPTIMISER_FILE).write_bytes(b"state")
+    return copy
+
+
+def test_the_last_stay_whole_and_of_older_ones_the_weights_that_are_asked_for():
+    keep = Retention(whole=2, every=3)
+    assert [number for number in range(9) if keep.keeps_weights(number, 8)] == [2, 5, 7, 8]
+    assert [n for n in range(9) if Retention(whole=1, scored=4).keeps_weights(n, 8)] == [5, 6, 7, 8]
+
+
+def test_a_pruned_model_is_known_for_what_it_was(model: Path):
+    before = checkpoints.digest(model)
+    assert prune(model, weights=True)
+    assert not (model / "model.safetensors").exists()
+    assert not (model / OPTIMISER_FILE).exists()
+    assert checkpoints.resolve(str(model)) == model
+    assert checkpoints.digest(model) == before
+    assert not prune(model, weights=True), "nothing is left to delete"
+
+
+@pytest.mark.parametrize("kept", [("model.safetensors", OPTIMISER_FILE), ("model.safetensors",), ()])
+def test_pruning_may_be_killed_at_any_moment(model: Path, kept: tuple[str, ...]):
+    """After the record was written, and any of the files deleted."""
+    before, content = checkpoints.digest(model), {name: (model / name).read_bytes() for name in kept}
+    prune(model, weights=True)
+    for name in kept:
+        (model / name).write_bytes(content[name])
+    assert checkpoints.digest(model) == before
+    assert ("model.safetensors" in kept) == (not lost(model, "weights"))
+    prune(model, weights=True)
+    assert checkpoints.digest(model) == before
+    assert lost(model, "weights") == ["model.safetensors"]
+
+
+def test_what_is_in_a_model_directory_is_pruned_with_it(model: Path, policy: Path):
+    critic = shutil.copytree(policy, model / "critic")
+    before = checkpoints.digest(critic)
+    prune(model, weights=True)
+    assert not [*model.rglob("*.safetensors")]
+    assert checkpoints.digest(critic) == before
+
+
+def test_weights_that_were_pruned_are_told_before_any_work(model: Path, chain: Path, tmp_path: Path):
+    prune(model, weights=True)
+    asked: dict[str, Any] = {"task": ("arithmetic",), "task_arg": ("operations=1",), "max_tokens": (16,)}
+    with pytest.raises(UserError, match=r"the weights in .*model were pruned .* the last of its run"):
+        evaluate.run(evaluate.Config(model=str(model), out=tmp_path / "eval", **asked))
+    with pytest.raises(UserError, match=r"the weights in .*model were pruned"):
+        train.run(train.Config(advantages=(chain / "advantages",), model=str(model), out=tmp_path / "new"))
+    assert {path.name for path in tmp_path.iterdir()} == {"model"}
+
+
+def test_an_optimiser_that_was_pruned_is_not_begun_anew_in_silence(model: Path, chain: Path, tmp_path: Path):
+    prune(model, weights=False)
+    asked: dict[str, Any] = {"model": str(model), "threads": 1, "out": tmp_path / "new"}
+    with pytest.raises(UserError, match=r"optimiser's state in .* was pruned .*: pass --optimizer-state fresh"):
+        train.run(train.Config(advantages=(chain / "advantages",), **asked))
+    train.run(train.Config(advantages=(chain / "advantages",), optimizer_state="fresh", **asked))
+
+
+@pytest.mark.slow
+def test_a_run_that_prunes_makes_what_one_makes_that_keeps_all(recipe: Path, policy: Path, tmp_path: Path):
+    run(recipe, tmp_path / "all", policy)
+    notes = Notes()
+    run(recipe, tmp_path / "few", policy, "run.keep_every=3", keep_checkpoints=1, progress=notes)
+    assert results(tmp_path / "few") == results(tmp_path / "all")
+    assert holds(tmp_path / "few", "model.safetensors") == [2, 3]
+    assert holds(tmp_path / "few", OPTIMISER_FILE) == [3]
+    assert sum("was pruned" in line for line in notes.lines) == 3
+
+    left = files(tmp_path / "few")
+    again = run(recipe, tmp_path / "few", policy, "run.keep_every=3", keep_checkpoints=1)
+    assert again.up_to_date
+    assert files(tmp_path / "few") == left, "a rerun does nothing"
+
+    run(recipe, tmp_path / "all", policy, iterations=5)
+    run(recipe, tmp_path / "few", policy, iterations=5)
+    assert results(tmp_path / "few") == results(tmp_path / "all"), "a run that was pruned can be given more iterations"
+
+
+def test_under_replay_the_samplers_that_are_still_scored_keep_their_weights(recipe: Path, policy: Path, tmp_path: Path):
+    replay = ("train.replay=2", "train.lr_schedule=constant", "segment.partition=trajectory")
+    run(recipe, tmp_path / "few", policy, *replay, keep_checkpoints=1)
+    assert holds(tmp_path / "few", "model.safetensors") == [2, 3]
+    assert holds(tmp_path / "few", OPTIMISER_FILE) == [3]
+    older = tuple(tmp_path / "few" / name / "advantages" for name in ("001", "002", "003"))
+    with pytest.raises(UserError, match=r"the weights in .*000/checkpoint were pruned"):
+        train.run(train.Config(advantages=older, replay=3, out=tmp_path / "new", optimizer_state="fresh"))
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_a_run_that_prunes_ends_with_the_same(
+    recipe: Path, policy: Path, spo: Commands, tmp_path: Path
+):
+    def command(out: str) -> list[str | Path]:
+        options = ("--run.model", policy, "--keep-checkpoints", "1", "--train.save-every", "1")
+        return ["run", recipe, "--out", tmp_path / out, *options]
+
+    unbroken = spo.finish(*command("unbroken"))
+    random, kills = Random(1), 0
+    for moment in sorted(random.uniform(0.1, 0.5) for _ in range(6)):
+        killed = spo.run(*command("killed"), seconds=unbroken.seconds * moment)
+        kills += killed.code == -signal.SIGPROF
+        assert killed.code in (-signal.SIGPROF, 0), killed.stderr
+    assert kills >= 2
+    spo.finish(*command("killed"))
+    found, expected = files(tmp_path / "killed"), files(tmp_path / "unbroken")
+    assert found.keys() == expected.keys()
+    clock = [name for name in found if name.endswith("metrics.jsonl")]
+    assert [name for name in found if name not in clock and found[name] != expected[name]] == []
+
+
+def test_a_rule_that_lacks_its_other_half_is_refused(recipe: Path, policy: Path, tmp_path: Path):
+    with pytest.raises(UserError, match=r"\[run\] keep_every spares checkpoints that keep_checkpoints would prune"):
+        run(recipe, tmp_path / "run", policy, "run.keep_every=3")
+
+
+def test_spo_show_tells_what_was_pruned(model: Path, spo: Commands):
+    prune(model, weights=True)
+    told = json.loads(spo.finish("show", model, "--json").stdout)
+    assert told["statistics"]["pruned_to_make_room"] == "weights and the optimiser's state"
+    assert "weights pruned" in spo.finish("show", model.parent).stdout
+
+
+def test_files_that_are_gone_are_recorded_before_they_go(model: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object) -> None:
+        raise OSError("no room")
+
+    monkeypatch.setattr(retention.storage, "write_whole", full)
+    with pytest.raises(OSError, match="no room"):
+        prune(model, weights=True)
+    assert (model / "model.safetensors").exists()
+
+
+def test_spo_prune_does_for_jobs_what_a_run_does_by_itself(recipe: Path, policy: Path, spo: Commands, tmp_path: Path):
+    run(recipe, tmp_path / "jobs", policy, "run.eval_every=1")
+    run(recipe, tmp_path / "run", policy, "run.eval_every=1", keep_checkpoints=1)
+    asked = ("prune", recipe, "--out", tmp_path / "jobs", "--run.model", policy, "--run.eval-every", "1")
+    life = spo.run(*asked)
+    assert life.code == 2
+    assert "[run] lacks keep_checkpoints" in life.stderr
+
+    due = tmp_path / "jobs" / "002" / "eval"
+    due.rename(tmp_path / "away")  # still to be made, from a checkpoint that must not go
+    spo.finish(*asked, "--keep-checkpoints", "1")
+    assert holds(tmp_path / "jobs", "model.safetensors") == [1, 2, 3]
+    (tmp_path / "away").rename(due)
+    spo.finish(*asked, "--keep-checkpoints", "1")
+    found, expected = files(tmp_path / "jobs"), files(tmp_path / "run")
+    assert found.keys() == expected.keys()
+    assert "nothing to prune" in spo.finish(*asked, "--keep-checkpoints", "1").stderr

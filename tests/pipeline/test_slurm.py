@@ -1,0 +1,474 @@
+"""`spo slurm`: scripts that say what `spo run` does, dependencies, what is submitted again; without any cluster.
+
+`tests/test_slurm_cluster.py` has a real one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spo_cli.options import ConfigCommand
+from stages.configs.resources import seconds
+from stages.core.config import arguments
+from stages.core.errors import UserError
+from stages.pipeline import planning, slurm
+from stages.slurm import queue as queues
+from stages.slurm.jobs import Job
+from stages.slurm.queue import Queue, Task
+from stages.slurm.records import plan_text
+from stages.slurm.scripts import REQUEUE
+from tests.shards.samples import Notes, write_part
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = [path for path in sorted((ROOT / "examples").rglob("*.toml")) if path.parent.name != "compare"]
+RECIPE = """
+[run]
+out = "runs/try"
+iterations = 3
+eval_every = 2
+model = "start/model"
+task = "arithmetic"
+
+[rollout]
+num_questions = 32
+
+[train]
+replay = 2
+
+[eval]
+num_questions = 8
+
+[slurm]
+num_shards = 4
+partition = "gpu"
+gpus = 1
+
+[slurm.segment]
+num_shards = 1
+gpus = 0
+"""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Each test has a directory of its own, with a recipe, and no cluster."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    monkeypatch.setattr(queues, "ask", lambda jobs: Queue())
+    monkeypatch.setattr(queues, "largest_array", lambda: None)
+    return tmp_path
+
+
+def write(*overrides: str, recipe: str | None = None, progress: Any = None, **options: Any) -> slurm.Outcome:
+    if recipe is not None:
+        Path("recipe.toml").write_text(recipe)
+    return slurm.run(slurm.Config(recipe=Path("recipe.toml"), overrides=overrides, **options), progress or Notes())
+
+
+def planned(path: Path) -> tuple[planning.Plan, list[Job]]:
+    asked = planning.Config(recipe=path)
+    plan = planning.make_plan(asked)
+    return plan, slurm.plan_jobs(plan, planning.open_recipe(asked))
+
+
+def parse(config: Any) -> Any:
+    """The Config that the command line of another gives."""
+    found = []
+    words = [word for words in arguments(config) for word in words]
+    ConfigCommand("verb", "", type(config), found.append).main(words, standalone_mode=False)
+    (back,) = found
+    return back
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.parent.name + "/" + path.name)
+def test_the_commands_of_the_jobs_are_what_spo_run_tells_its_stages(path: Path):
+    plan, jobs = planned(path)
+    steps = [*([plan.start] if plan.start else []), *([plan.evaluations[-1]] if -1 in plan.evaluations else [])]
+    for number, one in enumerate(plan.iterations):
+        steps += [one.rollout, one.segment, one.estimate, one.train]
+        steps += [plan.evaluations[number]] if number in plan.evaluations else []
+    assert len(jobs) == len(steps)
+    for job, config in [*zip(jobs, steps, strict=True)][:12]:
+        told = vars(parse(job.config))
+        differ = {name for name, value in vars(config).items() if told[name] != value}
+        assert differ <= {"shard", "num_shards", "shards_per_task"}
+        assert (told["num_shards"] == job.work.num_shards) if job.work.is_array else not differ
+
+
+def test_values_that_look_like_flags_come_back_as_they_were():
+    from stages import segment
+
+    config = segment.Config(trajectories=Path("t"), out=Path("a b"), delimiter="-x $HOME '", overwrite=True)
+    assert parse(config) == config
+
+
+def dependencies(outcome: slurm.Outcome) -> dict[str, list[str]]:
+    """Name of a job → the names of those that it waits for, and further numbers, as submit.sh says."""
+    lines = re.findall(r'^(\w+)=\$\(submit (\S+) "(.*?)"', outcome.files["submit.sh"], re.MULTILINE)
+    names = {variable: name for variable, name, _ in lines}
+    return {name: [names.get(word[1:], word) for word in after.split(":") if word] for _, name, after in lines}
+
+
+def test_every_job_waits_for_what_it_reads():
+    assert dependencies(write()) == {
+        "start-eval": [],
+        "000-rollout": [],
+        "000-segment": ["000-rollout"],
+        "000-estimate": ["000-segment"],
+        "000-train": ["000-estimate"],
+        "001-rollout": ["000-train"],
+        "001-segment": ["001-rollout"],
+        "001-estimate": ["001-segment", "000-train"],
+        "001-train": ["000-estimate", "001-estimate", "000-train"],  # replay
+        "001-eval": ["001-train"],
+        "002-rollout": ["001-train"],
+        "002-segment": ["002-rollout"],
+        "002-estimate": ["002-segment", "001-train"],
+        "002-train": ["001-estimate", "002-estimate", "001-train"],
+        "002-eval": ["002-train"],
+    }
+
+
+def test_a_warm_start_is_a_job_that_the_first_ones_wait_for():
+    recipe = RECIPE.replace('model = "start/model"', "").replace("[rollout]", '[sft]\npreset = "tiny"\n[rollout]')
+    found = dependencies(write(recipe=recipe, iterations=1))
+    assert found["start-sft"] == []
+    assert found["start-eval"] == found["000-rollout"] == ["start-sft"]
+
+
+def directives(script: str) -> dict[str, str]:
+    return dict(re.findall(r"^#SBATCH --([\w-]+)=?(.*)$", script, re.MULTILINE))
+
+
+def test_a_script_says_what_it_does_and_what_it_asks_for():
+    files = write('slurm.directives=["--exclusive"]', "slurm.time=2-0", "slurm.rollout.max_parallel=2").files
+    rollout = files["000-rollout.sbatch"]
+    assert directives(rollout) == {
+        "job-name": "try-000-rollout",
+        "chdir": str(Path.cwd()),
+        "output": "runs/try/_slurm/logs/000-rollout-%A_%a.log",
+        "open-mode": "append",
+        "array": "0-3%2",
+        "partition": "gpu",
+        "time": "2-0",
+        "gres": "gpu:1",
+        "requeue": "",
+        "signal": "B:USR1@120",
+        "exclusive": "",
+    }
+    assert "\nrun spo rollout \\\n  --out runs/try/000/trajectories \\\n  --num-shards 4 \\\n" in rollout
+    assert "# Iteration 000, rollout: runs/try/000/trajectories, 4 parts, 4 tasks." in rollout
+    segment = directives(files["000-segment.sbatch"])
+    assert "array" not in segment
+    assert "gres" not in segment
+    assert segment["output"].endswith("000-segment-%j.log")
+    assert "--shard 0/1" in files["000-segment.sbatch"], "whatever array variables the job may inherit"
+    for name, text in files.items():
+        if name.endswith((".sbatch", ".sh")):
+            subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+
+
+def test_an_array_that_is_larger_than_the_cluster_takes_is_refused_with_the_shards_per_task_that_it_takes(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(queues, "largest_array", lambda: 10)
+    many = ("slurm.num_shards=32",)
+    with pytest.raises(UserError, match=r"start-eval has 32 tasks.* takes 10 .*shards_per_task = 4 in \[slurm.eval\]"):
+        write(*many)
+    files = write(*many, "slurm.shards_per_task=4").files
+    assert directives(files["000-rollout.sbatch"])["array"] == "0-7"
+    assert "--num-shards 32 \\\n  --shards-per-task 4" in files["000-rollout.sbatch"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("slurm.parttion=gpu", r"parttion in \[slurm\], which takes partition, account"),
+        ("slurm.train.num_shards=2", r"num_shards in \[slurm.train\]"),
+        ("slurm.rollout.ranks=2", r"ranks in \[slurm.rollout\]"),
+        ("slurm.sft.ranks=2", r"ranks in \[slurm.sft\]"),
+        ("slurm.tran.time=1", r"got 'slurm.tran.time=1'"),
+        ("slurm.time=soon", r"\[slurm.sft\] time must be minutes, H:M:S or D-H:M:S; got 'soon'"),
+        ("slurm.time=2", r"time 2 is 120 s, and signal_seconds 120 before its end"),
+        ("slurm.time=3", r"time 3 is 180 s, .* or up to 60 s earlier"),
+        ("slurm.rollout.num_shards=33", r"33 in \[slurm.rollout\].* more than the 32 questions"),
+        ("slurm.estimate.num_shards=5", r"5 in \[slurm.estimate\].*and \[slurm.rollout\] makes 4"),
+        ("slurm.train.ranks=0", "ranks must be the same number on each node: expected a multiple of 1"),
+        ("slurm.container_runtime=docker", "must be one of apptainer, singularity, pyxis"),
+        ("rollout.num_shards=3", r"\[rollout\] must not set num_shards"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_written(override: str, message: str):
+    with pytest.raises(UserError, match=message):
+        write(override)
+    assert not Path("runs").exists()
+
+
+def test_time_limits_as_sbatch_takes_them():
+    assert [seconds(time) for time in ("10", "1:30", "1:0:0", "2-3", "1-0:5", "1-1:1:1")] == [
+        *(600, 90, 3600, 183600, 86700, 90061)
+    ]
+
+
+def test_a_dry_run_writes_nothing():
+    outcome = write(dry_run=True)
+    assert not Path("runs").exists()
+    assert "000-rollout.sbatch" in outcome.files
+    with pytest.raises(UserError, match="--dry-run submits nothing"):
+        slurm.Config(recipe=Path("recipe.toml"), dry_run=True, submit=True)
+
+
+def test_only_some_iterations_after_those_that_are_there():
+    with pytest.raises(UserError, match=r"001-rollout reads 000/checkpoint, which is missing.*include its iteration"):
+        write(only_iterations="1-1")
+    checkpoint = Path("runs/try/000/checkpoint")
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "spo.json").touch()
+    with pytest.raises(UserError, match="001-train reads 000/advantages"):
+        write(only_iterations="1-1")
+    make_parts("000/advantages", 4)
+    outcome = write(only_iterations="1-1")
+    assert list(dependencies(outcome)) == [
+        f"001-{stage}" for stage in ("rollout", "segment", "estimate", "train", "eval")
+    ]
+    assert dependencies(outcome)["001-rollout"] == []
+    assert not any(name.startswith(("000", "002", "start")) for name in outcome.files)
+    with pytest.raises(UserError, match="FIRST-LAST"):
+        write(only_iterations="1")
+    for none in ("1-0", "8-9"):
+        with pytest.raises(UserError, match=f"{none} is none of this run's 3, counted from 0"):
+            write(only_iterations=none)
+
+
+def make_parts(place: str, count: int, *missing: int) -> None:
+    for index in set(range(count)) - {*missing}:
+        write_part(Path("runs/try") / place, index, count)
+
+
+def test_only_what_is_missing_is_submitted_and_what_waits_for_it():
+    write(iterations=1)
+    make_parts("000/trajectories", 4, 1, 3)
+    make_parts("start/eval", 4)
+    outcome = write(iterations=1, only_missing=True)
+    assert 'submit 000-rollout "" --array=1,3)' in outcome.files["submit.sh"]
+    assert list(dependencies(outcome)) == [
+        *("000-rollout", "000-segment", "000-estimate", "000-train", "000-eval"),
+    ]
+    everything = write(iterations=1)
+    assert "start-eval" in dependencies(everything), "finished parts are skipped by the command itself"
+
+
+def test_of_several_parts_to_a_task_those_tasks_that_lack_one():
+    shares = ("slurm.rollout.num_shards=7", "slurm.rollout.shards_per_task=3", "slurm.estimate.num_shards=2")
+    make_parts("000/trajectories", 7, 4)
+    make_parts("000/cutpoints", 7)
+    make_parts("000/advantages", 7, 6)
+    outcome = write(*shares, iterations=1, only_missing=True)
+    told = outcome.files["submit.sh"]
+    assert 'submit 000-rollout "" --array=1)' in told
+    assert 'submit 000-estimate "" --array=1)' in told, "its second task has parts 3 to 6 of its input"
+    assert "000-segment" not in dependencies(outcome)
+
+
+def test_what_a_local_run_has_made_in_other_parts_is_kept_and_what_it_has_begun_is_not_mixed_with(here: Path):
+    make_parts("start/eval", 1)
+    make_parts("000/trajectories", 2)
+    with pytest.raises(UserError, match=r"start/eval holds parts of another split \(of 1; the jobs make 4\)"):
+        write(iterations=1)
+    outcome = write(iterations=1, only_missing=True)
+    assert list(dependencies(outcome)) == ["000-segment", "000-estimate", "000-train", "000-eval"]
+    assert dependencies(outcome)["000-segment"] == []
+    (here / "runs/try/000/trajectories/part-00001-of-00002.parquet").unlink()
+    with pytest.raises(UserError, match=r"trajectories .*another split \(of 2;.*num_shards = 2 in \[slurm.rollout\]"):
+        write(iterations=1, only_missing=True)
+    (here / "runs/try/000/trajectories/part-00000-of-00002.parquet").unlink()
+    begun = here / "runs/try/000/trajectories/.part-00000-of-00002"
+    begun.mkdir()
+    assert "000-rollout" in dependencies(write(iterations=1, only_missing=True)), "nothing of it was committed"
+    (begun / "chunk-00000.parquet").touch()
+    with pytest.raises(UserError, match=r"trajectories holds parts of another split \(of 2;"):
+        write(iterations=1, only_missing=True)
+
+
+def in_queue(monkeypatch: pytest.MonkeyPatch, *tasks: Task) -> None:
+    monkeypatch.setattr(queues, "ask", lambda jobs: Queue({(task.job, task.task): task for task in tasks}))
+
+
+def submitted(*lines: str) -> None:
+    folder = Path("runs/try/_slurm")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "jobs.tsv").write_text("".join(f"{line}\n" for line in lines))
+
+
+def test_what_is_in_the_queue_is_left_alone_and_waited_for(monkeypatch: pytest.MonkeyPatch):
+    submitted("000-rollout\t7\t", "000-segment\t8\t", "000-estimate\t9\t", "000-train\t10\t", "000-eval\t11\t")
+    make_parts("start/eval", 4)
+    make_parts("000/trajectories", 4, 1, 2, 3)
+    in_queue(
+        monkeypatch,
+        Task("7", 0, "COMPLETED"),
+        Task("7", 1, "RUNNING"),
+        Task("7", 2, "FAILED", "OutOfMemory"),
+        Task("7", 3, "PENDING", "BeginTime"),
+        Task("8", None, "PENDING", "Dependency"),
+        *(Task("9", task, "CANCELLED", "DependencyNeverSatisfied") for task in range(4)),
+    )
+    with pytest.raises(UserError, match="job 7_1: RUNNING; it is 000-rollout of this run"):
+        write(iterations=1)
+    outcome = write(iterations=1, only_missing=True)
+    assert 'submit 000-rollout "" --array=2)' in outcome.files["submit.sh"]
+    assert "scancel 8 # 000-segment waits for tasks that have failed" in outcome.files["submit.sh"]
+    assert dependencies(outcome)["000-segment"] == ["000-rollout", "7_1", "7_3"]
+    assert dependencies(outcome)["000-estimate"] == ["000-segment"], "and for none that is taken back"
+
+
+def test_nothing_is_submitted_where_all_is_done_or_on_its_way(monkeypatch: pytest.MonkeyPatch):
+    names = ("start-eval", "000-rollout", "000-segment", "000-estimate", "000-train", "000-eval")
+    submitted(*(f"{name}\t{number}\t" for number, name in enumerate(names)))
+    pending = [Task(str(number), None, "PENDING", "Dependency") for number in range(1, len(names))]
+    in_queue(monkeypatch, Task("0", None, "RUNNING"), *pending)
+    outcome = write(iterations=1, only_missing=True, submit=True)
+    assert outcome.submissions == ()
+    assert outcome.numbers == {}
+
+
+def test_a_slurm_that_refuses_a_job_is_told_and_what_it_took_is_noted(monkeypatch: pytest.MonkeyPatch):
+    programs({"sbatch": 'if [[ $* == *estimate* ]]; then echo "sbatch: error: QOSMaxSubmit" >&2; exit 1; fi; echo 5'})
+    monkeypatch.setenv("PATH", f"{Path('bin').resolve()}:{os.environ['PATH']}")
+    with pytest.raises(UserError, match=r"QOSMaxSubmit\); 3 are in the queue.*--only-missing"):
+        write(iterations=1, submit=True)
+    lines = Path("runs/try/_slurm/jobs.tsv").read_text().splitlines()
+    assert lines == ["start-eval\t5\t", "000-rollout\t5\t", "000-segment\t5\t"]
+
+
+def programs(bodies: dict[str, str]) -> None:
+    """Programs in bin/, by name, as lines of shell."""
+    Path("bin").mkdir()
+    for name, body in bodies.items():
+        (Path("bin") / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (Path("bin") / name).chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "launched"),
+    [
+        (("slurm.container=a b.sif",), "apptainer|exec|--nv|a b.sif|spo|"),
+        (
+            ("slurm.container=x.sif", "slurm.gpus=0", 'slurm.container_options=["--bind=/d"]'),
+            "apptainer|exec|--bind=/d|x.sif|spo|",
+        ),
+        (
+            (
+                "slurm.container=x.sqsh",
+                "slurm.container_runtime=pyxis",
+                'slurm.container_options=["--container-mounts=/d"]',
+            ),
+            "srun|--container-image=x.sqsh|--container-mounts=/d|spo|",
+        ),
+        (
+            ("slurm.train.ranks=4", "slurm.train.nodes=2", "slurm.container=x.sif", "slurm.cpus=8"),
+            "srun|--kill-on-bad-exit=1|--cpus-per-task=8|apptainer|exec|--nv|x.sif|spo|",
+        ),
+    ],
+)
+def test_what_the_command_is_started_with(overrides: tuple[str, ...], launched: str):
+    """The script is run by bash, with programs that say how they were called."""
+    told = 'printf "%s|" "$(basename "$0")" "$@"'
+    programs(dict.fromkeys(("srun", "apptainer", "spo"), told))
+    files = write(*overrides, 'slurm.setup=["export PATH=$PWD/bin:$PATH"]').files
+    ended = subprocess.run(
+        ["bash", "runs/try/_slurm/000-train.sbatch"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "SLURM_JOB_ID": "12"},
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith(launched + "train|runs/try/000/advantages|")
+    asked = directives(files["000-train.sbatch"])
+    assert (asked.get("nodes"), asked.get("ntasks-per-node")) == (
+        ("2", "2") if "ranks" in overrides[0] else (None, None)
+    )
+
+
+WORK = """
+import os, signal, sys, time
+signal.signal(signal.{name}, lambda number, frame: sys.exit({code}))
+print("begun", flush=True)
+time.sleep({seconds})
+"""
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "variables", "requeued"),
+    [
+        ("USR1", 4, {}, "12"),
+        ("USR1", 4, {"SLURM_ARRAY_JOB_ID": "10", "SLURM_ARRAY_TASK_ID": "3", "SLURM_RESTART_COUNT": "2"}, "10_3"),
+        ("USR1", 4, {"SLURM_RESTART_COUNT": "5"}, ""),  # often enough
+        ("USR1", 0, {}, ""),  # it was done in time
+        ("TERM", 4, {}, ""),  # cancelled: it stays so
+    ],
+)
+def test_a_task_that_is_told_to_stop_goes_back_into_the_queue(
+    sent: str, code: int, variables: dict[str, str], requeued: str
+):
+    programs({"scontrol": 'echo "requeue: $2"'})
+    Path("work.py").write_text(WORK.format(name=f"SIG{sent}", code=code, seconds=60))
+    Path("requeue.sh").write_text(REQUEUE)
+    script = f"set -e\nmax_requeues=5\nsource requeue.sh\nrun {sys.executable} work.py\n"
+    process = subprocess.Popen(
+        ["bash", "-c", script],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PATH": f"{Path('bin').resolve()}:{os.environ['PATH']}", "SLURM_JOB_ID": "12"} | variables,
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.Signals[f"SIG{sent}"])
+    rest, _ = process.communicate()
+    assert rest == (f"requeue: {requeued}\n" if requeued else "")
+    assert process.returncode == code
+
+
+def test_a_task_that_is_told_to_stop_amid_its_lines_of_setup_goes_back_into_the_queue_too():
+    programs({"scontrol": 'echo "requeue: $2"'})
+    script = f"set -e\nmax_requeues=1\n{REQUEUE}\nkill -USR1 $$\nrun echo begun"
+    environment = {**os.environ, "PATH": f"{Path('bin').resolve()}:{os.environ['PATH']}", "SLURM_JOB_ID": "12"}
+    ended = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environment)
+    assert (ended.stdout, ended.returncode) == ("requeue: 12\n", 4)
+    ended = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, env=environment | {"SLURM_RESTART_COUNT": "1"}
+    )
+    assert (ended.stdout, ended.returncode) == ("", 4)
+    assert "not requeued: this was attempt 2, and max_requeues is 1" in ended.stderr
+
+
+def test_jobs_that_a_job_submits_do_not_take_its_place_in_an_array_for_theirs(monkeypatch: pytest.MonkeyPatch):
+    programs({"sbatch": 'env | grep ^SLURM_ >>"$PLACE"; echo 5'})
+    monkeypatch.setenv("PATH", f"{Path('bin').resolve()}:{os.environ['PATH']}")
+    monkeypatch.setenv("PLACE", str(Path("told").resolve()))
+    for name in ("ARRAY_JOB_ID", "ARRAY_TASK_ID", "STEP_NUM_TASKS", "RESTART_COUNT", "CONF"):
+        monkeypatch.setenv(f"SLURM_{name}", "3")
+    write(iterations=1, submit=True)
+    assert set(Path("told").read_text().splitlines()) == {"SLURM_CONF=3"}
+
+
+def test_a_command_that_fails_fails_the_job():
+    script = f"max_requeues=5\n{REQUEUE}\nrun bash -c 'exit 3'"
+    assert subprocess.run(["bash", "-c", script]).returncode == 3
+
+
+def test_a_plan_is_read_as_it_was_written():
+    from stages.slurm.records import read_works
+
+    write()
+    _, jobs = planned(Path("recipe.toml"))
+    assert read_works(Path("runs/try")) == tuple(job.work for job in jobs)
+    assert Path("runs/try/_slurm/plan.json").read_text() == plan_text([job.work for job in jobs])

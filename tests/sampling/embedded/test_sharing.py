@@ -1,0 +1,82 @@
+"""Samples share a row while they draw the same tokens: computed once, drawn as if each were alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from stages.sampling.embedded.engine import TransformersSampler
+from stages.sampling.embedded.forward import Forward, Spans
+from stages.sampling.embedded.kv_cache import Rows
+from stages.sampling.protocol import Request, Sample, SamplingParams
+from tests.sampling.sampling_models import KINDS, Kind, make, random_prefixes, request, sampler
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+class Counted:
+    """A forward pass that notes the rows of each decoding step."""
+
+    def __init__(self, forward: Forward) -> None:
+        self.forward, self.plan = forward, forward.plan
+        self.rows: list[int] = []
+
+    def __call__(
+        self, ids: torch.Tensor, bias: torch.Tensor, cache: Rows, spans: Spans | None = None, /
+    ) -> torch.Tensor:
+        if ids.shape[1] == 1:
+            self.rows.append(len(ids))
+        return self.forward(ids, bias, cache, spans)
+
+
+def rows_computed(engine: TransformersSampler) -> list[int]:
+    """Grows by the rows of each decoding step."""
+    counted = Counted(engine.forward)
+    engine.forward = counted
+    return counted.rows
+
+
+def bits(sample: Sample) -> tuple[bytes, bytes, str]:
+    return sample.token_ids.tobytes(), sample.logprobs.tobytes(), sample.finish_reason
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_hundred_samples_that_draw_alike_take_one_block_of_rows(temperature: float) -> None:
+    engine = sampler(make("qwen2"))
+    rows = rows_computed(engine)
+    (prefix,) = random_prefixes([20])
+    asked = Request(prefix, (7,) * 100, 30)
+    (samples,), usage = engine.sample([asked], SamplingParams(temperature=temperature))
+    assert set(rows) == {32}
+    assert len({bits(sample) for sample in samples}) == 1
+    assert usage.sampled == 100 * len(samples[0].token_ids)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_samples_that_part_late_are_those_that_each_key_draws_alone(kind: Kind) -> None:
+    """A sharp model, so that the samples of a state part here and there along their way; and equal states."""
+    engine = sampler(make(kind))
+    prefixes = random_prefixes([6, 31])
+    asked = [request(prefix, 20, 40 - 15 * (i % 2), i) for i, prefix in enumerate([*prefixes, prefixes[0]])]
+    params = SamplingParams(temperature=0.3)
+    together = engine.sample(asked, params)[0]
+    firsts = {sample.token_ids[:4].tobytes() for sample in together[0]}
+    assert 1 < len(firsts) < 20
+    for one, samples in zip(asked, together, strict=True):
+        for key, sample in list(zip(one.keys, samples, strict=True))[::5]:
+            (alone,) = engine.sample([Request(one.prefix, (key,), one.max_new_tokens)], params)[0]
+            assert bits(sample) == bits(alone[0])
+
+
+def test_samples_of_one_row_end_each_at_its_own_limit() -> None:
+    engine = sampler(make("qwen2"))
+    (prefix,) = random_prefixes([12])
+    limits = (3, 8, 8, 1)
+    results, _ = engine.sample([Request(prefix, (5,), limit) for limit in limits], SamplingParams())
+    longest = results[1][0].token_ids
+    for (sample,), limit in zip(results, limits, strict=True):
+        np.testing.assert_array_equal(sample.token_ids, longest[:limit])

@@ -1,0 +1,48 @@
+"""The draw itself: exact edges, and never a token that cannot be."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from stages.sampling.draws import choose
+from stages.sampling.protocol import SamplingParams
+
+LAST = float(np.nextafter(1.0, 0.0))
+
+
+def draw(probabilities: list[float], uniforms: list[float], **params: float) -> list[int]:
+    logits = torch.tensor(probabilities).log().expand(len(uniforms), -1)
+    numbers = torch.tensor(uniforms, dtype=torch.float64)[:, None]
+    return choose(logits, numbers, SamplingParams(**params))[0][:, 0].tolist()  # pyright: ignore[reportArgumentType]
+
+
+def test_a_token_is_drawn_when_the_number_falls_in_its_share() -> None:
+    assert draw([0.25, 0.5, 0.25], [0.0, 0.24, 0.26, 0.74, 0.76, LAST]) == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("u", [0.0, 0.3, 0.5, LAST])
+def test_tokens_of_probability_zero_are_never_drawn(u: float) -> None:
+    assert draw([0.0, 0.0, 0.5, 0.0, 0.5, 0.0, 0.0], [u])[0] in (2, 4)
+
+
+@pytest.mark.parametrize("top", [{"top_k": 2}, {"top_p": 0.75}])
+def test_the_last_number_stays_within_what_was_kept(top: dict) -> None:
+    # 0.4 + 0.3 is short of 0.75 only for top_p: it keeps 0.2 as well
+    kept = {1, 3} if "top_k" in top else {1, 3, 4}
+    tokens = draw([0.05, 0.4, 0.05, 0.3, 0.2, 0.0], [0.0, 0.3, 0.6, 0.9, LAST], **top)
+    assert set(tokens) == kept
+
+
+def test_top_p_reaches_beyond_the_tokens_it_looks_at_first() -> None:
+    logits = torch.zeros(1, 5000)
+    logits[0, :2500] = 1e-3
+    uniforms = torch.tensor([[LAST]], dtype=torch.float64)
+    token, logprob = choose(logits, uniforms, SamplingParams(top_p=0.5))
+    assert token.item() == 2499
+    assert logprob.item() == pytest.approx(torch.log_softmax(logits, -1)[0, 2499].item())
+
+
+def test_greedy_takes_the_first_of_equals() -> None:
+    assert draw([0.1, 0.4, 0.4, 0.1], [LAST], temperature=0.0) == [1]

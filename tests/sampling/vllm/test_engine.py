@@ -1,0 +1,196 @@
+"""The vLLM engine draws what the embedded engine draws: the same choices by the same keys, told in the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from stages.core.errors import UserError
+from stages.sampling.embedded.engine import TransformersSampler
+from stages.sampling.protocol import (
+    Request,
+    Sample,
+    SamplingParams,
+    close_sampler,
+    lasting_sampler,
+    open_sampler,
+    rest_sampler,
+)
+from stages.sampling.vllm.engine import VllmSampler
+from tests.sampling.sampling_models import END, plain_logprobs, random_prefixes, request
+from tests.sampling.vllm.conftest import Vllm
+
+pytestmark = pytest.mark.xdist_group("vllm")
+
+
+@pytest.fixture
+def engines(vllm: Vllm) -> Iterator[tuple[object, TransformersSampler]]:
+    """vLLM and the embedded engine on the random model."""
+    torch.set_num_threads(1)
+    yield open_sampler("vllm", vllm.random), TransformersSampler.open(vllm.random, dtype="float32")
+    close_sampler()
+
+
+def nested() -> list[Request]:
+    """Prefixes of which some continue others, and some are equal."""
+    prefixes = random_prefixes([40, 55, 90, 130])
+    prefixes += [prefixes[3][:64], prefixes[3][:100], prefixes[2][:33], prefixes[1]]
+    return [request(prefix, 4, 40, name) for name, prefix in enumerate(prefixes)]
+
+
+def share_equal(ours: Sequence[Sequence[Sample]], theirs: Sequence[Sequence[Sample]]) -> float:
+    """Of the samples, those with equal tokens and end."""
+    pairs = [pair for of_one in zip(ours, theirs, strict=True) for pair in zip(*of_one, strict=True)]
+    return float(
+        np.mean([a.token_ids.tolist() == b.token_ids.tolist() and a.finish_reason == b.finish_reason for a, b in pairs])
+    )
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(),
+        SamplingParams(temperature=0.7),
+        SamplingParams(top_p=0.8, top_k=20),
+        SamplingParams(stop=("a", "\n")),
+    ],
+    ids=str,
+)
+def test_the_same_keys_draw_the_same_samples(engines, params: SamplingParams) -> None:
+    """But where rounding decides between two tokens, which may differ from machine to machine."""
+    ours, _ = engines[0].sample(nested(), params)
+    theirs, _ = engines[1].sample(nested(), params)
+    assert share_equal(ours, theirs) > 0.9
+
+
+def test_greedy_outputs_are_equal(engines) -> None:
+    ours, _ = engines[0].sample(nested(), SamplingParams(temperature=0))
+    theirs, _ = engines[1].sample(nested(), SamplingParams(temperature=0))
+    assert share_equal(ours, theirs) == 1
+
+
+@pytest.mark.parametrize(
+    "params", [SamplingParams(temperature=0.7), SamplingParams(temperature=1.3, top_p=0.5, top_k=9)]
+)
+def test_logprobs_are_those_of_the_whole_vocabulary_at_this_temperature(engines, params: SamplingParams) -> None:
+    model = engines[1].model
+    model.set_attn_implementation("sdpa")
+    results, usage = engines[0].sample(nested(), params)
+    for asked, samples in zip(nested(), results, strict=True):
+        for sample in samples:
+            expected = plain_logprobs(model, asked.prefix, sample, temperature=params.temperature)
+            np.testing.assert_allclose(sample.logprobs, expected, atol=1e-3)
+            assert (sample.token_ids.dtype, sample.logprobs.dtype) == (np.int32, np.float32)
+    assert usage.sampled == sum(len(sample.token_ids) for samples in results for sample in samples)
+
+
+def test_a_sample_ends_with_the_end_of_text_or_at_its_limit(engines) -> None:
+    results, _ = engines[0].sample(
+        [request(p, 20, 30, i) for i, p in enumerate(random_prefixes([20] * 6))], SamplingParams(temperature=1.5)
+    )
+    ends = {sample.finish_reason for samples in results for sample in samples}
+    assert ends == {"stop", "length"}
+    for sample in (sample for samples in results for sample in samples):
+        assert (sample.token_ids[-1] == END) == (sample.finish_reason == "stop")
+        assert sample.finish_reason == "stop" or len(sample.token_ids) == 30
+
+
+def test_the_context_ends_a_sample_too(engines) -> None:
+    (long,) = random_prefixes([engines[0].context_length - 3])
+    ((sample,),), _ = engines[0].sample([request(long, 1, 50)], SamplingParams(temperature=0))
+    assert (len(sample.token_ids), sample.finish_reason) == (3, "length")
+    with pytest.raises(UserError, match="leaves no room"):
+        engines[0].sample([request(np.zeros(engines[0].context_length, np.int32), 1, 5)], SamplingParams())
+
+
+def test_a_stop_string_may_begin_in_the_response_so_far(engines) -> None:
+    """Every sample continues `…#`; those that draw the digit that was drawn first elsewhere complete `#<digit>`."""
+    prefix = np.frombuffer(b"1+2=3.#", np.uint8).astype(np.int32)
+    asked = [Request(prefix, tuple(range(24)), 12, text_start=4)]
+    (free,), _ = engines[0].sample(asked, SamplingParams(temperature=1.5))
+    first = next(int(s.token_ids[0]) for s in free if s.token_ids[0] < 128)
+    params = SamplingParams(temperature=1.5, stop=("#" + chr(first),))
+    (ours,), _ = engines[0].sample(asked, params)
+    theirs, _ = engines[1].sample(asked, params)
+    ended = [sample for sample in ours if sample.token_ids[0] == first]
+    assert ended
+    assert all(len(s.token_ids) == 1 == len(s.logprobs) and s.finish_reason == "stop" for s in ended)
+    assert share_equal([ours], theirs) > 0.9
+
+
+def empty(vllm: Vllm) -> VllmSampler:
+    """The engine on the random model, its cache empty."""
+    sampler = open_sampler("vllm", vllm.random)
+    assert isinstance(sampler, VllmSampler)
+    sampler.reload(vllm.random)
+    return sampler
+
+
+def test_each_token_of_nested_prefixes_is_computed_once(vllm: Vllm) -> None:
+    """Whether they end with a block of vLLM's cache (32 tokens) or within one, nine samples from each or one."""
+    longest, other = random_prefixes([256, 100], seed=5)
+    states = [longest[:length] for length in (5, 32, 33, 40, 41, 42, 96, 97, 200, 256)]
+    states += [other, np.concatenate([longest[:150], other])]
+    asked = [request(state, 1 if i % 3 == 0 else 9, 4, i) for i, state in enumerate(states)]
+    _, usage = empty(vllm).sample(asked, SamplingParams())
+    assert usage.prefilled == usage.distinct_prefix_tokens == 256 + 100 + 100
+    close_sampler()
+
+
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(data=st.data())
+def test_trees_of_prefixes_of_any_shape_draw_what_the_embedded_engine_draws(engines, data: st.DataObject) -> None:
+    """From blocks that were copied, too: every prefix is some earlier one, cut anywhere and gone on with."""
+    prefixes = random_prefixes([data.draw(st.integers(1, 80))], seed=data.draw(st.integers(0, 99)))
+    for seed in range(data.draw(st.integers(0, 7))):
+        start = data.draw(st.sampled_from(prefixes))
+        (more,) = random_prefixes([data.draw(st.integers(1, 40))], seed=seed)
+        prefixes.append(np.concatenate([start[: data.draw(st.integers(0, len(start)))], more]))
+    asked = [request(prefix, data.draw(st.integers(1, 4)), 8, i) for i, prefix in enumerate(prefixes)]
+    greedy = SamplingParams(temperature=0)
+    ours, usage = engines[0].sample(asked, greedy)
+    assert share_equal(ours, engines[1].sample(asked, greedy)[0]) == 1
+    assert usage.prefilled <= usage.distinct_prefix_tokens + len(asked)
+
+
+def test_nothing_asked_is_nothing_done(engines) -> None:
+    assert engines[0].sample([], SamplingParams())[0] == []
+    results, usage = engines[0].sample([Request(np.array([1, 2], np.int32), (), 5)], SamplingParams())
+    assert (results, usage.sampled, usage.prefilled) == ([[]], 0, 0)
+
+
+def test_progress_is_told_while_samples_finish(engines) -> None:
+    told: list[tuple[int, int]] = []
+    results, usage = engines[0].sample(nested(), SamplingParams(), lambda *news: told.append(news))
+    assert sum(finished for finished, _ in told) == sum(map(len, results))
+    assert sum(tokens for _, tokens in told) == usage.sampled
+    assert len(told) > 1
+
+
+def test_another_models_weights_are_taken_in_place(vllm: Vllm) -> None:
+    """The head is tied to the embedding: both must be the new ones. What the cache held of the old model is gone."""
+    asked = nested()
+    with lasting_sampler():
+        sampler = open_sampler("vllm", vllm.random)
+        sampler.sample(asked, SamplingParams())
+        rest_sampler()
+        again = open_sampler("vllm", vllm.policy)
+        assert again is sampler
+        ours, _ = again.sample(asked, SamplingParams())
+    theirs, _ = TransformersSampler.open(vllm.policy, dtype="float32").sample(asked, SamplingParams())
+    assert share_equal(ours, theirs) > 0.9
+
+
+def test_a_model_of_another_shape_is_not(vllm: Vllm, tmp_path: Path) -> None:
+    from tests.sampling.sampling_models import make
+
+    make("qwen2", width=128).save_pretrained(tmp_path)
+    assert not vllm.sampler.reload(tmp_path)

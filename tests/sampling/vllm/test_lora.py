@@ -1,0 +1,38 @@
+"""vLLM samples from an adapter's directory: base and adapter in one, taken in place of the weights it had."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stages.models import checkpoints
+from stages.models.adapters import Lora
+from stages.optimization.torch import open_engine
+from stages.sampling.embedded.engine import TransformersSampler
+from stages.sampling.protocol import SamplingParams, close_sampler, open_sampler
+from tests.models.test_lora import train
+from tests.sampling.sampling_models import random_prefixes, request
+from tests.sampling.vllm.conftest import Vllm
+
+pytestmark = pytest.mark.xdist_group("vllm")
+
+
+def test_it_says_what_the_embedded_engine_says_of_the_same_adapter(vllm: Vllm, tmp_path: Path):
+    torch.set_num_threads(1)
+    adapted = open_engine(vllm.random, device="cpu", adapter=Lora(4, 8.0, ("down_proj", "q_proj", "v_proj")))
+    train(adapted, 2).save(tmp_path / "adapter", checkpoints.load_tokenizer(vllm.random), lambda directory: None)
+    requests, params = (
+        [request(prefix, 1, 30, name) for name, prefix in enumerate(random_prefixes([20, 33]))],
+        SamplingParams(0),
+    )
+    base, _ = open_sampler("vllm", vllm.random).sample(requests, params)
+    ours, _ = open_sampler("vllm", tmp_path / "adapter").sample(requests, params)
+    theirs, _ = TransformersSampler.open(tmp_path / "adapter", dtype="float32").sample(requests, params)
+    for (mine,), (other,), (before,) in zip(ours, theirs, base, strict=True):
+        assert mine.token_ids.tolist() == other.token_ids.tolist()
+        np.testing.assert_allclose(mine.logprobs, other.logprobs, rtol=0, atol=1e-3)
+        assert mine.token_ids.tolist() != before.token_ids.tolist()
+    close_sampler()

