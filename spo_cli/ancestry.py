@@ -13,7 +13,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from stages.core.errors import IncompleteInput, UserError
-from stages.core.paths import is_local, locate, names_a_file
+from stages.core.paths import is_local, locate, is_path_reference
 from stages.models.adapters import CONFIG_FILE
 from stages.models.transfer import is_whole
 from stages.shards.files import lineage_of, read_footer
@@ -75,7 +75,7 @@ def _parent(source: Source, place: Path) -> Lineage | None:
 def _shown_place(source: Source, place: Path) -> str | Path:
     if place.exists():
         return place
-    return f"{source.path} (no longer there)" if names_a_file(source.path) else source.path
+    return f"{source.path} (no longer there)" if is_path_reference(source.path) else source.path
 
 
 def _label(stage: str, fingerprint: str, place: Path | str, detail: str) -> Text:

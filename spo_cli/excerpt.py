@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from spo_cli.trajectory import Segment, Trajectory, readable_tokens, unlikely_tokens
 from stages.core.errors import UserError
-from stages.core.paths import StorePath, locate, names_a_file
+from stages.core.paths import StorePath, locate, is_path_reference
 from stages.models import checkpoints
 from stages.models.token_texts import Decode, decoder
 from stages.models.transfer import fetch
@@ -29,8 +29,8 @@ from stages.shards.parts import Artefact
 from stages.shards.schemas import TRAJECTORIES
 
 _SEGMENT_COLUMNS = {
-    "segment": ("segment", "start", "end", "cutpoints"),
-    "estimate": ("segment", "start", "end", "cutpoints", "value_start", "value_end", "advantage", "rollouts"),
+    "segment": ("segment_index", "start", "end", "cutpoints"),
+    "estimate": ("segment_index", "start", "end", "cutpoints", "value_start", "value_end", "advantage", "num_rollouts"),
 }
 _RESPONSE_COLUMNS = ("prompt", "prompt_token_ids", "token_ids", "logprobs", "text", "finish_reason", "answer")
 _FACTS = ("reward", "answer", "reference", "finish_reason")
@@ -151,7 +151,9 @@ def _segments(artefact: Artefact, stretches: list[dict[str, Any]], in_tree: bool
         name, length = stretch["trajectory_id"], len(stretch["token_ids"])
         rows = []
         if table is not None and names is not None:
-            rows = table.filter(pc.equal(table["trajectory_id"], name)).select(names).sort_by("segment").to_pylist()
+            rows = (
+                table.filter(pc.equal(table["trajectory_id"], name)).select(names).sort_by("segment_index").to_pylist()
+            )
         segments += _placed(rows, before, length, name.rpartition("/")[2] if in_tree else None)
         before += length
     return tuple(segments)
@@ -165,7 +167,11 @@ def _placed(rows: list[dict[str, Any]], before: int, length: int, branch: str | 
         if behind < begins:
             yield Segment(branch or "", before + behind, before + begins, ())
         if row is not None:
-            place = {"segment": branch or row["segment"], "start": before + begins, "end": before + row["end"]}
+            place = {
+                "segment_index": branch or row["segment_index"],
+                "start": before + begins,
+                "end": before + row["end"],
+            }
             yield Segment(**{**row, **place, "cutpoints": tuple(before + offset for offset in row["cutpoints"])})
             behind = row["end"]
 
@@ -193,7 +199,7 @@ def _model_directory(path: str, base: Path) -> Path | None:
         return fetch(there, unwanted=("*.safetensors", "*.bin"))
     if there.is_dir():
         return there
-    if names_a_file(path) or path.startswith("."):
+    if is_path_reference(path) or path.startswith("."):
         return None
     from huggingface_hub import try_to_load_from_cache
 

@@ -25,8 +25,8 @@ from stages.shards.tables import numbered
 Figures = dict[str, Any]
 
 _RESPONSES = ("question_id", "token_ids", "finish_reason", "reward")
-_SEGMENTS = ("trajectory_id", "segment", "start", "end", "cutpoints")
-_VALUES = ("value_start", "value_end", "advantage", "rollouts", "value_std")
+_SEGMENTS = ("trajectory_id", "segment_index", "start", "end", "cutpoints")
+_VALUES = ("value_start", "value_end", "advantage", "num_rollouts", "value_std")
 COLUMNS = {
     "rollout": _RESPONSES,
     "segment": _SEGMENTS,
@@ -93,7 +93,7 @@ def of_segments(table: pa.Table) -> Figures:
 
 def of_advantages(table: pa.Table) -> Figures:
     """The cut, and what the Monte Carlo rollouts say of it."""
-    rollouts, advantage = numbers(table["rollouts"]), numbers(table["advantage"])
+    rollouts, advantage = numbers(table["num_rollouts"]), numbers(table["advantage"])
     value, estimated = numbers(table["value_start"]), rollouts > 0
     figures = of_segments(table) | {
         "boundaries_estimated": int(estimated.sum()),
@@ -126,8 +126,8 @@ def _share_with_equal_rewards(table: pa.Table) -> float | None:
 
 def _last_values(table: pa.Table) -> np.ndarray:
     """`value_end` of each trajectory's last segment, which is its reward: [trajectories]."""
-    ordered = table.select(["trajectory_id", "segment", "value_end"]).sort_by(
-        [("trajectory_id", "ascending"), ("segment", "ascending")]
+    ordered = table.select(["trajectory_id", "segment_index", "value_end"]).sort_by(
+        [("trajectory_id", "ascending"), ("segment_index", "ascending")]
     )
     last = np.append(np.diff(numbered(ordered["trajectory_id"])) != 0, True)
     return numbers(ordered["value_end"])[last]

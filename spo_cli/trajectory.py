@@ -28,18 +28,18 @@ _VISIBLE = {"\n": "⏎", "\t": "⇥"}
 class Segment:
     """One row of a cutpoints or an advantages table; what a cutpoints table does not know is None.
 
-    A segment that an estimator left out, as it has no advantage, has neither values nor cutpoints. In a tree `segment`
-    is the branch that leads to the stretch, and offsets count along the whole path.
+    A segment that an estimator left out, as it has no advantage, has neither values nor cutpoints. In a tree
+    `segment_index` is the path of branches that leads to the node, and offsets count along the whole path.
     """
 
-    segment: int | str
+    segment_index: int | str
     start: int
     end: int
     cutpoints: tuple[int, ...]
     value_start: float | None = None
     value_end: float | None = None
     advantage: float | None = None
-    rollouts: int | None = None
+    num_rollouts: int | None = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _segment_table(trajectory: Trajectory) -> Table:
         numbers = _numbers(segment, style) if valued else ()
         marked = segment.cutpoints if trajectory.unlikely is None else trajectory.unlikely
         text = _tokens(trajectory.tokens, segment.start, segment.end, marked, style)
-        table.add_row(str(segment.segment), *numbers, text)
+        table.add_row(str(segment.segment_index), *numbers, text)
     return table
 
 
@@ -109,7 +109,7 @@ def _numbers(segment: Segment, style: str) -> tuple[Text, Text, Text]:
     if segment.advantage is None:
         return Text(), Text(), Text()
     value = f"{segment.value_start:.2f} → {segment.value_end:.2f}"
-    return Text(value), Text(f"{segment.advantage:+.2f}", style), Text(str(segment.rollouts))
+    return Text(value), Text(f"{segment.advantage:+.2f}", style), Text(str(segment.num_rollouts))
 
 
 def advantage_style(advantage: float | None, largest: float) -> str:

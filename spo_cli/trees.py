@@ -18,7 +18,7 @@ from rich.tree import Tree
 from spo_cli.figures import Figures, counts_of, distribution, moments, numbers, of_segments, with_error
 from spo_cli.trajectory import advantage_style, printable
 from stages.core.errors import UserError
-from stages.maths import paths
+from stages.maths import tree_structure
 from stages.maths.advantages import NEGLIGIBLE
 from stages.maths.statistics import mean_and_standard_error
 from stages.maths.trees import node_values
@@ -55,8 +55,8 @@ class Nodes:
     @property
     def prompt_values(self) -> np.ndarray:
         """[questions] float64: V of each prompt, the mean of means over the leaves."""
-        leaf = paths.is_leaf(self.parent)
-        share = paths.shares(self.parent, self.question)[leaf]
+        leaf = tree_structure.is_leaf(self.parent)
+        share = tree_structure.path_probabilities(self.parent, self.question)[leaf]
         return np.bincount(self.question[leaf], share * numbers(self.rows["reward"])[leaf])
 
     @property
@@ -84,7 +84,7 @@ def load_nodes(trajectories: Artefact) -> Nodes:
     table = trajectories.read_all(_COLUMNS)
     length = numbers(pc.list_value_length(table["token_ids"])).astype(np.int64)
     parent = parent_rows(table)
-    lost = paths.is_leaf(parent) & np.asarray(pc.is_null(table["reward"]))
+    lost = tree_structure.is_leaf(parent) & np.asarray(pc.is_null(table["reward"]))
     if lost.any():
         name = table["trajectory_id"][int(lost.argmax())].as_py()
         raise UserError(f"{trajectories.path}: {name} has no reward, and no stretch that continues it")
@@ -100,7 +100,7 @@ def tree_statistics(stage: str, table: pa.Table | None, nodes: Nodes) -> Figures
     shown = nodes.parent.size if table is None else table.num_rows
     if not shown:
         return {"rows": 0}
-    leaf, depth = paths.is_leaf(nodes.parent), paths.depths(nodes.parent)
+    leaf, depth = tree_structure.is_leaf(nodes.parent), tree_structure.depths(nodes.parent)
     reward, values = numbers(nodes.rows["reward"])[leaf], nodes.prompt_values
     figures: Figures = {
         "rows": shown,
@@ -112,7 +112,7 @@ def tree_statistics(stage: str, table: pa.Table | None, nodes: Nodes) -> Figures
     }
     if table is None:
         figures |= {
-            "response_length": distribution(paths.sum_along(nodes.parent, nodes.length)[leaf]),
+            "response_length": distribution(tree_structure.sum_from_root(nodes.parent, nodes.length)[leaf]),
             "finish_reasons": counts_of(nodes.rows["finish_reason"]),
             "tokens": int(nodes.length.sum()),
         }
@@ -141,11 +141,11 @@ def draw_tree(nodes: Nodes, question: str, advantage: Mapping[str, float]) -> Tr
     rows = np.flatnonzero(np.asarray(pc.equal(nodes.rows["question_id"], question)))
     if not rows.size:
         raise UserError(f"there is no question {question!r}; ids look like {nodes.rows['question_id'][0].as_py()!r}")
-    value, leaf = nodes.value, paths.is_leaf(nodes.parent)
+    value, leaf = nodes.value, tree_structure.is_leaf(nodes.parent)
     prompt = float(np.mean(value[rows[nodes.parent[rows] < 0]]))
     trees = {-1: Tree(Text.assemble((question, "bold"), f"  V {prompt:.2f}"))}
     largest = max((abs(one) for one in advantage.values()), default=0.0)
-    for row in rows[np.argsort(paths.depths(nodes.parent)[rows], kind="stable")].tolist():
+    for row in rows[np.argsort(tree_structure.depths(nodes.parent)[rows], kind="stable")].tolist():
         name = nodes.rows["trajectory_id"][row].as_py()
         told = f"reward {value[row]:g}  {nodes.rows['finish_reason'][row]}" if leaf[row] else f"V {value[row]:.2f}"
         line = Text.assemble((name.rpartition("/")[2], "cyan"), f"  {nodes.length[row]} tokens  {told}")

@@ -9,13 +9,9 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.configs.estimators import EstimatorName, EstimatorOptions, check_read
-from stages.configs.shared import OutputFlags
-from stages.core.config import option, validate
+from stages.configs.estimate import Config, EstimatorName
 from stages.core.errors import UserError
 from stages.core.progress import Progress, Silent, Summary
 
@@ -23,22 +19,6 @@ if TYPE_CHECKING:
     from stages.estimators import Portion, Prepare
     from stages.shards.parts import Artefact, Part
     from stages.shards.writing import PartWriter
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(EstimatorOptions, OutputFlags):
-    """The options of `spo estimate`."""
-
-    GROUP = "Input"
-
-    cutpoints: Path = option("Artefact of `spo segment`.", argument=True, result=False)
-    trajectories: Path | None = option(
-        "Trajectories that were cut.", default=None, default_text="the path in the cutpoints' lineage", result=False
-    )
-
-    def __post_init__(self) -> None:
-        validate(self)
-        check_read(self)
 
 
 def run(config: Config, progress: Progress = Silent()) -> Summary:

@@ -10,76 +10,24 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.configs.shared import DATA_HELP, TASK_ARG_HELP, TASK_HELP, ReportFlags, SamplingFlags, Split, with_engine
-from stages.core.config import option, results_config, validate
+from stages.configs.evaluate import Config
+from stages.core.config import results_config
 from stages.core.errors import IncompleteInput, UserError
 from stages.core.progress import Progress, Silent, Summary
+from stages.sampling.installed import with_engine
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    from stages.evaluation.choices import TaskChoice
     from stages.responses.generation import Response, Sampling
     from stages.shards.writing import PartWriter
     from stages.tasks import Question, Task
     from stages.tracking.metrics_log import Report
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(SamplingFlags, ReportFlags):
-    """The options of `spo eval`."""
-
-    GROUP = "Sampling"
-
-    task: tuple[str, ...] = option(TASK_HELP, group="Input")
-    data: tuple[str, ...] = option(
-        f"Data of the tasks: {DATA_HELP} TASK=PLACE applies to one task.",
-        default=(),
-        default_text="none, for tasks that need no data",
-        result=False,
-        group="Input",
-        metavar="[TASK=]PLACE",
-        common=True,
-    )
-    task_arg: tuple[str, ...] = option(
-        f"Option of every task, or of one. {TASK_ARG_HELP}",
-        default=(),
-        group="Input",
-        metavar="[TASK.]KEY=VALUE",
-    )
-    split: Split = option("Split of the questions.", default="test", group="Input", common=True)
-    num_generations: int = option("Responses per question: k of avg@k.", default=1, minimum=1, common=True)
-    temperature: float = option("Sampling temperature; 0 is greedy.", default=0.0, minimum=0, common=True)
-    max_tokens: tuple[int, ...] = option(
-        "Token budgets: responses are sampled up to the largest and graded at each; a response that exceeds a budget "
-        "scores 0 there.",
-        default=(1024,),
-        minimum=1,
-        common=True,
-    )
-
-    def __post_init__(self) -> None:
-        validate(self)
-        _ = self.tasks
-        if not self.max_tokens:
-            raise UserError("--max-tokens must name at least one budget")
-
-    @property
-    def tasks(self) -> tuple[TaskChoice, ...]:
-        """Each task with its own data and options.
-
-        Raises:
-          UserError: no task, one twice, or two places of data for one.
-        """
-        from stages.evaluation.choices import pair
-
-        return pair(self.task, self.data, self.task_arg)
 
 
 def run(config: Config, progress: Progress = Silent(), report: Report | None = None) -> Summary:

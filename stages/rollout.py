@@ -10,18 +10,17 @@ read, the reward.
 from __future__ import annotations
 
 import dataclasses
-import math
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from stages.configs.shared import ResponseFlags, with_engine
-from stages.core.config import option, validate
-from stages.core.errors import UserError
+from stages.configs.rollout import SEGMENT_TOKENS, Config
+from stages.configs.shared import ResponseFlags
+from stages.core.config import option
 from stages.core.progress import Progress, Silent, Summary
+from stages.sampling.installed import with_engine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,58 +38,6 @@ if TYPE_CHECKING:
     """(questions, their prompts as int32 [P] token ids, by whom, whom to tell) → their rows, what the engine did."""
 
 _SUMMARISED = ("trajectory_id", "parent_id", "question_id", "token_ids", "finish_reason", "reward")
-_GENERATIONS, _SEGMENT_TOKENS = 8, 30  # the defaults of their options
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(ResponseFlags):
-    """The options of `spo rollout`."""
-
-    GROUP = "Sampling"
-
-    num_generations: int | None = option(
-        "Responses per question; not with --tree.", default=None, default_text=str(_GENERATIONS), minimum=1, common=True
-    )
-    tree: str | None = option(
-        "Sample a tree per question, with these branches at each level, e.g. 6-6-6: responses branch after every "
-        "--segment-tokens, and the last level runs to the end.",
-        default=None,
-        default_text="independent responses",
-        metavar="N-N-N",
-        common=True,
-    )
-    segment_tokens: int | None = option(
-        "With --tree: tokens between two levels.",
-        default=None,
-        default_text=str(_SEGMENT_TOKENS),
-        minimum=1,
-        common=True,
-    )
-    unfinished_reward: float = option("Reward of a response that reaches --max-tokens without ending.", default=0.0)
-
-    def __post_init__(self) -> None:
-        validate(self)
-        if self.tree is None:
-            if self.segment_tokens is not None:
-                raise UserError("--segment-tokens is the length of a tree's stretches: pass --tree with it")
-            return
-        if self.num_generations is not None:
-            raise UserError("--tree says how many responses there are: leave out --num-generations")
-        if not re.fullmatch(r"[1-9]\d{0,5}(-[1-9]\d{0,5})*", self.tree):
-            raise UserError(
-                "--tree must hold the branches of each level, each at least 1, joined by dashes, such as 6-6-6; "
-                f"got {self.tree!r}"
-            )
-
-    @property
-    def branches(self) -> tuple[int, ...] | None:
-        """Branches of each level of a tree; None for whole responses."""
-        return tuple(map(int, self.tree.split("-"))) if self.tree else None
-
-    @property
-    def responses_per_question(self) -> int:
-        """Responses, or the most leaves that a tree can have."""
-        return math.prod(self.branches) if self.branches else self.num_generations or _GENERATIONS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +161,7 @@ def _resolve(config: Config) -> _Resolved:
         **shared,
         tree=config.branches,
         num_generations=None if in_tree else config.responses_per_question,
-        segment_tokens=config.segment_tokens or _SEGMENT_TOKENS if in_tree else None,
+        segment_tokens=config.segment_tokens or SEGMENT_TOKENS if in_tree else None,
         unfinished_reward=config.unfinished_reward,
     )
 
@@ -225,7 +172,7 @@ def _way(config: Config) -> _Way:
     if config.branches is None:
         count = config.responses_per_question
         return _Way(partial(chains.answer, num_generations=count), count, "responses", chains.statistics)
-    tokens = config.segment_tokens or _SEGMENT_TOKENS
+    tokens = config.segment_tokens or SEGMENT_TOKENS
     answer = partial(trees.answer, branches=config.branches, segment_tokens=tokens)
     return _Way(answer, trees.most_nodes(config.branches), "stretches", trees.statistics)
 

@@ -10,12 +10,10 @@ import dataclasses
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.configs.shared import OutputFlags
-from stages.core.config import option, validate
+from stages.configs.segment import Config
 from stages.core.errors import UserError
 from stages.core.progress import Progress, Silent, Summary
 
@@ -31,56 +29,7 @@ if TYPE_CHECKING:
     Cut = Callable[[pa.Table, Ragged, Ragged, np.ndarray], Segments]
     """(N rows, their token ids and log-probabilities, cutpoint flags of all tokens [V]) → segments."""
 
-_PARTITIONS = ("cutpoints", "fixed", "count", "delimiter", "token", "trajectory", "branches", "tree")
 _ROWS_AT_ONCE = 5_000  # of the arithmetic: small arrays stay in the cache, twice as fast as all at once
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(OutputFlags):
-    """The options of `spo segment`."""
-
-    GROUP = "Segments"
-
-    trajectories: Path = option("Artefact of `spo rollout`, or Parquet of another tool.", argument=True, result=False)
-    partition: str | None = option(
-        "Where to cut: cutpoints (before every --interval-th), fixed (every --segment-tokens), count (--num-segments "
-        "equal pieces), delimiter (after each match), token, trajectory, branches (where the responses to a question "
-        "part), or your own package.module:function.",
-        default=None,
-        default_text="cutpoints; for trees, tree",
-        common=True,
-    )
-    rho: float = option(
-        "A token is a cutpoint if its probability is below this.", default=0.9, above=0, maximum=1, common=True
-    )
-    interval: int = option("With cutpoints: number of cutpoints per segment.", default=5, minimum=1, common=True)
-    segment_tokens: int = option("With fixed: number of tokens per segment.", default=30, minimum=1, common=True)
-    num_segments: int = option("With count: number of segments per trajectory.", default=3, minimum=1, common=True)
-    delimiter: str = option(
-        "With delimiter: regular expression whose matches end a segment.",
-        default=r"\n",
-        metavar="REGEX",
-        common=True,
-    )
-    tokenizer: str | None = option(
-        "With delimiter: model whose tokenizer decodes the tokens.",
-        default=None,
-        default_text="the sampling model",
-        result=False,
-        metavar="MODEL",
-    )
-
-    def __post_init__(self) -> None:
-        validate(self)
-        if self.partition is not None and self.partition not in _PARTITIONS and ":" not in self.partition:
-            raise UserError(
-                f"--partition must be one of {', '.join(_PARTITIONS)} or package.module:function; "
-                f"got {self.partition!r}"
-            )
-        try:
-            re.compile(self.delimiter)
-        except re.error as error:
-            raise UserError(f"--delimiter must be a regular expression; {self.delimiter!r} is none: {error}") from error
 
 
 def run(config: Config, progress: Progress = Silent()) -> Summary:
@@ -213,12 +162,12 @@ def _make_cut(config: Config, trajectories: Artefact) -> tuple[Cut, tuple[Source
     from stages.shards.lineage import Source
 
     by_name: dict[str, Cut] = {
-        "cutpoints": lambda rows, tokens, logprobs, flags: cuts.by_cutpoints(tokens.lengths, flags, config.interval),
-        "fixed": lambda rows, tokens, logprobs, flags: cuts.fixed(tokens.lengths, config.segment_tokens),
-        "count": lambda rows, tokens, logprobs, flags: cuts.count(tokens.lengths, config.num_segments),
-        "token": lambda rows, tokens, logprobs, flags: cuts.every_token(tokens.lengths),
-        "trajectory": lambda rows, tokens, logprobs, flags: cuts.whole_trajectory(tokens.lengths),
-        "tree": lambda rows, tokens, logprobs, flags: cuts.whole_trajectory(tokens.lengths),
+        "cutpoints": lambda rows, tokens, logprobs, flags: cuts.partition_by_cutpoints(tokens.lengths, flags, config.interval),
+        "fixed": lambda rows, tokens, logprobs, flags: cuts.partition_by_length(tokens.lengths, config.segment_tokens),
+        "count": lambda rows, tokens, logprobs, flags: cuts.partition_by_count(tokens.lengths, config.num_segments),
+        "token": lambda rows, tokens, logprobs, flags: cuts.partition_by_token(tokens.lengths),
+        "trajectory": lambda rows, tokens, logprobs, flags: cuts.partition_by_trajectory(tokens.lengths),
+        "tree": lambda rows, tokens, logprobs, flags: cuts.partition_by_trajectory(tokens.lengths),
         "branches": lambda rows, tokens, logprobs, flags: _cut_where_responses_part(rows, tokens),
     }
     assert config.partition is not None, "resolved by run"
@@ -232,10 +181,10 @@ def _make_cut(config: Config, trajectories: Artefact) -> tuple[Cut, tuple[Source
 
 def _cut_where_responses_part(rows: pa.Table, tokens: Ragged) -> Segments:
     from stages.maths.branches import branch_starts
-    from stages.maths.partition import at_boundaries
+    from stages.maths.partition import partition_at_boundaries
     from stages.shards.tables import numbered
 
-    return at_boundaries(tokens.lengths, branch_starts(tokens, numbered(rows["question_id"])))
+    return partition_at_boundaries(tokens.lengths, branch_starts(tokens, numbered(rows["question_id"])))
 
 
 def _delimiter_cut(config: Config, trajectories: Artefact) -> tuple[Cut, tuple[Source, ...]]:
@@ -259,7 +208,7 @@ def _delimiter_cut(config: Config, trajectories: Artefact) -> tuple[Cut, tuple[S
         import numpy as np
 
         starts = [cuts.delimiter_starts(token_texts(decode, row), pattern) for row in tokens]
-        return cuts.at_boundaries(tokens.lengths, Ragged.of(starts, np.int64))
+        return cuts.partition_at_boundaries(tokens.lengths, Ragged.of(starts, np.int64))
 
     return cut, (model_source(model, checkpoints.digest(directory), config.out),)
 
@@ -282,6 +231,6 @@ def _user_cut(name: str, function: Callable[..., Sequence[int]]) -> Cut:
             if found.ndim != 1 or (found.size and not np.issubdtype(found.dtype, np.integer)):
                 raise UserError(f"--partition {name} must return a list of token offsets; got {found.tolist()!r}")
             starts.append(found)
-        return cuts.at_boundaries(tokens.lengths, Ragged.of(starts, np.int64))
+        return cuts.partition_at_boundaries(tokens.lengths, Ragged.of(starts, np.int64))
 
     return cut

@@ -15,12 +15,10 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from stages.configs.shared import ReportFlags, TrainingFlags
-from stages.configs.training import MAX_PER_QUESTION, LearningOptions, check_together
-from stages.core.config import option, results_config, validate
+from stages.configs.train import MAX_PER_QUESTION, Config
+from stages.core.config import option, results_config
 from stages.core.progress import Progress, Silent, Summary
 
 if TYPE_CHECKING:
@@ -32,49 +30,6 @@ if TYPE_CHECKING:
     from stages.training.execution import Sharing
     from stages.training.resumable import Unfinished
     from stages.training.starting_point import StartingPoint
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(LearningOptions, TrainingFlags, ReportFlags):
-    """The options of `spo train`."""
-
-    GROUP = "Input"
-
-    advantages: tuple[Path, ...] = option(
-        "Artefacts of `spo estimate`: several iterations from the oldest to the current one, with - for a lost one.",
-        argument=True,
-        result=False,
-    )
-    trajectories: tuple[Path, ...] | None = option(
-        "Trajectories of the advantages, in the same order.",
-        default=None,
-        default_text="the paths in the advantages' lineage",
-        result=False,
-    )
-    model: str | None = option(
-        "Policy to start from.",
-        default=None,
-        default_text="the model that sampled the current iteration",
-        result=False,
-        short="-m",
-        metavar="MODEL",
-        common=True,
-    )
-    reference_model: str | None = option(
-        "Reference model of the KL term.",
-        default=None,
-        default_text="the policy at the start of this call",
-        result=False,
-        metavar="MODEL",
-    )
-    temperature: float | None = option(
-        "Sampling temperature of the trajectories.", default=None, default_text="as recorded with them", above=0
-    )
-    seed: int = option("Seed of the order of the trajectories, and of a new adapter.", default=0, group="Optimization")
-
-    def __post_init__(self) -> None:
-        validate(self)
-        check_together(self)
 
 
 @dataclass(frozen=True, kw_only=True)

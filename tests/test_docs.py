@@ -172,6 +172,13 @@ def test_recipes_in_the_text_are_read(path: Path, tmp_path: Path):
             assert plan.iterations
 
 
+@pytest.mark.parametrize("path", [*PAGES, README, CONTRIBUTING], ids=name_of)
+def test_the_files_that_the_text_names_exist(path: Path):
+    named = re.findall(r"`((?:stages|spo_cli|tests|examples|docs)/[\w./-]*)`", path.read_text(encoding="utf-8"))
+    missing = [name for name in named if "NAME" not in name and not (ROOT / name).exists()]
+    assert not missing
+
+
 def test_the_readme_is_short():
     assert len(README.read_bytes()) <= 8192
 

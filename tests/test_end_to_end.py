@@ -194,7 +194,7 @@ def test_five_commands_over_real_questions(spo: Commands, shared: Path, tmp_path
         joined = segments.merge(trajectories, on="trajectory_id", validate="many_to_one")
         assert len(joined) == len(segments)
         assert {*joined["trajectory_id"]} == {*trajectories["trajectory_id"]}
-    both = advantages.merge(cutpoints, on=["trajectory_id", "segment"], validate="one_to_one")
+    both = advantages.merge(cutpoints, on=["trajectory_id", "segment_index"], validate="one_to_one")
     assert len(both) == len(advantages) == len(cutpoints)
     questions = pd.read_parquet(shared / "data" / "gsm8k" / "train.parquet")
     for row in rows(tmp_path / "trajectories")[::16]:

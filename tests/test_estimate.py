@@ -26,11 +26,11 @@ from tests.chains import ARITHMETIC, cut, footer, make_constant, rows, sample, v
 from tests.shards.samples import files
 
 PART = "part-00000-of-00001.parquet"
-CUT_COLUMNS = ["trajectory_id", "segment", "start", "end", "cutpoints"]
+CUT_COLUMNS = ["trajectory_id", "segment_index", "start", "end", "cutpoints"]
 
 
 def by_key(artefact: Path) -> dict[tuple[str, int], dict[str, Any]]:
-    return {(row["trajectory_id"], row["segment"]): row for row in rows(artefact)}
+    return {(row["trajectory_id"], row["segment_index"]): row for row in rows(artefact)}
 
 
 def trajectories_of(artefact: Path) -> dict[str, dict[str, Any]]:
@@ -40,8 +40,8 @@ def trajectories_of(artefact: Path) -> dict[str, dict[str, Any]]:
 def test_a_value_is_the_mean_of_its_rewards(chain: Path):
     found = rows(chain / "advantages")
     assert list(found[0]) == list(ADVANTAGES.names)
-    estimated = [row for row in found if row["rollouts"]]
-    assert {row["rollouts"] for row in estimated} == {4}
+    estimated = [row for row in found if row["num_rollouts"]]
+    assert {row["num_rollouts"] for row in estimated} == {4}
     for row in estimated:
         assert row["value_start"] == np.mean(row["rewards"])
         assert row["value_std"] == pytest.approx(np.std(row["rewards"], ddof=1))
@@ -62,7 +62,7 @@ def test_advantages_telescope_from_the_first_estimated_state_to_the_reward(chain
         of_trajectory[row["trajectory_id"]].append(row)
     for name, trajectory in trajectories_of(chain / "trajectories").items():
         segments = of_trajectory[name]
-        assert [row["segment"] for row in segments] == list(range(len(segments)))
+        assert [row["segment_index"] for row in segments] == list(range(len(segments)))
         assert segments[-1]["value_end"] == trajectory["reward"]
         for row, following in pairwise(segments):
             assert row["value_end"] == following["value_start"]
@@ -77,13 +77,13 @@ def test_the_prompt_is_estimated_only_where_the_first_token_is_a_cutpoint(chain:
     seen = set()
     for artefact in (chain / "advantages", tmp_path / "advantages"):
         for row in rows(artefact):
-            if row["segment"] == 0:
+            if row["segment_index"] == 0:
                 leading = row["cutpoints"][:1] == [0]
                 seen.add(leading)
-                assert (row["rollouts"] > 0) == leading
+                assert (row["num_rollouts"] > 0) == leading
             else:
-                assert row["rollouts"] > 0
-            if not row["rollouts"]:
+                assert row["num_rollouts"] > 0
+            if not row["num_rollouts"]:
                 assert (row["rewards"], row["value_std"], row["advantage"]) == ([], None, 0.0)
                 assert row["value_start"] == row["value_end"]
     assert seen == {True, False}
@@ -93,7 +93,7 @@ def test_the_prompt_is_estimated_only_where_the_first_token_is_a_cutpoint(chain:
 def test_other_partitions_estimate_the_prompt(chain: Path, tmp_path: Path, partition: str):
     cut(tmp_path / "cutpoints", chain / "trajectories", partition=partition, segment_tokens=4)
     value(tmp_path / "advantages", tmp_path / "cutpoints", rollouts=2)
-    assert {row["rollouts"] for row in rows(tmp_path / "advantages")} == {2}
+    assert {row["num_rollouts"] for row in rows(tmp_path / "advantages")} == {2}
 
 
 def test_equal_states_are_one_state(chain: Path, tmp_path: Path):
@@ -141,7 +141,7 @@ def test_rollouts_continue_the_token_ids_of_the_state_and_stay_within_max_tokens
     value(tmp_path / "advantages", chain / "cutpoints", rollouts=3, seed=9)
     trajectories, expected = trajectories_of(chain / "trajectories"), {}
     for row in rows(tmp_path / "advantages"):
-        if row["rollouts"]:
+        if row["num_rollouts"]:
             trajectory = trajectories[row["trajectory_id"]]
             prefix = (*trajectory["prompt_token_ids"], *trajectory["token_ids"][: row["start"]])
             expected[prefix] = (row["start"], row["rewards"])
@@ -289,9 +289,9 @@ def test_interleaved_questions_and_cutpoints_from_elsewhere_have_the_same_values
     value(tmp_path / "third", segments, trajectories=chain / "trajectories")
     found = by_key(tmp_path / "third")
     for key, row in by_key(chain / "advantages").items():
-        if row["rollouts"]:
+        if row["num_rollouts"]:
             assert found[key]["rewards"] == row["rewards"]
-        assert found[key]["rollouts"] == 4, "how it was cut is not known, so every state is estimated"
+        assert found[key]["num_rollouts"] == 4, "how it was cut is not known, so every state is estimated"
 
 
 def test_chunks_batches_and_shards_do_not_change_a_byte(policy: Path, tmp_path: Path):
@@ -319,7 +319,9 @@ def test_an_empty_part_has_no_advantages(policy: Path, tmp_path: Path):
 def test_another_seed_draws_other_rollouts_of_the_same_states(chain: Path, tmp_path: Path):
     value(tmp_path / "advantages", chain / "cutpoints", seed=1)
     first, second = by_key(chain / "advantages"), by_key(tmp_path / "advantages")
-    assert {key: row["rollouts"] for key, row in first.items()} == {key: row["rollouts"] for key, row in second.items()}
+    assert {key: row["num_rollouts"] for key, row in first.items()} == {
+        key: row["num_rollouts"] for key, row in second.items()
+    }
     assert {key: row["rewards"] for key, row in first.items()} != {key: row["rewards"] for key, row in second.items()}
 
 

@@ -109,7 +109,7 @@ def cuts(artefact: Path) -> dict[str, list[Cut]]:
     found: dict[str, list[Cut]] = {}
     for row in rows(artefact):
         of_trajectory = found.setdefault(row["trajectory_id"], [])
-        assert row["segment"] == len(of_trajectory)
+        assert row["segment_index"] == len(of_trajectory)
         of_trajectory.append((row["start"], row["end"], row["cutpoints"]))
     return found
 

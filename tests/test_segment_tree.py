@@ -32,7 +32,7 @@ def test_each_stretch_of_a_tree_is_a_segment_with_its_cutpoints(tree: Path, tmp_
     for row, stretch in zip(rows(tmp_path / "out"), rows(tree), strict=True):
         assert row == {
             "trajectory_id": stretch["trajectory_id"],
-            "segment": 0,
+            "segment_index": 0,
             "start": 0,
             "end": len(stretch["token_ids"]),
             "cutpoints": np.flatnonzero(np.exp(stretch["logprobs"]) < 0.8).tolist(),

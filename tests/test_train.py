@@ -83,9 +83,9 @@ def make_rows(model: Path, *, keep: float = 0.4) -> tuple[pa.Table, pa.Table]:
         kept = np.flatnonzero(generator.random(len(response)) < keep)
         for segment, (start, end) in enumerate([(0, half), (half, len(response))]):
             row = dict.fromkeys(ADVANTAGES.names)
-            row |= {"trajectory_id": identifier, "segment": segment, "start": start, "end": end}
+            row |= {"trajectory_id": identifier, "segment_index": segment, "start": start, "end": end}
             row |= {"cutpoints": [int(offset) for offset in kept if start <= offset < end], "value_start": 0.5}
-            row |= {"value_end": 0.5, "advantage": float(generator.normal()), "rollouts": 0, "rewards": []}
+            row |= {"value_end": 0.5, "advantage": float(generator.normal()), "num_rollouts": 0, "rewards": []}
             advantages.append(row)
     return (
         pa.Table.from_pylist(trajectories, schema=TRAJECTORIES.arrow),

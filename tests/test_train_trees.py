@@ -83,8 +83,8 @@ def write_trees(folder: Path, model: Path, *, seed: int, questions: int = 2, sig
             if generator.random() < signal:
                 cutpoints = np.flatnonzero(generator.random(len(stretch)) < 0.5).tolist()
                 row = dict.fromkeys(ADVANTAGES.names)
-                row |= {"trajectory_id": identifier, "segment": 0, "start": 0, "end": len(stretch)}
-                row |= {"cutpoints": cutpoints, "value_start": 0.5, "value_end": 0.5, "rollouts": 0, "rewards": []}
+                row |= {"trajectory_id": identifier, "segment_index": 0, "start": 0, "end": len(stretch)}
+                row |= {"cutpoints": cutpoints, "value_start": 0.5, "value_end": 0.5, "num_rollouts": 0, "rewards": []}
                 advantages.append(row | {"advantage": float(generator.normal())})
             grow(prompt, path + stretch, f"{identifier}.", identifier, left[1:])
 

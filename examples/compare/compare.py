@@ -114,7 +114,7 @@ def carry_out(plan: Plan, run: Run, out: Path) -> dict[str, Any]:
     """Does a run that has no result yet. Returns its result."""
     import torch
 
-    from stages import iterate
+    from stages.pipeline import iterate
 
     torch.set_num_threads(1)
     here = out / "runs" / run.name
@@ -209,7 +209,7 @@ def make_warm_start(plan: Plan, table: str, number: int, out: Path) -> str:
     """Trains a warm start that is not there yet. Returns its name."""
     import torch
 
-    from stages import iterate
+    from stages.pipeline import iterate
 
     torch.set_num_threads(1)
     name = warm_start_name(plan, table, number)

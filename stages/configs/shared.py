@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
-from stages.core.config import flag, option
-from stages.core.errors import UserError
-from stages.core.progress import Progress
+from stages.core.config import option
+from stages.models.adapters import Asked
 from stages.tasks import TASKS, Split
 from stages.tasks.templates import SLOT, TEMPLATES
 
@@ -105,24 +104,6 @@ class EngineFlags(MachineFlags, VllmFlags):
         return {field.name: getattr(self, field.name) for field in fields(EngineFlags)}
 
 
-C = TypeVar("C", bound=EngineFlags)
-
-
-def with_engine(config: C, progress: Progress) -> C:
-    """Return the config with `auto` replaced by the engine for this machine, and report that engine.
-
-    Raises:
-      UserError: vllm is requested and not installed, or an option of vLLM is given with the other engine.
-    """
-    from stages.sampling.installed import choose_engine
-
-    engine = choose_engine(config.engine, config.device, progress)
-    given = [field for field in fields(VllmFlags) if getattr(config, field.name) != field.default]
-    if engine != "vllm" and given:
-        raise UserError(f"{flag(given[0])} is an option of vLLM: pass --engine vllm with it, or leave it out")
-    return replace(config, engine=engine)
-
-
 @dataclass(frozen=True, kw_only=True)
 class OutputFlags:
     """Where a sharded artefact goes."""
@@ -186,8 +167,6 @@ class LoraFlags:
 
     def adapter(self) -> Asked:
         """Return the adapter that these options describe, as `stages.models.lora.plan` takes it."""
-        from stages.models.adapters import Asked
-
         return Asked(self.lora_r, self.lora_alpha, self.lora_target_modules, self.merge)
 
 

@@ -149,7 +149,7 @@ def results_config(config: Any) -> dict[str, Any]:
     }
 
 
-def arguments(config: Any) -> list[list[str]]:
+def to_arguments(config: Any) -> list[list[str]]:
     """The command line that gives this Config: what stands in place first, then each flag that is not at its default.
 
     Returns one list for each: the value in place, a flag with its value, or a flag alone.

@@ -20,7 +20,7 @@ class UserError(SpoError, ValueError):
     exit_code = 2
 
 
-class Unreachable(UserError):
+class StoreUnreachable(UserError):
     """What may well be there cannot be read or written now: nobody may take it for torn, stale or missing."""
 
 

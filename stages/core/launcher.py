@@ -56,7 +56,7 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
     return Launch(int(rank), int(size), int(local), address, int(port))
 
 
-def check_alone(command: str) -> None:
+def require_single_process(command: str) -> None:
     """Refuse several ranks of a command that is one process.
 
     Raises:

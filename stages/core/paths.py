@@ -23,7 +23,7 @@ from functools import lru_cache
 from pathlib import Path, PosixPath
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
-from stages.core.errors import Unreachable, UserError
+from stages.core.errors import StoreUnreachable, UserError
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
@@ -78,14 +78,14 @@ def locate(told: str, directory: Path) -> Path:
     return Path(os.path.normpath(directory.resolve() / told))
 
 
-def cache() -> Path:
+def cache_directory() -> Path:
     """Where copies of what lies in stores are, and what is on its way there: `SPO_CACHE`, else the user's cache."""
     if given := os.environ.get("SPO_CACHE"):
         return Path(given).expanduser().resolve()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "spo"
 
 
-def names_a_file(told: str) -> bool:
+def is_path_reference(told: str) -> bool:
     """Whether a text that `relative_path` may have told cannot be a name on the hub, though nothing lies there."""
     return told.startswith("..") or "://" in told or os.path.isabs(told)
 
@@ -113,7 +113,7 @@ class StorePath(PosixPath):
         Raises:
           UserError: it cannot be reached.
         """
-        with told(self):
+        with store_errors(self):
             return _filesystem(self.parts[0], self.parts[1])
 
     def resolve(self, strict: bool = False) -> StorePath:
@@ -146,7 +146,7 @@ class StorePath(PosixPath):
         """Nothing to do."""
 
     def unlink(self, missing_ok: bool = False) -> None:
-        with told(self), suppress(*[FileNotFoundError] * missing_ok):
+        with store_errors(self), suppress(*[FileNotFoundError] * missing_ok):
             self.filesystem.delete_file(self.key)
 
     def iterdir(self) -> Generator[StorePath, None, None]:
@@ -156,7 +156,7 @@ class StorePath(PosixPath):
         """What lies in a directory, in the order of the names; by one request (per thousand)."""
         from pyarrow.fs import FileSelector
 
-        with told(self):
+        with store_errors(self):
             found = self.filesystem.get_file_info(FileSelector(self.key, allow_not_found=True))
         named = sorted((info for info in found if info.base_name), key=lambda info: info.base_name)
         return [(self / info.base_name, info) for info in named]
@@ -165,7 +165,7 @@ class StorePath(PosixPath):
         """Every object below a directory."""
         from pyarrow.fs import FileSelector
 
-        with told(self):
+        with store_errors(self):
             found = self.filesystem.get_file_info(FileSelector(self.key, allow_not_found=True, recursive=True))
         return [(StorePath(self.parts[0], info.path), info) for info in found if info.type.name == "File"]
 
@@ -183,14 +183,14 @@ class StorePath(PosixPath):
     def open(self, mode: str = "r", *_: Any, encoding: str | None = None, **__: Any) -> IO[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """For reading only: what is written is written at once."""
         if mode == "rb":
-            with told(self):
+            with store_errors(self):
                 return self.filesystem.open_input_file(self.key)  # pyright: ignore[reportReturnType]
         if mode == "r":
             return io.TextIOWrapper(io.BytesIO(self.read_bytes()), encoding=encoding or "utf-8")
         raise ValueError(f"{self} can be opened for reading only, got mode {mode!r}")
 
     def read_bytes(self) -> bytes:
-        with self.open("rb") as file, told(self):
+        with self.open("rb") as file, store_errors(self):
             return file.read()
 
     def read_text(self, encoding: str | None = None, errors: str | None = None, *_: Any) -> str:
@@ -198,14 +198,14 @@ class StorePath(PosixPath):
 
     def write_bytes(self, data: Any) -> int:
         """The whole object, in the place of one that was there."""
-        with told(self), ThreadPoolExecutor(max_workers=1) as uncut:
+        with store_errors(self), ThreadPoolExecutor(max_workers=1) as uncut:
             return uncut.submit(_put, self.filesystem, self.key, data).result()
 
     def write_text(self, data: str, encoding: str | None = None, *_: Any, **__: Any) -> int:
         return self.write_bytes(data.encode(encoding or "utf-8"))
 
     def _info(self) -> FileInfo:
-        with told(self):
+        with store_errors(self):
             return self.filesystem.get_file_info(self.key)
 
 
@@ -228,20 +228,20 @@ def download(source: Path, target: Path) -> None:
     Raises:
       UserError: the store does not give it.
     """
-    with source.open("rb") as file, target.open("wb") as copy, told(source):
+    with source.open("rb") as file, target.open("wb") as copy, store_errors(source):
         while piece := file.read(1 << 24):
             copy.write(piece)
 
 
-def remove(path: Path) -> None:
+def remove_tree(path: Path) -> None:
     """Removes everything under a path of a store, by one request per thousand objects."""
     if isinstance(path, StorePath):
-        with told(path), suppress(FileNotFoundError):
+        with store_errors(path), suppress(FileNotFoundError):
             path.filesystem.delete_dir(path.key)
 
 
 @contextmanager
-def told(path: Path) -> Iterator[None]:
+def store_errors(path: Path) -> Iterator[None]:
     """Turns what a store answers into one line.
 
     Raises:
@@ -254,7 +254,7 @@ def told(path: Path) -> Iterator[None]:
     except OSError as error:
         if not is_failure(error):
             raise
-        raise Unreachable(
+        raise StoreUnreachable(
             f"{path} cannot be reached: {_reason(error)}. Check the address, and endpoint, region and credentials in "
             "the environment; what was committed is kept, and the same command goes on there"
         ) from error

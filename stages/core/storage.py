@@ -28,7 +28,7 @@ def _digest_of_file(path: Path, size: int, modified: int) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_DIGEST_BYTES)).hexdigest()
 
 
-def flush(path: Path) -> None:
+def fsync(path: Path) -> None:
     """Makes a file's bytes, or the renames and removals in a directory, survive a power loss."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -37,7 +37,7 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
     """Writes a small file that is there complete or not at all, in the place of one that was there."""
     beside = path.with_name(f".{path.name}")
     with beside.open("wb") as file:
@@ -45,4 +45,4 @@ def write_whole(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
-    flush(path.parent)
+    fsync(path.parent)

@@ -10,7 +10,7 @@ the fingerprint. `Estimator.read` opens one part of the cutpoints and says how i
 verb commits one by one; whatever is dear (a model, a tokenizer) is loaded there, not in `prepare`, so that a part that
 is up to date costs nothing, and an estimator that needs no model never loads one.
 
-A new one: its options go into `stages.configs.estimators` (and into the table there of who reads them), its module
+A new one: its options go into `stages.configs.estimate` (and into the table there of who reads them), its module
 here, the module's name into the dict. Rows come from `stages.estimators.rows`, segments from `stages.estimators.segments`.
 """
 
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from stages.configs.estimators import EstimatorOptions
+    from stages.configs.estimate import EstimatorOptions
     from stages.core.progress import Progress
     from stages.shards.lineage import Source
     from stages.shards.parts import Artefact, Part

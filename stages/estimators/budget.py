@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from stages.core.errors import UserError
 from stages.estimators.segments import wanted_states
-from stages.maths.allocation import shares
+from stages.maths.allocation import split_in_proportion
 from stages.maths.intervals import wilson_width
 from stages.maths.randomness import random_key
 from stages.shards.parts import Artefact
@@ -96,7 +96,7 @@ def _share(
             f"--budget {budget} is too small: {sum(states.values())} states of {len(names)} questions take "
             f"{needed} rollouts at {least} each. Raise it, or lower the least of --rollouts"
         )
-    granted = shares(budget, np.array([states[name] for name in names], np.int64))
+    granted = split_in_proportion(budget, np.array([states[name] for name in names], np.int64))
     return dict(zip(names, granted.tolist(), strict=True))
 
 

@@ -13,15 +13,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stages.configs.estimators import EstimatorName, EstimatorOptions, chosen
+from stages.configs.estimate import EstimatorName, EstimatorOptions, chosen
 from stages.core.config import option
 from stages.core.errors import UserError
 from stages.core.progress import Progress
 from stages.estimators import Estimated, Estimator, Portion
 from stages.estimators.rows import estimated
 from stages.estimators.segments import Cuts, check_vocabulary, chunk_by_question, load_cuts
-from stages.maths.advantages import chain
-from stages.maths.gae import generalised_advantages
+from stages.maths.advantages import chain_advantages
+from stages.maths.gae import generalized_advantages
 from stages.maths.ragged import Ragged, offsets_of
 from stages.models import checkpoints
 from stages.optimization.critic import Critic, Visited, has_head, open_critic, score_states
@@ -97,9 +97,9 @@ def estimate(settings: Settings, cuts: Cuts, chunk: range, critic: Critic) -> Es
         values[offsets[i] : offsets[i + 1]] = found
     rewards = np.zeros(len(segments))
     rewards[segments.is_last] = earned
-    advantage, _ = generalised_advantages(
+    advantage, _ = generalized_advantages(
         Ragged(values, offsets), Ragged(rewards, offsets), settings.gamma, settings.gae_lambda
     )
-    ends = chain(segments, values, earned)._replace(advantage=advantage)
+    ends = chain_advantages(segments, values, earned)._replace(advantage=advantage)
     no_rollout = Ragged(np.empty(0, np.float32), np.zeros(len(segments) + 1, np.int64))
     return estimated(cuts.rows[cuts.rows_of(chunk)], ends, no_rollout)

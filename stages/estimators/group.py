@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike
 
-from stages.configs.estimators import EstimatorName, EstimatorOptions, chosen
+from stages.configs.estimate import EstimatorName, EstimatorOptions, chosen
 from stages.core.config import option
 from stages.core.errors import UserError
 from stages.core.progress import Progress
@@ -22,7 +22,7 @@ from stages.estimators import Estimated, Estimator, Portion
 from stages.estimators.rows import count_questions, estimated
 from stages.estimators.segments import Cuts, load_cuts, load_whole_questions
 from stages.maths.advantages import Advantages, dr_grpo, grpo, rloo
-from stages.maths.ragged import slices
+from stages.maths.ragged import gather_ranges
 from stages.shards.parts import Artefact, Part
 from stages.shards.tables import numbered, rows_by_name
 
@@ -80,7 +80,7 @@ def estimate(settings: Settings, cuts: Cuts, group: pa.Table) -> Estimated:
     return estimated(
         cuts.rows,
         Advantages(*(values[own] for values in result)),
-        slices(rewards.astype(np.float32), first, size),
+        gather_ranges(rewards.astype(np.float32), first, size),
         best_of=settings.best_of,
         counts=count_questions(rewards, question),
     )

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stages.configs.estimators import (
+from stages.configs.estimate import (
     CONFIDENCE,
     INTERVAL_WIDTH,
     EstimatorName,
@@ -27,7 +27,7 @@ from stages.configs.estimators import (
     chosen,
     rollout_range,
 )
-from stages.configs.shared import EngineFlags, with_engine
+from stages.configs.shared import EngineFlags
 from stages.core.config import option
 from stages.core.errors import UserError
 from stages.core.progress import Progress
@@ -36,11 +36,11 @@ from stages.estimators.budget import Allotment, adaptive, fixed
 from stages.estimators.rollouts import Drawing, distinct_states, draw
 from stages.estimators.rows import check_chances, estimated
 from stages.estimators.segments import Cuts, check_room, check_vocabulary, chunk_by_question, load_cuts
-from stages.maths.advantages import Advantages, chain
-from stages.maths.ragged import slices
-from stages.maths.values import monte_carlo
+from stages.maths.advantages import Advantages, chain_advantages
+from stages.maths.ragged import gather_ranges
+from stages.maths.values import monte_carlo_values
 from stages.models import checkpoints
-from stages.sampling.installed import engine_packages
+from stages.sampling.installed import engine_packages, with_engine
 from stages.sampling.protocol import SamplingParams, batch_dependent, open_sampler
 from stages.shards.lineage import model_source, task_source
 from stages.shards.origin import compare_model, sampling_model
@@ -142,8 +142,8 @@ def estimate_chunk(settings: Settings, cuts: Cuts, chunk: range, allotment: Allo
     decided = [allotment.decided.get(state.question_id, np.nan) for state in states]
     # One more state, which −1 names: without rollouts and value, for segments that begin at none.
     starts, lengths = drawn.rewards.offsets, np.append(drawn.rewards.lengths, 0)
-    rewards = slices(drawn.rewards.values, starts[state_of], lengths[state_of])
-    values = monte_carlo(rewards)
+    rewards = gather_ranges(drawn.rewards.values, starts[state_of], lengths[state_of])
+    values = monte_carlo_values(rewards)
     value = np.where(values.rollouts > 0, values.mean, np.array([*decided, np.nan])[state_of])
 
     counts = {"states": len(states), "rollouts": int(lengths.sum())}
@@ -160,7 +160,7 @@ def estimate_chunk(settings: Settings, cuts: Cuts, chunk: range, allotment: Allo
 
 def chain_rows(cuts: Cuts, chunk: range, value: NDArray[np.float64]) -> tuple[pa.Table, Advantages]:
     """Cutpoints rows and advantages of some trajectories, from the value [S] of each segment's start, or NaN."""
-    return cuts.rows[cuts.rows_of(chunk)], chain(cuts.segments_of(chunk), value, cuts.rewards_of(chunk))
+    return cuts.rows[cuts.rows_of(chunk)], chain_advantages(cuts.segments_of(chunk), value, cuts.rewards_of(chunk))
 
 
 def allot(settings: Settings, cutpoints: Artefact, trajectories: Artefact) -> Allotment:

@@ -15,16 +15,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from stages.configs.estimators import EstimatorName, EstimatorOptions, chosen
+from stages.configs.estimate import EstimatorName, EstimatorOptions, chosen
 from stages.core.config import option
 from stages.core.progress import Progress
 from stages.estimators import Estimated, Estimator, Portion
 from stages.estimators.rows import count_questions, estimated
 from stages.estimators.segments import Cuts, load_cuts, load_whole_questions
-from stages.maths.advantages import Baseline, chain, without_own
-from stages.maths.prefixes import shared_prefixes, sharing
-from stages.maths.ragged import slices
-from stages.maths.values import monte_carlo
+from stages.maths.advantages import Baseline, chain_advantages, leave_own_reward_out
+from stages.maths.prefixes import shared_prefixes, responses_with_prefix
+from stages.maths.ragged import gather_ranges
+from stages.maths.values import monte_carlo_values
 from stages.shards.parts import Artefact, Part
 from stages.shards.tables import numbered, ragged, rows_by_name
 
@@ -75,13 +75,13 @@ def estimate(settings: Settings, cuts: Cuts, group: pa.Table) -> Estimated:
         in_order[begin : begins[number + 1]] = rewards[begin + order]
         rows = by_question[borders[number] : borders[number + 1]]
         place = np.argsort(order)[response[rows] - begin]
-        first[rows], count[rows] = sharing(common, place, start[rows])
+        first[rows], count[rows] = responses_with_prefix(common, place, start[rows])
         first[rows] += begin
-    seen = slices(in_order, first, count)
-    value = monte_carlo(seen).mean
-    advantages = chain(cuts.segments, value, rewards[own])
+    seen = gather_ranges(in_order, first, count)
+    value = monte_carlo_values(seen).mean
+    advantages = chain_advantages(cuts.segments, value, rewards[own])
     if settings.baseline == "leave-one-out":
-        advantages = without_own(advantages, rewards[response], count)
+        advantages = leave_own_reward_out(advantages, rewards[response], count)
     return estimated(
         cuts.rows,
         advantages,

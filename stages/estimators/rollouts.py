@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from stages.core.progress import Progress
 from stages.estimators.budget import Allotment, out_of_range
 from stages.estimators.segments import Cuts
-from stages.maths.allocation import grant, wanted_rollouts
+from stages.maths.allocation import grant_rollouts, additional_rollouts
 from stages.maths.ragged import Ragged
 from stages.maths.randomness import random_key
-from stages.maths.values import monte_carlo
+from stages.maths.values import monte_carlo_values
 from stages.responses.grading import grade
 from stages.sampling.protocol import Request, Sampler, SamplingParams, Usage
 from stages.tasks import Task
@@ -115,11 +115,11 @@ def draw(states: Sequence[State], allotment: Allotment, drawing: Drawing) -> Dra
         left -= np.bincount(question, more, left.size).astype(np.int64)
         more = np.zeros_like(more)
         if allotment.is_adaptive:
-            values = monte_carlo(_checked(rewards, states))
+            values = monte_carlo_values(_checked(rewards, states))
             open_ = by_name[values.rollouts[by_name] > 0]
             mean, count = values.mean[open_], values.rollouts[open_]
-            wanted, width = wanted_rollouts(mean, count, allotment.most, allotment.width, allotment.confidence)
-            more[open_] = grant(wanted, width, question[open_], left)
+            wanted, width = additional_rollouts(mean, count, allotment.most, allotment.width, allotment.confidence)
+            more[open_] = grant_rollouts(wanted, width, question[open_], left)
     return Drawn(Ragged.of(rewards, np.float32), sampled, prefilled, ungradable)
 
 

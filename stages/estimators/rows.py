@@ -12,8 +12,8 @@ from stages.core.errors import UserError
 from stages.estimators import Estimated
 from stages.maths.advantages import NEGLIGIBLE, Advantages
 from stages.maths.ragged import Ragged
-from stages.maths.values import all_equal, monte_carlo
-from stages.maths.values import best_of as value_of_best
+from stages.maths.values import all_equal, monte_carlo_values
+from stages.maths.values import best_of_n_values as value_of_best
 from stages.shards.schemas import ADVANTAGES
 from stages.shards.tables import list_array
 
@@ -49,13 +49,13 @@ def estimated(
     advantage = (
         advantages.advantage if best_of is None else advantages.advantage + bonus(cutpoints, advantages, best_of)
     )
-    values = monte_carlo(rewards)
+    values = monte_carlo_values(rewards)
     columns = {
         **{name: cutpoints[name] for name in cutpoints.column_names},
         "value_start": advantages.value_start,
         "value_end": advantages.value_end,
         "advantage": advantage,
-        "rollouts": values.rollouts.astype(np.int32),
+        "num_rollouts": values.rollouts.astype(np.int32),
         "rewards": list_array(rewards, pa.float32()),
         "value_std": pa.array(values.std if std is None else std, from_pandas=True),
     }

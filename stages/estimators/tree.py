@@ -17,18 +17,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.configs.estimators import EstimatorName, EstimatorOptions, chosen
+from stages.configs.estimate import EstimatorName, EstimatorOptions, chosen
 from stages.core.config import option
 from stages.core.errors import UserError
 from stages.core.progress import Progress
 from stages.estimators import Estimated, Estimator, Portion
 from stages.estimators.rows import count_questions, estimated
 from stages.estimators.segments import load_whole_questions
-from stages.maths.advantages import Advantages, Baseline, siblings
-from stages.maths.paths import is_leaf
-from stages.maths.ragged import slices
+from stages.maths.advantages import Advantages, Baseline, sibling_advantages
+from stages.maths.tree_structure import is_leaf
+from stages.maths.ragged import gather_ranges
 from stages.maths.trees import leaves_below, node_values, preorder, states_above
-from stages.maths.values import spread
+from stages.maths.values import group_std
 from stages.responses.trees import parent_rows
 from stages.shards.parts import Artefact, Part
 from stages.shards.tables import numbered, rows_by_name
@@ -103,7 +103,7 @@ def estimate(settings: Settings, rows: pa.Table, nodes: pa.Table, parent: np.nda
     parent, tree, reward = np.where(parent < 0, -1, place[parent])[order], tree[order], reward[order]
 
     value, group = node_values(parent, reward), states_above(parent, tree)
-    advantages = siblings(value, group, baseline=settings.baseline, scale=settings.normalise == "siblings")
+    advantages = sibling_advantages(value, group, baseline=settings.baseline, scale=settings.normalise == "siblings")
     leaf = is_leaf(parent)
     first, count = leaves_below(parent, tree)
     row = rows_by_name(nodes["trajectory_id"].take(pa.array(order)), rows["trajectory_id"])
@@ -111,8 +111,8 @@ def estimate(settings: Settings, rows: pa.Table, nodes: pa.Table, parent: np.nda
     return estimated(
         rows.take(pa.array(row[own])),
         Advantages(*(values[own] for values in advantages)),
-        slices(reward[leaf].astype(np.float32), first[own], count[own]),
-        std=spread(value, group)[own],
+        gather_ranges(reward[leaf].astype(np.float32), first[own], count[own]),
+        std=group_std(value, group)[own],
         best_of=settings.best_of,
         keep_zero=settings.keep_zero,
         counts=count_questions(reward[leaf], tree[leaf]),

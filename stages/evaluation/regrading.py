@@ -12,12 +12,9 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.configs.shared import OutputFlags
-from stages.core.config import option, validate
+from stages.configs.regrade import Config
 from stages.core.errors import UserError
 from stages.core.progress import Progress, Silent, Summary
 
@@ -32,44 +29,6 @@ if TYPE_CHECKING:
     Decode = Callable[[Sequence[np.ndarray]], list[str]]
 
 _ROWS = 16_384  # graded at once
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(OutputFlags):
-    """The options of `spo eval --regrade`."""
-
-    GROUP = "Input"
-
-    regrade: Path = option("Evaluation whose responses are graded again.", result=False)
-    task: tuple[str, ...] = option(
-        "Task of responses that another tool made.", default=(), default_text="as recorded with the responses"
-    )
-    task_arg: tuple[str, ...] | None = option(
-        "Option of every task, or of one.",
-        default=None,
-        default_text="as recorded with the responses",
-        metavar="[TASK.]KEY=VALUE",
-        common=True,
-    )
-    max_tokens: tuple[int, ...] | None = option(
-        "Token budgets to cut the responses off at.",
-        default=None,
-        default_text="those of the evaluation",
-        minimum=1,
-        common=True,
-    )
-    tokenizer: str | None = option(
-        "Model whose tokenizer decodes responses that --max-tokens cuts off.",
-        default=None,
-        default_text="the model that sampled them",
-        result=False,
-        metavar="MODEL",
-    )
-
-    def __post_init__(self) -> None:
-        validate(self)
-        if self.out.resolve() == self.regrade.resolve():
-            raise UserError("--out is the evaluation that is graded again, which is kept as it was: give another --out")
 
 
 def run(config: Config, progress: Progress = Silent()) -> Summary:
@@ -204,7 +163,7 @@ def _complete(config: Config, saved: Artefact) -> tuple[Config, dict[str | None,
     """
     import pyarrow.compute as pc
 
-    from stages.evaluation.choices import pair
+    from stages.configs.choices import pair
     from stages.tasks import open_task
 
     told = saved.read_all(["task", "max_tokens"])
@@ -250,12 +209,12 @@ def _decoder(config: Config, saved: Artefact) -> Decode | None:
 
 def _model(config: Config, saved: Artefact) -> Source | None:
     """The model that sampled the responses, as seen from the new artefact, wherever it is now."""
-    from stages.core.paths import names_a_file, relative_path
+    from stages.core.paths import is_path_reference, relative_path
     from stages.shards.lineage import Source
 
     model = saved.lineage and saved.lineage.model
     if not model:
         return None
     there = saved.locate(model.path)
-    is_file = there.exists() or names_a_file(model.path)
+    is_file = there.exists() or is_path_reference(model.path)
     return Source(relative_path(there, config.out) if is_file else model.path, model.fingerprint, "model")

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from stages.maths.statistics import majority, mean_and_standard_error, pass_at_k, question_means
+from stages.maths.statistics import maj_at_k, mean_and_standard_error, pass_at_k, question_means
 
 COLUMNS = ("task", "max_tokens", "question_id", "subject", "level", "token_ids", "finish_reason", "answer", "reward")
 """What the scores are made of."""
@@ -175,7 +175,7 @@ def _accuracies(
     if k > 1:
         right = np.bincount(question, weights=rewards >= 1, minlength=total).astype(np.int64)
         if (names >= 0).any() or not rewards.any():
-            scores[f"maj@{k}"] = majority(question, names, rewards, total)
+            scores[f"maj@{k}"] = maj_at_k(question, names, rewards, total)
         for j in [*(2**i for i in range(1, k.bit_length()) if 2**i < k), k]:
             scores[f"pass@{j}"] = pass_at_k(np.maximum(count, 1), right, np.clip(count, 1, j))
     return {name: np.where(count > 0, values, np.nan) for name, values in scores.items()}, k

@@ -52,7 +52,7 @@ def states_to_estimate(start: NDArray[np.integer], cutpoints: Ragged | None) -> 
     return wanted
 
 
-def chain(segments: Segments, state_value: ArrayLike, reward: ArrayLike) -> Advantages:
+def chain_advantages(segments: Segments, state_value: ArrayLike, reward: ArrayLike) -> Advantages:
     """A(segment) = V(end) − V(start); V(end) is V at the next segment's start, and R at the response's end.
 
     (arXiv 2505.23564, chain-based estimation.) A trajectory's first start state may be left unestimated, NaN: the
@@ -86,7 +86,7 @@ def chain(segments: Segments, state_value: ArrayLike, reward: ArrayLike) -> Adva
     return Advantages(value_start, value_end, value_end - value_start)
 
 
-def siblings(values: ArrayLike, groups: ArrayLike, *, baseline: Baseline = "mean", scale: bool = False) -> Advantages:
+def sibling_advantages(values: ArrayLike, groups: ArrayLike, *, baseline: Baseline = "mean", scale: bool = False) -> Advantages:
     """A_i = V_i − b: what each branch of a state is better than its siblings, b standing for V of the state itself.
 
     b is the mean over the group (arXiv 2505.23564, SPO-tree: V of a node is the mean of its children's), or the mean of
@@ -123,7 +123,7 @@ def siblings(values: ArrayLike, groups: ArrayLike, *, baseline: Baseline = "mean
     return Advantages(start, values, advantage)
 
 
-def without_own(of: Advantages, reward: ArrayLike, count: ArrayLike) -> Advantages:
+def leave_own_reward_out(of: Advantages, reward: ArrayLike, count: ArrayLike) -> Advantages:
     """Leaves a response's own reward out of the value that its segment starts from: (n·V − R) / (n − 1).
 
     A state that no other response passed through has no such value: V at the segment's end stands for it, and the
@@ -144,17 +144,17 @@ def grpo(rewards: ArrayLike, groups: ArrayLike) -> Advantages:
 
     Arguments, result and errors as in `siblings`; a group of one gets 0.
     """
-    return siblings(rewards, groups, scale=True)
+    return sibling_advantages(rewards, groups, scale=True)
 
 
 def rloo(rewards: ArrayLike, groups: ArrayLike) -> Advantages:
     """A_i = R_i − mean of the group's *other* rewards (arXiv 2402.14740). As `siblings`."""
-    return siblings(rewards, groups, baseline="leave-one-out")
+    return sibling_advantages(rewards, groups, baseline="leave-one-out")
 
 
 def dr_grpo(rewards: ArrayLike, groups: ArrayLike) -> Advantages:
     """A_i = R_i − mean: without the std, which weighs easy and hard questions up (arXiv 2503.20783). As `siblings`."""
-    return siblings(rewards, groups)
+    return sibling_advantages(rewards, groups)
 
 
 def _sum_in(group: NDArray[np.int64], values: NDArray[np.float64], count: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from stages.maths.intervals import wilson_width
 
 
-def wanted_rollouts(
+def additional_rollouts(
     mean: ArrayLike, count: ArrayLike, most: int, width: float, confidence: float
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """How many more rollouts each state asks for: as many again while its Wilson interval is wider than `width`.
@@ -28,7 +28,7 @@ def wanted_rollouts(
     return np.where(found > width, more, 0), found
 
 
-def grant(
+def grant_rollouts(
     wanted: NDArray[np.int64], urgency: NDArray[np.float64], group: NDArray[np.int64], left: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """What each state gets of what is left to its group: the most urgent first, equally urgent ones in their order.
@@ -48,7 +48,7 @@ def grant(
     return granted
 
 
-def shares(total: int, weights: NDArray[np.int64]) -> NDArray[np.int64]:
+def split_in_proportion(total: int, weights: NDArray[np.int64]) -> NDArray[np.int64]:
     """A total in whole numbers, in proportion to the weights: none gets less than its proportion, rounded down.
 
     Args:

@@ -20,7 +20,7 @@ from stages.maths.ragged import Ragged
 Penalty = Literal["k1", "k2", "k3", "abs"]
 
 
-class Generalised(NamedTuple):
+class GeneralizedAdvantages(NamedTuple):
     """Of all steps, flat and in order, each float64 [V].
 
     Attributes:
@@ -32,7 +32,7 @@ class Generalised(NamedTuple):
     returns: NDArray[np.float64]
 
 
-def generalised_advantages(values: Ragged, rewards: Ragged, gamma: float = 1.0, lam: float = 0.95) -> Generalised:
+def generalized_advantages(values: Ragged, rewards: Ragged, gamma: float = 1.0, lam: float = 0.95) -> GeneralizedAdvantages:
     """GAE(γ, λ) of N trajectories, each of which ends (arXiv 1506.02438, equation 16).
 
         δ_t = r_t + γ V(s_{t+1}) − V(s_t)        V of the state after the last step = 0
@@ -67,7 +67,7 @@ def generalised_advantages(values: Ragged, rewards: Ragged, gamma: float = 1.0, 
         if back:
             at = ends[longest_first[:rows]] - 1 - back
             advantage[at] += gamma * lam * advantage[at + 1]
-    return Generalised(advantage, advantage + value)
+    return GeneralizedAdvantages(advantage, advantage + value)
 
 
 def penalised_rewards(

@@ -27,7 +27,7 @@ MAX_DISTILLATION_WEIGHT = 10.0
 """Where the importance weight of a distilled segment is cut."""
 
 KLKind = Literal["k1", "k2", "k3"]
-Normalisation = Literal["tokens", "sequence", "constant"]
+Normalization = Literal["tokens", "sequence", "constant"]
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: KLKind = "k3") -> 
     raise ValueError(f"the KL estimators are k1, k2 and k3; got {kind!r}")
 
 
-def distillation(
+def distillation_loss(
     logprobs: Tensor,
     old_logprobs: Tensor,
     ref_logprobs: Tensor,
@@ -190,7 +190,7 @@ def distillation(
 
 
 def token_divisors(
-    lengths: NDArray[np.int64], normalisation: Normalisation, constant: float | None = None
+    lengths: NDArray[np.int64], normalisation: Normalization, constant: float | None = None
 ) -> NDArray[np.float64]:
     """What the loss of each token of a sequence is divided by, so that the sum over the batch is its loss.
 

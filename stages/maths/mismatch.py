@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from torch import Tensor
 
-TRUNCATED_ABOVE = 2.0
+TRUNCATION_CAP = 2.0
 """C, as `--importance-cap` is where nothing is said."""
-TOLERATED = 1.05
+TOLERATED_ERROR = 1.05
 """The mean multiplicative error above which a reader is warned: one probability in twenty parts off."""
 
 
@@ -35,7 +35,7 @@ class MismatchSums(NamedTuple):
     largest: Tensor
 
 
-def mismatch(trainer: Tensor, sampler: Tensor, cap: float = TRUNCATED_ABOVE) -> MismatchSums:
+def mismatch_sums(trainer: Tensor, sampler: Tensor, cap: float = TRUNCATION_CAP) -> MismatchSums:
     """Compares two log-probabilities of each token.
 
     Args:

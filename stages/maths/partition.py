@@ -91,7 +91,7 @@ def find_cutpoints(logprobs: Ragged, rho: float) -> NDArray[np.bool_]:
     return values < _round_up(np.log(rho), values.dtype)
 
 
-def by_cutpoints(lengths: ArrayLike, is_cutpoint: NDArray[np.bool_], interval: int) -> Segments:
+def partition_by_cutpoints(lengths: ArrayLike, is_cutpoint: NDArray[np.bool_], interval: int) -> Segments:
     """Boundaries immediately before cutpoint 1, k + 1, 2k + 1 …: the cutpoint-based partition of SPO-chain.
 
     It minimises Σ_s |U ∩ s|² among the partitions whose segments, but for the last, hold at least k cutpoints. The
@@ -111,7 +111,7 @@ def by_cutpoints(lengths: ArrayLike, is_cutpoint: NDArray[np.bool_], interval: i
     return _cut_before(positions[_count_up(per_row) % interval == 0], lengths, offsets)
 
 
-def fixed(lengths: ArrayLike, size: int) -> Segments:
+def partition_by_length(lengths: ArrayLike, size: int) -> Segments:
     """Every segment holds `size` tokens, the last of a response what is left.
 
     Raises:
@@ -127,7 +127,7 @@ def fixed(lengths: ArrayLike, size: int) -> Segments:
     return Segments(trajectory, start, end)
 
 
-def count(lengths: ArrayLike, segments: int) -> Segments:
+def partition_by_count(lengths: ArrayLike, segments: int) -> Segments:
     """`segments` segments of equal length: T = qK + r tokens make r segments of q + 1, then K − r of q.
 
     A response of fewer tokens than segments has one segment per token.
@@ -144,17 +144,17 @@ def count(lengths: ArrayLike, segments: int) -> Segments:
     return Segments(trajectory, start, start + quotient + (number < remainder))
 
 
-def every_token(lengths: ArrayLike) -> Segments:
+def partition_by_token(lengths: ArrayLike) -> Segments:
     """Every token is a segment."""
-    return fixed(lengths, 1)
+    return partition_by_length(lengths, 1)
 
 
-def whole_trajectory(lengths: ArrayLike) -> Segments:
+def partition_by_trajectory(lengths: ArrayLike) -> Segments:
     """Every response is one segment."""
-    return count(lengths, 1)
+    return partition_by_count(lengths, 1)
 
 
-def at_boundaries(lengths: ArrayLike, starts: Ragged) -> Segments:
+def partition_at_boundaries(lengths: ArrayLike, starts: Ragged) -> Segments:
     """Segments that begin where the caller says: delimiters, a user's own function.
 
     Args:

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def sortable(tokens: NDArray[np.int32]) -> bytes:
+def sortable_bytes(tokens: NDArray[np.int32]) -> bytes:
     """Token ids [T] as bytes that compare as the ids do: big-endian."""
     return np.ascontiguousarray(tokens, dtype=">u4").tobytes()
 
 
-def common_prefix(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
+def common_prefix_length(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
     """How many tokens two sequences begin with in common."""
     shorter = min(a.size, b.size)
     differ = a[:shorter] != b[:shorter]
@@ -30,13 +30,13 @@ def shared_prefixes(responses: Sequence[NDArray[np.int32]]) -> tuple[NDArray[np.
     Returns:
       order: [n] the responses so ordered. common: [n − 1], the tokens that each shares with the next in that order.
     """
-    keys = [sortable(tokens) for tokens in responses]
+    keys = [sortable_bytes(tokens) for tokens in responses]
     order = sorted(range(len(keys)), key=keys.__getitem__)
-    common = [common_prefix(responses[a], responses[b]) for a, b in itertools.pairwise(order)]
+    common = [common_prefix_length(responses[a], responses[b]) for a, b in itertools.pairwise(order)]
     return np.array(order, np.int64), np.array(common, np.int64)
 
 
-def sharing(
+def responses_with_prefix(
     common: NDArray[np.int64], place: NDArray[np.int64], length: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Which responses begin with the same tokens as a given one.

@@ -74,7 +74,7 @@ def offsets_of(lengths: ArrayLike) -> NDArray[np.int64]:
     return offsets
 
 
-def slices(values: NDArray, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Ragged:
+def gather_ranges(values: NDArray, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Ragged:
     """Copies N stretches of an array, which may overlap: sequence i is `values[starts[i] : starts[i] + lengths[i]]`."""
     offsets = offsets_of(lengths)
     within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)

@@ -88,7 +88,7 @@ def pass_at_k(n: ArrayLike, correct: ArrayLike, k: ArrayLike) -> NDArray[np.floa
     return 1.0 - missed
 
 
-def majority(question: ArrayLike, answer: ArrayLike, rewards: ArrayLike, questions: int) -> NDArray[np.float64]:
+def maj_at_k(question: ArrayLike, answer: ArrayLike, rewards: ArrayLike, questions: int) -> NDArray[np.float64]:
     """maj@k of each question: the reward of the most frequent of its answers.
 
     A response without an answer does not vote; where nobody votes the result is 0. Tied answers share the win: the

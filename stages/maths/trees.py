@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stages.maths.paths import is_leaf, levels
+from stages.maths.tree_structure import is_leaf, levels
 
 
 def states_above(parent: NDArray[np.int64], tree: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from stages.maths.ragged import Ragged
 
 
-class Values(NamedTuple):
+class ValueEstimates(NamedTuple):
     """What S sets of rollouts say.
 
     Attributes:
@@ -24,7 +24,7 @@ class Values(NamedTuple):
     rollouts: NDArray[np.int64]
 
 
-def monte_carlo(rewards: Ragged) -> Values:
+def monte_carlo_values(rewards: Ragged) -> ValueEstimates:
     """V̂(s) = 1/N Σ_j R_j over N independent rollouts from s (arXiv 2505.23564, chain-based estimation).
 
     Args:
@@ -45,10 +45,10 @@ def monte_carlo(rewards: Ragged) -> Values:
         squares = np.square(values - np.repeat(mean[estimated], count[estimated]))
         with np.errstate(invalid="ignore"):
             std[estimated] = np.sqrt(np.add.reduceat(squares, starts) / (count[estimated] - 1))
-    return Values(mean, std, count)
+    return ValueEstimates(mean, std, count)
 
 
-def spread(values: NDArray[np.float64], groups: NDArray[np.int64]) -> NDArray[np.float64]:
+def group_std(values: NDArray[np.float64], groups: NDArray[np.int64]) -> NDArray[np.float64]:
     """Standard deviation (ddof 1) of the values of each one's group: [N], NaN in a group of one.
 
     Args:
@@ -74,7 +74,7 @@ def all_equal(values: NDArray, groups: NDArray[np.int64]) -> NDArray[np.bool_]:
     return low == high
 
 
-def best_of(values: ArrayLike, n: int) -> NDArray[np.float64]:
+def best_of_n_values(values: ArrayLike, n: int) -> NDArray[np.float64]:
     """V_μ = 1 − (1 − V)ⁿ: the chance that the best of n attempts from a state is right (arXiv 2505.23564, appendix C).
 
     Args:

@@ -87,7 +87,7 @@ def replace_directory(finished: Path, directory: Path) -> None:
     for path in [*finished.rglob("*"), finished]:
         if path.is_file():
             path.chmod(readable)
-        storage.flush(path)
+        storage.fsync(path)
     if isinstance(directory, StorePath):
         transfer.publish(finished, directory)
         return
@@ -96,5 +96,5 @@ def replace_directory(finished: Path, directory: Path) -> None:
     if directory.exists():
         directory.rename(aside)
     finished.rename(directory)
-    storage.flush(directory.parent)
+    storage.fsync(directory.parent)
     shutil.rmtree(aside, ignore_errors=True)

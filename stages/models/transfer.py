@@ -20,8 +20,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from stages.core.errors import UserError
-from stages.core.paths import StorePath, as_path, cache, download, is_local, upload
-from stages.core.storage import digest, write_whole
+from stages.core.paths import StorePath, as_path, cache_directory, download, is_local, upload
+from stages.core.storage import digest, write_atomically
 from stages.models.adapters import CONFIG_FILE
 
 CONFIGURATIONS = ("config.json", CONFIG_FILE)
@@ -48,7 +48,7 @@ def fetch(directory: StorePath, unwanted: Iterable[str] = ()) -> Path:
         )
     copy = _copy(directory, listed)
     with _held(copy):
-        write_whole(copy / _ORIGIN_FILE, f"{directory}\n".encode())
+        write_atomically(copy / _ORIGIN_FILE, f"{directory}\n".encode())
         absent = [name for name in listed if not (copy / name).exists() and "/" not in name]
         _each(lambda name: _fetch(directory / name, copy / name), [n for n in absent if not _like(n, unwanted)])
         if _listed(directory) != listed:
@@ -80,7 +80,7 @@ def publish(finished: Path, directory: StorePath) -> None:
         for name in names:
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(finished / name, copy / name)
-        write_whole(copy / _ORIGIN_FILE, f"{directory}\n".encode())
+        write_atomically(copy / _ORIGIN_FILE, f"{directory}\n".encode())
     shutil.rmtree(finished)
 
 
@@ -93,7 +93,7 @@ def building(directory: Path) -> Path:
     """Where a model directory grows: beside its place, or on this machine where that is in a store."""
     if is_local(directory):
         return directory.with_name(f".{directory.name}.unfinished")
-    return cache() / "building" / digest(str(directory.resolve()).encode()) / directory.name
+    return cache_directory() / "building" / digest(str(directory.resolve()).encode()) / directory.name
 
 
 def origin(directory: Path) -> Path:
@@ -109,7 +109,7 @@ def _listed(directory: StorePath) -> dict[str, tuple[int, int]]:
 
 def _copy(directory: StorePath, listed: dict[str, tuple[int, int]]) -> Path:
     """The address is in it: a store tells times in seconds, and models of one architecture have files of one size."""
-    return cache() / "models" / digest(json.dumps([str(directory.resolve()), sorted(listed.items())]).encode())
+    return cache_directory() / "models" / digest(json.dumps([str(directory.resolve()), sorted(listed.items())]).encode())
 
 
 def _fetch(source: StorePath, target: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.maths.shares import balanced
+from stages.maths.balancing import balanced_groups
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -115,7 +115,7 @@ class Layout(Protocol):
 def padded(examples: Sequence[Example], size: int, part: Part = WHOLE, /) -> Iterator[tuple[list[int], MicroBatch]]:
     """The layout of one example a row, at most `size` a pass; see `Layout`."""
     filled = [index for index, example in enumerate(examples) if example.kept.size]
-    share = balanced([examples[index].fed for index in filled], part.count)[part.index]
+    share = balanced_groups([examples[index].fed for index in filled], part.count)[part.index]
     mine = [filled[place] for place in share]
     for group in micro_batches([examples[index] for index in mine], size):
         indices = [mine[place] for place in group]
@@ -127,7 +127,7 @@ def padded_whole(
 ) -> Iterator[tuple[list[int], MicroBatch]]:
     """The same, where a pass must not depend on the number of parts: those of one part are dealt out whole."""
     groups = micro_batches(examples, size)
-    for number in balanced([len(group) * examples[group[0]].fed for group in groups], part.count)[part.index]:
+    for number in balanced_groups([len(group) * examples[group[0]].fed for group in groups], part.count)[part.index]:
         yield groups[number], collate([examples[index] for index in groups[number]])
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stages.maths import losses
-from stages.maths.mismatch import TRUNCATED_ABOVE, mismatch
+from stages.maths.mismatch import TRUNCATION_CAP, mismatch_sums
 from stages.optimization.batches import Example
 from stages.optimization.head import Scored
 
@@ -46,7 +46,7 @@ class Objective:
     importance_cap: float | None = None
     beta: float = 0.0
     kl: losses.KLKind = "k3"
-    normalisation: losses.Normalisation = "tokens"
+    normalisation: losses.Normalization = "tokens"
     constant: float | None = None
     whiten: Whitening = "batch"
     max_ratio: float = losses.MAX_MEAN_RATIO
@@ -115,7 +115,7 @@ def _compare(
     sampler = torch.from_numpy(np.concatenate(recorded)).to(own)
     trainer = old if objective.importance_cap is None else own
     known = sampler.isfinite()
-    found = mismatch(trainer[known], sampler[known], objective.importance_cap or TRUNCATED_ABOVE)
+    found = mismatch_sums(trainer[known], sampler[known], objective.importance_cap or TRUNCATION_CAP)
     return {
         "mismatch/logp_difference_mean": found.difference / whole.compared,
         "mismatch/kl": found.kl / whole.compared,
@@ -160,7 +160,7 @@ def _distill(
     firsts = np.repeat(np.cumsum([0, *lengths[:-1]]), [example.segment_starts.size for example in group.examples])
     starts = firsts + np.concatenate([example.segment_starts for example in group.examples])
     segment = np.repeat(np.arange(starts.size), np.diff(starts, append=sum(lengths)))
-    segment_losses, watched = losses.distillation(
+    segment_losses, watched = losses.distillation_loss(
         logprobs,
         old,
         reference,

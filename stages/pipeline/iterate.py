@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stages import estimate, evaluate, rollout, segment, sft, train
-from stages.configs.training import choose_engine
+from stages.configs.train import choose_engine
 from stages.core.errors import FingerprintMismatch
-from stages.core.launcher import check_alone
+from stages.core.launcher import require_single_process
 from stages.core.paths import as_path
 from stages.core.progress import Progress, Silent, Summary
 from stages.pipeline.planning import Config, Iteration, Plan, make_plan, open_tasks
@@ -62,7 +62,7 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
       SpoError: as the stages.
     """
     started = time.monotonic()
-    check_alone("spo run")
+    require_single_process("spo run")
     plan = make_plan(config)
     for iteration in plan.iterations:
         choose_engine(iteration.train, ranks=1)

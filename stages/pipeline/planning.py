@@ -11,13 +11,11 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from stages import estimate, evaluate, rollout, segment, sft, train
-from stages.configs.resources import ArrayResources, RankResources, Resources
-from stages.configs.shared import ReportFlags
-from stages.configs.training import CRITIC
-from stages.core.config import option, validate
+from stages.configs import estimate, evaluate, rollout, segment, sft, train
+from stages.configs.run import SLURM_TABLES, TABLES, Config, RunTable
+from stages.configs.train import CRITIC
 from stages.core.errors import UserError
 from stages.core.paths import is_local
 
@@ -25,103 +23,6 @@ if TYPE_CHECKING:
     from stages.pipeline.recipe import Recipe
     from stages.pipeline.retention import Retention
 
-
-_FROM_RECIPE = "from [run] of the recipe"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """The options of `spo run`."""
-
-    GROUP = "Recipe"
-
-    recipe: Path = option(
-        "TOML file with the tables run, sft, rollout, segment, estimate, train, eval and slurm.", argument=True
-    )
-    out: Path | None = option(
-        "Directory of the run.",
-        default=None,
-        default_text=_FROM_RECIPE,
-        short="--output-dir",
-        group="Output",
-        common=True,
-    )
-    iterations: int | None = option(
-        "Number of iterations.", default=None, default_text=_FROM_RECIPE, minimum=0, common=True
-    )
-    report_to: tuple[Literal["tensorboard", "wandb"], ...] = option(
-        "Report the metrics of all stages, as one run, to TensorBoard or Weights & Biases, too.",
-        default=(),
-        default_text=_FROM_RECIPE,
-        group="Output",
-        common=True,
-    )
-    keep_checkpoints: int | None = option(
-        "Number of latest iterations whose checkpoints are kept whole.",
-        default=None,
-        default_text=_FROM_RECIPE,
-        minimum=1,
-        group="Output",
-        common=True,
-    )
-    overrides: tuple[str, ...] = option(
-        "Value that replaces the one in the recipe; --train.learning-rate 1e-5 does the same.",
-        default=(),
-        short="--set",
-        metavar="TABLE.KEY=VALUE",
-        common=True,
-    )
-
-    def __post_init__(self) -> None:
-        validate(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunTable(ReportFlags):
-    """The table [run] of a recipe; any option of a stage may stand there too, for all stages that have it."""
-
-    out: Path = option("Directory of the run.")
-    iterations: int = option("Iterations.", minimum=0)
-    model: str | None = option("Model to start from if there is no table [sft].", default=None, default_text="none")
-    eval_every: int = option("Iterations between evaluations; 0: at the start and the end only.", default=0, minimum=0)
-    keep_checkpoints: int | None = option(
-        "Number of latest iterations whose checkpoints are kept whole; older ones lose the optimizer state, and their "
-        "weights as soon as replay no longer needs them.",
-        default=None,
-        default_text="all are kept",
-        minimum=1,
-    )
-    keep_every: int | None = option(
-        "Keep the weights of every N-th older checkpoint.", default=None, default_text="none", minimum=1
-    )
-
-    def __post_init__(self) -> None:
-        validate(self)
-        if self.keep_every and not self.keep_checkpoints:
-            raise UserError("keep_every spares checkpoints that keep_checkpoints would prune: set both, or neither")
-
-
-TABLES: dict[str, type] = {
-    "run": RunTable,
-    "sft": sft.Config,
-    "rollout": rollout.Config,
-    "segment": segment.Config,
-    "estimate": estimate.Config,
-    "train": train.Config,
-    "eval": evaluate.Config,
-}
-"""Table of a recipe → the options that may stand in it."""
-
-SLURM_TABLES: dict[str, type] = {
-    "slurm": ArrayResources,
-    "slurm.sft": Resources,
-    "slurm.rollout": ArrayResources,
-    "slurm.segment": ArrayResources,
-    "slurm.estimate": ArrayResources,
-    "slurm.train": RankResources,
-    "slurm.eval": ArrayResources,
-}
-"""What `spo slurm` reads besides, and `spo run` passes over."""
 
 WHOLE: dict[str, Any] = {"shard": "0/1", "num_shards": None, "shards_per_task": 1}
 """The share of every stage here: one process does all of it, whatever a scheduler's variables say."""

@@ -7,16 +7,10 @@ it before each training.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from stages.configs.prune import Config
 from stages.core.errors import IncompleteInput, UserError
 from stages.core.progress import Progress, Silent
 from stages.pipeline import iterate, planning
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(planning.Config):
-    """The options of `spo prune`: those of the run."""
 
 
 def run(config: Config, progress: Progress = Silent()) -> None:

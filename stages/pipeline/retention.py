@@ -70,7 +70,7 @@ def prune(directory: Path, *, weights: bool) -> bool:
         gone: dict[str, dict[str, str]] = {kind: read_pruned(place, kind) for kind in ("weights", "optimizer")}
         for kind, paths in files.items():
             gone[kind] |= {path.name: storage.file_digest(path) for path in paths}
-        storage.write_whole(place / PRUNED_FILE, json.dumps(gone, indent=2).encode() + b"\n")
+        storage.write_atomically(place / PRUNED_FILE, json.dumps(gone, indent=2).encode() + b"\n")
         for path in (path for paths in files.values() for path in paths):
             path.unlink()
         found = True

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.core.config import option
+from stages.configs.slurm import Config
 from stages.core.errors import UserError
 from stages.core.paths import is_local
 from stages.core.progress import Progress, Silent
@@ -30,40 +30,6 @@ if TYPE_CHECKING:
     from stages.slurm.jobs import Job
     from stages.slurm.scripts import Submission
     from stages.slurm.states import Stage
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(planning.Config):
-    """The options of `spo slurm`."""
-
-    GROUP = "Submission"
-
-    submit: bool = option("Submit the jobs, as RUN/_slurm/submit.sh does.", default=False, common=True)
-    dry_run: bool = option("Print the scripts; write and submit nothing.", default=False, common=True)
-    only_missing: bool = option(
-        "Submit only failed and missing tasks, and the jobs that wait for them.", default=False, common=True
-    )
-    only_iterations: str | None = option(
-        "Submit only the jobs of these iterations, for a cluster that limits the number of jobs.",
-        default=None,
-        default_text="all iterations",
-        metavar="FIRST-LAST",
-        common=True,
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.submit and self.dry_run:
-            raise UserError("--dry-run submits nothing: leave out --submit, or --dry-run")
-        if self.only_iterations and not re.fullmatch(r"\d+-\d+", self.only_iterations):
-            raise UserError(f"--only-iterations must be FIRST-LAST, such as 0-9; got {self.only_iterations!r}")
-
-    def includes(self, iteration: str) -> bool:
-        """Whether the jobs of an iteration are wanted; the start goes with iteration 0."""
-        if self.only_iterations is None:
-            return True
-        first, last = map(int, self.only_iterations.split("-"))
-        return first <= (0 if iteration == "start" else int(iteration)) <= last
 
 
 @dataclass(frozen=True)

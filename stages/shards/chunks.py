@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from stages.core.errors import IncompleteInput, Unreachable, UserError
-from stages.core.paths import is_local, remove
+from stages.core.errors import IncompleteInput, StoreUnreachable, UserError
+from stages.core.paths import is_local, remove_tree
 from stages.shards.disk import replacing, write_parquet
 from stages.shards.files import lineage_of, read_columns, read_footer
 from stages.shards.lineage import FOOTER_KEY, Lineage, canonical_json
@@ -51,7 +51,7 @@ class Chunks:
             try:
                 footer = read_footer(file, self.schema)
                 chunk, lineage = Chunk(**json.loads(footer.metadata[_CHUNK_KEY])), lineage_of(footer, file)
-            except Unreachable:
+            except StoreUnreachable:
                 raise
             except (IncompleteInput, UserError):
                 pass
@@ -75,7 +75,7 @@ class Chunks:
     def clear(self) -> None:
         """Removes all of them."""
         if not is_local(self.directory):
-            remove(self.directory)
+            remove_tree(self.directory)
             return
         for file in self.directory.glob("chunk-*"):
             file.unlink()

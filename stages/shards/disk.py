@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from stages.core import paths
 from stages.core.errors import UserError
-from stages.core.storage import flush
+from stages.core.storage import fsync
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT}
@@ -29,7 +29,7 @@ _NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
 def disk_errors(path: Path) -> Iterator[None]:
     """Turns a full disk, a missing permission or a file in the way into a `UserError` about `path`."""
     try:
-        with paths.told(path):
+        with paths.store_errors(path):
             yield
     except OSError as error:
         if error.errno in _FULL:
@@ -67,7 +67,7 @@ def replacing(target: Path, temporary: Path) -> Iterator[BinaryIO]:
         with suppress(FileNotFoundError):
             temporary.unlink()
         raise
-    flush(target.parent)
+    fsync(target.parent)
 
 
 def write_parquet(file: BinaryIO, tables: Iterable[pa.Table], schema: pa.Schema, row_group: int) -> int:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.core.errors import IncompleteInput, Unreachable, UserError
-from stages.core.paths import StorePath, told
+from stages.core.errors import IncompleteInput, StoreUnreachable, UserError
+from stages.core.paths import StorePath, store_errors
 from stages.shards.lineage import FOOTER_KEY, Lineage
 from stages.shards.schemas import Schema
 
@@ -21,12 +21,12 @@ def read_footer(path: Path, schema: Schema | None = None) -> pq.FileMetaData:
         that a store does not give.
     """
     try:
-        with told(path):
+        with store_errors(path):
             return _open(path).metadata
     except PermissionError as error:
-        raise Unreachable(f"{path} may not be read by this user") from error
+        raise StoreUnreachable(f"{path} may not be read by this user") from error
     except (pa.ArrowException, OSError) as error:
-        with told(path), path.open("rb") as file:
+        with store_errors(path), path.open("rb") as file:
             start = file.read(4)
         if not b"PAR1".startswith(start.rstrip(b"\0")):
             raise UserError(f"{path} is not a Parquet file (it begins with {start!r})") from error
@@ -53,7 +53,7 @@ def read_columns(path: Path, columns: list[str] | None, schema: Schema) -> pa.Ta
       IncompleteInput: a torn or corrupt file.
     """
     try:
-        with told(path), _open(path) as file:
+        with store_errors(path), _open(path) as file:
             return file.read(columns)
     except (pa.ArrowException, OSError) as error:
         raise torn(path, schema, str(error)) from error

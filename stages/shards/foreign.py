@@ -29,8 +29,8 @@ _ROUNDING = 1e-3
 
 KEYS = {
     "rollout": ("trajectory_id",),
-    "segment": ("trajectory_id", "segment"),
-    "estimate": ("trajectory_id", "segment"),
+    "segment": ("trajectory_id", "segment_index"),
+    "estimate": ("trajectory_id", "segment_index"),
     "eval": ("response_id", "max_tokens"),
 }
 """The columns that tell the rows of a stage's table apart."""

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from stages.core import paths
-from stages.core.errors import Unreachable
+from stages.core.errors import StoreUnreachable
 
 
 class Log:
@@ -30,7 +30,7 @@ class Log:
     def end(self, line: str) -> None:
         """The last line of a run that did not finish; disk or store may take no more, and the error matters."""
         if self._started:
-            with suppress(OSError, Unreachable):
+            with suppress(OSError, StoreUnreachable):
                 self.write(line)
 
     def write(self, line: str) -> None:

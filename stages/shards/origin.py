@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from stages.core.errors import UserError
-from stages.core.paths import names_a_file
+from stages.core.paths import is_path_reference
 from stages.shards.lineage import Lineage, Source
 from stages.shards.parts import Artefact, open_artefact
 from stages.shards.schemas import ARTEFACT, BY_STAGE, Schema
@@ -65,7 +65,7 @@ def sampling_model(artefact: Artefact, flag: str = "--model") -> str | None:
     there = artefact.locate(lineage.model.path)
     if there.exists():
         return str(there)
-    if names_a_file(lineage.model.path):
+    if is_path_reference(lineage.model.path):
         raise UserError(f"the model that sampled {artefact.path} lies no longer at {there}: pass {flag} PATH")
     return lineage.model.path
 

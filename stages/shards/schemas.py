@@ -122,24 +122,26 @@ TRAJECTORIES = Schema(
 
 _SEGMENT_COLUMNS = (
     Column("trajectory_id", _TEXT, "the trajectory that the segment is a piece of"),
-    Column("segment", pa.int32(), "its number within the trajectory, from 0"),
+    Column("segment_index", pa.int32(), "its number within the trajectory, from 0"),
     Column("start", pa.int32(), "offset of its first token in token_ids"),
     Column("end", pa.int32(), "offset after its last token in token_ids"),
     Column("cutpoints", _INTS, "offsets in token_ids of its tokens with probability below rho: the probability mask"),
 )
 
-CUTPOINTS = Schema(stage="segment", version=1, row_group=65536, columns=_SEGMENT_COLUMNS)
+CUTPOINTS = Schema(stage="segment", version=2, row_group=65536, columns=_SEGMENT_COLUMNS)
 
 ADVANTAGES = Schema(
     stage="estimate",
-    version=2,
+    version=3,
     row_group=65536,
     columns=(
         *_SEGMENT_COLUMNS,
         Column("value_start", pa.float64(), "V at the segment's start: expected final reward"),
         Column("value_end", pa.float64(), "V at the segment's end; the trajectory's reward for its last segment"),
         Column("advantage", pa.float64(), "value_end - value_start, which an estimator may scale or add to"),
-        Column("rollouts", pa.int32(), "rewards that value_start comes from: rollouts, leaves, responses (0: none)"),
+        Column(
+            "num_rollouts", pa.int32(), "rewards that value_start comes from: rollouts, leaves, responses (0: none)"
+        ),
         Column("rewards", _NUMBERS, "these rewards, one by one"),
         Column("value_std", pa.float64(), "standard deviation, n - 1, of what value_start is a mean of", True, "null"),
     ),

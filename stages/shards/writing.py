@@ -22,7 +22,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from stages.core.errors import FingerprintMismatch, IncompleteInput, Interrupted, Unreachable, UserError
+from stages.core.errors import FingerprintMismatch, IncompleteInput, Interrupted, StoreUnreachable, UserError
 from stages.core.paths import as_path, is_local
 from stages.core.progress import Progress, Silent
 from stages.shards.chunks import Chunk, Chunks
@@ -245,7 +245,7 @@ class PartWriter:
         """Whether a file was made as is asked now; if not, only `overwrite` lets the work go on."""
         try:
             there = lineage_of(read_footer(path, self.schema), path)
-        except Unreachable:
+        except StoreUnreachable:
             raise
         except (IncompleteInput, UserError) as error:
             problems = [str(error)]

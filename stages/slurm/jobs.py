@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stages.configs.resources import RankResources, Resources
-from stages.core.config import arguments
+from stages.core.config import to_arguments
 from stages.shards.sharding import count_tasks, split, task_shards
 
 STAGES = {
@@ -85,7 +85,7 @@ class Job:
 
     def command(self) -> list[str]:
         """Its command, a flag and its value together, quoted for a shell."""
-        return [f"spo {self.work.stage}", *(shlex.join(words) for words in arguments(self.config))]
+        return [f"spo {self.work.stage}", *(shlex.join(words) for words in to_arguments(self.config))]
 
     def launcher(self) -> list[str]:
         """What starts the command: srun for several processes, the program that runs a container, both or none."""

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from stages.core.launcher import read_launch
-from stages.core.paths import cache, is_local, relative_path
+from stages.core.paths import cache_directory, is_local, relative_path
 from stages.core.progress import Progress
 from stages.core.storage import digest
 from stages.shards.disk import disk_errors, locked, replacing
@@ -64,7 +64,7 @@ class Report:
         self._logs, self._root, self._asked = logs, root, tuple(dict.fromkeys(mirrors))
         self._title, self._settings, self._progress = title, settings, progress
         local = is_local(logs)
-        self._directory = logs if local else cache() / "logs" / digest(str(logs.resolve()).encode())
+        self._directory = logs if local else cache_directory() / "logs" / digest(str(logs.resolve()).encode())
         self._path, self._state = self._directory / "metrics.jsonl", self._directory / "mirrors.json"
         self._opened: list[Mirror] | None = None
         self._told: dict[str, list[int]] = {}

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stages.configs.training import CRITIC, LearningOptions
+from stages.configs.train import CRITIC, LearningOptions
 from stages.core.errors import UserError
-from stages.core.paths import as_path, names_a_file, relative_path
+from stages.core.paths import as_path, is_path_reference, relative_path
 from stages.models import checkpoints
 from stages.models.pruning import check_optimiser, check_weights, digest_of
 from stages.models.transfer import origin
@@ -90,7 +90,7 @@ def find_critic(
     there, fingerprint, name = next(iter(made_with)) if critic is None else (as_path(critic), None, critic)
     if there.exists():
         name = str(there)
-    elif names_a_file(name):
+    elif is_path_reference(name):
         raise UserError(f"the critic that made {advantages.path} lies no longer at {there}: pass --critic PATH")
     directory = checkpoints.resolve(name, whole=continue_optimiser)
     digest = checkpoints.digest(directory)

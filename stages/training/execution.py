@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from stages.configs.training import LearningOptions, choose_engine
+from stages.configs.train import LearningOptions, choose_engine
 from stages.core.errors import UserError
 from stages.core.launcher import Launch
 from stages.models import checkpoints

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stages.core.errors import UserError
-from stages.maths import paths
+from stages.maths import tree_structure
 from stages.maths.advantages import NEGLIGIBLE
 from stages.maths.ragged import Ragged, offsets_of
 from stages.optimization.batches import Example
@@ -190,7 +190,7 @@ def _parents(trajectories: Artefact, table: pa.Table) -> NDArray[np.int64]:
     """As `trees.parent_rows`, of stretches that all lead back to a prompt."""
     try:
         parent = parent_rows(table)
-        paths.depths(parent)
+        tree_structure.depths(parent)
     except UserError as error:
         raise UserError(f"{trajectories.path}: {error}") from error
     return parent

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from stages.maths.mismatch import TOLERATED, multiplicative_error
+from stages.maths.mismatch import TOLERATED_ERROR, multiplicative_error
 
 ERROR = "mismatch/error"
 _LARGEST = "mismatch/logp_difference_max"
@@ -36,9 +36,9 @@ def summarise(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def warn(figures: Mapping[str, float]) -> tuple[str, ...]:
     """A line for the reader where the mean multiplicative error, of a step or a call, passes `TOLERATED`."""
     error = figures.get(ERROR, 1.0)
-    if error <= TOLERATED:
+    if error <= TOLERATED_ERROR:
         return ()
     return (
         f"sampler and trainer disagree: a token's probability is off by a factor of {error:.4f} on average (at most "
-        f"{TOLERATED} is expected), {figures['mismatch/truncated']:.1%} of the ratios beyond the cap: {_REMEDY}",
+        f"{TOLERATED_ERROR} is expected), {figures['mismatch/truncated']:.1%} of the ratios beyond the cap: {_REMEDY}",
     )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.configs.training import ExperienceOptions
+from stages.configs.train import ExperienceOptions
 from stages.core.errors import UserError
 from stages.optimization.batches import Example
 from stages.optimization.torch import TorchEngine

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from stages.core.errors import FingerprintMismatch, SpoError, UserError
-from stages.core.paths import cache, is_local
+from stages.core.paths import cache_directory, is_local
 from stages.core.progress import Progress
 from stages.core.storage import digest
 from stages.models import transfer
@@ -191,7 +191,7 @@ def place(out: Path) -> Path:
     """Where the unfinished work of an output lies: beside it; on this machine, where the output is to be in a store."""
     if is_local(out):
         return out.with_name(f".{out.name}.partial")
-    return cache() / "unfinished" / digest(str(out.resolve()).encode()) / f".{out.name}.partial"
+    return cache_directory() / "unfinished" / digest(str(out.resolve()).encode()) / f".{out.name}.partial"
 
 
 def write_records(directory: Path, lineage: Lineage, metrics: Metrics) -> None:

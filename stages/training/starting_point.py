@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages.core.errors import UserError
-from stages.core.paths import names_a_file, relative_path
+from stages.core.paths import is_path_reference, relative_path
 from stages.models import checkpoints, lora
 from stages.models.adapters import Asked, Lora, is_adapter
 from stages.models.pruning import check_optimiser, check_weights, digest_of
@@ -197,7 +197,7 @@ def _find_sampler(trajectories: Artefact, policy: Path, mine: Source, age: int) 
     if told is None:
         raise UserError(f"{trajectories.path} does not say which model sampled it, so it cannot be scored: {remedy}")
     there = trajectories.locate(told.path)
-    if not there.exists() and names_a_file(told.path):
+    if not there.exists() and is_path_reference(told.path):
         raise UserError(f"the model that sampled {trajectories.path} lies no longer at {there}: {remedy}")
     found = checkpoints.resolve(str(there) if there.exists() else told.path).resolve()
     if checkpoints.digest(found) != told.fingerprint:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from stages.configs.training import PaceOptions
+from stages.configs.train import PaceOptions
 from stages.core.errors import UserError
 from stages.core.progress import Progress
 from stages.maths.randomness import random_key

@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.maths.advantages import Baseline, siblings
-from stages.maths.allocation import wanted_rollouts
-from stages.maths.prefixes import shared_prefixes, sharing
+from stages.maths.advantages import Baseline, sibling_advantages
+from stages.maths.allocation import additional_rollouts
+from stages.maths.prefixes import shared_prefixes, responses_with_prefix
 from stages.maths.trees import node_values, states_above
 
 CHAIN = np.array([[0.80, 0.15, 0.05], [0.30, 0.40, 0.30], [0.02, 0.08, 0.90]])
@@ -87,7 +87,7 @@ def _rollouts(
     count = np.full(state.size, least)
     while True:
         mean = (right & (np.arange(most) < count[:, None])).sum(axis=1) / count
-        more, _ = wanted_rollouts(mean, count, most, width, 0.95)
+        more, _ = additional_rollouts(mean, count, most, width, 0.95)
         if not more.any():
             return mean, count
         count = count + more
@@ -109,7 +109,7 @@ def tree(branches: tuple[int, ...], baseline: Baseline = "mean") -> Estimator:
         question = np.zeros(parent.size, np.int64)  # below the first level the parent tells it
         question[: groups * branches[0]] = np.arange(groups).repeat(branches[0])
         value = node_values(parent, end == 2)
-        found = siblings(value, states_above(parent, question), baseline=baseline)
+        found = sibling_advantages(value, states_above(parent, question), baseline=baseline)
         first = np.arange(groups) * branches[0]
         return _estimates(end[first], value[first], found.advantage[first], tokens / parent.size)
 
@@ -130,7 +130,7 @@ def prefix_tree(responses: int, *, where_they_part: bool = False) -> Estimator:
         for i, group in enumerate(drawn):
             order, common = shared_prefixes([row.astype(np.int32) for row in group])
             place = np.argsort(order)[[0, 0]]
-            first, count = sharing(common, place, np.array([STRETCH, STRETCH + 1]))
+            first, count = responses_with_prefix(common, place, np.array([STRETCH, STRETCH + 1]))
             value[i] = rewards[i][order[first[0] : first[0] + count[0]]].mean()
             kept[i] = count[1] < count[0] or not where_they_part
         state = drawn[kept, 0, STRETCH - 1]

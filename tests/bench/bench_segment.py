@@ -18,28 +18,28 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from stages.maths.advantages import chain, states_to_estimate
+from stages.maths.advantages import chain_advantages, states_to_estimate
 from stages.maths.partition import (
     Segments,
-    by_cutpoints,
-    count,
-    every_token,
+    partition_by_cutpoints,
+    partition_by_count,
+    partition_by_token,
     find_cutpoints,
-    fixed,
+    partition_by_length,
     segment_cutpoints,
-    whole_trajectory,
+    partition_by_trajectory,
 )
 from stages.maths.ragged import Ragged, offsets_of
-from stages.maths.values import monte_carlo
+from stages.maths.values import monte_carlo_values
 
 CHUNK = 5_000
 ROLLOUTS = 9
 PARTITIONS: dict[str, Callable[[NDArray[np.int64], NDArray[np.bool_]], Segments]] = {
-    "cutpoints, k = 5": lambda lengths, is_cutpoint: by_cutpoints(lengths, is_cutpoint, 5),
-    "fixed, 30": lambda lengths, _: fixed(lengths, 30),
-    "count, 3": lambda lengths, _: count(lengths, 3),
-    "token": lambda lengths, _: every_token(lengths),
-    "trajectory": lambda lengths, _: whole_trajectory(lengths),
+    "cutpoints, k = 5": lambda lengths, is_cutpoint: partition_by_cutpoints(lengths, is_cutpoint, 5),
+    "fixed, 30": lambda lengths, _: partition_by_length(lengths, 30),
+    "count, 3": lambda lengths, _: partition_by_count(lengths, 3),
+    "token": lambda lengths, _: partition_by_token(lengths),
+    "trajectory": lambda lengths, _: partition_by_trajectory(lengths),
 }
 
 
@@ -94,7 +94,7 @@ def arithmetic_seconds(name: str, logprobs: Ragged, random: np.random.Generator)
         rewards = Ragged(random.integers(0, 2, draws[-1]).astype(np.float32), draws) if adaptive else None
 
         start = time.perf_counter()
-        chain(segments, values if rewards is None else monte_carlo(rewards).mean, reward)
+        chain_advantages(segments, values if rewards is None else monte_carlo_values(rewards).mean, reward)
         seconds += time.perf_counter() - start
         total += len(segments)
     return seconds, total

@@ -25,7 +25,7 @@ from stages.estimators.monte_carlo import chain_rows
 from stages.estimators.rows import estimated
 from stages.estimators.segments import load_cuts
 from stages.maths.ragged import Ragged, offsets_of
-from stages.maths.values import monte_carlo
+from stages.maths.values import monte_carlo_values
 from stages.shards import schemas
 from stages.shards.lineage import describe
 from stages.shards.parts import open_artefact
@@ -75,7 +75,7 @@ def run_arithmetic(source: Path, cuts_at: Path, out: Path, random: np.random.Gen
     rewards = Ragged(random.integers(0, 2, draws[-1]).astype(np.float32), draws)
     made_up = time.perf_counter() - start
     everything = range(cuts.trajectories.num_rows)
-    table = estimated(*chain_rows(cuts, everything, monte_carlo(rewards).mean), rewards).table
+    table = estimated(*chain_rows(cuts, everything, monte_carlo_values(rewards).mean), rewards).table
     lineage = describe("estimate", schemas.ADVANTAGES, segment.Config(trajectories=source, out=out))
     with open_part(out, 0, 1, lineage, schemas.ADVANTAGES) as part:
         part.write(table)

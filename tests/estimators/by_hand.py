@@ -75,7 +75,7 @@ def stretches(question: str, tree: Sequence[Any], above: str = "") -> list[dict[
 def estimated(out: Path, cutpoints: Path, **options: Any) -> tuple[dict[tuple[str, int], dict[str, Any]], Summary]:
     """`spo estimate`: the rows by their key, and the summary."""
     summary = estimate.run(estimate.Config(out=out, cutpoints=cutpoints, **options))
-    return {(row["trajectory_id"], row["segment"]): row for row in rows(out)}, summary
+    return {(row["trajectory_id"], row["segment_index"]): row for row in rows(out)}, summary
 
 
 def advantages(table: Mapping[tuple[str, int], Mapping[str, Any]]) -> dict[str, float]:

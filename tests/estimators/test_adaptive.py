@@ -29,7 +29,7 @@ def states(found: Rows, trajectories: Path) -> dict[tuple[str, tuple[int, ...]],
     return {
         (drawn[name]["question_id"], tuple(drawn[name]["token_ids"][: row["start"]])): row["rewards"]
         for (name, _), row in found.items()
-        if row["rollouts"]
+        if row["num_rollouts"]
     }
 
 
@@ -69,10 +69,10 @@ def test_questions_whose_responses_agree_beyond_doubt_get_none(chain: Path, tmp_
     for (name, _), row in found.items():
         question = drawn[name]["question_id"]
         if question in decided:
-            assert (row["rollouts"], row["rewards"], row["advantage"]) == (0, [], 0)
+            assert (row["num_rollouts"], row["rewards"], row["advantage"]) == (0, [], 0)
             assert row["value_start"] == row["value_end"] == rewards[question][0]
     doubtful = [row for (name, _), row in found.items() if drawn[name]["question_id"] not in decided]
-    assert any(row["rollouts"] for row in doubtful)
+    assert any(row["num_rollouts"] for row in doubtful)
     # A narrower interval than four responses can give decides nothing.
     _, narrow = adaptive(tmp_path / "narrow", chain / "cutpoints", interval_width=0.45, rollouts="2..4")
     assert narrow["questions_decided"] == 0

@@ -66,7 +66,7 @@ def test_values_stand_where_segments_begin_and_advantages_are_gae(
             assert row["value_end"] == end
             later = (end if last else 0.9 * end) - row["value_start"] + 0.9 * 0.8 * later
             assert row["advantage"] == pytest.approx(later, abs=1e-12)
-            assert (row["rollouts"], row["rewards"], row["value_std"]) == (0, [], None)
+            assert (row["num_rollouts"], row["rewards"], row["value_std"]) == (0, [], None)
     assert len({row["value_start"] for segments in found.values() for row in segments}) > 10
 
 

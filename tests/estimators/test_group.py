@@ -27,7 +27,7 @@ def test_three_groups_by_hand(cutpoints: Path, tmp_path: Path):
     assert rloo["a/1", 0]["advantage"] == -0.75
     assert rloo["c/0", 0]["advantage"] == 0.25  # no others
     row = rloo["a/1", 0]
-    assert (row["value_start"], row["value_end"], row["rollouts"]) == (0.75, 0.0, 5)
+    assert (row["value_start"], row["value_end"], row["num_rollouts"]) == (0.75, 0.0, 5)
     assert row["rewards"] == REWARDS["a"]
     assert summary.figures["frac_reward_zero_std"] == 2 / 3
     assert summary.figures["frac_zero_advantage"] == 11 / 17

@@ -74,7 +74,7 @@ def test_advantages_of_sampled_responses_telescope(chain: Path, tmp_path: Path, 
         first = found[name, 0]["value_start"]
         assert total[name] == pytest.approx(row["reward"] - first)
         # Under the cutpoint partition V(prompt) is taken only where the first token is a cutpoint, as with rollouts.
-        if found[name, 0]["rollouts"]:
+        if found[name, 0]["num_rollouts"]:
             assert first == pytest.approx(np.mean(group[row["question_id"]]))
     assert any(total.values())
 
@@ -92,7 +92,7 @@ def test_nothing_moves_where_nothing_branches(chain: Path, tmp_path: Path):
             for other in drawn.values()
             if other["question_id"] == question and other["token_ids"][:segment] == tokens[:segment]
         ]
-        assert row["rollouts"] == len(companions)
+        assert row["num_rollouts"] == len(companions)
         if all(companions):
             assert row["advantage"] == 0
         moved += row["advantage"] != 0

@@ -45,7 +45,7 @@ def test_two_trees_by_hand(cutpoints: Path, tmp_path: Path):
     row = found["b/0.1", 0]
     assert (row["start"], row["end"], row["cutpoints"]) == (0, 2, [0, 1])
     assert (row["value_start"], row["value_end"]) == (0.75, 1.0)
-    assert (row["rewards"], row["rollouts"]) == ([0, 1, 1], 3), "of the leaves below the state where it begins"
+    assert (row["rewards"], row["num_rollouts"]) == ([0, 1, 1], 3), "of the leaves below the state where it begins"
     assert row["value_std"] == pytest.approx(np.std([0.5, 1.0], ddof=1)), "of the siblings' values"
     assert found["b/2", 0]["rewards"] == [0, 1, 1, 0, 0, 0]
     assert list(found) == [(record["trajectory_id"], 0) for record in TWO_TREES], "pre-order"

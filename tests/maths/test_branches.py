@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.maths.branches import branch_starts
-from stages.maths.partition import at_boundaries
+from stages.maths.partition import partition_at_boundaries
 from stages.maths.ragged import Ragged
 
 
@@ -63,4 +63,4 @@ def test_every_start_is_counted_out(group: list[tuple[int, str]]):
     found = branch_starts(ragged, np.array(numbers, np.int64))
     for row, text in enumerate(texts):
         assert found[row].tolist() == [t for t in range(1, len(text)) if sharers(row, t + 1) < sharers(row, t)]
-    at_boundaries(ragged.lengths, found)  # takes them
+    partition_at_boundaries(ragged.lengths, found)  # takes them

@@ -10,7 +10,7 @@ import itertools
 import numpy as np
 import pytest
 
-from stages.maths.prefixes import shared_prefixes, sharing
+from stages.maths.prefixes import shared_prefixes, responses_with_prefix
 from tests.bench.bench_estimators import (
     LENGTH,
     STRETCH,
@@ -100,7 +100,7 @@ def test_states_chosen_because_responses_part_there_are_biased():
     weight, parted, always = 0.0, 0.0, 0.0
     for a, b in itertools.product(chances, repeat=2):
         order, common = shared_prefixes([np.array([7, token], np.int32) for token in (a, b)])
-        first, count = sharing(common, np.array([0]), np.array([1]))
+        first, count = responses_with_prefix(common, np.array([0]), np.array([1]))
         value = np.mean([(a, b)[i] == 1 for i in order[first[0] : first[0] + count[0]]])
         chance = chances[a] * chances[b]
         always += chance * value

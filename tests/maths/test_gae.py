@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.maths.gae import Penalty, generalised_advantages, penalised_rewards, value_loss
+from stages.maths.gae import Penalty, generalized_advantages, penalised_rewards, value_loss
 from stages.maths.ragged import Ragged
 
 unit = st.floats(0, 1, allow_subnormal=False)
@@ -26,20 +26,20 @@ def test_advantages_by_hand():
     """γ = 0.5, λ = 0.5; the second trajectory has one step, the third none."""
     values, rewards = Ragged.of([[1, 2, 4], [3], []], np.float64), Ragged.of([[0, 1, 8], [1], []], np.float64)
     # δ = 0 + ½·2 − 1 = 0, 1 + ½·4 − 2 = 1, 8 − 4 = 4;  Â_2 = 4, Â_1 = 1 + ¼·4 = 2, Â_0 = 0 + ¼·2 = ½
-    advantage, returns = generalised_advantages(values, rewards, 0.5, 0.5)
+    advantage, returns = generalized_advantages(values, rewards, 0.5, 0.5)
     assert advantage.tolist() == [0.5, 2.0, 4.0, -2.0]
     assert returns.tolist() == [1.5, 4.0, 8.0, 1.0]
 
 
 def test_no_trajectory_has_no_advantage():
     nothing = Ragged.of([], np.float64)
-    assert generalised_advantages(nothing, nothing).advantage.size == 0
+    assert generalized_advantages(nothing, nothing).advantage.size == 0
 
 
 @given(rows, unit)
 def test_lambda_1_is_what_was_earned_less_the_value(found: list[list[tuple[float, float]]], gamma: float):
     values, rewards = ragged(found)
-    advantage, returns = generalised_advantages(values, rewards, gamma, 1.0)
+    advantage, returns = generalized_advantages(values, rewards, gamma, 1.0)
     earned = [sum(gamma**i * r for i, r in enumerate(row[t:])) for row in rewards for t in range(row.size)]
     np.testing.assert_allclose(returns, earned, rtol=0, atol=1e-12)
     np.testing.assert_allclose(advantage, earned - values.flat, rtol=0, atol=1e-12)
@@ -50,14 +50,14 @@ def test_lambda_0_is_the_one_step_error(found: list[list[tuple[float, float]]], 
     values, rewards = ragged(found)
     following = [value for row in values for value in [*row[1:], 0.0][: row.size]]
     expected = rewards.flat + gamma * np.array(following).reshape(-1) - values.flat
-    np.testing.assert_allclose(generalised_advantages(values, rewards, gamma, 0.0).advantage, expected, atol=1e-15)
+    np.testing.assert_allclose(generalized_advantages(values, rewards, gamma, 0.0).advantage, expected, atol=1e-15)
 
 
 @given(rows)
 def test_one_step_errors_telescope(found: list[list[tuple[float, float]]]):
     """γ = 1, λ = 0: along a trajectory they sum to what was earned less the value of the prompt."""
     values, rewards = ragged(found)
-    advantage = Ragged(generalised_advantages(values, rewards, 1.0, 0.0).advantage, values.offsets)
+    advantage = Ragged(generalized_advantages(values, rewards, 1.0, 0.0).advantage, values.offsets)
     for value, reward, errors in zip(values, rewards, advantage, strict=True):
         if value.size:
             assert errors.sum() == pytest.approx(reward.sum() - value[0], abs=1e-12)
@@ -69,7 +69,7 @@ def test_a_trajectory_does_not_see_the_others(found: list[list[tuple[float, floa
     random.shuffle(order)
     values, rewards = ragged(found)
     together = Ragged(
-        generalised_advantages(*ragged([found[i] for i in order]), gamma, lam).advantage,
+        generalized_advantages(*ragged([found[i] for i in order]), gamma, lam).advantage,
         ragged([found[i] for i in order])[0].offsets,
     )
     for place, i in enumerate(order):
@@ -85,7 +85,7 @@ def test_a_trajectory_does_not_see_the_others(found: list[list[tuple[float, floa
 def test_a_slice_of_a_larger_table_is_read_as_it_is():
     values = Ragged(np.array([9.0, 1.0, 2.0, 9.0]), np.array([1, 3]))
     rewards = Ragged(np.array([0.0, 1.0]), np.array([0, 2]))
-    assert generalised_advantages(values, rewards, 1.0, 1.0).advantage.tolist() == [0.0, -1.0]
+    assert generalized_advantages(values, rewards, 1.0, 1.0).advantage.tolist() == [0.0, -1.0]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_slice_of_a_larger_table_is_read_as_it_is():
 )
 def test_what_cannot_be_is_refused(values, rewards, gamma, problem):
     with pytest.raises(ValueError, match=problem):
-        generalised_advantages(Ragged.of(values, np.float64), Ragged.of(rewards, np.float64), gamma)
+        generalized_advantages(Ragged.of(values, np.float64), Ragged.of(rewards, np.float64), gamma)
 
 
 def test_penalised_rewards_by_hand():

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.maths.allocation import grant, shares, wanted_rollouts
+from stages.maths.allocation import grant_rollouts, split_in_proportion, additional_rollouts
 from stages.maths.intervals import wilson, wilson_width
 
 
@@ -46,14 +46,14 @@ def test_what_is_no_mean_of_chances(mean, count, confidence):
 
 def test_wide_intervals_ask_for_as_many_again_up_to_the_most():
     # widths at 95 %: 0.49 (4 agree), 0.19 (16 agree), 0.60 (half of 8), 0.33 (half of 32)
-    more, width = wanted_rollouts([1, 1, 0.5, 0.5], [4, 16, 8, 32], 32, 0.2, 0.95)
+    more, width = additional_rollouts([1, 1, 0.5, 0.5], [4, 16, 8, 32], 32, 0.2, 0.95)
     assert more.tolist() == [4, 0, 8, 0]
     assert (width > 0.2).tolist() == [True, False, True, True]
-    assert wanted_rollouts([0.5], [20], 32, 0.2, 0.95)[0].tolist() == [12]
+    assert additional_rollouts([0.5], [20], 32, 0.2, 0.95)[0].tolist() == [12]
 
 
 def test_the_most_urgent_get_what_is_left_to_their_group():
-    granted = grant(np.array([4, 4, 4, 8]), np.array([0.3, 0.5, 0.3, 0.1]), np.array([0, 0, 0, 1]), np.array([7, 100]))
+    granted = grant_rollouts(np.array([4, 4, 4, 8]), np.array([0.3, 0.5, 0.3, 0.1]), np.array([0, 0, 0, 1]), np.array([7, 100]))
     assert granted.tolist() == [3, 4, 0, 8]
 
 
@@ -62,7 +62,7 @@ def test_grants_stay_within_what_is_wanted_and_left(states, data):
     wanted, group = (np.array([state[i] for state in states], np.int64) for i in (0, 2))
     urgency = np.array([state[1] for state in states], np.float64)
     left = np.array([data.draw(st.integers(0, 30)) for _ in range(3)])
-    granted = grant(wanted, urgency, group, left)
+    granted = grant_rollouts(wanted, urgency, group, left)
     assert np.all((granted >= 0) & (granted <= wanted))
     for number in range(3):
         assert granted[group == number].sum() == min(left[number], wanted[group == number].sum())
@@ -70,7 +70,7 @@ def test_grants_stay_within_what_is_wanted_and_left(states, data):
 
 @given(st.integers(0, 10_000), st.lists(st.integers(0, 50), min_size=1, max_size=12))
 def test_shares_are_whole_and_no_one_gets_less_than_due(total, weights):
-    found = shares(total, np.array(weights))
+    found = split_in_proportion(total, np.array(weights))
     if not sum(weights):
         assert not found.any()
         return

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.maths.losses import distillation, kl_estimate, kl_loss, policy_loss, ppo_clip, token_divisors
+from stages.maths.losses import distillation_loss, kl_estimate, kl_loss, policy_loss, ppo_clip, token_divisors
 
 
 def vector(*values: float) -> torch.Tensor:
@@ -136,7 +136,7 @@ def test_distillation_by_hand():
     logprobs = vector(-1.0, -2.0, -1.5).requires_grad_()
     old, ref = vector(-1.1, -2.1, -1.0), vector(-1.5, -2.0, -1.5)
     segment = torch.tensor([0, 0, 1])
-    loss, sums = distillation(logprobs, old, ref, segment, vector(1.0, -0.5), beta=2.0)
+    loss, sums = distillation_loss(logprobs, old, ref, segment, vector(1.0, -0.5), beta=2.0)
     # log-ratios to the reference 0.5 and 0, to the sampler 0.2 and −0.5
     weights = [math.exp(0.2), math.exp(-0.5)]
     assert loss.tolist() == pytest.approx([0.5 * weights[0] * (2 * 0.5 - 1.0) ** 2, 0.5 * weights[1] * 0.25])
@@ -150,7 +150,7 @@ def test_distillation_by_hand():
 def test_the_weight_of_a_distilled_segment_is_cut_at_10():
     logprobs = vector(-1.0, -1.0, -400.0).requires_grad_()
     old = vector(-4.0, -1.0, -1200.0)  # ratios e³ = 20, 1 and infinity
-    loss, sums = distillation(logprobs, old, logprobs.detach(), torch.arange(3), vector(1.0, 1.0, 1.0), beta=0.5)
+    loss, sums = distillation_loss(logprobs, old, logprobs.detach(), torch.arange(3), vector(1.0, 1.0, 1.0), beta=0.5)
     assert loss.tolist() == pytest.approx([5.0, 0.5, 5.0])
     assert (sums.weight.item(), sums.weight_clipped.item()) == (21.0, 2)
 
@@ -189,6 +189,6 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match="at least one sequence"):
         kl_loss(vector(), 0, 0.1)
     with pytest.raises(ValueError, match="beta > 0"):
-        distillation(vector(-1), vector(-1), vector(-1), torch.tensor([0]), vector(1), beta=0.0)
+        distillation_loss(vector(-1), vector(-1), vector(-1), torch.tensor([0]), vector(1), beta=0.0)
     with pytest.raises(ValueError, match="a constant above 0"):
         token_divisors(np.array([1]), "constant")

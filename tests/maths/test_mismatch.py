@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from stages.maths.mismatch import mismatch, multiplicative_error
+from stages.maths.mismatch import mismatch_sums, multiplicative_error
 
 
 def logs(*probabilities: float) -> torch.Tensor:
@@ -13,14 +13,14 @@ def logs(*probabilities: float) -> torch.Tensor:
 
 
 def test_equal_log_probabilities_differ_by_nothing():
-    found = mismatch(logs(0.5, 0.1), logs(0.5, 0.1))
+    found = mismatch_sums(logs(0.5, 0.1), logs(0.5, 0.1))
     assert [value.item() for value in found] == [0.0, 0.0, 0.0, 0.0]
     assert multiplicative_error(0.0) == 1.0
 
 
 def test_three_tokens_by_hand():
     # ratios trainer / sampler: 0.5/0.25 = 2, 0.1/0.4 = 1/4, 0.3/0.1 = 3
-    found = mismatch(logs(0.5, 0.1, 0.3), logs(0.25, 0.4, 0.1), cap=2.5)
+    found = mismatch_sums(logs(0.5, 0.1, 0.3), logs(0.25, 0.4, 0.1), cap=2.5)
     # |d| = ln 2, ln 4, ln 3, whose sum is ln 24
     assert found.difference.item() == pytest.approx(math.log(24))
     # k3 = r − 1 − ln r: 1 − ln 2, −3/4 + ln 4, 2 − ln 3
@@ -34,23 +34,23 @@ def test_three_tokens_by_hand():
 def test_the_kl_estimate_is_right_on_average():
     """Over all tokens, weighted as the sampler draws them, k3 is KL(sampler ‖ trainer) exactly."""
     sampler, trainer = logs(0.7, 0.2, 0.1), logs(0.5, 0.3, 0.2)
-    per_token = [mismatch(trainer[i : i + 1], sampler[i : i + 1]).kl.item() for i in range(3)]
+    per_token = [mismatch_sums(trainer[i : i + 1], sampler[i : i + 1]).kl.item() for i in range(3)]
     expected = float((sampler.exp() * (sampler - trainer)).sum())
     assert sum(p * k for p, k in zip((0.7, 0.2, 0.1), per_token, strict=True)) == pytest.approx(expected)
 
 
 def test_parts_add_up_and_none_is_nothing():
     trainer, sampler = logs(0.5, 0.1, 0.3), logs(0.25, 0.4, 0.1)
-    whole, parts = mismatch(trainer, sampler), [mismatch(trainer[p], sampler[p]) for p in (slice(2), slice(2, 3))]
+    whole, parts = mismatch_sums(trainer, sampler), [mismatch_sums(trainer[p], sampler[p]) for p in (slice(2), slice(2, 3))]
     for place in range(3):
         assert whole[place].item() == pytest.approx(parts[0][place].item() + parts[1][place].item())
     assert whole.largest == torch.maximum(parts[0].largest, parts[1].largest)
-    none = mismatch(trainer[:0], sampler[:0])
+    none = mismatch_sums(trainer[:0], sampler[:0])
     assert [value.item() for value in none] == [0.0, 0.0, 0.0, 0.0]
 
 
 def test_no_gradient_flows_and_shapes_must_agree():
     trainer = logs(0.5, 0.1).requires_grad_()
-    assert not any(value.requires_grad for value in mismatch(trainer, logs(0.25, 0.4)))
+    assert not any(value.requires_grad for value in mismatch_sums(trainer, logs(0.25, 0.4)))
     with pytest.raises(ValueError, match="shape"):
-        mismatch(trainer, logs(0.25))
+        mismatch_sums(trainer, logs(0.25))

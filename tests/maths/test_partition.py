@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from stages.core.errors import UserError
 from stages.maths.partition import (
     Segments,
-    at_boundaries,
-    by_cutpoints,
-    count,
+    partition_at_boundaries,
+    partition_by_cutpoints,
+    partition_by_count,
     delimiter_starts,
-    every_token,
+    partition_by_token,
     find_cutpoints,
-    fixed,
+    partition_by_length,
     segment_cutpoints,
-    whole_trajectory,
+    partition_by_trajectory,
 )
 from stages.maths.ragged import Ragged
 
@@ -97,12 +97,12 @@ def test_what_is_not_a_log_probability_is_named(bad):
     ],
 )
 def test_boundaries_stand_before_every_kth_cutpoint(response, interval, expected):
-    assert spans(by_cutpoints(*flags(response), interval)) == expected
+    assert spans(partition_by_cutpoints(*flags(response), interval)) == expected
 
 
 def test_cutpoints_are_counted_anew_in_every_response():
     lengths, is_cutpoint = flags("x.x", "", ".x.x", ".")
-    segments = by_cutpoints(lengths, is_cutpoint, 2)
+    segments = partition_by_cutpoints(lengths, is_cutpoint, 2)
     assert rows(segments) == [(0, 0, 3), (1, 0, 0), (2, 0, 1), (2, 1, 4), (3, 0, 1)]
     assert [row.tolist() for row in segment_cutpoints(segments, lengths, is_cutpoint)] == [[0, 2], [], [], [1, 3], []]
     assert segments.number.tolist() == [0, 0, 0, 1, 0]
@@ -114,23 +114,23 @@ def test_cutpoints_are_counted_anew_in_every_response():
 
 
 def test_fixed_leaves_the_rest_to_the_last():
-    assert rows(fixed([7, 0, 3, 1], 3)) == [(0, 0, 3), (0, 3, 6), (0, 6, 7), (1, 0, 0), (2, 0, 3), (3, 0, 1)]
+    assert rows(partition_by_length([7, 0, 3, 1], 3)) == [(0, 0, 3), (0, 3, 6), (0, 6, 7), (1, 0, 0), (2, 0, 3), (3, 0, 1)]
 
 
 def test_count_gives_the_longer_segments_first():
-    assert spans(count([8], 3)) == [(0, 3), (3, 6), (6, 8)]
-    assert spans(count([2], 5)) == [(0, 1), (1, 2)]
-    assert rows(count([0, 1], 4)) == [(0, 0, 0), (1, 0, 1)]
+    assert spans(partition_by_count([8], 3)) == [(0, 3), (3, 6), (6, 8)]
+    assert spans(partition_by_count([2], 5)) == [(0, 1), (1, 2)]
+    assert rows(partition_by_count([0, 1], 4)) == [(0, 0, 0), (1, 0, 1)]
 
 
 def test_every_token_and_whole_trajectory():
-    assert rows(every_token([2, 0, 1])) == [(0, 0, 1), (0, 1, 2), (1, 0, 0), (2, 0, 1)]
-    assert rows(whole_trajectory([2, 0, 1])) == [(0, 0, 2), (1, 0, 0), (2, 0, 1)]
+    assert rows(partition_by_token([2, 0, 1])) == [(0, 0, 1), (0, 1, 2), (1, 0, 0), (2, 0, 1)]
+    assert rows(partition_by_trajectory([2, 0, 1])) == [(0, 0, 2), (1, 0, 0), (2, 0, 1)]
 
 
 def test_at_boundaries_adds_the_start():
     starts = Ragged.of([[2], [], [0, 1], []], np.int32)
-    assert rows(at_boundaries([4, 3, 2, 0], starts)) == [
+    assert rows(partition_at_boundaries([4, 3, 2, 0], starts)) == [
         (0, 0, 2),
         (0, 2, 4),
         (1, 0, 3),
@@ -143,14 +143,14 @@ def test_at_boundaries_adds_the_start():
 @pytest.mark.parametrize("starts", [[4], [-1], [2, 2], [2, 1], [0, 4]])
 def test_boundaries_that_make_no_partition_name_the_response(starts):
     with pytest.raises(UserError, match=r"\[0, 4\), the tokens of response 1"):
-        at_boundaries([4, 4], Ragged.of([[3], starts], np.int64))
+        partition_at_boundaries([4, 4], Ragged.of([[3], starts], np.int64))
 
 
 def test_boundaries_of_another_number_of_responses_or_not_integers():
     with pytest.raises(UserError, match="2 responses; got 1"):
-        at_boundaries([4, 4], Ragged.of([[1]], np.int64))
+        partition_at_boundaries([4, 4], Ragged.of([[1]], np.int64))
     with pytest.raises(UserError, match="integers"):
-        at_boundaries([4], Ragged.of([[1.0]], np.float64))
+        partition_at_boundaries([4], Ragged.of([[1.0]], np.float64))
 
 
 @pytest.mark.parametrize(
@@ -171,26 +171,26 @@ def test_delimiters_cut_at_the_next_token_border(tokens, pattern, expected):
 
 
 def test_parameters_below_one():
-    for partition in (lambda: fixed([3], 0), lambda: count([3], 0), lambda: by_cutpoints(*flags("x"), 0)):
+    for partition in (lambda: partition_by_length([3], 0), lambda: partition_by_count([3], 0), lambda: partition_by_cutpoints(*flags("x"), 0)):
         with pytest.raises(ValueError, match="at least 1; got 0"):
             partition()
 
 
 def test_flags_of_another_number_of_tokens():
     with pytest.raises(ValueError, match="expected 3 flags"):
-        by_cutpoints([3], np.zeros(2, np.bool_), 1)
+        partition_by_cutpoints([3], np.zeros(2, np.bool_), 1)
 
 
 # Properties
 
 responses = st.lists(st.text("x.", max_size=12), max_size=6)
 PARTITIONS = {
-    "cutpoints": lambda lengths, is_cutpoint, k: by_cutpoints(lengths, is_cutpoint, k),
-    "fixed": lambda lengths, _, k: fixed(lengths, k),
-    "count": lambda lengths, _, k: count(lengths, k),
-    "token": lambda lengths, _, k: every_token(lengths),
-    "trajectory": lambda lengths, _, k: whole_trajectory(lengths),
-    "boundaries": lambda lengths, _, k: at_boundaries(lengths, Ragged.of([range(0, n, k) for n in lengths], np.int64)),
+    "cutpoints": lambda lengths, is_cutpoint, k: partition_by_cutpoints(lengths, is_cutpoint, k),
+    "fixed": lambda lengths, _, k: partition_by_length(lengths, k),
+    "count": lambda lengths, _, k: partition_by_count(lengths, k),
+    "token": lambda lengths, _, k: partition_by_token(lengths),
+    "trajectory": lambda lengths, _, k: partition_by_trajectory(lengths),
+    "boundaries": lambda lengths, _, k: partition_at_boundaries(lengths, Ragged.of([range(0, n, k) for n in lengths], np.int64)),
 }
 
 
@@ -231,7 +231,7 @@ def test_the_cutpoint_partition_minimises_the_sum_of_squared_counts(response, in
     def cost(borders: tuple[int, ...]) -> int:
         return sum(c * c for c in counts(borders))
 
-    segments = by_cutpoints(*flags(response), interval)
+    segments = partition_by_cutpoints(*flags(response), interval)
     ours = tuple(segments.start[1:].tolist())
     everything = [b for n in range(len(response)) for b in combinations(range(1, len(response)), n)]
     # Among all partitions whose segments, but for the last, hold at least k cutpoints …

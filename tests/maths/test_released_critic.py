@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.maths.gae import Penalty, generalised_advantages, penalised_rewards, value_loss
+from stages.maths.gae import Penalty, generalized_advantages, penalised_rewards, value_loss
 from stages.maths.ragged import Ragged
 from stages.maths.statistics import masked_mean, masked_var, whiten
 from tests.maths.test_released_numbers import close, golden
@@ -28,7 +28,7 @@ def arrays(case: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def padded(values: np.ndarray, rewards: np.ndarray, gamma: float, lam: float) -> tuple[np.ndarray, np.ndarray]:
     """Advantages and returns [B, T] of rows of full length."""
     offsets = np.arange(values.shape[0] + 1) * values.shape[1]
-    found = generalised_advantages(Ragged(values.ravel(), offsets), Ragged(rewards.ravel(), offsets), gamma, lam)
+    found = generalized_advantages(Ragged(values.ravel(), offsets), Ragged(rewards.ravel(), offsets), gamma, lam)
     return found.advantage.reshape(values.shape), found.returns.reshape(values.shape)
 
 
@@ -75,7 +75,7 @@ def test_ragged_rows_of_the_kept_tokens_alone_give_the_same(shared):
             continue
         rows = [np.flatnonzero(row) for row in mask]
         own = [Ragged.of([x[i][row] for i, row in enumerate(rows)], np.float64) for x in (values, rewards)]
-        ours = generalised_advantages(own[0], own[1], settings["gamma"], settings["lam"])
+        ours = generalized_advantages(own[0], own[1], settings["gamma"], settings["lam"])
         kept = mask.astype(bool)
         advantage = whiten(ours.advantage) if settings["whiten_advantages"] else ours.advantage
         if settings["grayen_advantages"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from stages.maths.losses import distillation, policy_loss
+from stages.maths.losses import distillation_loss, policy_loss
 from tests.maths.test_released_numbers import close, flat, golden
 
 
@@ -15,7 +15,7 @@ def test_distillation(shared):
         segment = torch.arange(len(kept))[:, None].expand(kept.shape)[kept]
         advantages = torch.tensor(case["inputs"]["seq_advantages"], dtype=torch.float64)
         old, ref = flat(case, "old_logprobs", kept), flat(case, "ref_logprobs", kept)
-        losses, sums = distillation(logprobs, old, ref, segment, advantages, case["inputs"]["beta"])
+        losses, sums = distillation_loss(logprobs, old, ref, segment, advantages, case["inputs"]["beta"])
         loss = policy_loss(losses, len(kept))
         close(loss.item(), theirs["loss"], case)
         (gradient,) = torch.autograd.grad(loss, logprobs)

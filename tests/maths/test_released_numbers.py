@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from stages.maths.advantages import chain, grpo, rloo, siblings, states_to_estimate
+from stages.maths.advantages import chain_advantages, grpo, rloo, sibling_advantages, states_to_estimate
 from stages.maths.losses import kl_estimate, kl_loss, policy_loss, ppo_clip
-from stages.maths.partition import at_boundaries, by_cutpoints, count, find_cutpoints, segment_cutpoints
+from stages.maths.partition import partition_at_boundaries, partition_by_cutpoints, partition_by_count, find_cutpoints, segment_cutpoints
 from stages.maths.ragged import Ragged
 from stages.maths.statistics import masked_mean, masked_var, whiten
 from stages.maths.trees import node_values, states_above
-from stages.maths.values import best_of
+from stages.maths.values import best_of_n_values
 
 RHO = 0.9
 
@@ -63,7 +63,7 @@ def check_batch(cases: list[dict[str, Any]], interval: int) -> None:
         [case["inputs"]["shifted_logprobs"][case["inputs"]["query_len"] - 1 :] for case in cases], np.float64
     )
     is_cutpoint = find_cutpoints(logprobs, RHO)
-    segments = by_cutpoints(logprobs.lengths, is_cutpoint, interval)
+    segments = partition_by_cutpoints(logprobs.lengths, is_cutpoint, interval)
     wanted = states_to_estimate(segments.start, segment_cutpoints(segments, logprobs.lengths, is_cutpoint))
     values = np.full(len(segments), np.nan)
     for i, case in enumerate(cases):
@@ -72,7 +72,7 @@ def check_batch(cases: list[dict[str, Any]], interval: int) -> None:
         assert (segments.start[own] - 1).tolist() == case["outputs"]["cutpoints"], case["name"]
         values[own] = case["inputs"]["cutpoint_values"]
 
-    result = chain(segments, values, [case["inputs"]["score"] for case in cases])
+    result = chain_advantages(segments, values, [case["inputs"]["score"] for case in cases])
     per_token = np.repeat(result.advantage, segments.end - segments.start) * is_cutpoint
     per_token = Ragged(per_token, logprobs.offsets)
     for i, case in enumerate(cases):
@@ -92,11 +92,11 @@ def test_a_token_at_exactly_rho_is_not_a_cutpoint_anywhere(shared):
         probabilities = np.array(inputs["response_probs"])
         is_cutpoint = find_cutpoints(Ragged.of([np.log(probabilities)], np.float64), RHO)
         starts = Ragged.of([[index + 1 for index in inputs["cutpoints"]]], np.int64)
-        segments = at_boundaries([probabilities.size], starts)
+        segments = partition_at_boundaries([probabilities.size], starts)
         values = np.array(inputs["cutpoint_values"])
         if len(segments) > values.size:
             values = np.concatenate([[np.nan], values])
-        result = chain(segments, values, [inputs["score"]])
+        result = chain_advantages(segments, values, [inputs["score"]])
         per_token = np.repeat(result.advantage, segments.end - segments.start)
         close(per_token * (probabilities <= RHO), theirs, case)  # the segments agree
         close(per_token * is_cutpoint, np.where(probabilities < RHO, theirs, 0.0), case)
@@ -104,7 +104,7 @@ def test_a_token_at_exactly_rho_is_not_a_cutpoint_anywhere(shared):
 
 def test_equal_lengths(shared):
     for case in golden(shared, "mc_advantages.json")["meta"]["naive_partition"]["cases"]:
-        tokens, ours = case["num_tokens"], count([case["num_tokens"]], case["num_segments"])
+        tokens, ours = case["num_tokens"], partition_by_count([case["num_tokens"]], case["num_segments"])
         # They keep empty segments (boundaries that repeat, or stand at an end); we drop them.
         theirs = sorted({index + 1 for index in case["cutpoints"]} - {0, tokens})
         assert ours.start[1:].tolist() == theirs, case
@@ -151,15 +151,15 @@ def test_tree_values_and_advantages(shared):
         close(value, [theirs["node_stats"][name]["reward"] for name in names], case)
         for method, scale in (("rloo", False), ("grpo", True)):
             edges = {edge["node"]: edge for edge in theirs["edges"][f"{method}_all"]}
-            ours = siblings(value, state, scale=scale)
+            ours = sibling_advantages(value, state, scale=scale)
             close(ours.value_end, [edges[name]["value"] for name in names], case)
             close(ours.advantage, [edges[name]["advantage"] for name in names], case)
             bonus = [edges[name]["prover_advantage"] for name in names]
             if np.all((value >= 0) & (value <= 1)):
-                close(best_of(ours.value_end, 4) - best_of(ours.value_start.clip(0, 1), 4), bonus, case)
+                close(best_of_n_values(ours.value_end, 4) - best_of_n_values(ours.value_start.clip(0, 1), 4), bonus, case)
             else:  # deviation: the best of n is of chances; theirs goes on with numbers that are none
                 with pytest.raises(ValueError, match="probabilities"):
-                    best_of(ours.value_end, 4)
+                    best_of_n_values(ours.value_end, 4)
                 close((1 - ours.value_start) ** 4 - (1 - ours.value_end) ** 4, bonus, case)
                 refused += 1
             # Deviation: ours is zero up to 1e-8, where theirs keeps the residues of rounding.

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.maths.statistics import (
-    majority,
+    maj_at_k,
     masked_mean,
     masked_var,
     mean_and_standard_error,
@@ -127,18 +127,18 @@ def test_pass_at_k_is_unbiased():
     ],
 )
 def test_the_majority_answer_earns_its_reward(answers, rewards, expected):
-    assert majority([0] * len(answers), answers, rewards, 1).tolist() == [expected]
+    assert maj_at_k([0] * len(answers), answers, rewards, 1).tolist() == [expected]
 
 
 def test_each_question_has_its_own_majority():
     #           question 0: 7 wins, right   question 1: nobody       question 2: 3 and 7 tie
     question, answer, reward = [2, 0, 0, 1, 0, 2], [7, 7, 7, -1, 3, 3], [1, 1, 1, 0, 0, 0]
-    assert majority(question, answer, reward, 4).tolist() == [1.0, 0.0, 0.5, 0.0]
+    assert maj_at_k(question, answer, reward, 4).tolist() == [1.0, 0.0, 0.5, 0.0]
 
 
 def test_a_majority_of_unequal_lengths():
     with pytest.raises(ValueError, match="one length"):
-        majority([0, 0], [1, 2], [1.0], 1)
+        maj_at_k([0, 0], [1, 2], [1.0], 1)
 
 
 def test_question_means_by_hand():

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.core.errors import UserError
-from stages.maths.advantages import dr_grpo, grpo, rloo, siblings
+from stages.maths.advantages import dr_grpo, grpo, rloo, sibling_advantages
 from stages.maths.trees import leaves_below, node_values, preorder, states_above
-from stages.maths.values import spread
+from stages.maths.values import group_std
 
 NAN = float("nan")
 #   0 ── 1 (R 1), 2 (R 0)
@@ -21,31 +21,31 @@ ONE_TREE = np.zeros(4, np.int64)
 def test_two_levels_by_hand():
     value = node_values(PARENT, REWARD)
     assert value.tolist() == [0.5, 1, 0, 1]
-    found = siblings(value, states_above(PARENT, ONE_TREE))
+    found = sibling_advantages(value, states_above(PARENT, ONE_TREE))
     assert found.value_start.tolist() == [0.75, 0.5, 0.5, 0.75]
     assert found.advantage.tolist() == [-0.25, 0.5, -0.5, 0.25]
 
 
 def test_leave_one_out_by_hand():
-    found = siblings(node_values(PARENT, REWARD), states_above(PARENT, ONE_TREE), baseline="leave-one-out")
+    found = sibling_advantages(node_values(PARENT, REWARD), states_above(PARENT, ONE_TREE), baseline="leave-one-out")
     assert found.value_start.tolist() == [1, 0, 1, 0.5]  # each the value of its only sibling
     assert found.advantage.tolist() == [-0.5, 1, -1, 0.5]
 
 
 def test_an_only_child_has_no_others_so_its_baseline_is_0():
     parent, tree = np.array([-1, 0, 0]), np.zeros(3, np.int64)
-    found = siblings(node_values(parent, [NAN, 1, 0]), states_above(parent, tree), baseline="leave-one-out")
+    found = sibling_advantages(node_values(parent, [NAN, 1, 0]), states_above(parent, tree), baseline="leave-one-out")
     assert (found.value_start[0], found.advantage[0]) == (0, 0.5)
 
 
 def test_divided_by_the_spread_of_the_siblings():
-    found = siblings(node_values(PARENT, REWARD), states_above(PARENT, ONE_TREE), scale=True)
+    found = sibling_advantages(node_values(PARENT, REWARD), states_above(PARENT, ONE_TREE), scale=True)
     np.testing.assert_allclose(found.advantage, [-1, 1, -1, 1], atol=1e-6)  # two siblings lie one std from their mean
     assert found.value_start.tolist() == [0.75, 0.5, 0.5, 0.75], "the values stay values"
 
 
 def test_a_rounding_error_is_no_spread():
-    assert siblings([0.8, 0.8000000000000002], [0, 0], scale=True).advantage.tolist() == [0, 0]
+    assert sibling_advantages([0.8, 0.8000000000000002], [0, 0], scale=True).advantage.tolist() == [0, 0]
 
 
 def test_values_of_equal_leaves_are_exact():
@@ -55,7 +55,7 @@ def test_values_of_equal_leaves_are_exact():
 
 def test_the_spread_of_siblings_by_hand():
     # 0.5 and 1 lie 0.25 from their mean: std = sqrt(2 · 0.0625 / 1)
-    found = spread(np.array([0.5, 1, 7, 1]), np.array([4, 4, 9, 5]))
+    found = group_std(np.array([0.5, 1, 7, 1]), np.array([4, 4, 9, 5]))
     np.testing.assert_allclose(found, [np.sqrt(0.125), np.sqrt(0.125), NAN, NAN])
 
 
@@ -114,7 +114,7 @@ def path(parent: np.ndarray, node: int) -> list[int]:
 @given(forests())
 def test_advantages_telescope_along_every_path(forest):
     parent, tree, reward = forest
-    found = siblings(node_values(parent, reward), states_above(parent, tree))
+    found = sibling_advantages(node_values(parent, reward), states_above(parent, tree))
     for leaf in set(range(parent.size)) - set(parent.tolist()):
         rows = path(parent, leaf)
         np.testing.assert_allclose(found.advantage[rows].sum(), reward[leaf] - found.value_start[rows[0]], atol=1e-12)
@@ -153,9 +153,9 @@ def test_a_tree_of_one_level_is_the_group_method(members):
     parent = np.full(tree.size, -1)
     value, state = node_values(parent, reward), states_above(parent, tree)
     pairs = (
-        (siblings(value, state), dr_grpo),
-        (siblings(value, state, scale=True), grpo),
-        (siblings(value, state, baseline="leave-one-out"), rloo),
+        (sibling_advantages(value, state), dr_grpo),
+        (sibling_advantages(value, state, scale=True), grpo),
+        (sibling_advantages(value, state, baseline="leave-one-out"), rloo),
     )
     for found, method in pairs:
         assert all(np.array_equal(ours, theirs) for ours, theirs in zip(found, method(reward, tree), strict=True))

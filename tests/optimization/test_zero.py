@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from stages.configs.training import LearningOptions, choose_engine
+from stages.configs.train import LearningOptions, choose_engine
 from stages.core.errors import UserError
 from stages.optimization.zero import Zero, plan_zero
 

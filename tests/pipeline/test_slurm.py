@@ -17,7 +17,7 @@ import pytest
 
 from spo_cli.options import ConfigCommand
 from stages.configs.resources import seconds
-from stages.core.config import arguments
+from stages.core.config import to_arguments
 from stages.core.errors import UserError
 from stages.pipeline import planning, slurm
 from stages.slurm import queue as queues
@@ -82,7 +82,7 @@ def planned(path: Path) -> tuple[planning.Plan, list[Job]]:
 def parse(config: Any) -> Any:
     """The Config that the command line of another gives."""
     found = []
-    words = [word for words in arguments(config) for word in words]
+    words = [word for words in to_arguments(config) for word in words]
     ConfigCommand("verb", "", type(config), found.append).main(words, standalone_mode=False)
     (back,) = found
     return back

@@ -62,7 +62,7 @@ def trajectories(count: int, first: int = 0) -> pa.Table:
 def cutpoints(count: int, first: int = 0) -> pa.Table:
     """One segment for each of the `trajectories`."""
     rows = [
-        {"trajectory_id": f"q{n // 4}/{n % 4}", "segment": 0, "start": 0, "end": n % 5 + 1, "cutpoints": [0]}
+        {"trajectory_id": f"q{n // 4}/{n % 4}", "segment_index": 0, "start": 0, "end": n % 5 + 1, "cutpoints": [0]}
         for n in range(first, first + count)
     ]
     return pa.Table.from_pylist(rows, schema=CUTPOINTS.arrow)

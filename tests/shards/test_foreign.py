@@ -185,7 +185,7 @@ def test_ids_must_tell_rows_apart_within_a_file_and_across_files(tmp_path: Path)
 
 def test_foreign_cutpoints_need_all_their_columns(tmp_path: Path):
     path = tmp_path / "cuts.parquet"
-    pandas.DataFrame({"trajectory_id": ["a"], "segment": [0], "start": [0], "cutpoints": [[0]]}).to_parquet(path)
+    pandas.DataFrame({"trajectory_id": ["a"], "segment_index": [0], "start": [0], "cutpoints": [[0]]}).to_parquet(path)
     artefact: Artefact = open_artefact(path)
     assert artefact.schema == CUTPOINTS
     with pytest.raises(UserError, match="lacks the column end of cutpoints"):

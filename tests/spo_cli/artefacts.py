@@ -63,13 +63,13 @@ RESPONSES = [
 
 def segment(trajectory: str, number: int, start: int, end: int, cutpoints: list[int], *values: Any) -> dict[str, Any]:
     """A cutpoints row, or with values (start, end, rewards) an advantages row."""
-    row: dict[str, Any] = {"trajectory_id": trajectory, "segment": number, "start": start, "end": end}
+    row: dict[str, Any] = {"trajectory_id": trajectory, "segment_index": number, "start": start, "end": end}
     row["cutpoints"] = cutpoints
     if values:
         value_start, value_end, rewards = values
         std = float(np.std(rewards, ddof=1)) if len(rewards) > 1 else None
         row |= {"value_start": value_start, "value_end": value_end, "advantage": value_end - value_start}
-        row |= {"rollouts": len(rewards), "rewards": rewards, "value_std": std}
+        row |= {"num_rollouts": len(rewards), "rewards": rewards, "value_std": std}
     return row
 
 

@@ -244,7 +244,7 @@ def test_the_schema_says_what_every_column_means(run_directory, capsys, monkeypa
     one = show(capsys, run_directory / "000" / "cutpoints", "--schema")
     for schema in BY_STAGE.values():
         assert all(column.doc in every for column in schema.columns)
-    assert one.splitlines()[0] == "cutpoints, made by spo segment, version 1"
+    assert one.splitlines()[0] == "cutpoints, made by spo segment, version 2"
     assert "advantage" not in one
 
 

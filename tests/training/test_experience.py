@@ -24,9 +24,9 @@ def stretch(name: str, tokens: list[int], parent: str | None = None, **more: Any
 
 
 def segment(name: str, start: int, end: int, advantage: float, cutpoints: list[int], number: int = 0) -> dict[str, Any]:
-    row = dict.fromkeys(ADVANTAGES.names) | {"trajectory_id": name, "segment": number, "start": start, "end": end}
+    row = dict.fromkeys(ADVANTAGES.names) | {"trajectory_id": name, "segment_index": number, "start": start, "end": end}
     row |= {"cutpoints": cutpoints, "value_start": 0.0, "value_end": 0.0, "advantage": advantage}
-    return row | {"rollouts": 0, "rewards": []}
+    return row | {"num_rollouts": 0, "rewards": []}
 
 
 def load(folder: Path, stretches: list[dict[str, Any]], segments: list[dict[str, Any]], **options: Any) -> Experience:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stages.maths.prefixes import common_prefix, sortable
+from stages.maths.prefixes import common_prefix_length, sortable_bytes
 from stages.sampling.embedded.kv_cache import Rows
 from stages.sampling.prefix_tree import Path
 
@@ -34,7 +34,7 @@ class Memory:
         """Copies sequences (int32 [T] each, in `rows` of the source, `hidden` [N, H]) while there is room."""
         taken = []
         for i, token_ids in enumerate(sequences):
-            name = sortable(token_ids)
+            name = sortable_bytes(token_ids)
             if len(self._token_ids) < self.room and name not in self._token_ids:
                 self._token_ids[name] = token_ids
                 taken.append(i)
@@ -54,9 +54,9 @@ class Memory:
         names, all_ids = [name for name, _ in order], list(self._token_ids.values())
         found = []
         for path in paths:
-            at = bisect_left(names, sortable(path.token_ids))
+            at = bisect_left(names, sortable_bytes(path.token_ids))
             near = [order[i][1] for i in (at - 1, at) if 0 <= i < len(order)]
-            known, row = max(((common_prefix(path.token_ids, all_ids[row]), row) for row in near), default=(0, -1))
+            known, row = max(((common_prefix_length(path.token_ids, all_ids[row]), row) for row in near), default=(0, -1))
             whole = known == len(path.token_ids) == len(all_ids[row]) and len(path.states) == 1
             if not whole:
                 known = min(known, path.states[0].length - 1)

@@ -38,7 +38,7 @@ def test_a_chain_of_stages(vllm: Vllm, tmp_path: Path) -> None:
         assert summary.tokens_prefilled > 0
     assert share_equal(made["vllm"] / "trajectories", made["transformers"] / "trajectories") > 0.9
     ours, theirs = (
-        {(row["trajectory_id"], row["segment"]): row["rewards"] for row in rows(made[engine] / "advantages")}
+        {(row["trajectory_id"], row["segment_index"]): row["rewards"] for row in rows(made[engine] / "advantages")}
         for engine in ("vllm", "transformers")
     )
     both = ours.keys() & theirs.keys()

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def balanced(costs: Sequence[int] | NDArray[np.integer], parts: int) -> list[list[int]]:
+def balanced_groups(costs: Sequence[int] | NDArray[np.integer], parts: int) -> list[list[int]]:
     """Shares whose numbers of items differ by at most one, and whose costs by at most the largest item's.
 
     Items are dealt out in rounds, the dearest first; within a round the share that has had least gets the dearest.
@@ -32,7 +32,7 @@ def balanced(costs: Sequence[int] | NDArray[np.integer], parts: int) -> list[lis
     return [sorted(share) for share in shares]
 
 
-def contiguous(costs: Sequence[int] | NDArray[np.integer], parts: int) -> list[slice]:
+def contiguous_slices(costs: Sequence[int] | NDArray[np.integer], parts: int) -> list[slice]:
     """Slices of items in their order: each costs at most an equal share and the largest item.
 
     A cut stands where the running sum, taken in the middle of an item, passes a multiple of total / parts.

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from stages.core.config import option
+from stages.configs.shared import ReportFlags, TrainingFlags
+from stages.core.config import option, validate
 from stages.core.errors import UserError
 
 MAX_PER_QUESTION = 32
@@ -290,3 +291,46 @@ def choose_engine(options: LearningOptions, ranks: int) -> Literal["torch", "dee
     if engine == "torch" and ranks > 1:
         raise UserError(f"--engine torch is one process, but the launcher has started {ranks}")
     return engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(LearningOptions, TrainingFlags, ReportFlags):
+    """The options of `spo train`."""
+
+    GROUP = "Input"
+
+    advantages: tuple[Path, ...] = option(
+        "Artefacts of `spo estimate`: several iterations from the oldest to the current one, with - for a lost one.",
+        argument=True,
+        result=False,
+    )
+    trajectories: tuple[Path, ...] | None = option(
+        "Trajectories of the advantages, in the same order.",
+        default=None,
+        default_text="the paths in the advantages' lineage",
+        result=False,
+    )
+    model: str | None = option(
+        "Policy to start from.",
+        default=None,
+        default_text="the model that sampled the current iteration",
+        result=False,
+        short="-m",
+        metavar="MODEL",
+        common=True,
+    )
+    reference_model: str | None = option(
+        "Reference model of the KL term.",
+        default=None,
+        default_text="the policy at the start of this call",
+        result=False,
+        metavar="MODEL",
+    )
+    temperature: float | None = option(
+        "Sampling temperature of the trajectories.", default=None, default_text="as recorded with them", above=0
+    )
+    seed: int = option("Seed of the order of the trajectories, and of a new adapter.", default=0, group="Optimization")
+
+    def __post_init__(self) -> None:
+        validate(self)
+        check_together(self)

@@ -37,7 +37,7 @@ def is_leaf(parent: NDArray[np.int64]) -> NDArray[np.bool_]:
     return leaf
 
 
-def sum_along(parent: NDArray[np.int64], values: ArrayLike) -> NDArray:
+def sum_from_root(parent: NDArray[np.int64], values: ArrayLike) -> NDArray:
     """[N]: the sum of the values from the prompt down to each node, e.g. the length of the response so far."""
     sums = np.array(values)
     for rows in levels(parent)[1:]:
@@ -45,7 +45,7 @@ def sum_along(parent: NDArray[np.int64], values: ArrayLike) -> NDArray:
     return sums
 
 
-def shares(parent: NDArray[np.int64], tree: NDArray[np.int64]) -> NDArray[np.float64]:
+def path_probabilities(parent: NDArray[np.int64], tree: NDArray[np.int64]) -> NDArray[np.float64]:
     """The chance of passing through each node when every branch is equally likely: Π 1 / siblings on the way.
 
     Over the leaves of a tree it sums to 1, and Σ share · reward is the mean of its children's means: V(prompt).

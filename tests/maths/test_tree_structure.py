@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.core.errors import UserError
-from stages.maths.paths import depths, is_leaf, shares, sum_along
+from stages.maths.tree_structure import depths, is_leaf, path_probabilities, sum_from_root
 
 # Two questions. 0: roots a (children c, d; d has child e) and b. 1: root f.
 #                   a   b  c  d  e   f
@@ -17,13 +17,13 @@ TREE = np.array([0, 0, 0, 0, 0, 1])
 def test_depths_leaves_lengths_and_shares_worked_by_hand():
     assert depths(PARENT).tolist() == [0, 0, 1, 1, 2, 0]
     assert is_leaf(PARENT).tolist() == [False, True, True, False, True, True]
-    assert sum_along(PARENT, [1, 2, 3, 4, 5, 6]).tolist() == [1, 2, 4, 5, 10, 6]
-    assert shares(PARENT, TREE).tolist() == [1 / 2, 1 / 2, 1 / 4, 1 / 4, 1 / 4, 1]
+    assert sum_from_root(PARENT, [1, 2, 3, 4, 5, 6]).tolist() == [1, 2, 4, 5, 10, 6]
+    assert path_probabilities(PARENT, TREE).tolist() == [1 / 2, 1 / 2, 1 / 4, 1 / 4, 1 / 4, 1]
 
 
 def test_no_nodes():
     nobody = np.empty(0, np.int64)
-    assert depths(nobody).size == is_leaf(nobody).size == sum_along(nobody, []).size == shares(nobody, nobody).size == 0
+    assert depths(nobody).size == is_leaf(nobody).size == sum_from_root(nobody, []).size == path_probabilities(nobody, nobody).size == 0
 
 
 def test_a_circle_is_told():
@@ -45,12 +45,12 @@ def test_a_share_is_the_weight_of_a_leaf_in_the_mean_of_means_in_any_order(liste
         below = [value(i) for i in range(parent.size) if parent[i] == node]
         return float(np.mean(below)) if below else float(reward[node])
 
-    found = shares(parent, tree)
+    found = path_probabilities(parent, tree)
     assert found[leaf].sum() == pytest.approx(1)
     assert found[leaf] @ reward[leaf] == pytest.approx(value(-1))
 
     order = np.array(random.sample(range(parent.size), parent.size))
     place = np.argsort(order)
     shuffled = np.where(parent[order] < 0, -1, place[parent[order]])
-    assert shares(shuffled, tree).tolist() == pytest.approx(found[order].tolist())
-    assert sum_along(shuffled, order).tolist() == sum_along(parent, np.arange(parent.size))[order].tolist()
+    assert path_probabilities(shuffled, tree).tolist() == pytest.approx(found[order].tolist())
+    assert sum_from_root(shuffled, order).tolist() == sum_from_root(parent, np.arange(parent.size))[order].tolist()

@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from stages.configs.shared import EngineFlags
-from stages.core.config import flag, option
+from stages.configs.shared import EngineFlags, OutputFlags
+from stages.core.config import flag, option, validate
 from stages.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -218,3 +219,19 @@ def chosen(settings: type[T], options: EstimatorOptions, **resolved: Any) -> T:
     """An estimator's own dataclass of options: as they were given, but for what was resolved."""
     names = [field.name for field in dataclasses.fields(settings)]
     return settings(**{name: getattr(options, name) for name in names} | resolved)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(EstimatorOptions, OutputFlags):
+    """The options of `spo estimate`."""
+
+    GROUP = "Input"
+
+    cutpoints: Path = option("Artefact of `spo segment`.", argument=True, result=False)
+    trajectories: Path | None = option(
+        "Trajectories that were cut.", default=None, default_text="the path in the cutpoints' lineage", result=False
+    )
+
+    def __post_init__(self) -> None:
+        validate(self)
+        check_read(self)

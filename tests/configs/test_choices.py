@@ -2,8 +2,8 @@
 
 import pytest
 
+from stages.configs.choices import pair
 from stages.core.errors import UserError
-from stages.evaluation.choices import pair
 
 
 def test_one_task_takes_data_and_options_as_they_are():

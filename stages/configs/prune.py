@@ -1,0 +1,12 @@
+"""The options of `spo prune`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stages.configs import run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(run.Config):
+    """The options of `spo prune`: those of the run."""

@@ -1,0 +1,48 @@
+"""The options of `spo eval --regrade`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from stages.configs.shared import OutputFlags
+from stages.core.config import option, validate
+from stages.core.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(OutputFlags):
+    """The options of `spo eval --regrade`."""
+
+    GROUP = "Input"
+
+    regrade: Path = option("Evaluation whose responses are graded again.", result=False)
+    task: tuple[str, ...] = option(
+        "Task of responses that another tool made.", default=(), default_text="as recorded with the responses"
+    )
+    task_arg: tuple[str, ...] | None = option(
+        "Option of every task, or of one.",
+        default=None,
+        default_text="as recorded with the responses",
+        metavar="[TASK.]KEY=VALUE",
+        common=True,
+    )
+    max_tokens: tuple[int, ...] | None = option(
+        "Token budgets to cut the responses off at.",
+        default=None,
+        default_text="those of the evaluation",
+        minimum=1,
+        common=True,
+    )
+    tokenizer: str | None = option(
+        "Model whose tokenizer decodes responses that --max-tokens cuts off.",
+        default=None,
+        default_text="the model that sampled them",
+        result=False,
+        metavar="MODEL",
+    )
+
+    def __post_init__(self) -> None:
+        validate(self)
+        if self.out.resolve() == self.regrade.resolve():
+            raise UserError("--out is the evaluation that is graded again, which is kept as it was: give another --out")

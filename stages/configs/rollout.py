@@ -1,0 +1,64 @@
+"""The options of `spo rollout`."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from stages.configs.shared import ResponseFlags
+from stages.core.config import option, validate
+from stages.core.errors import UserError
+
+GENERATIONS, SEGMENT_TOKENS = 8, 30  # the defaults of their options
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(ResponseFlags):
+    """The options of `spo rollout`."""
+
+    GROUP = "Sampling"
+
+    num_generations: int | None = option(
+        "Responses per question; not with --tree.", default=None, default_text=str(GENERATIONS), minimum=1, common=True
+    )
+    tree: str | None = option(
+        "Sample a tree per question, with these branches at each level, e.g. 6-6-6: responses branch after every "
+        "--segment-tokens, and the last level runs to the end.",
+        default=None,
+        default_text="independent responses",
+        metavar="N-N-N",
+        common=True,
+    )
+    segment_tokens: int | None = option(
+        "With --tree: tokens between two levels.",
+        default=None,
+        default_text=str(SEGMENT_TOKENS),
+        minimum=1,
+        common=True,
+    )
+    unfinished_reward: float = option("Reward of a response that reaches --max-tokens without ending.", default=0.0)
+
+    def __post_init__(self) -> None:
+        validate(self)
+        if self.tree is None:
+            if self.segment_tokens is not None:
+                raise UserError("--segment-tokens is the length of a tree's stretches: pass --tree with it")
+            return
+        if self.num_generations is not None:
+            raise UserError("--tree says how many responses there are: leave out --num-generations")
+        if not re.fullmatch(r"[1-9]\d{0,5}(-[1-9]\d{0,5})*", self.tree):
+            raise UserError(
+                "--tree must hold the branches of each level, each at least 1, joined by dashes, such as 6-6-6; "
+                f"got {self.tree!r}"
+            )
+
+    @property
+    def branches(self) -> tuple[int, ...] | None:
+        """Branches of each level of a tree; None for whole responses."""
+        return tuple(map(int, self.tree.split("-"))) if self.tree else None
+
+    @property
+    def responses_per_question(self) -> int:
+        """Responses, or the most leaves that a tree can have."""
+        return math.prod(self.branches) if self.branches else self.num_generations or GENERATIONS

@@ -1,0 +1,60 @@
+"""The options of `spo segment`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from stages.configs.shared import OutputFlags
+from stages.core.config import option, validate
+from stages.core.errors import UserError
+
+PARTITIONS = ("cutpoints", "fixed", "count", "delimiter", "token", "trajectory", "branches", "tree")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(OutputFlags):
+    """The options of `spo segment`."""
+
+    GROUP = "Segments"
+
+    trajectories: Path = option("Artefact of `spo rollout`, or Parquet of another tool.", argument=True, result=False)
+    partition: str | None = option(
+        "Where to cut: cutpoints (before every --interval-th), fixed (every --segment-tokens), count (--num-segments "
+        "equal pieces), delimiter (after each match), token, trajectory, branches (where the responses to a question "
+        "part), or your own package.module:function.",
+        default=None,
+        default_text="cutpoints; for trees, tree",
+        common=True,
+    )
+    rho: float = option(
+        "A token is a cutpoint if its probability is below this.", default=0.9, above=0, maximum=1, common=True
+    )
+    interval: int = option("With cutpoints: number of cutpoints per segment.", default=5, minimum=1, common=True)
+    segment_tokens: int = option("With fixed: number of tokens per segment.", default=30, minimum=1, common=True)
+    num_segments: int = option("With count: number of segments per trajectory.", default=3, minimum=1, common=True)
+    delimiter: str = option(
+        "With delimiter: regular expression whose matches end a segment.",
+        default=r"\n",
+        metavar="REGEX",
+        common=True,
+    )
+    tokenizer: str | None = option(
+        "With delimiter: model whose tokenizer decodes the tokens.",
+        default=None,
+        default_text="the sampling model",
+        result=False,
+        metavar="MODEL",
+    )
+
+    def __post_init__(self) -> None:
+        validate(self)
+        if self.partition is not None and self.partition not in PARTITIONS and ":" not in self.partition:
+            raise UserError(
+                f"--partition must be one of {', '.join(PARTITIONS)} or package.module:function; got {self.partition!r}"
+            )
+        try:
+            re.compile(self.delimiter)
+        except re.error as error:
+            raise UserError(f"--delimiter must be a regular expression; {self.delimiter!r} is none: {error}") from error

@@ -1,0 +1,18 @@
+"""The options of `spo status`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from stages.core.config import option, validate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The options of `spo status`."""
+
+    run: Path = option("Directory of a run.", argument=True)
+
+    def __post_init__(self) -> None:
+        validate(self)
