@@ -1,7 +1,14 @@
-"""A task is questions, their prompts, and a verifier. This file owns what the stages see of one; each task is a module.
+"""The interface of a task, and the registry of tasks.
 
-A task module has `open(name, data, options) -> Task`: `name` is the task's, of which a module may have several, `data`
-the file, directory or hub name given with `--data`, `options` the pairs given with `--task-arg`.
+A task consists of questions, a default prompt template and a verifier. To add one, write a module with
+
+    make_task(name: str, data: str | None, options: Mapping[str, str]) -> Task
+
+and enter it in `TASKS`. `name` is the registered name (one module may serve several), `data` the file, directory or hub
+name given with `--data`, and `options` the pairs given with `--task-arg`.
+
+The command line imports this file for the names of the tasks, so it imports nothing heavy; `open_task` imports the
+module of the task that it opens.
 """
 
 from __future__ import annotations
@@ -18,10 +25,9 @@ from stages.core.errors import UserError
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
-STREAM = 10_000_000
-"""A split of more questions than this is made as it is read: too many to take all, or to shuffle."""
-
-T = TypeVar("T")
+MAX_FINITE_SPLIT = 10_000_000
+"""A split with more questions is an endless stream: its questions are made on access, in an order that is random
+already. No stage takes all of them or shuffles them."""
 
 TASKS = {
     "arithmetic": "stages.tasks.arithmetic",
@@ -38,6 +44,9 @@ TASKS = {
     "game24": "stages.tasks.game24",
     "knights-and-knaves": "stages.tasks.knights_and_knaves",
 }
+"""Task name → its module, as a string: importing this file must not import pyarrow."""
+
+OptionsT = TypeVar("OptionsT")
 
 
 @dataclass(frozen=True)
@@ -45,12 +54,12 @@ class Question:
     """One question.
 
     Attributes:
-      id: names it for ever, e.g. `gsm8k-train-17`; unique within a task and its data.
-      prompt: what is asked; what the model reads, once `stages.responses.prompts` has put it into a template.
-      reference: the answer that the verifier compares with.
+      id: permanent identifier, e.g. `gsm8k-train-17`; unique within a task and its data.
+      prompt: the text of the question. `stages.responses.prompts` inserts it into a prompt template.
+      reference: the gold answer that the verifier compares an answer with.
       solution: a worked response to learn from, without the end token; None if there is none.
-      metadata: what results are broken down by, e.g. `{"subject": "Algebra", "level": "3"}`.
-      history: (role, content) of the messages before the prompt, where the question is a conversation.
+      metadata: labels by which results are broken down, e.g. `{"subject": "Algebra", "level": "3"}`.
+      history: (role, content) of the messages before the prompt, if the question is a conversation.
     """
 
     id: str
@@ -63,36 +72,42 @@ class Question:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the verifier says: the answer it read (canonical, so that equal answers are equal strings; None: it found
-    none), and the reward: 1 right, 0 wrong, None ungradable (it could not be judged within the limits)."""
+    """The result of grading one response.
+
+    Attributes:
+      answer: the answer found in the response, in canonical form (equal answers are equal strings); None if there is
+        none.
+      reward: 1 for a right answer, 0 for a wrong one (a reward function returns any number); None if the response is
+        ungradable, because grading exceeded its limits.
+    """
 
     answer: str | None
     reward: float | None
 
 
 class Task(Protocol):
-    """What the stages ask of a task."""
+    """What the stages use of a task."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def digest(self) -> str:
-        """Hex digest of all that the questions and verdicts depend on: options and data."""
+        """Hex digest of everything that questions and verdicts depend on: options and data."""
         ...
 
     @property
     def template(self) -> str:
-        """The prompt where no template is asked for (`stages.tasks.templates`)."""
+        """Default prompt template, as a text (see `stages.tasks.templates`)."""
         ...
 
     @property
     def chat_message(self) -> str:
-        """The same, as a user's message in a chat template."""
+        """Default template of the user's message if the model's chat template wraps it."""
         ...
 
     def questions(self, split: Split) -> Sequence[Question]:
-        """The questions of a split, in an order that never changes; a slice costs no more than its own questions.
+        """Return the questions of a split in a fixed order; a slice costs no more than the questions in it.
 
         Raises:
           UserError: the data has no such split, or the split has no questions.
@@ -100,19 +115,20 @@ class Task(Protocol):
         ...
 
     def verify(self, response: str, reference: str) -> Verdict:
-        """Grade a response (without its prompt). Any text is an answer to reckon with: never raises, never hangs."""
+        """Grade a response (without its prompt). Accepts any text; never raises and never hangs."""
         ...
 
 
 def open_task(name: str, data: str | None = None, args: Sequence[str] = ()) -> Task:
-    """The task of a name.
+    """Return the task with a name.
 
     Args:
+      name: a key of `TASKS`.
       data: file, directory or Hugging Face data set, for the tasks that take one.
       args: options of the task, each `key=value`.
 
     Raises:
-      UserError: unknown task or option, an option twice or without a value, data that cannot be read.
+      UserError: an unknown task or option, an option given twice or without a value, or unreadable data.
     """
     if name not in TASKS:
         raise UserError(f"unknown task {name!r}; expected one of {', '.join(TASKS)}")
@@ -122,14 +138,14 @@ def open_task(name: str, data: str | None = None, args: Sequence[str] = ()) -> T
         if not equals or key in options:
             raise UserError(f"--task-arg takes key=value, each key once; got {arg!r}")
         options[key] = value
-    return import_module(TASKS[name]).open(name, data, options)
+    return import_module(TASKS[name]).make_task(name, data, options)
 
 
-def read_options(cls: type[T], task: str, options: Mapping[str, str]) -> T:
-    """A task's options as an instance of its dataclass, whose fields are int, float or str.
+def read_options(cls: type[OptionsT], task: str, options: Mapping[str, str]) -> OptionsT:
+    """Return a task's options as an instance of its dataclass, whose fields are int, float or str.
 
     Raises:
-      UserError: a key that is none of its fields, or a value of the wrong kind.
+      UserError: a key that is not a field of the dataclass, or a value of the wrong type or out of bounds.
     """
     types = field_types(cls)
     values: dict[str, Any] = {}
@@ -143,6 +159,7 @@ def read_options(cls: type[T], task: str, options: Mapping[str, str]) -> T:
             raise UserError(f"--task-arg {key} must be of type {types[key].__name__}; got {text!r}") from error
     try:
         return cls(**values)
-    except UserError as error:  # a bound, which names the field as if it were a flag
+    except UserError as error:
+        # `validate` names a field as if it were a flag (`--train-questions must …`); here it is a key of --task-arg.
         name, problem = str(error).removeprefix("--").split(" ", 1)
         raise UserError(f"--task-arg {name.replace('-', '_')} {problem}") from error

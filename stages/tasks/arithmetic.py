@@ -117,7 +117,7 @@ class Arithmetic:
         return "".join(words) + f"#{value}"
 
 
-def open(name: str, data: str | None, options: Mapping[str, str]) -> Arithmetic:
+def make_task(name: str, data: str | None, options: Mapping[str, str]) -> Arithmetic:
     """The task; it takes no data.
 
     Raises:

@@ -133,7 +133,7 @@ class Dataset:
         return self.grader.verify_all(responses, references)
 
 
-def open(name: str, data: str | None, options: Mapping[str, str]) -> Dataset:
+def make_task(name: str, data: str | None, options: Mapping[str, str]) -> Dataset:
     """The task of a name in `SOURCES`.
 
     Raises:

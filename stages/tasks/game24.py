@@ -66,7 +66,7 @@ class Game24:
         return verify_countdown(response, [int(number) for number in reference.split()], TARGET)
 
 
-def open(name: str, data: str | None, options: Mapping[str, str]) -> Game24:
+def make_task(name: str, data: str | None, options: Mapping[str, str]) -> Game24:
     """The task, over a file or directory where one is given.
 
     Raises:

@@ -114,7 +114,7 @@ class KnightsAndKnaves:
         return Verdict(_write({name: claims[name] for name in expected}), float(claims == expected))
 
 
-def open(name: str, data: str | None, options: Mapping[str, str]) -> KnightsAndKnaves:
+def make_task(name: str, data: str | None, options: Mapping[str, str]) -> KnightsAndKnaves:
     """The task; it takes no data.
 
     Raises:

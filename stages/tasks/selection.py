@@ -9,7 +9,7 @@ import numpy as np
 
 from stages.core.errors import UserError
 from stages.maths.randomness import random_key
-from stages.tasks import STREAM, Question, Split, Task
+from stages.tasks import MAX_FINITE_SPLIT, Question, Split, Task
 
 
 def select(
@@ -30,10 +30,10 @@ def select(
         if skip + asked > total or asked <= 0:
             wanted = f"--skip-questions {skip}" + (f" and --num-questions {count}" if count else "")
             raise UserError(f"the {split} split of {task.name} has {total:,} questions; {wanted} asks for more")
-        if count is None and asked > STREAM:
+        if count is None and asked > MAX_FINITE_SPLIT:
             raise UserError(f"the {split} split of {task.name} is a stream without end: pass --num-questions")
         return questions[skip : skip + asked]
-    if total > STREAM:
+    if total > MAX_FINITE_SPLIT:
         raise UserError(f"the {split} split of {task.name} is a stream in random order: leave out --shuffle-seed")
     asked = total if count is None else count
     if asked > total:

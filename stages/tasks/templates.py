@@ -1,7 +1,7 @@
-"""Owns the prompt templates: those that have a name, and how a user's own is read.
+"""Prompt templates: the built-in ones by name, and how a user's own template is read.
 
-A template is a text in which `{question}` stands for the question. Nothing else in it means anything, so `\\boxed{}`
-needs no escapes.
+A template is a text in which `{question}` stands for the question. Nothing else in it is special, so `\\boxed{}` needs
+no escaping.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 from stages.core.errors import UserError
 
 SLOT = "{question}"
+"""The placeholder of the question."""
 _BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
 
 TEMPLATES = {
@@ -23,30 +24,33 @@ TEMPLATES = {
     ),
     "r1-distill": f"<｜begin▁of▁sentence｜><｜User｜>{SLOT}\n{_BOXED}<｜Assistant｜><think>\n",
 }
+"""Name of a built-in template → its text."""
 
 
-def read_template(given: str) -> str:
-    """The text of a template: of a built-in one by name, the content of a file, or the text that was given itself.
+def read_template(value: str) -> str:
+    """Return the text of a template.
 
-    In a text given as it is, `\\n` stands for a new line; of a file, the last line break is left out.
+    Args:
+      value: the name of a built-in template, a text with `{question}`, or a file with such a text. In a text, `\\n` stands
+        for a line break, because a shell argument seldom contains one; of a file, one final line break is dropped.
 
     Raises:
-      UserError: it is none of these, or a file that cannot be read or has no place for the question.
+      UserError: the value is none of these, or its file cannot be read or has no `{question}`.
     """
-    if given in TEMPLATES:
-        return TEMPLATES[given]
-    if SLOT in given:
-        return given.replace("\\n", "\n")
-    path = Path(given).expanduser()
+    if value in TEMPLATES:
+        return TEMPLATES[value]
+    if SLOT in value:
+        return value.replace("\\n", "\n")
+    path = Path(value).expanduser()
     if not path.is_file():
         raise UserError(
-            f"--prompt-template takes a name ({', '.join(TEMPLATES)}), a text with {SLOT}, or a file that holds one; "
-            f"got {given!r}"
+            f"--prompt-template takes a name ({', '.join(TEMPLATES)}), a text with {SLOT}, or a file with such a text; "
+            f"got {value!r}"
         )
     try:
         text = path.read_text(encoding="utf-8").removesuffix("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--prompt-template {given} cannot be read: {error}") from error
+        raise UserError(f"--prompt-template {value} cannot be read: {error}") from error
     if SLOT not in text:
-        raise UserError(f"--prompt-template {given} has no {SLOT}, where the question goes")
+        raise UserError(f"--prompt-template {value} has no {SLOT}; put it where the question belongs")
     return text

@@ -12,7 +12,7 @@ from stages.core.errors import UserError
 from stages.maths.randomness import random_key, uniforms
 from stages.optimization.batches import Example
 from stages.responses.prompts import encode, write_prompts
-from stages.tasks import STREAM, Task
+from stages.tasks import MAX_FINITE_SPLIT, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,7 +38,7 @@ def load_examples(
     """
     split = flags.split
     stream = task.questions(split)
-    if count is None and len(stream) > STREAM:
+    if count is None and len(stream) > MAX_FINITE_SPLIT:
         raise UserError(f"the {split} split of {task.name} is a stream without end: pass --num-examples or --steps")
     if count is not None and count > len(stream):
         raise UserError(
