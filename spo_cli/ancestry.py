@@ -13,7 +13,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from stages.core.errors import IncompleteInput, UserError
-from stages.core.paths import is_local, locate, is_path_reference
+from stages.core.paths import is_local, is_path_reference, locate
 from stages.models.adapters import CONFIG_FILE
 from stages.models.transfer import is_whole
 from stages.shards.files import lineage_of, read_footer
@@ -88,7 +88,7 @@ def _chosen_options(lineage: Lineage) -> str:
     """The options that were not left at their default, which is what tells this work from other work of the stage."""
     from spo_cli.app import VERBS
 
-    config = importlib.import_module(VERBS[lineage.stage].module).Config if lineage.stage in VERBS else None
+    config = importlib.import_module(VERBS[lineage.stage].config).Config if lineage.stage in VERBS else None
     defaults = {field.name: _as_json(field.default) for field in dataclasses.fields(config)} if config else {}
     chosen = {name: value for name, value in lineage.config.items() if value not in (defaults.get(name), None, [])}
     return ", ".join(f"{name.replace('_', ' ')} {_shown(value)}" for name, value in chosen.items())

@@ -33,10 +33,13 @@ class Verb(NamedTuple):
     """Where a command lives, and what the list of commands says about it.
 
     Attributes:
+      config: module that declares its options; light, so that help is quick.
+      module: module that runs it; imported only then.
       ranks: a launcher may start several processes of it; the first one reports for all.
       group: heading in the list of commands.
     """
 
+    config: str
     module: str
     help: str
     ranks: bool = False
@@ -44,19 +47,52 @@ class Verb(NamedTuple):
 
 
 VERBS = {
-    "sft": Verb("stages.sft", "Warm-start a model on worked solutions."),
-    "rollout": Verb("stages.rollout", "Sample trajectories for the questions of a task."),
-    "segment": Verb("stages.segment", "Cut each trajectory into segments at its cutpoints, or another way."),
-    "estimate": Verb("stages.estimate", "Estimate the value of every segment boundary and the segments' advantages."),
-    "train": Verb("stages.train", "Update the policy from the advantages.", ranks=True),
-    "eval": Verb("spo_cli.evaluation", "Measure a model's accuracy on a split of a task."),
-    "run": Verb("stages.pipeline.iterate", "Run whole iterations from a recipe, in one process.", group="Runs"),
-    "slurm": Verb("spo_cli.slurm", "Write the iterations of a recipe as SLURM jobs, and submit them.", group="Runs"),
-    "prune": Verb(
-        "stages.pipeline.prune", "Delete the weights and optimizer states of a run's old checkpoints.", group="Runs"
+    "sft": Verb("stages.configs.sft", "stages.sft", "Warm-start a model on worked solutions."),
+    "rollout": Verb("stages.configs.rollout", "stages.rollout", "Sample trajectories for the questions of a task."),
+    "segment": Verb(
+        "stages.configs.segment",
+        "stages.segment",
+        "Cut each trajectory into segments at its cutpoints, or another way.",
     ),
-    "status": Verb("spo_cli.status", "Show how far a run is: parts done, running, queued, failed.", group="Runs"),
-    "show": Verb("spo_cli.show", "Show an artefact: lineage, schema, statistics, a trajectory.", group="Inspection"),
+    "estimate": Verb(
+        "stages.configs.estimate",
+        "stages.estimate",
+        "Estimate the value of every segment boundary and the segments' advantages.",
+    ),
+    "train": Verb("stages.configs.train", "stages.train", "Update the policy from the advantages.", ranks=True),
+    "eval": Verb(
+        "stages.configs.evaluation_forms", "spo_cli.evaluation", "Measure a model's accuracy on a split of a task."
+    ),
+    "run": Verb(
+        "stages.configs.run",
+        "stages.pipeline.iterate",
+        "Run whole iterations from a recipe, in one process.",
+        group="Runs",
+    ),
+    "slurm": Verb(
+        "stages.configs.slurm",
+        "spo_cli.slurm",
+        "Write the iterations of a recipe as SLURM jobs, and submit them.",
+        group="Runs",
+    ),
+    "prune": Verb(
+        "prune",
+        "stages.pipeline.prune",
+        "Delete the weights and optimizer states of a run's old checkpoints.",
+        group="Runs",
+    ),
+    "status": Verb(
+        "stages.configs.status",
+        "spo_cli.status",
+        "Show how far a run is: parts done, running, queued, failed.",
+        group="Runs",
+    ),
+    "show": Verb(
+        "stages.configs.show",
+        "spo_cli.show",
+        "Show an artefact: lineage, schema, statistics, a trajectory.",
+        group="Inspection",
+    ),
 }
 
 _SUMMARY = (
@@ -140,7 +176,7 @@ class _Application(TyperGroup):
 
 
 def load_command(name: str, args: Sequence[str] = ()) -> ConfigCommand:
-    """Import a verb and build its command from its Config.
+    """Build a verb's command from its Config; its module is imported when it runs.
 
     Args:
       args: its arguments; a verb that has several forms (`FORMS`: flag → Config) takes the one whose flag is there.
@@ -149,22 +185,23 @@ def load_command(name: str, args: Sequence[str] = ()) -> ConfigCommand:
     from spo_cli.options import ConfigCommand
 
     verb = VERBS[name]
-    module = importlib.import_module(verb.module)
+    options = importlib.import_module(verb.config)
 
     def execute(config: Any) -> None:
         from spo_cli import console
         from stages.shards.sharding import interruptible
 
+        module = importlib.import_module(verb.module)
         with interruptible(), console.Reporter() as progress:
             summary = module.run(config, progress)
         if summary is not None and not _follows(name):
             getattr(module, "report", console.print_summary)(summary)
 
-    title, help, config = name, verb.help, module.Config
+    title, help, config = name, verb.help, options.Config
     given = {word.partition("=")[0] for word in args}
-    form = next((flag for flag in getattr(module, "FORMS", {}) if flag in given), None)
+    form = next((flag for flag in getattr(options, "FORMS", {}) if flag in given), None)
     if form:
-        config = module.FORMS[form]
+        config = options.FORMS[form]
         title, help = f"{name} {form}", config.__doc__
     takes_recipe = name in ("run", "slurm", "prune")
     return ConfigCommand(
@@ -172,7 +209,7 @@ def load_command(name: str, args: Sequence[str] = ()) -> ConfigCommand:
         help,
         config,
         execute,
-        note=_RECIPE_NOTE if takes_recipe else getattr(module, "NOTE", None),
+        note=_RECIPE_NOTE if takes_recipe else getattr(options, "NOTE", None),
         examples=EXAMPLES[title],
         translate=translate_dotted if takes_recipe else list,
         further=dotted_flags if takes_recipe else tuple,

@@ -8,6 +8,8 @@ from typing import Any
 
 import typer
 
+from stages.configs.run import SLURM_TABLES, TABLES
+from stages.core.config import bare_type, field_types
 from stages.core.errors import UserError, did_you_mean
 
 _DOTTED = re.compile(r"--([a-z.]+)\.([A-Za-z0-9_-]+)(?:=(.*))?", re.DOTALL)
@@ -48,22 +50,15 @@ def translate_dotted(args: Sequence[str]) -> list[str]:
 
 def dotted_flags() -> list[str]:
     """Return every flag of a stage as `spo run` takes it, e.g. `--train.learning-rate`."""
-    from stages.pipeline.planning import SLURM_TABLES, TABLES
-
     return [f"--{table}.{key.replace('_', '-')}" for table in TABLES | SLURM_TABLES for key in _options(table)]
 
 
 def _options(table: str) -> dict[str, Any]:
     """Return the options that a recipe's table takes, with their types; [run] may hold those of every stage."""
-    from stages.pipeline.planning import TABLES
-
     taking = TABLES if table == "run" else [table]
     return {key: kind for name in taking for key, kind in _own_options(name).items()}
 
 
 def _own_options(table: str) -> dict[str, Any]:
-    from stages.core.config import bare_type, field_types
-    from stages.pipeline.planning import SLURM_TABLES, TABLES
-
     config = (TABLES | SLURM_TABLES).get(table)
     return {key: bare_type(kind) for key, kind in field_types(config).items()} if config else {}

@@ -13,9 +13,9 @@ from rich.text import Text
 
 from spo_cli import tables
 from spo_cli.console import print_line, print_notes, print_results, print_summary, print_wide
-from spo_cli.tables import Format, Mean, Probability, Table
+from spo_cli.tables import Mean, Probability, Table
 from stages import evaluate
-from stages.core.config import option, validate
+from stages.configs.evaluation_forms import Compare, Config, Format, Regrade, Results
 from stages.core.errors import IncompleteInput, UserError
 from stages.core.paths import as_path
 from stages.core.progress import Progress, Silent, Summary
@@ -25,58 +25,6 @@ if TYPE_CHECKING:
     from stages.evaluation.artefacts import Evaluation
     from stages.evaluation.comparison import Comparison
     from stages.evaluation.scores import Result
-
-NOTE = (
-    "Other forms, each with its own --help: --compare A B pairs two evaluations by question; --regrade PATH grades "
-    "saved responses again, without sampling; --table PATH... shows one evaluation, or several side by side."
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FormatFlags:
-    """How results are printed."""
-
-    GROUP = "Output"
-
-    format: Format = option("Format of the printed results.", default="rich", result=False, common=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(evaluate.Config, FormatFlags):
-    """The options of `spo eval`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Regrade(regrading.Config, FormatFlags):
-    """Grade the saved responses of an evaluation again, without sampling."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Compare(FormatFlags):
-    """Compare two evaluations, paired by question."""
-
-    compare: tuple[Path, ...] = option("Two evaluations, A and B: B is compared with A.", metavar="PATH")
-
-    def __post_init__(self) -> None:
-        validate(self)
-        if len(self.compare) != 2:
-            raise UserError(f"--compare takes two evaluations; got {len(self.compare)}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Results(FormatFlags):
-    """Show one evaluation, or several side by side."""
-
-    table: tuple[str, ...] = option("Evaluations to show, each under its name.", metavar="[NAME=]PATH")
-
-    def __post_init__(self) -> None:
-        validate(self)
-        if not self.table:
-            raise UserError("--table takes one or more evaluations")
-
-
-FORMS: dict[str, type] = {"--regrade": Regrade, "--compare": Compare, "--table": Results}
-"""The flag that makes another form of the command → its Config, whose docstring is that form's help."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +80,7 @@ def report(found: Report) -> None:
 def _evaluate(config: Config | Regrade, progress: Progress) -> Report:
     """Samples or grades, then reads what there is: the whole evaluation, or the part that this call made."""
     from stages.shards.parts import part_name
-    from stages.shards.sharding import resolve
+    from stages.shards.sharding import resolve_shards
 
     summary = evaluate.run(config, progress) if isinstance(config, Config) else regrading.run(config, progress)
     if not summary.rows:
@@ -141,7 +89,7 @@ def _evaluate(config: Config | Regrade, progress: Progress) -> Report:
     try:
         evaluation = _read(config.out)
     except IncompleteInput:
-        shard, *others = resolve(config)
+        shard, *others = resolve_shards(config)
         part = config.out / part_name(shard.index, shard.count)
         whole = f"when all parts are there, spo eval --table {config.out} shows the whole"
         if others or not part.exists():

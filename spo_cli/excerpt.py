@@ -18,13 +18,13 @@ import pyarrow.compute as pc
 
 from spo_cli.trajectory import Segment, Trajectory, readable_tokens, unlikely_tokens
 from stages.core.errors import UserError
-from stages.core.paths import StorePath, locate, is_path_reference
+from stages.core.paths import StorePath, is_path_reference, locate
 from stages.models import checkpoints
 from stages.models.token_texts import Decode, decoder
 from stages.models.transfer import fetch
 from stages.responses.trees import are_trees
 from stages.shards.foreign import KEYS
-from stages.shards.origin import follow
+from stages.shards.origin import trace_back
 from stages.shards.parts import Artefact
 from stages.shards.schemas import TRAJECTORIES
 
@@ -50,7 +50,7 @@ def excerpt(
       UserError: no such id or row, or the trajectories cannot be found.
     """
     stage = artefact.schema.stage
-    responses = follow(artefact, TRAJECTORIES, trajectories) if stage in _SEGMENT_COLUMNS else artefact
+    responses = trace_back(artefact, TRAJECTORIES, trajectories) if stage in _SEGMENT_COLUMNS else artefact
     in_tree = stage != "eval" and are_trees(responses)
     chosen = _chosen(artefact, responses, identifier, row)
     if chosen is None:

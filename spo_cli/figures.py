@@ -20,7 +20,7 @@ from stages.evaluation.scores import score
 from stages.evaluation.summaries import accuracies
 from stages.maths.advantages import NEGLIGIBLE
 from stages.maths.statistics import mean_and_standard_error
-from stages.shards.tables import numbered
+from stages.shards.tables import encode_names
 
 Figures = dict[str, Any]
 
@@ -80,7 +80,7 @@ def of_segments(table: pa.Table) -> Figures:
     """How the trajectories are cut, and how much of them the probability mask keeps."""
     cutpoints = numbers(pc.list_value_length(table["cutpoints"]))
     lengths = numbers(table["end"]) - numbers(table["start"])
-    trajectory = numbered(table["trajectory_id"])
+    trajectory = encode_names(table["trajectory_id"])
     return {
         "trajectories": int(trajectory.max()) + 1,
         "segments_per_trajectory": distribution(np.bincount(trajectory)),
@@ -129,7 +129,7 @@ def _last_values(table: pa.Table) -> np.ndarray:
     ordered = table.select(["trajectory_id", "segment_index", "value_end"]).sort_by(
         [("trajectory_id", "ascending"), ("segment_index", "ascending")]
     )
-    last = np.append(np.diff(numbered(ordered["trajectory_id"])) != 0, True)
+    last = np.append(np.diff(encode_names(ordered["trajectory_id"])) != 0, True)
     return numbers(ordered["value_end"])[last]
 
 

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from spo_cli.console import number, print_line, print_results
-from stages.core.config import option, validate
+from stages.configs.show import Config
 from stages.core.errors import IncompleteInput, UserError
 from stages.core.paths import is_local
 from stages.core.progress import Progress, Silent
@@ -40,54 +39,6 @@ COUNTED = {
     ),
 }
 """The counts of a lineage that are shown where they are not 0, by stage."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """The options of `spo show`."""
-
-    GROUP = "View"
-
-    path: Path | None = option(
-        "Artefact, part, model directory or run to show; optional with --schema.",
-        default=None,
-        default_text="none",
-        argument=True,
-        group="Input",
-        common=True,
-    )
-    schema: bool = option(
-        "Show the meaning of each column; without PATH, of the tables of all stages.", default=False, common=True
-    )
-    trajectory: str | None = option(
-        "Show the trajectory with this id.", default=None, default_text="none", metavar="ID", common=True
-    )
-    row: int | None = option(
-        "Show the trajectory of this row, counted from 0.",
-        default=None,
-        default_text="a row that spo picks",
-        minimum=0,
-        common=True,
-    )
-    tree: str | None = option(
-        "Show the tree of the question with this id.", default=None, default_text="none", metavar="ID", common=True
-    )
-    trajectories: Path | None = option(
-        "Trajectories of the artefact.",
-        default=None,
-        default_text="the path in its lineage",
-        group="Input",
-        common=True,
-    )
-    depth: int = option("Number of generations to follow the lineage back.", default=5, minimum=0, common=True)
-    json: bool = option("Print lineage and statistics as JSON.", default=False, group="Output", common=True)
-
-    def __post_init__(self) -> None:
-        validate(self)
-        if self.path is None and not self.schema:
-            raise UserError("expected PATH (an artefact, a part, a model directory or a run), or --schema")
-        if sum(choice is not None for choice in (self.trajectory, self.row, self.tree)) > 1:
-            raise UserError("--trajectory, --row and --tree each choose what is drawn: give one of them")
 
 
 def run(config: Config, progress: Progress = Silent()) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from rich.text import Text
 
 from spo_cli.console import print_line, print_results
+from stages.configs.slurm import Config
 from stages.core.progress import Progress, Silent
 from stages.pipeline import slurm
 
-Config = slurm.Config
 
-
-def run(config: slurm.Config, progress: Progress = Silent()) -> slurm.Outcome:
+def run(config: Config, progress: Progress = Silent()) -> slurm.Outcome:
     """As `stages.pipeline.slurm.run`."""
     return slurm.run(config, progress)
 

@@ -6,13 +6,11 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
-
-Format = Literal["rich", "markdown", "latex", "json"]
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,10 @@ from stages.maths.statistics import mean_and_standard_error
 from stages.maths.trees import node_values
 from stages.maths.values import all_equal
 from stages.responses.trees import are_trees, parent_rows
-from stages.shards.origin import follow
+from stages.shards.origin import trace_back
 from stages.shards.parts import Artefact
 from stages.shards.schemas import TRAJECTORIES
-from stages.shards.tables import numbered
+from stages.shards.tables import encode_names
 
 _COLUMNS = ("trajectory_id", "parent_id", "question_id", "token_ids", "text", "finish_reason", "reward")
 _EXCERPT = 48  # characters of a stretch
@@ -67,12 +67,12 @@ class Nodes:
     @property
     def question(self) -> np.ndarray:
         """[N] int64, a number from 0 for the question."""
-        return numbered(self.rows["question_id"])
+        return encode_names(self.rows["question_id"])
 
 
 def trajectories_of(artefact: Artefact, at: Path | None) -> Artefact:
     """The trajectories that an artefact is, or was made from. Raises as `follow`."""
-    return artefact if artefact.schema is TRAJECTORIES else follow(artefact, TRAJECTORIES, at)
+    return artefact if artefact.schema is TRAJECTORIES else trace_back(artefact, TRAJECTORIES, at)
 
 
 def load_nodes(trajectories: Artefact) -> Nodes:

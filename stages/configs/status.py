@@ -13,6 +13,7 @@ class Config:
     """The options of `spo status`."""
 
     run: Path = option("Directory of a run.", argument=True)
+    json: bool = option("Print every part as JSON.", default=False, group="Output", common=True)
 
     def __post_init__(self) -> None:
         validate(self)

@@ -17,7 +17,7 @@ from stages.core.config import option
 from stages.models import checkpoints
 from stages.models.presets import make_byte_tokenizer
 from stages.shards.lineage import Source, describe, model_source, write_lineage
-from stages.shards.parts import open_artefact, source
+from stages.shards.parts import artefact_source, open_artefact
 from stages.shards.schemas import ADVANTAGES, CUTPOINTS, TRAJECTORIES, Schema
 from stages.shards.writing import open_part
 
@@ -117,12 +117,12 @@ def make_run(folder: Path) -> Path:
     )
     cutpoints = write(
         iteration / "cutpoints", CUTPOINTS, [SEGMENTS],
-        inputs=(source(open_artefact(trajectories), iteration / "cutpoints"),),
+        inputs=(artefact_source(open_artefact(trajectories), iteration / "cutpoints"),),
     )  # fmt: skip
     write(
         iteration / "advantages", ADVANTAGES, [SEGMENTS],
-        inputs=(source(open_artefact(cutpoints), iteration / "advantages"),
-                source(open_artefact(trajectories), iteration / "advantages")),
+        inputs=(artefact_source(open_artefact(cutpoints), iteration / "advantages"),
+                artefact_source(open_artefact(trajectories), iteration / "advantages")),
         model=model_source(model, checkpoints.digest(model), iteration / "advantages"),
     )  # fmt: skip
     return folder

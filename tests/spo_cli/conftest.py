@@ -91,8 +91,8 @@ def verbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "pretend_rollout.py").write_text(VERB)
     (folder / "pretend_run.py").write_text(RECIPE_VERB)
     monkeypatch.syspath_prepend(folder)
-    monkeypatch.setitem(app.VERBS, "rollout", app.Verb("pretend_rollout", "Pretend."))
-    monkeypatch.setitem(app.VERBS, "run", app.Verb("pretend_run", "Pretend."))
+    monkeypatch.setitem(app.VERBS, "rollout", app.Verb("pretend_rollout", "pretend_rollout", "Pretend."))
+    monkeypatch.setitem(app.VERBS, "run", app.Verb("pretend_run", "pretend_run", "Pretend."))
     for name in ("pretend_rollout", "pretend_run"):
         sys.modules.pop(name, None)
     return folder

@@ -27,7 +27,7 @@ def spo(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 
 def in_shell(verbs: Path, *arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
     """`spo …` as a process of its own, with the pretended verbs."""
-    program = "from spo_cli import app\napp.VERBS['rollout'] = app.Verb('pretend_rollout', 'Pretend.')\napp.main()"
+    program = "from spo_cli import app\napp.VERBS['rollout'] = app.Verb('pretend_rollout', 'pretend_rollout', 'Pretend.')\napp.main()"
     environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{verbs}"}
     command = [sys.executable, "-c", program, *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, **options)  # type: ignore[call-overload]

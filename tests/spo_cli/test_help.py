@@ -29,7 +29,7 @@ BANNED = re.compile(
 
 def config_of(command: str) -> type:
     name, _, form = command.partition(" ")
-    module = importlib.import_module(VERBS[name].module)
+    module = importlib.import_module(VERBS[name].config)
     return module.FORMS[form] if form else module.Config
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from stages.core.config import option
-from stages.shards.parts import open_artefact, source
+from stages.shards.parts import artefact_source, open_artefact
 from stages.shards.schemas import ADVANTAGES, CUTPOINTS, TRAJECTORIES
 from tests.chains import cut, sample
 from tests.spo_cli.artefacts import Options, response, segment, write
@@ -65,7 +65,7 @@ def trees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     run = Path("run")
     write(run / "trajectories", TRAJECTORIES, [NODES[:4], NODES[4:]], TreeOptions())
     sampled = open_artefact(run / "trajectories")
-    made_from = (source(sampled, run / "cutpoints"),)
+    made_from = (artefact_source(sampled, run / "cutpoints"),)
     write(run / "cutpoints", CUTPOINTS, [SEGMENTS], TreeOptions(), inputs=made_from)
     write(run / "advantages", ADVANTAGES, [SEGMENTS], TreeOptions(), inputs=made_from)
     write(run / "kept", ADVANTAGES, [KEPT], TreeOptions(), inputs=made_from)
@@ -148,7 +148,7 @@ def test_stretches_that_were_left_out_are_drawn_without_numbers(trees, capsys):
 
 def test_left_out_segments_of_a_whole_response_leave_a_gap(run_directory, capsys):
     """As the prefix-tree estimator writes them."""
-    made_from = (source(open_artefact(run_directory / "000" / "trajectories"), Path("kept")),)
+    made_from = (artefact_source(open_artefact(run_directory / "000" / "trajectories"), Path("kept")),)
     rows = [segment("q0/1", 1, 2, 4, [], 0.5, 0.75, [1, 0]), segment("q0/0", 2, 5, 6, [], 0.75, 1.0, [1])]
     write(Path("kept"), ADVANTAGES, [rows], inputs=made_from)
     text = show(capsys, "kept", "--trajectory", "q0/1")

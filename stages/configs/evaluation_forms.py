@@ -1,0 +1,65 @@
+"""The options of the four forms of `spo eval`: sampling, grading again, comparing two, a table of several."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from stages.configs import evaluate, regrade
+from stages.core.config import option, validate
+from stages.core.errors import UserError
+
+Format = Literal["rich", "markdown", "latex", "json"]
+
+NOTE = (
+    "Other forms, each with its own --help: --compare A B pairs two evaluations by question; --regrade PATH grades "
+    "saved responses again, without sampling; --table PATH... shows one evaluation, or several side by side."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormatFlags:
+    """How results are printed."""
+
+    GROUP = "Output"
+
+    format: Format = option("Format of the printed results.", default="rich", result=False, common=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(evaluate.Config, FormatFlags):
+    """The options of `spo eval`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regrade(regrade.Config, FormatFlags):
+    """Grade the saved responses of an evaluation again, without sampling."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare(FormatFlags):
+    """Compare two evaluations, paired by question."""
+
+    compare: tuple[Path, ...] = option("Two evaluations, A and B: B is compared with A.", metavar="PATH")
+
+    def __post_init__(self) -> None:
+        validate(self)
+        if len(self.compare) != 2:
+            raise UserError(f"--compare takes two evaluations; got {len(self.compare)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results(FormatFlags):
+    """Show one evaluation, or several side by side."""
+
+    table: tuple[str, ...] = option("Evaluations to show, each under its name.", metavar="[NAME=]PATH")
+
+    def __post_init__(self) -> None:
+        validate(self)
+        if not self.table:
+            raise UserError("--table takes one or more evaluations")
+
+
+FORMS: dict[str, type] = {"--regrade": Regrade, "--compare": Compare, "--table": Results}
+"""The flag that makes another form of the command → its Config, whose docstring is that form's help."""

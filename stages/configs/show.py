@@ -1,0 +1,57 @@
+"""The options of `spo show`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from stages.core.config import option, validate
+from stages.core.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The options of `spo show`."""
+
+    GROUP = "View"
+
+    path: Path | None = option(
+        "Artefact, part, model directory or run to show; optional with --schema.",
+        default=None,
+        default_text="none",
+        argument=True,
+        group="Input",
+        common=True,
+    )
+    schema: bool = option(
+        "Show the meaning of each column; without PATH, of the tables of all stages.", default=False, common=True
+    )
+    trajectory: str | None = option(
+        "Show the trajectory with this id.", default=None, default_text="none", metavar="ID", common=True
+    )
+    row: int | None = option(
+        "Show the trajectory of this row, counted from 0.",
+        default=None,
+        default_text="a row that spo picks",
+        minimum=0,
+        common=True,
+    )
+    tree: str | None = option(
+        "Show the tree of the question with this id.", default=None, default_text="none", metavar="ID", common=True
+    )
+    trajectories: Path | None = option(
+        "Trajectories of the artefact.",
+        default=None,
+        default_text="the path in its lineage",
+        group="Input",
+        common=True,
+    )
+    depth: int = option("Number of generations to follow the lineage back.", default=5, minimum=0, common=True)
+    json: bool = option("Print lineage and statistics as JSON.", default=False, group="Output", common=True)
+
+    def __post_init__(self) -> None:
+        validate(self)
+        if self.path is None and not self.schema:
+            raise UserError("expected PATH (an artefact, a part, a model directory or a run), or --schema")
+        if sum(choice is not None for choice in (self.trajectory, self.row, self.tree)) > 1:
+            raise UserError("--trajectory, --row and --tree each choose what is drawn: give one of them")
