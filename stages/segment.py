@@ -13,19 +13,30 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import pyarrow as pa
+
 from stages.configs.segment import Config
 from stages.core.errors import UserError
 from stages.core.progress import Progress, Silent, Summary
+from stages.core.user_function import load_function
+from stages.maths import partition as cuts
+from stages.maths.branches import branch_starts
+from stages.maths.partition import Segments, find_cutpoints, partition_at_boundaries, segment_cutpoints
+from stages.maths.ragged import Ragged
+from stages.models import checkpoints
+from stages.models.token_texts import decoder, token_texts
+from stages.responses.trees import are_trees
+from stages.shards import schemas
+from stages.shards.lineage import Source, describe, model_source
+from stages.shards.origin import foreign_notes, sampling_model
+from stages.shards.parts import Artefact, artefact_source, open_artefact
+from stages.shards.schemas import CUTPOINTS
+from stages.shards.sharding import resolve_shards, split
+from stages.shards.tables import encode_names, list_array, ragged
+from stages.shards.writing import open_part
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
-
-    from stages.maths.partition import Segments
-    from stages.maths.ragged import Ragged
-    from stages.shards.lineage import Source
-    from stages.shards.parts import Artefact
-
     Cut = Callable[[pa.Table, Ragged, Ragged, np.ndarray], Segments]
     """(N rows, their token ids and log-probabilities, cutpoint flags of all tokens [V]) → segments."""
 
@@ -39,14 +50,6 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
       UserError: wrong options, an input of another stage, missing columns, a partition function that fails.
       IncompleteInput: parts of the input are missing or torn.
     """
-    import pyarrow as pa
-
-    from stages.shards import schemas
-    from stages.shards.lineage import describe
-    from stages.shards.origin import without_lineage
-    from stages.shards.parts import open_artefact, source
-    from stages.shards.sharding import resolve, split
-    from stages.shards.writing import open_part
 
     started = time.monotonic()
     trajectories = open_artefact(config.trajectories, schemas.TRAJECTORIES)
@@ -57,13 +60,13 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
     if config.partition == "branches":  # needs a question's responses side by side
         _check_questions_lie_in_one_part(trajectories)
         columns, at_once = [*columns, "question_id"], max(1, trajectories.rows)
-    mine = [trajectories.parts[i] for i in split(len(trajectories.parts), *resolve(config))]
+    mine = [trajectories.parts[i] for i in split(len(trajectories.parts), *resolve_shards(config))]
     trajectory_count = sum(part.rows for part in mine)
     progress.start("segment", trajectory_count, "trajectories")
     rows, up_to_date = 0, True
     for part in mine:
         lineage = describe(
-            "segment", schemas.CUTPOINTS, config, inputs=(source(trajectories, config.out, part), *made_with)
+            "segment", schemas.CUTPOINTS, config, inputs=(artefact_source(trajectories, config.out, part), *made_with)
         )
         with open_part(
             config.out,
@@ -88,7 +91,7 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
         seconds=time.monotonic() - started,
         up_to_date=up_to_date,
         figures={} if config.partition == "tree" else {"segments per trajectory": rows / max(trajectory_count, 1)},
-        notes=without_lineage(trajectories),
+        notes=foreign_notes(trajectories),
     )
 
 
@@ -98,7 +101,6 @@ def _resolve(config: Config, trajectories: Artefact) -> Config:
     Raises:
       UserError: another partition than their own for trees.
     """
-    from stages.responses.trees import are_trees
 
     in_trees = are_trees(trajectories)
     if in_trees and config.partition not in (None, "tree"):
@@ -136,11 +138,6 @@ def _cut_slice(rows: pa.Table, first: int, path: Path, rho: float, cut: Cut) -> 
 
 def cutpoint_table(trajectories: pa.Table, rho: float, cut: Cut) -> pa.Table:
     """Rows of `schemas.CUTPOINTS` for N trajectories (trajectory_id, token_ids, logprobs, and what the cut reads)."""
-    import pyarrow as pa
-
-    from stages.maths.partition import find_cutpoints, segment_cutpoints
-    from stages.shards.schemas import CUTPOINTS
-    from stages.shards.tables import list_array, ragged
 
     token_ids, logprobs = ragged(trajectories["token_ids"]), ragged(trajectories["logprobs"])
     is_cutpoint = find_cutpoints(logprobs, rho)
@@ -157,12 +154,11 @@ def cutpoint_table(trajectories: pa.Table, rho: float, cut: Cut) -> pa.Table:
 
 def _make_cut(config: Config, trajectories: Artefact) -> tuple[Cut, tuple[Source, ...]]:
     """The partition as one function over a batch, and what it depends on beside the configuration."""
-    from stages.core.user_function import load_function
-    from stages.maths import partition as cuts
-    from stages.shards.lineage import Source
 
     by_name: dict[str, Cut] = {
-        "cutpoints": lambda rows, tokens, logprobs, flags: cuts.partition_by_cutpoints(tokens.lengths, flags, config.interval),
+        "cutpoints": lambda rows, tokens, logprobs, flags: cuts.partition_by_cutpoints(
+            tokens.lengths, flags, config.interval
+        ),
         "fixed": lambda rows, tokens, logprobs, flags: cuts.partition_by_length(tokens.lengths, config.segment_tokens),
         "count": lambda rows, tokens, logprobs, flags: cuts.partition_by_count(tokens.lengths, config.num_segments),
         "token": lambda rows, tokens, logprobs, flags: cuts.partition_by_token(tokens.lengths),
@@ -180,20 +176,11 @@ def _make_cut(config: Config, trajectories: Artefact) -> tuple[Cut, tuple[Source
 
 
 def _cut_where_responses_part(rows: pa.Table, tokens: Ragged) -> Segments:
-    from stages.maths.branches import branch_starts
-    from stages.maths.partition import partition_at_boundaries
-    from stages.shards.tables import numbered
 
-    return partition_at_boundaries(tokens.lengths, branch_starts(tokens, numbered(rows["question_id"])))
+    return partition_at_boundaries(tokens.lengths, branch_starts(tokens, encode_names(rows["question_id"])))
 
 
 def _delimiter_cut(config: Config, trajectories: Artefact) -> tuple[Cut, tuple[Source, ...]]:
-    from stages.maths import partition as cuts
-    from stages.maths.ragged import Ragged
-    from stages.models import checkpoints
-    from stages.models.token_texts import decoder, token_texts
-    from stages.shards.lineage import model_source
-    from stages.shards.origin import sampling_model
 
     model = config.tokenizer or sampling_model(trajectories, "--tokenizer")
     if model is None:
@@ -205,7 +192,6 @@ def _delimiter_cut(config: Config, trajectories: Artefact) -> tuple[Cut, tuple[S
     decode, pattern = decoder(checkpoints.load_tokenizer(directory)), re.compile(config.delimiter)
 
     def cut(rows: pa.Table, tokens: Ragged, logprobs: Ragged, flags: np.ndarray) -> Segments:
-        import numpy as np
 
         starts = [cuts.delimiter_starts(token_texts(decode, row), pattern) for row in tokens]
         return cuts.partition_at_boundaries(tokens.lengths, Ragged.of(starts, np.int64))
@@ -215,11 +201,8 @@ def _delimiter_cut(config: Config, trajectories: Artefact) -> tuple[Cut, tuple[S
 
 def _user_cut(name: str, function: Callable[..., Sequence[int]]) -> Cut:
     """A function of one trajectory, `(token_ids, logprobs, cutpoints) → starts`, over a batch."""
-    from stages.maths import partition as cuts
-    from stages.maths.ragged import Ragged
 
     def cut(rows: pa.Table, tokens: Ragged, logprobs: Ragged, flags: np.ndarray) -> Segments:
-        import numpy as np
 
         starts = []
         for row in range(len(tokens)):

@@ -14,24 +14,31 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
 
 from stages.configs.sft import Config
 from stages.core.config import option, results_config
 from stages.core.errors import UserError
+from stages.core.launcher import require_single_process
 from stages.core.progress import Progress, Silent, Summary
-
-if TYPE_CHECKING:
-    import numpy as np
-    from transformers import PreTrainedTokenizerBase
-
-    from stages.models.adapters import Lora
-    from stages.optimization.batches import Example
-    from stages.optimization.step import Engine
-    from stages.optimization.torch import TorchEngine
-    from stages.shards.lineage import Lineage
-    from stages.tracking.metrics_log import Report
-    from stages.training.resumable import Metrics, Unfinished
+from stages.models import checkpoints, lora, presets, saving
+from stages.models.adapters import Lora
+from stages.models.presets import make_model
+from stages.optimization.batches import Example, collate, micro_batches
+from stages.optimization.optimizer import Adam
+from stages.optimization.step import Engine, schedule
+from stages.optimization.torch import TorchEngine, open_engine
+from stages.responses.prompts import with_template
+from stages.shards.lineage import Lineage, describe, model_source, task_source
+from stages.tasks import open_task
+from stages.tracking.metrics_log import MetricsLog, open_stage_log
+from stages.training.demonstrations import load_examples, plan_batches
+from stages.training.merging import merge_beside
+from stages.training.resumable import Metrics, Unfinished, discard_unfinished, open_unfinished, published, write_records
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +48,7 @@ class _Resolved(Config):
     examples_per_step: int = option("The product of batch size and accumulation: how it is split changes nothing.")
 
 
-def run(config: Config, progress: Progress = Silent(), report: Report | None = None) -> Summary:
+def run(config: Config, progress: Progress = Silent(), report: MetricsLog | None = None) -> Summary:
     """Trains the model and writes its directory.
 
     Args:
@@ -51,22 +58,13 @@ def run(config: Config, progress: Progress = Silent(), report: Report | None = N
       UserError: wrong options, an unusable model, no worked solution that fits the context, a place that is taken.
       FingerprintMismatch: the output, or unfinished work beside it, was made with another configuration.
     """
-    from stages.core.launcher import require_single_process
-    from stages.tracking.metrics_log import open_report
 
     require_single_process("spo sft")
-    with open_report(config.out, config.report_to, results_config(config), progress, report) as opened:
+    with open_stage_log(config.out, config.report_to, results_config(config), progress, report) as opened:
         return _run(config, progress, opened)
 
 
-def _run(config: Config, progress: Progress, report: Report | None) -> Summary:
-    from stages.models import checkpoints, lora, saving
-    from stages.responses.prompts import with_template
-    from stages.shards.lineage import describe, model_source, task_source
-    from stages.tasks import open_task
-    from stages.training.demonstrations import load_examples
-    from stages.training.merging import merge_beside
-    from stages.training.resumable import discard_unfinished, open_unfinished, published, write_records
+def _run(config: Config, progress: Progress, report: MetricsLog | None) -> Summary:
 
     started = time.monotonic()
     config = with_template(config)
@@ -130,7 +128,6 @@ def _summary(
 
 def _reader(base: Path | None) -> tuple[PreTrainedTokenizerBase, int]:
     """The tokenizer of the model to start from, and its context length."""
-    from stages.models import checkpoints, presets
 
     if base:
         return checkpoints.load_tokenizer(base), checkpoints.context_length(checkpoints.load_config(base))
@@ -139,12 +136,6 @@ def _reader(base: Path | None) -> tuple[PreTrainedTokenizerBase, int]:
 
 def _open(config: Config, base: Path | None, checkpoint: Path | None, adapter: Lora | None) -> TorchEngine:
     """The model with its optimiser: from the checkpoint, else the given model, else from scratch."""
-    import torch
-
-    from stages.models import checkpoints
-    from stages.models.presets import make_model
-    from stages.optimization.optimizer import Adam
-    from stages.optimization.torch import TorchEngine, open_engine
 
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -181,7 +172,6 @@ def _learn(
     progress: Progress,
 ) -> Metrics:
     """All steps from the last checkpoint on; the metrics of all steps."""
-    from stages.training.demonstrations import plan_batches
 
     per_epoch = math.ceil(len(examples) / config.batch_size)
     steps = config.steps or max(1, round(config.epochs * per_epoch))
@@ -206,8 +196,6 @@ def _learn(
 
 def _step(config: Config, engine: Engine, batch: Sequence[Example], step: int, steps: int) -> dict[str, float]:
     """One optimiser step and its metrics."""
-    from stages.optimization.batches import collate, micro_batches
-    from stages.optimization.step import schedule
 
     tokens, total = sum(example.kept.size for example in batch), 0.0
     for group in micro_batches(batch, config.per_device_batch_size):

@@ -24,7 +24,7 @@ from stages.estimators.segments import Cuts, load_cuts, load_whole_questions
 from stages.maths.advantages import Advantages, dr_grpo, grpo, rloo
 from stages.maths.ragged import gather_ranges
 from stages.shards.parts import Artefact, Part
-from stages.shards.tables import numbered, rows_by_name
+from stages.shards.tables import encode_names, rows_by_name
 
 METHODS: dict[EstimatorName, Callable[[ArrayLike, ArrayLike], Advantages]] = {
     "grpo": grpo,
@@ -73,7 +73,7 @@ def estimate(settings: Settings, cuts: Cuts, group: pa.Table) -> Estimated:
     Args:
       group: trajectory_id, question_id and reward of all responses to its questions, question by question.
     """
-    rewards, question = group["reward"].to_numpy().astype(np.float64), numbered(group["question_id"])
+    rewards, question = group["reward"].to_numpy().astype(np.float64), encode_names(group["question_id"])
     result = METHODS[settings.estimator](rewards, question)
     own = rows_by_name(cuts.trajectories["trajectory_id"], group["trajectory_id"])
     first, size = np.searchsorted(question, question[own]), np.bincount(question)[question[own]]

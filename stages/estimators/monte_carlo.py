@@ -43,8 +43,8 @@ from stages.models import checkpoints
 from stages.sampling.installed import engine_packages, with_engine
 from stages.sampling.protocol import SamplingParams, batch_dependent, open_sampler
 from stages.shards.lineage import model_source, task_source
-from stages.shards.origin import compare_model, sampling_model
-from stages.shards.parts import Artefact, Part, source
+from stages.shards.origin import check_sampling_model, sampling_model
+from stages.shards.parts import Artefact, Part, artefact_source
 from stages.tasks import open_task
 
 
@@ -103,8 +103,8 @@ def prepare(
 
     verifier = task_source(settings.task, None, task.digest, out)
     # A budget is shared out among all parts, so each of them depends on the others.
-    whole = (source(cutpoints, out),) if settings.budget is not None else ()
-    notes = compare_model(trajectories, model, named=options.model is not None)
+    whole = (artefact_source(cutpoints, out),) if settings.budget is not None else ()
+    notes = check_sampling_model(trajectories, model, named=options.model is not None)
     return Estimator(settings, read, (verifier, *whole), model, engine_packages(settings.engine), notes)
 
 

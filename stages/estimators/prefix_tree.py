@@ -22,11 +22,11 @@ from stages.estimators import Estimated, Estimator, Portion
 from stages.estimators.rows import count_questions, estimated
 from stages.estimators.segments import Cuts, load_cuts, load_whole_questions
 from stages.maths.advantages import Baseline, chain_advantages, leave_own_reward_out
-from stages.maths.prefixes import shared_prefixes, responses_with_prefix
+from stages.maths.prefixes import responses_with_prefix, shared_prefixes
 from stages.maths.ragged import gather_ranges
 from stages.maths.values import monte_carlo_values
 from stages.shards.parts import Artefact, Part
-from stages.shards.tables import numbered, ragged, rows_by_name
+from stages.shards.tables import encode_names, ragged, rows_by_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ def estimate(settings: Settings, cuts: Cuts, group: pa.Table) -> Estimated:
     Args:
       group: trajectory_id, question_id, token_ids and reward of all responses to its questions, question by question.
     """
-    question, responses = numbered(group["question_id"]), ragged(group["token_ids"])
+    question, responses = encode_names(group["question_id"]), ragged(group["token_ids"])
     own = rows_by_name(cuts.trajectories["trajectory_id"], group["trajectory_id"])
     rewards = group["reward"].to_numpy().astype(np.float64)
     response, start = own[cuts.segments.trajectory], cuts.segments.start  # [S]

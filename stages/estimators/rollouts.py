@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
 
 from stages.core.progress import Progress
 from stages.estimators.budget import Allotment, out_of_range
 from stages.estimators.segments import Cuts
-from stages.maths.allocation import grant_rollouts, additional_rollouts
+from stages.maths.allocation import additional_rollouts, grant_rollouts
 from stages.maths.ragged import Ragged
 from stages.maths.randomness import random_key
 from stages.maths.values import monte_carlo_values
 from stages.responses.grading import grade
 from stages.sampling.protocol import Request, Sampler, SamplingParams, Usage
 from stages.tasks import Task
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,13 @@ from stages.estimators import Estimated, Estimator, Portion
 from stages.estimators.rows import count_questions, estimated
 from stages.estimators.segments import load_whole_questions
 from stages.maths.advantages import Advantages, Baseline, sibling_advantages
-from stages.maths.tree_structure import is_leaf
 from stages.maths.ragged import gather_ranges
+from stages.maths.tree_structure import is_leaf
 from stages.maths.trees import leaves_below, node_values, preorder, states_above
 from stages.maths.values import group_std
 from stages.responses.trees import parent_rows
 from stages.shards.parts import Artefact, Part
-from stages.shards.tables import numbered, rows_by_name
+from stages.shards.tables import encode_names, rows_by_name
 
 COLUMNS = ("trajectory_id", "parent_id", "question_id", "token_ids", "finish_reason", "reward")
 
@@ -96,7 +96,7 @@ def estimate(settings: Settings, rows: pa.Table, nodes: pa.Table, parent: np.nda
     Args:
       rows: of cutpoints. nodes: all stretches of their trees (`COLUMNS`). parent: [N] the row of each one's parent.
     """
-    tree = numbered(nodes["question_id"])
+    tree = encode_names(nodes["question_id"])
     reward = nodes["reward"].to_numpy().astype(np.float64)
     order = preorder(parent, tree, np.arange(parent.size))
     place = np.argsort(order)

@@ -14,18 +14,28 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from stages.configs.choices import pair
 from stages.configs.regrade import Config
 from stages.core.errors import UserError
+from stages.core.paths import is_path_reference, relative_path
 from stages.core.progress import Progress, Silent, Summary
+from stages.evaluation.summaries import score_accuracies, summarise
+from stages.models import checkpoints
+from stages.responses.grading import decode, grade_texts
+from stages.shards.lineage import Source, describe, task_source
+from stages.shards.origin import foreign_notes, sampling_model
+from stages.shards.parts import Artefact, artefact_source, open_artefact
+from stages.shards.schemas import EVALUATION
+from stages.shards.sharding import resolve_shards, split
+from stages.shards.tables import ragged
+from stages.shards.writing import open_part
+from stages.tasks import Task, open_task
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
-
-    from stages.shards.lineage import Source
-    from stages.shards.parts import Artefact
-    from stages.tasks import Task
-
     Decode = Callable[[Sequence[np.ndarray]], list[str]]
 
 _ROWS = 16_384  # graded at once
@@ -38,25 +48,16 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
       UserError: no evaluation, a task that cannot be told or has no such option, a budget beyond what was sampled.
       IncompleteInput: parts of the evaluation are missing or torn.
     """
-    import pyarrow as pa
-
-    from stages.evaluation.summaries import score_accuracies, summarise
-    from stages.shards.lineage import describe, task_source
-    from stages.shards.origin import without_lineage
-    from stages.shards.parts import open_artefact, source
-    from stages.shards.schemas import EVALUATION
-    from stages.shards.sharding import resolve, split
-    from stages.shards.writing import open_part
 
     started = time.monotonic()
     saved = open_artefact(config.regrade, EVALUATION)
     config, tasks, budgets = _complete(config, saved)
     decode = _decoder(config, saved)
     places = tuple(task_source(str(name), None, task.digest, config.out) for name, task in tasks.items())
-    mine = [saved.parts[i] for i in split(len(saved.parts), *resolve(config))]
+    mine = [saved.parts[i] for i in split(len(saved.parts), *resolve_shards(config))]
     written = []
     for part in mine:
-        inputs = (source(saved, config.out, part), *places)
+        inputs = (artefact_source(saved, config.out, part), *places)
         lineage = describe("eval", EVALUATION, config, inputs, _model(config, saved))
         with open_part(
             config.out, part.index, part.count, lineage, EVALUATION, overwrite=config.overwrite, progress=progress
@@ -69,7 +70,7 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
                 told = score_accuracies(graded, tasks=len(tasks), budgets=len(budgets))
                 writer.write(graded, {"ungradable": graded["reward"].null_count}, told)
         written.append(writer)
-    return summarise(written, config.out, started, notes=without_lineage(saved))
+    return summarise(written, config.out, started, notes=foreign_notes(saved))
 
 
 def _graded(
@@ -89,10 +90,6 @@ def grade_rows(rows: pa.Table, tasks: Mapping[str | None, Task], decode: Decode 
       rows: of `schemas.EVALUATION`; where `text` is null, the tokens are decoded.
       tasks: by name; under None the one of rows that do not say theirs.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    from stages.responses.grading import grade_texts
 
     rows = _with_texts(rows, decode)
     answers, rewards = [None] * rows.num_rows, [None] * rows.num_rows
@@ -117,9 +114,6 @@ def cut_anew(rows: pa.Table, budgets: Sequence[int]) -> pa.Table:
     A longer response ends at the budget, unfinished, and its text is left to be decoded. The rows of the largest saved
     budget are what is cut.
     """
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
     whole = rows.filter(pc.equal(rows["max_tokens"], pc.max(rows["max_tokens"])))
     lengths = pc.list_value_length(whole["token_ids"])
@@ -140,13 +134,10 @@ def cut_anew(rows: pa.Table, budgets: Sequence[int]) -> pa.Table:
 
 
 def _with_texts(rows: pa.Table, decode: Decode | None) -> pa.Table:
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
     places = pc.indices_nonzero(pc.is_null(rows["text"]).combine_chunks())
     if not len(places) or decode is None:
         return rows
-    from stages.shards.tables import ragged
 
     decoded = decode(list(ragged(rows["token_ids"].take(places))))
     texts = rows["text"].to_pylist()
@@ -161,10 +152,6 @@ def _complete(config: Config, saved: Artefact) -> tuple[Config, dict[str | None,
     Raises:
       UserError: responses that do not say their task, or say another than is asked for; a budget beyond theirs.
     """
-    import pyarrow.compute as pc
-
-    from stages.configs.choices import pair
-    from stages.tasks import open_task
 
     told = saved.read_all(["task", "max_tokens"])
     names = pc.unique(told["task"]).to_pylist()
@@ -193,9 +180,6 @@ def _decoder(config: Config, saved: Artefact) -> Decode | None:
     Raises:
       UserError: the evaluation does not lead to a tokenizer.
     """
-    from stages.models import checkpoints
-    from stages.responses.grading import decode
-    from stages.shards.origin import sampling_model
 
     ours = all(part.lineage for part in saved.parts)
     if config.max_tokens is None and (ours or not saved.read_all(["text"])["text"].null_count):
@@ -209,8 +193,6 @@ def _decoder(config: Config, saved: Artefact) -> Decode | None:
 
 def _model(config: Config, saved: Artefact) -> Source | None:
     """The model that sampled the responses, as seen from the new artefact, wherever it is now."""
-    from stages.core.paths import is_path_reference, relative_path
-    from stages.shards.lineage import Source
 
     model = saved.lineage and saved.lineage.model
     if not model:

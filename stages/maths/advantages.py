@@ -86,7 +86,9 @@ def chain_advantages(segments: Segments, state_value: ArrayLike, reward: ArrayLi
     return Advantages(value_start, value_end, value_end - value_start)
 
 
-def sibling_advantages(values: ArrayLike, groups: ArrayLike, *, baseline: Baseline = "mean", scale: bool = False) -> Advantages:
+def sibling_advantages(
+    values: ArrayLike, groups: ArrayLike, *, baseline: Baseline = "mean", scale: bool = False
+) -> Advantages:
     """A_i = V_i − b: what each branch of a state is better than its siblings, b standing for V of the state itself.
 
     b is the mean over the group (arXiv 2505.23564, SPO-tree: V of a node is the mean of its children's), or the mean of

@@ -32,7 +32,9 @@ class GeneralizedAdvantages(NamedTuple):
     returns: NDArray[np.float64]
 
 
-def generalized_advantages(values: Ragged, rewards: Ragged, gamma: float = 1.0, lam: float = 0.95) -> GeneralizedAdvantages:
+def generalized_advantages(
+    values: Ragged, rewards: Ragged, gamma: float = 1.0, lam: float = 0.95
+) -> GeneralizedAdvantages:
     """GAE(γ, λ) of N trajectories, each of which ends (arXiv 1506.02438, equation 16).
 
         δ_t = r_t + γ V(s_{t+1}) − V(s_t)        V of the state after the last step = 0

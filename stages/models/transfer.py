@@ -109,7 +109,9 @@ def _listed(directory: StorePath) -> dict[str, tuple[int, int]]:
 
 def _copy(directory: StorePath, listed: dict[str, tuple[int, int]]) -> Path:
     """The address is in it: a store tells times in seconds, and models of one architecture have files of one size."""
-    return cache_directory() / "models" / digest(json.dumps([str(directory.resolve()), sorted(listed.items())]).encode())
+    return (
+        cache_directory() / "models" / digest(json.dumps([str(directory.resolve()), sorted(listed.items())]).encode())
+    )
 
 
 def _fetch(source: StorePath, target: Path) -> None:

@@ -18,8 +18,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.maths.prefixes import common_prefix_length, sortable_bytes
 from stages.maths.balancing import contiguous_slices
+from stages.maths.prefixes import common_prefix_length, sortable_bytes
 from stages.optimization.batches import WHOLE, Example, MicroBatch, Part, Tree
 
 ROW_LIMIT = 3.0
@@ -70,7 +70,9 @@ def pack(examples: Sequence[Example], indices: Sequence[int], limit: int, part: 
     fed = {index: examples[index].tokens[: examples[index].fed] for index in indices}
     order = sorted(indices, key=lambda index: sortable_bytes(fed[index]))
     common = [0, *(common_prefix_length(fed[one], fed[other]) for one, other in pairwise(order))]
-    mine = contiguous_slices([fed[index].size - shared for index, shared in zip(order, common, strict=True)], part.count)
+    mine = contiguous_slices(
+        [fed[index].size - shared for index, shared in zip(order, common, strict=True)], part.count
+    )
     groups: list[tuple[list[int], list[int]]] = []
     length = 0
     for index, shared in zip(order[mine[part.index]], common[mine[part.index]], strict=True):

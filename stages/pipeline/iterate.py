@@ -16,18 +16,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from stages import estimate, evaluate, rollout, segment, sft, train
 from stages.configs.train import choose_engine
 from stages.core.errors import FingerprintMismatch
-from stages.core.launcher import require_single_process
+from stages.core.launcher import read_launch, require_single_process
 from stages.core.paths import as_path
 from stages.core.progress import Progress, Silent, Summary
 from stages.pipeline.planning import Config, Iteration, Plan, make_plan, open_tasks
-
-if TYPE_CHECKING:
-    from stages.tracking.metrics_log import Report
+from stages.pipeline.retention import prune_run
+from stages.sampling.protocol import lasting_sampler, rest_sampler
+from stages.tracking.metrics_log import MetricsLog, open_run_log
 
 
 @dataclass(frozen=True)
@@ -79,11 +78,9 @@ def carry_out(plan: Plan, progress: Progress = Silent()) -> Iterator[Done]:
     Raises:
       UserError: a slip in the task, told before any work; else as the stages.
     """
-    from stages.sampling.protocol import lasting_sampler
-    from stages.tracking.metrics_log import open_run
 
     open_tasks(plan)
-    with lasting_sampler(), open_run(plan.out, plan.report_to, plan.settings, progress) as report:
+    with lasting_sampler(), open_run_log(plan.out, plan.report_to, plan.settings, progress) as report:
         warm_start = {"sft": sft.run(plan.start, progress, report)} if plan.start else {}
         yield _evaluated(plan, Done(-1, warm_start), progress, report)
         for number, iteration in enumerate(plan.iterations):
@@ -92,9 +89,8 @@ def carry_out(plan: Plan, progress: Progress = Silent()) -> Iterator[Done]:
             yield done
 
 
-def _iterated(number: int, iteration: Iteration, progress: Progress, report: Report | None) -> Done:
+def _iterated(number: int, iteration: Iteration, progress: Progress, report: MetricsLog | None) -> Done:
     """One iteration, up to its checkpoint."""
-    from stages.sampling.protocol import rest_sampler
 
     stages = {
         "rollout": rollout.run(iteration.rollout, progress),
@@ -104,7 +100,7 @@ def _iterated(number: int, iteration: Iteration, progress: Progress, report: Rep
     if report:
         for summary in stages.values():
             figures = ({} if summary.reward is None else {"reward": summary.reward}) | summary.figures
-            report.tell(summary.stage, as_path(summary.out), figures)
+            report.log_figures(summary.stage, as_path(summary.out), figures)
     rest_sampler()
     stages["train"] = train.run(iteration.train, progress, report)
     if report:
@@ -119,8 +115,6 @@ def _iterated(number: int, iteration: Iteration, progress: Progress, report: Rep
 
 def prune(plan: Plan, number: int, progress: Progress) -> list[Path]:
     """Deletes of the checkpoints up to this iteration's what is not to be kept; returns those that lost anything."""
-    from stages.core.launcher import read_launch
-    from stages.pipeline.retention import prune_run
 
     if plan.keep is None or read_launch().rank:
         return []
@@ -130,7 +124,7 @@ def prune(plan: Plan, number: int, progress: Progress) -> list[Path]:
     return pruned
 
 
-def _evaluated(plan: Plan, done: Done, progress: Progress, report: Report | None) -> Done:
+def _evaluated(plan: Plan, done: Done, progress: Progress, report: MetricsLog | None) -> Done:
     """The iteration with its evaluation, where one is due."""
     if done.number not in plan.evaluations:
         return done

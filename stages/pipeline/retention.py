@@ -12,6 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages.core import storage
+from stages.models import adapters
+from stages.models.checkpoints import WEIGHTS
+from stages.models.pruning import PRUNED_FILE, Kind, read_pruned
+from stages.optimization.optimizer import OPTIMISER_FILE
 
 
 @dataclass(frozen=True)
@@ -54,10 +58,6 @@ def prune(directory: Path, *, weights: bool) -> bool:
     Returns:
       Whether there was anything to delete.
     """
-    from stages.models import adapters
-    from stages.models.checkpoints import WEIGHTS
-    from stages.models.pruning import PRUNED_FILE, Kind, read_pruned
-    from stages.optimization.optimizer import OPTIMISER_FILE
 
     going: dict[Kind, tuple[str, ...]] = {"optimizer": (OPTIMISER_FILE,)}
     if weights:

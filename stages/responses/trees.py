@@ -29,7 +29,7 @@ from stages.responses.grading import decode, grade
 from stages.sampling.protocol import Request, Sample, Usage
 from stages.shards.parts import Artefact
 from stages.shards.schemas import TRAJECTORIES
-from stages.shards.tables import numbered, rows_by_name
+from stages.shards.tables import encode_names, rows_by_name
 from stages.tasks import Question
 
 
@@ -173,11 +173,13 @@ def statistics(trajectories: pa.Table) -> dict[str, float]:
     if not trajectories.num_rows:
         return {}
     parent = parent_rows(trajectories)
-    question = numbered(trajectories["question_id"])
+    question = encode_names(trajectories["question_id"])
     leaf, depth = tree_structure.is_leaf(parent), tree_structure.depths(parent)
     weight = tree_structure.path_probabilities(parent, question)[leaf]
     reward = trajectories["reward"].to_numpy()[leaf].astype(np.float64)
-    length = tree_structure.sum_from_root(parent, pc.list_value_length(trajectories["token_ids"]).to_numpy().astype(np.int64))[leaf]
+    length = tree_structure.sum_from_root(
+        parent, pc.list_value_length(trajectories["token_ids"]).to_numpy().astype(np.int64)
+    )[leaf]
     clipped = pc.equal(trajectories["finish_reason"], "length").to_numpy()[leaf]
     equal = all_equal(reward, question[leaf])
     return {

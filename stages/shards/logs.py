@@ -12,7 +12,7 @@ from stages.core import paths
 from stages.core.errors import StoreUnreachable
 
 
-class Log:
+class PartLog:
     """The log of a part, appended to by every run; each line with its time (UTC)."""
 
     def __init__(self, path: Path) -> None:

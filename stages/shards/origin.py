@@ -11,7 +11,7 @@ from stages.shards.parts import Artefact, open_artefact
 from stages.shards.schemas import ARTEFACT, BY_STAGE, Schema
 
 
-def follow(artefact: Artefact, to: Schema, at: Path | None = None) -> Artefact:
+def trace_back(artefact: Artefact, to: Schema, at: Path | None = None) -> Artefact:
     """From cutpoints or advantages back to the artefact of another stage that they were made from.
 
     Args:
@@ -30,7 +30,7 @@ def follow(artefact: Artefact, to: Schema, at: Path | None = None) -> Artefact:
         return open_artefact(at, to)
     direct = next((candidate for candidate in lineage.inputs if candidate.stage == to.stage), None)
     if direct is None:
-        return _follow_inputs(artefact, lineage, to, at)
+        return _trace_back_through_inputs(artefact, lineage, to, at)
     target = at or artefact.locate(direct.path)
     if not target.exists():
         raise UserError(f"the {name} that {artefact.path} was made from lie no longer at {target}: pass {flag} PATH")
@@ -70,13 +70,13 @@ def sampling_model(artefact: Artefact, flag: str = "--model") -> str | None:
     return lineage.model.path
 
 
-def without_lineage(*artefacts: Artefact) -> tuple[str, ...]:
+def foreign_notes(*artefacts: Artefact) -> tuple[str, ...]:
     """A line for the reader about each artefact that does not say how it was made."""
     alien = [artefact.path for artefact in artefacts if any(part.lineage is None for part in artefact.parts)]
     return tuple(f"{path} has no lineage: another tool wrote it" for path in alien)
 
 
-def compare_model(artefact: Artefact, model: Source, *, named: bool) -> tuple[str, ...]:
+def check_sampling_model(artefact: Artefact, model: Source, *, named: bool) -> tuple[str, ...]:
     """What a reader should know where a model is not, by its weights, the one that sampled an artefact.
 
     Args:
@@ -96,13 +96,13 @@ def compare_model(artefact: Artefact, model: Source, *, named: bool) -> tuple[st
     )
 
 
-def _follow_inputs(artefact: Artefact, lineage: Lineage, to: Schema, at: Path | None) -> Artefact:
+def _trace_back_through_inputs(artefact: Artefact, lineage: Lineage, to: Schema, at: Path | None) -> Artefact:
     """`follow` by way of an artefact in between: advantages → cutpoints → trajectories."""
     name = ARTEFACT[to.stage]
     for between in lineage.inputs:
         path = artefact.locate(between.path)
         if between.stage in BY_STAGE and path.exists():
-            return follow(open_artefact(path, BY_STAGE[between.stage]), to, at)
+            return trace_back(open_artefact(path, BY_STAGE[between.stage]), to, at)
     if at is None:
         raise UserError(f"{artefact.path} does not lead back to {name}: pass --{name.replace(' ', '-')} PATH")
     return open_artefact(at, to)

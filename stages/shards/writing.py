@@ -29,7 +29,7 @@ from stages.shards.chunks import Chunk, Chunks
 from stages.shards.disk import disk_errors, locked_chunks, replacing, write_parquet
 from stages.shards.files import lineage_of, read_columns, read_footer
 from stages.shards.lineage import FOOTER_KEY, Lineage, differences
-from stages.shards.logs import Log
+from stages.shards.logs import PartLog
 from stages.shards.parts import parse_part_name, part_name, work_differences
 from stages.shards.schemas import Schema
 
@@ -103,7 +103,7 @@ class PartWriter:
         self.rows = 0
         self._count, self._overwrite, self._tell = count, overwrite, tell
         self._chunks = Chunks(directory / f".{self.path.stem}", schema)
-        self._log = Log(directory / "_logs" / f"{self.path.stem}.log")
+        self._log = PartLog(directory / "_logs" / f"{self.path.stem}.log")
         self._held = False
         self._keys: tuple[str, ...] = ()
         self._committed: dict[int, Chunk] = {}

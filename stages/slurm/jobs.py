@@ -43,7 +43,7 @@ class Work:
     shards_per_task: int = 1
 
     @property
-    def place(self) -> str:
+    def output(self) -> str:
         """Of its artefact within the run, as `000/trajectories`."""
         return f"{self.iteration}/{STAGES[self.stage]}"
 
@@ -62,7 +62,7 @@ class Work:
         """Whether its tasks are those of an array; else it is one job."""
         return self.num_shards > 1
 
-    def parts_of(self, task: int) -> range:
+    def parts_of_task(self, task: int) -> range:
         """The parts that a task of the array makes."""
         return split(self.parts, *task_shards(task, self.num_shards, self.shards_per_task))
 

@@ -28,7 +28,7 @@ from stages.core.progress import Progress
 from stages.core.storage import digest
 from stages.shards.disk import disk_errors, locked, replacing
 from stages.shards.lineage import canonical_json
-from stages.tracking.trackers import MIRRORS, Entry, Mirror, Shown, check_mirrors
+from stages.tracking.trackers import TRACKERS, Entry, RunInfo, Tracker, check_trackers
 
 LOGS = "_logs"
 """A directory that no reader of artefacts looks into."""
@@ -37,7 +37,7 @@ Line = Mapping[str, float]
 """Figures by name; `step` among them, from 1, where they are of an optimiser step."""
 
 
-class Report:
+class MetricsLog:
     """The metrics of a run, held by this process alone.
 
     Attributes:
@@ -57,7 +57,7 @@ class Report:
         Args:
           logs: where the file and the mirrors lie, or a copy of the file.
           root: outputs are named as seen from here.
-          mirrors: names of `MIRRORS`.
+          mirrors: names of `TRACKERS`.
           title, settings: for mirrors that show them: a name for people, and the run's options.
         """
         self.steps = 0
@@ -66,14 +66,14 @@ class Report:
         local = is_local(logs)
         self._directory = logs if local else cache_directory() / "logs" / digest(str(logs.resolve()).encode())
         self._path, self._state = self._directory / "metrics.jsonl", self._directory / "mirrors.json"
-        self._opened: list[Mirror] | None = None
+        self._opened: list[Tracker] | None = None
         self._told: dict[str, list[int]] = {}
         self._works: dict[str, str] = {}
         self._count = 0
         self._resources = ExitStack()
 
     def __enter__(self) -> Self:
-        check_mirrors(self._asked)
+        check_trackers(self._asked)
         with disk_errors(self._directory):
             self._resources.enter_context(locked(self._directory))
             self._fetch()
@@ -90,7 +90,7 @@ class Report:
         finally:
             self._resources.__exit__(kind, *error)
 
-    def series(self, stage: str, output: Path, work: str, lines: Sequence[Line]) -> Series:
+    def open_series(self, stage: str, output: Path, work: str, lines: Sequence[Line]) -> Series:
         """Makes the run tell of an output exactly these lines; what it gets next is logged to the series.
 
         Args:
@@ -108,9 +108,9 @@ class Report:
             series.log(line)
         return series
 
-    def tell(self, stage: str, output: Path, told: Line) -> None:
+    def log_figures(self, stage: str, output: Path, told: Line) -> None:
         """The figures of a stage that is done, as its artefact tells them: once, however often it is asked."""
-        self.series(stage, output, digest(canonical_json(told).encode()), [told])
+        self.open_series(stage, output, digest(canonical_json(told).encode()), [told])
 
     def add(self, entry: Entry) -> None:
         """One entry, to the mirrors and to the file."""
@@ -154,16 +154,16 @@ class Report:
         with disk_errors(self._path), replacing(self._path, self._path.with_name(".metrics.jsonl")) as file:
             file.write(content)
 
-    def _mirrors(self) -> list[Mirror]:
+    def _mirrors(self) -> list[Tracker]:
         """Those asked for, opened when there is something new to show."""
         if self._opened is None:
             state = self._read_state()
             identity = state.get("identity") or uuid.uuid4().hex[:8]
             self._write_state({"identity": identity})
-            shown = Shown(self._directory, identity, self._title, self._settings)
+            shown = RunInfo(self._directory, identity, self._title, self._settings)
             self._opened = []
             for name in self._asked:
-                self._opened.append(MIRRORS[name](shown, self._entries()))
+                self._opened.append(TRACKERS[name](shown, self._entries()))
                 self._progress.note(self._opened[-1].where)
             self._write_state({"identity": identity, "shown": self._asked})
         return self._opened
@@ -191,7 +191,7 @@ class Report:
 class Series:
     """What a run tells of one output, line by line."""
 
-    def __init__(self, report: Report, stage: str, output: str, work: str) -> None:
+    def __init__(self, report: MetricsLog, stage: str, output: str, work: str) -> None:
         self._report, self._stage, self._output, self._work = report, stage, output, work
         self._before = report.steps
 
@@ -204,33 +204,33 @@ class Series:
 
 
 @contextmanager
-def open_run(
+def open_run_log(
     out: Path, mirrors: Sequence[str], settings: Mapping[str, Any], progress: Progress
-) -> Iterator[Report | None]:
+) -> Iterator[MetricsLog | None]:
     """The report of a whole run; None in every process of a group but the first.
 
     Raises:
-      UserError: as `check_mirrors`; another process writes to it.
+      UserError: as `check_trackers`; another process writes to it.
     """
     if read_launch().rank:
         yield None
         return
-    with Report(out / LOGS, out, mirrors, out.resolve().name, settings, progress) as report:
+    with MetricsLog(out / LOGS, out, mirrors, out.resolve().name, settings, progress) as report:
         yield report
 
 
 @contextmanager
-def open_report(
-    out: Path, mirrors: Sequence[str], settings: Mapping[str, Any], progress: Progress, shared: Report | None = None
-) -> Iterator[Report | None]:
+def open_stage_log(
+    out: Path, mirrors: Sequence[str], settings: Mapping[str, Any], progress: Progress, shared: MetricsLog | None = None
+) -> Iterator[MetricsLog | None]:
     """The report that a stage writes to: that of the run which it is part of, else its own where mirrors are asked for.
 
-    None elsewhere, and in every process of a group but the first. Raises as `open_run`.
+    None elsewhere, and in every process of a group but the first. Raises as `open_run_log`.
     """
     if shared or not mirrors or read_launch().rank:
         yield shared
         return
     here = out.resolve()
     title = f"{here.parent.name}/{here.name}"
-    with Report(out.parent / LOGS / out.name, out.parent, mirrors, title, settings, progress) as report:
+    with MetricsLog(out.parent / LOGS / out.name, out.parent, mirrors, title, settings, progress) as report:
         yield report

@@ -11,9 +11,10 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from stages.configs.train import CRITIC, LearningOptions
 from stages.core.errors import UserError
@@ -23,16 +24,12 @@ from stages.models.pruning import check_optimiser, check_weights, digest_of
 from stages.models.transfer import origin
 from stages.optimization.critic import Critic, Visited, has_head, open_critic, update_critic
 from stages.optimization.optimizer import OPTIMISER_FILE, Adam
+from stages.optimization.step import Engine
 from stages.shards.lineage import Source, model_source
 from stages.shards.parts import Artefact
 from stages.shards.tables import ragged, rows_by_name
+from stages.training.resumable import Saving
 from stages.training.starting_point import Sampled
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from stages.optimization.step import Engine
-    from stages.training.resumable import Saving
 
 
 @dataclass(frozen=True)

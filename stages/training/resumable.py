@@ -12,7 +12,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save
+from transformers import PreTrainedTokenizerBase
 
 from stages.core.errors import FingerprintMismatch, SpoError, UserError
 from stages.core.paths import cache_directory, is_local
@@ -22,13 +27,7 @@ from stages.models import transfer
 from stages.optimization.ranks import ALONE, Ranks
 from stages.shards.disk import disk_errors, locked, replacing
 from stages.shards.lineage import Lineage, differences, read_lineage, write_lineage
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-    from transformers import PreTrainedTokenizerBase
-
-    from stages.tracking.metrics_log import Report, Series
+from stages.tracking.metrics_log import MetricsLog, Series
 
 METRICS_FILE = "metrics.jsonl"
 SAVE_SECONDS = 300.0
@@ -99,7 +98,6 @@ class Unfinished:
 
     def once(self, name: str, compute: Callable[[], dict[str, NDArray[np.floating]]]) -> dict[str, NDArray]:
         """Arrays that are computed by the first attempt, all ranks together, and read by those that resume it."""
-        from safetensors.numpy import load_file, save
 
         path = self.directory / f"{name}.safetensors"
         if self._ranks.first(path.exists):
@@ -118,7 +116,7 @@ def open_unfinished(
     *,
     overwrite: bool,
     progress: Progress,
-    report: Report | None = None,
+    report: MetricsLog | None = None,
     ranks: Ranks = ALONE,
 ) -> Iterator[Unfinished]:
     """The unfinished work of an output, begun here or by a call that was killed; no other call may hold it.
@@ -139,7 +137,7 @@ def open_unfinished(
         if ranks.rank == 0 and not stack.enter_context(locked(directory)):
             progress.note(f"{directory} has no file locks: let no other process work on {out}")
         checkpoint, metrics = ranks.first(lambda: _begin(directory, lineage, overwrite))
-        series = report and report.series(lineage.stage, out, lineage.fingerprint, metrics)
+        series = report and report.open_series(lineage.stage, out, lineage.fingerprint, metrics)
         if metrics:
             progress.note(f"resuming {out} after step {len(metrics)}")
         try:
@@ -151,7 +149,7 @@ def open_unfinished(
 
 
 def published(
-    out: Path, lineage: Lineage, *, overwrite: bool, progress: Progress, report: Report | None = None
+    out: Path, lineage: Lineage, *, overwrite: bool, progress: Progress, report: MetricsLog | None = None
 ) -> Lineage | None:
     """The lineage of an output that is there and up to date, saying so; None where it is still to be made, or anew.
 
@@ -172,7 +170,7 @@ def published(
     if found.fingerprint == lineage.fingerprint:
         progress.note(f"{out} is up to date")
         if report:
-            report.series(found.stage, out, found.fingerprint, read_metrics(out))
+            report.open_series(found.stage, out, found.fingerprint, read_metrics(out))
         return found
     if not overwrite:
         raise FingerprintMismatch(

@@ -15,8 +15,8 @@ from stages.models.pruning import check_optimiser, check_weights, digest_of
 from stages.models.transfer import origin
 from stages.optimization.optimizer import OPTIMISER_FILE
 from stages.shards.lineage import Source, model_source, read_lineage
-from stages.shards.origin import compare_model, follow, sampling_model, without_lineage
-from stages.shards.parts import Artefact, open_artefact, source
+from stages.shards.origin import check_sampling_model, foreign_notes, sampling_model, trace_back
+from stages.shards.parts import Artefact, artefact_source, open_artefact
 from stages.shards.schemas import ADVANTAGES, TRAJECTORIES
 
 SCHEDULE_STEPS = "schedule_steps"
@@ -121,8 +121,8 @@ def find_starting_point(
     trained = lora.plan(policy, adapter)
     base = checkpoints.base_of(policy).resolve() if trained else None
     notes += [f"training an adapter of rank {trained.r}; the weights in {base} stay as they are"] if trained else []
-    notes += [*without_lineage(*(artefact for rows, sampled, _ in opened for artefact in (rows, sampled)))]
-    notes += compare_model(newest, mine, named=model is not None)
+    notes += [*foreign_notes(*(artefact for rows, sampled, _ in opened for artefact in (rows, sampled)))]
+    notes += check_sampling_model(newest, mine, named=model is not None)
     experience = tuple(
         Sampled(
             rows,
@@ -133,7 +133,7 @@ def find_starting_point(
         )
         for rows, sampled, age in opened
     )
-    inputs = [source(artefact, out) for rows, sampled, _ in opened for artefact in (rows, sampled)]
+    inputs = [artefact_source(artefact, out) for rows, sampled, _ in opened for artefact in (rows, sampled)]
     reference, anchor = _find_reference(reference_model, policy, mine, out, base)
     inputs += [anchor] if anchor else []
     state, before = policy / OPTIMISER_FILE, None
@@ -174,7 +174,7 @@ def _open_inputs(
         age = len(advantages) - 1 - place
         if str(path) != LOST and (life is None or age < life):
             rows = open_artefact(path, ADVANTAGES)
-            opened.append((rows, follow(rows, TRAJECTORIES, trajectories[place] if trajectories else None), age))
+            opened.append((rows, trace_back(rows, TRAJECTORIES, trajectories[place] if trajectories else None), age))
     seen: dict[str, Path] = {}
     for rows, _, _ in opened:
         twice = seen.setdefault(rows.fingerprint(), rows.path)

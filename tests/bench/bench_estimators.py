@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from stages.maths.advantages import Baseline, sibling_advantages
 from stages.maths.allocation import additional_rollouts
-from stages.maths.prefixes import shared_prefixes, responses_with_prefix
+from stages.maths.prefixes import responses_with_prefix, shared_prefixes
 from stages.maths.trees import node_values, states_above
 
 CHAIN = np.array([[0.80, 0.15, 0.05], [0.30, 0.40, 0.30], [0.02, 0.08, 0.90]])

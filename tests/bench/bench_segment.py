@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from stages.maths.advantages import chain_advantages, states_to_estimate
 from stages.maths.partition import (
     Segments,
-    partition_by_cutpoints,
-    partition_by_count,
-    partition_by_token,
     find_cutpoints,
+    partition_by_count,
+    partition_by_cutpoints,
     partition_by_length,
-    segment_cutpoints,
+    partition_by_token,
     partition_by_trajectory,
+    segment_cutpoints,
 )
 from stages.maths.ragged import Ragged, offsets_of
 from stages.maths.values import monte_carlo_values

@@ -10,7 +10,7 @@ import itertools
 import numpy as np
 import pytest
 
-from stages.maths.prefixes import shared_prefixes, responses_with_prefix
+from stages.maths.prefixes import responses_with_prefix, shared_prefixes
 from tests.bench.bench_estimators import (
     LENGTH,
     STRETCH,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.maths.allocation import grant_rollouts, split_in_proportion, additional_rollouts
+from stages.maths.allocation import additional_rollouts, grant_rollouts, split_in_proportion
 from stages.maths.intervals import wilson, wilson_width
 
 
@@ -53,7 +53,9 @@ def test_wide_intervals_ask_for_as_many_again_up_to_the_most():
 
 
 def test_the_most_urgent_get_what_is_left_to_their_group():
-    granted = grant_rollouts(np.array([4, 4, 4, 8]), np.array([0.3, 0.5, 0.3, 0.1]), np.array([0, 0, 0, 1]), np.array([7, 100]))
+    granted = grant_rollouts(
+        np.array([4, 4, 4, 8]), np.array([0.3, 0.5, 0.3, 0.1]), np.array([0, 0, 0, 1]), np.array([7, 100])
+    )
     assert granted.tolist() == [3, 4, 0, 8]
 
 

@@ -41,7 +41,10 @@ def test_the_kl_estimate_is_right_on_average():
 
 def test_parts_add_up_and_none_is_nothing():
     trainer, sampler = logs(0.5, 0.1, 0.3), logs(0.25, 0.4, 0.1)
-    whole, parts = mismatch_sums(trainer, sampler), [mismatch_sums(trainer[p], sampler[p]) for p in (slice(2), slice(2, 3))]
+    whole, parts = (
+        mismatch_sums(trainer, sampler),
+        [mismatch_sums(trainer[p], sampler[p]) for p in (slice(2), slice(2, 3))],
+    )
     for place in range(3):
         assert whole[place].item() == pytest.approx(parts[0][place].item() + parts[1][place].item())
     assert whole.largest == torch.maximum(parts[0].largest, parts[1].largest)

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from stages.core.errors import UserError
 from stages.maths.partition import (
     Segments,
-    partition_at_boundaries,
-    partition_by_cutpoints,
-    partition_by_count,
     delimiter_starts,
-    partition_by_token,
     find_cutpoints,
+    partition_at_boundaries,
+    partition_by_count,
+    partition_by_cutpoints,
     partition_by_length,
-    segment_cutpoints,
+    partition_by_token,
     partition_by_trajectory,
+    segment_cutpoints,
 )
 from stages.maths.ragged import Ragged
 
@@ -114,7 +114,14 @@ def test_cutpoints_are_counted_anew_in_every_response():
 
 
 def test_fixed_leaves_the_rest_to_the_last():
-    assert rows(partition_by_length([7, 0, 3, 1], 3)) == [(0, 0, 3), (0, 3, 6), (0, 6, 7), (1, 0, 0), (2, 0, 3), (3, 0, 1)]
+    assert rows(partition_by_length([7, 0, 3, 1], 3)) == [
+        (0, 0, 3),
+        (0, 3, 6),
+        (0, 6, 7),
+        (1, 0, 0),
+        (2, 0, 3),
+        (3, 0, 1),
+    ]
 
 
 def test_count_gives_the_longer_segments_first():
@@ -171,7 +178,11 @@ def test_delimiters_cut_at_the_next_token_border(tokens, pattern, expected):
 
 
 def test_parameters_below_one():
-    for partition in (lambda: partition_by_length([3], 0), lambda: partition_by_count([3], 0), lambda: partition_by_cutpoints(*flags("x"), 0)):
+    for partition in (
+        lambda: partition_by_length([3], 0),
+        lambda: partition_by_count([3], 0),
+        lambda: partition_by_cutpoints(*flags("x"), 0),
+    ):
         with pytest.raises(ValueError, match="at least 1; got 0"):
             partition()
 
@@ -190,7 +201,9 @@ PARTITIONS = {
     "count": lambda lengths, _, k: partition_by_count(lengths, k),
     "token": lambda lengths, _, k: partition_by_token(lengths),
     "trajectory": lambda lengths, _, k: partition_by_trajectory(lengths),
-    "boundaries": lambda lengths, _, k: partition_at_boundaries(lengths, Ragged.of([range(0, n, k) for n in lengths], np.int64)),
+    "boundaries": lambda lengths, _, k: partition_at_boundaries(
+        lengths, Ragged.of([range(0, n, k) for n in lengths], np.int64)
+    ),
 }
 
 

@@ -4,9 +4,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.maths.advantages import Advantages, chain_advantages, rloo, leave_own_reward_out
+from stages.maths.advantages import Advantages, chain_advantages, leave_own_reward_out, rloo
 from stages.maths.partition import partition_by_length, partition_by_trajectory
-from stages.maths.prefixes import shared_prefixes, responses_with_prefix
+from stages.maths.prefixes import responses_with_prefix, shared_prefixes
 from stages.maths.ragged import Ragged, gather_ranges
 from stages.maths.values import monte_carlo_values
 

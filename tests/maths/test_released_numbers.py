@@ -15,7 +15,13 @@ import torch
 
 from stages.maths.advantages import chain_advantages, grpo, rloo, sibling_advantages, states_to_estimate
 from stages.maths.losses import kl_estimate, kl_loss, policy_loss, ppo_clip
-from stages.maths.partition import partition_at_boundaries, partition_by_cutpoints, partition_by_count, find_cutpoints, segment_cutpoints
+from stages.maths.partition import (
+    find_cutpoints,
+    partition_at_boundaries,
+    partition_by_count,
+    partition_by_cutpoints,
+    segment_cutpoints,
+)
 from stages.maths.ragged import Ragged
 from stages.maths.statistics import masked_mean, masked_var, whiten
 from stages.maths.trees import node_values, states_above
@@ -156,7 +162,9 @@ def test_tree_values_and_advantages(shared):
             close(ours.advantage, [edges[name]["advantage"] for name in names], case)
             bonus = [edges[name]["prover_advantage"] for name in names]
             if np.all((value >= 0) & (value <= 1)):
-                close(best_of_n_values(ours.value_end, 4) - best_of_n_values(ours.value_start.clip(0, 1), 4), bonus, case)
+                close(
+                    best_of_n_values(ours.value_end, 4) - best_of_n_values(ours.value_start.clip(0, 1), 4), bonus, case
+                )
             else:  # deviation: the best of n is of chances; theirs goes on with numbers that are none
                 with pytest.raises(ValueError, match="probabilities"):
                     best_of_n_values(ours.value_end, 4)

@@ -23,7 +23,13 @@ def test_depths_leaves_lengths_and_shares_worked_by_hand():
 
 def test_no_nodes():
     nobody = np.empty(0, np.int64)
-    assert depths(nobody).size == is_leaf(nobody).size == sum_from_root(nobody, []).size == path_probabilities(nobody, nobody).size == 0
+    assert (
+        depths(nobody).size
+        == is_leaf(nobody).size
+        == sum_from_root(nobody, []).size
+        == path_probabilities(nobody, nobody).size
+        == 0
+    )
 
 
 def test_a_circle_is_told():

@@ -6,7 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.maths.advantages import chain_advantages, dr_grpo, grpo, rloo, states_to_estimate
-from stages.maths.partition import partition_by_cutpoints, partition_by_token, partition_by_length, segment_cutpoints, partition_by_trajectory
+from stages.maths.partition import (
+    partition_by_cutpoints,
+    partition_by_length,
+    partition_by_token,
+    partition_by_trajectory,
+    segment_cutpoints,
+)
 from stages.maths.ragged import Ragged
 from stages.maths.values import all_equal, best_of_n_values, monte_carlo_values
 
@@ -137,7 +143,9 @@ def test_advantages_telescope_and_follow_their_trajectory(trajectories, interval
         estimated = drawn[own & wanted]
         start = estimated[0] if estimated.size else reward
         np.testing.assert_allclose(advantage[own].sum(), reward - start, atol=1e-12)
-        alone = chain_advantages(partition_by_cutpoints([lengths[i]], flags(trajectories[i][0])[1], interval), drawn[own], [reward])
+        alone = chain_advantages(
+            partition_by_cutpoints([lengths[i]], flags(trajectories[i][0])[1], interval), drawn[own], [reward]
+        )
         assert np.array_equal(alone.advantage, advantage[own])
     assert np.all(advantage[~wanted] == 0)
 
@@ -155,7 +163,9 @@ def test_one_segment_with_the_others_mean_as_value_is_rloo(members):
         rest = rewards[(groups == g) & (np.arange(groups.size) != i)]
         others[i] = rest.mean() if rest.size else 0.0
     segments = partition_by_trajectory(np.full(rewards.size, 5))
-    np.testing.assert_allclose(chain_advantages(segments, others, rewards).advantage, rloo(rewards, groups).advantage, atol=1e-12)
+    np.testing.assert_allclose(
+        chain_advantages(segments, others, rewards).advantage, rloo(rewards, groups).advantage, atol=1e-12
+    )
 
 
 @given(groups_of_rewards)

@@ -213,7 +213,7 @@ def test_files_that_are_gone_are_recorded_before_they_go(model: Path, monkeypatc
     def full(*_: object) -> None:
         raise OSError("no room")
 
-    monkeypatch.setattr(retention.storage, "write_whole", full)
+    monkeypatch.setattr(retention.storage, "write_atomically", full)
     with pytest.raises(OSError, match="no room"):
         prune(model, weights=True)
     assert (model / "model.safetensors").exists()

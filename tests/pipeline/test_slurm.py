@@ -22,7 +22,7 @@ from stages.core.errors import UserError
 from stages.pipeline import planning, slurm
 from stages.slurm import queue as queues
 from stages.slurm.jobs import Job
-from stages.slurm.queue import Queue, Task
+from stages.slurm.queue import JobQueue, JobTask
 from stages.slurm.records import plan_text
 from stages.slurm.scripts import REQUEUE
 from tests.shards.samples import Notes, write_part
@@ -62,7 +62,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Each test has a directory of its own, with a recipe, and no cluster."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipe.toml").write_text(RECIPE)
-    monkeypatch.setattr(queues, "ask", lambda jobs: Queue())
+    monkeypatch.setattr(queues, "query_jobs", lambda jobs: JobQueue())
     monkeypatch.setattr(queues, "largest_array", lambda: None)
     return tmp_path
 
@@ -298,8 +298,8 @@ def test_what_a_local_run_has_made_in_other_parts_is_kept_and_what_it_has_begun_
         write(iterations=1, only_missing=True)
 
 
-def in_queue(monkeypatch: pytest.MonkeyPatch, *tasks: Task) -> None:
-    monkeypatch.setattr(queues, "ask", lambda jobs: Queue({(task.job, task.task): task for task in tasks}))
+def in_queue(monkeypatch: pytest.MonkeyPatch, *tasks: JobTask) -> None:
+    monkeypatch.setattr(queues, "query_jobs", lambda jobs: JobQueue({(task.job, task.task): task for task in tasks}))
 
 
 def submitted(*lines: str) -> None:
@@ -314,12 +314,12 @@ def test_what_is_in_the_queue_is_left_alone_and_waited_for(monkeypatch: pytest.M
     make_parts("000/trajectories", 4, 1, 2, 3)
     in_queue(
         monkeypatch,
-        Task("7", 0, "COMPLETED"),
-        Task("7", 1, "RUNNING"),
-        Task("7", 2, "FAILED", "OutOfMemory"),
-        Task("7", 3, "PENDING", "BeginTime"),
-        Task("8", None, "PENDING", "Dependency"),
-        *(Task("9", task, "CANCELLED", "DependencyNeverSatisfied") for task in range(4)),
+        JobTask("7", 0, "COMPLETED"),
+        JobTask("7", 1, "RUNNING"),
+        JobTask("7", 2, "FAILED", "OutOfMemory"),
+        JobTask("7", 3, "PENDING", "BeginTime"),
+        JobTask("8", None, "PENDING", "Dependency"),
+        *(JobTask("9", task, "CANCELLED", "DependencyNeverSatisfied") for task in range(4)),
     )
     with pytest.raises(UserError, match="job 7_1: RUNNING; it is 000-rollout of this run"):
         write(iterations=1)
@@ -333,8 +333,8 @@ def test_what_is_in_the_queue_is_left_alone_and_waited_for(monkeypatch: pytest.M
 def test_nothing_is_submitted_where_all_is_done_or_on_its_way(monkeypatch: pytest.MonkeyPatch):
     names = ("start-eval", "000-rollout", "000-segment", "000-estimate", "000-train", "000-eval")
     submitted(*(f"{name}\t{number}\t" for number, name in enumerate(names)))
-    pending = [Task(str(number), None, "PENDING", "Dependency") for number in range(1, len(names))]
-    in_queue(monkeypatch, Task("0", None, "RUNNING"), *pending)
+    pending = [JobTask(str(number), None, "PENDING", "Dependency") for number in range(1, len(names))]
+    in_queue(monkeypatch, JobTask("0", None, "RUNNING"), *pending)
     outcome = write(iterations=1, only_missing=True, submit=True)
     assert outcome.submissions == ()
     assert outcome.numbers == {}
@@ -466,9 +466,9 @@ def test_a_command_that_fails_fails_the_job():
 
 
 def test_a_plan_is_read_as_it_was_written():
-    from stages.slurm.records import read_works
+    from stages.slurm.records import read_plan
 
     write()
     _, jobs = planned(Path("recipe.toml"))
-    assert read_works(Path("runs/try")) == tuple(job.work for job in jobs)
+    assert read_plan(Path("runs/try")) == tuple(job.work for job in jobs)
     assert Path("runs/try/_slurm/plan.json").read_text() == plan_text([job.work for job in jobs])

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.core import paths
-from stages.core.errors import FingerprintMismatch, IncompleteInput, Interrupted, Unreachable, UserError
+from stages.core.errors import FingerprintMismatch, IncompleteInput, Interrupted, StoreUnreachable, UserError
 from stages.shards import chunks, writing
 from stages.shards.parts import open_artefact
 from stages.shards.schemas import TRAJECTORIES
@@ -142,7 +142,7 @@ def test_one_that_is_done_while_the_slower_one_reads_its_chunks_is_found(bucket:
 
 def test_a_store_that_fails_for_a_while_costs_no_work(bucket: Bucket, monkeypatch: pytest.MonkeyPatch):
     def fail(path: Path, *_: Any) -> Any:
-        with paths.told(path):
+        with paths.store_errors(path):
             raise OSError("AWS Error SLOW_DOWN during GetObject operation: reduce your request rate")
 
     begun, done = bucket.path("begun"), bucket.path("done")
@@ -153,7 +153,7 @@ def test_a_store_that_fails_for_a_while_costs_no_work(bucket: Bucket, monkeypatc
     for module in (chunks, writing):
         monkeypatch.setattr(module, "read_footer", fail)
     for here in (begun, done):
-        with pytest.raises(Unreachable, match="cannot be reached: AWS Error SLOW_DOWN"):
+        with pytest.raises(StoreUnreachable, match="cannot be reached: AWS Error SLOW_DOWN"):
             write_part(here, 1, 2, table=trajectories(23), chunk=12, overwrite=True)
     assert artefact(bucket) == before, "chunks are not torn, the part is not of other work"
 

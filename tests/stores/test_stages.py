@@ -19,9 +19,9 @@ import pytest
 
 from spo_cli.app import main
 from stages.core.errors import UserError
-from stages.core.paths import StorePath, as_path, cache
+from stages.core.paths import StorePath, as_path, cache_directory
 from stages.models import checkpoints, transfer
-from stages.shards.origin import follow
+from stages.shards.origin import trace_back
 from stages.shards.parts import open_artefact
 from stages.shards.schemas import ADVANTAGES, TRAJECTORIES
 from tests.stores.bucket import Bucket
@@ -107,7 +107,7 @@ def test_lineage_is_relative_within_a_store_so_a_run_may_move(runs: Runs):
     advantages = open_artefact(f"s3://{runs.bucket.name}/moved/run/000/advantages", ADVANTAGES)
     assert advantages.lineage
     assert [source.path for source in advantages.lineage.inputs[:2]] == ["../cutpoints", "../trajectories"]
-    assert str(follow(advantages, TRAJECTORIES).path) == f"s3://{runs.bucket.name}/moved/run/000/trajectories"
+    assert str(trace_back(advantages, TRAJECTORIES).path) == f"s3://{runs.bucket.name}/moved/run/000/trajectories"
 
 
 def test_training_here_reads_advantages_from_there(runs: Runs, tmp_path: Path):
@@ -170,7 +170,7 @@ def test_a_model_is_fetched_once_and_its_optimiser_only_for_training(runs: Runs,
             return int(answer.read())
 
     place = as_path(f"{runs.stored}/checkpoint")
-    shutil.rmtree(cache() / "models")
+    shutil.rmtree(cache_directory() / "models")
     before = sent()
     copy = checkpoints.resolve(str(place))
     fetched = sent() - before

@@ -56,7 +56,9 @@ class Memory:
         for path in paths:
             at = bisect_left(names, sortable_bytes(path.token_ids))
             near = [order[i][1] for i in (at - 1, at) if 0 <= i < len(order)]
-            known, row = max(((common_prefix_length(path.token_ids, all_ids[row]), row) for row in near), default=(0, -1))
+            known, row = max(
+                ((common_prefix_length(path.token_ids, all_ids[row]), row) for row in near), default=(0, -1)
+            )
             whole = known == len(path.token_ids) == len(all_ids[row]) and len(path.states) == 1
             if not whole:
                 known = min(known, path.states[0].length - 1)
