@@ -1,1 +1,1 @@
-"""What every room may use: errors, options, progress, files and paths. Nothing here knows about models or tables."""
+"""Errors, options, progress, files and paths for every room. Nothing here depends on models or tables."""

@@ -1,8 +1,10 @@
-"""How a stage's Config is written: a frozen dataclass whose fields say what their flag means.
+"""Declare the options of a stage: a Config is a frozen dataclass whose fields describe their own flags.
 
-`option` is the one place where a flag is documented; the command line, the recipe reader and the fingerprint all
-read the same field. `result=False` marks a field that cannot change the rows a stage writes (batch sizes, devices,
-paths: an input is known by its digest, not by where it lies), so it stays out of the fingerprint.
+`option` is the only place where a flag is documented. The command line, the recipe reader and the fingerprint read the
+same field. `result=False` marks a field that cannot change the rows that a stage writes (batch sizes, devices, paths:
+an input is identified by its digest, not by its location); such a field stays out of the fingerprint.
+
+This module is imported for `--help`, so it must import nothing heavy (torch, numpy, pyarrow).
 """
 
 from __future__ import annotations
@@ -34,19 +36,20 @@ def option(
     above: float | None = None,
     below: float | None = None,
 ) -> Any:
-    """A Config field.
+    """Declare a field of a Config class.
 
     Args:
-      help: one sentence that says what the value does. `--help` appends the default to it.
-      default: an option without one is required.
-      result: whether the value can change the rows that are written (then it enters the fingerprint).
-      argument: positional on the command line instead of `--name`; a tuple takes one or more.
-      short: another spelling of the flag, e.g. "-m" or "--output-dir".
-      group: heading in the help; by default, `GROUP` of the class that declares the field (see `group_of`).
-      common: whether `--help` shows it; `--help-all` shows every option. Required options are always shown.
-      default_text: the default in words, for a default that does not speak for itself, such as None.
-      metavar: the value in the help, such as "KEY=VALUE"; by default, named after the type (see `spo_cli.help`).
-      minimum, maximum: inclusive bounds. above, below: exclusive ones.
+      help: one sentence that describes the effect of the value. `--help` appends the default to it.
+      default: value where the user gives none; an option without a default is required.
+      result: whether the value can change the rows that are written. If so, it enters the fingerprint.
+      argument: whether the value is positional on the command line instead of `--name`; a tuple takes one or more.
+      short: a second spelling of the flag, for example "-m" or "--output-dir".
+      group: heading in the help. Default: `GROUP` of the class that declares the field (see `group_of`).
+      common: whether `--help` shows the option; `--help-all` shows every option. Required options are always shown.
+      default_text: description of a default that needs one, such as None.
+      metavar: name of the value in the help, such as "KEY=VALUE". Default: named after the type (see `spo_cli.help`).
+      minimum, maximum: inclusive bounds of a number.
+      above, below: exclusive bounds of a number.
     """
     metadata = {
         "help": help,
@@ -66,7 +69,7 @@ def option(
 
 
 def flag(field: dataclasses.Field[Any]) -> str:
-    """What the user types for a field: `--num-questions`, or `TRAJECTORIES` for a positional argument."""
+    """Return the primary spelling of a field: `--num-questions`, or `TRAJECTORIES` for a positional argument."""
     return field.name.upper() if field.metadata["argument"] else "--" + field.name.replace("_", "-")
 
 
@@ -89,27 +92,28 @@ def item_type(annotation: Any) -> tuple[Any, bool]:
 def group_of(config: type, field: dataclasses.Field[Any]) -> str:
     """Return the heading of a field in the help: its own `group`, else `GROUP` of the class that declares it.
 
-    A class that declares an inherited field again, and has no `GROUP`, leaves the field in the group of its ancestor.
+    A class that redeclares an inherited field without a `GROUP` leaves the field in the group of its ancestor.
     """
-    of_class = (vars(one)["GROUP"] for one in declaring_classes(config, field) if "GROUP" in vars(one))
-    return field.metadata["group"] or next(of_class, "Options")
+    # `vars` and not `getattr`: a subclass must not lend its GROUP to the fields that it inherits, and vice versa.
+    class_groups = (vars(one)["GROUP"] for one in declaring_classes(config, field) if "GROUP" in vars(one))
+    return field.metadata["group"] or next(class_groups, "Options")
 
 
 def declaring_classes(config: type, field: dataclasses.Field[Any]) -> list[type]:
-    """Return the class that declares a field, then those of its ancestors that declare it, too."""
+    """Return the classes that declare a field, the most derived first."""
     return [one for one in config.__mro__ if field.name in inspect.get_annotations(one)]
 
 
 def field_types(config: type) -> dict[str, Any]:
-    """Resolved type of every field of a Config class."""
+    """Return the resolved type of every field of a Config class."""
     return typing.get_type_hints(config)
 
 
 def validate(config: Any) -> None:
-    """Check choices and bounds of every field; call it from `__post_init__`.
+    """Check the choices and bounds of every field; call it from `__post_init__`.
 
     Raises:
-      UserError: naming the flag, what it takes and what was given.
+      UserError: a value is not among the choices or out of bounds. The message names the flag and the accepted values.
     """
     hints = field_types(type(config))
     for field in dataclasses.fields(config):
@@ -120,7 +124,7 @@ def validate(config: Any) -> None:
 
 
 def _problem(value: Any, kind: Any, bounds: Mapping[str, Any]) -> str | None:
-    """What a value of an option must be and is not; None where it is."""
+    """Return the requirement that a value violates, as the end of "FLAG must be …"; None for a valid value."""
     choices = get_args(kind) if get_origin(kind) is Literal else ()
     if choices and value not in choices:
         return f"one of {', '.join(map(str, choices))}"
@@ -137,9 +141,9 @@ def _problem(value: Any, kind: Any, bounds: Mapping[str, Any]) -> str | None:
 
 
 def results_config(config: Any) -> dict[str, Any]:
-    """The fields that can change what is written, as JSON values: what the fingerprint and the footer hold.
+    """Return the fields that can change the written rows, as JSON values for the fingerprint and the footer.
 
-    A whole number where a float is meant becomes that float: `temperature = 1` is the same work as 1.0.
+    An integer given for a float field becomes a float, so that `temperature = 1` and `1.0` have the same fingerprint.
     """
     hints = field_types(type(config))
     return {
@@ -150,30 +154,33 @@ def results_config(config: Any) -> dict[str, Any]:
 
 
 def to_arguments(config: Any) -> list[list[str]]:
-    """The command line that gives this Config: what stands in place first, then each flag that is not at its default.
+    """Return the command line that produces a Config: positional values, then every flag that differs from its default.
 
-    Returns one list for each: the value in place, a flag with its value, or a flag alone.
+    Returns:
+      One list of words for each option: [value], [flag, value], [flag=value] or [flag].
     """
     fields = sorted(dataclasses.fields(config), key=lambda field: not field.metadata["argument"])
-    written = list[list[str]]()
+    words: list[list[str]] = []
     for field in fields:
         value = getattr(config, field.name)
         if value != field.default and value is not None:
-            written += [_written(field, item) for item in (value if isinstance(value, tuple) else (value,))]
-    return written
+            words += [_option_words(field, item) for item in (value if isinstance(value, tuple) else (value,))]
+    return words
 
 
-def _written(field: dataclasses.Field[Any], value: Any) -> list[str]:
+def _option_words(field: dataclasses.Field[Any], value: Any) -> list[str]:
+    """Return the words that set one value of an option."""
     name = flag(field)
     if field.metadata["argument"]:
         return [str(value)]
     if isinstance(value, bool):
         return [name if value else name.replace("--", "--no-", 1)]
+    # With a space, a value such as -0.5 would be read as a flag.
     return [f"{name}={value}"] if str(value).startswith("-") else [name, str(value)]
 
 
 def bare_type(annotation: Any) -> Any:
-    """`X` of `X | None`, anything else as it is."""
+    """Return `X` for the annotation `X | None`, and any other annotation unchanged."""
     if get_origin(annotation) in (typing.Union, types.UnionType):
         (annotation,) = (one for one in get_args(annotation) if one is not type(None))
     return annotation

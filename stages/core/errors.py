@@ -1,55 +1,61 @@
-"""The error hierarchy: every message says what was expected, what was found, where, and what to do.
+"""Define the errors that commands report; a message says what was expected, what was found, where, and what to do.
 
-The exit code of the command is the class attribute `exit_code`; whatever is neither a `SpoError` nor
-`Interrupted` is a defect of ours (1).
+The class attribute `exit_code` is the exit code of the command. Any exception that is neither a `SpoError` nor
+`Interrupted` is a bug in spo and exits with 1.
 """
+
+from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class SpoError(Exception):
-    """Anything that a command reports in one line, without a traceback."""
+    """An error that a command reports in one line, without a traceback."""
 
     exit_code = 1
 
 
 class UserError(SpoError, ValueError):
-    """A wrong flag, a file of the wrong kind, a model without a tokenizer, a full disk: nothing was written."""
+    """The user must change something: a flag, a file of the wrong kind, a model without a tokenizer, a full disk.
+
+    The command has written no output.
+    """
 
     exit_code = 2
 
 
 class StoreUnreachable(UserError):
-    """What may well be there cannot be read or written now: nobody may take it for torn, stale or missing."""
+    """The store is unreachable; do not treat the object as missing, stale or corrupt."""
 
 
 class FingerprintMismatch(UserError):
-    """The output already holds work of another configuration."""
+    """The output directory holds parts of a different configuration."""
 
 
 class IncompleteInput(SpoError, FileNotFoundError):
-    """The input lacks parts, or a part of it is torn: make it whole, then run this again."""
+    """Parts of the input are missing or corrupt; complete the input, then rerun the command."""
 
     exit_code = 3
 
 
 class Interrupted(BaseException):
-    """A signal ended the stage; what was committed stays and the same command resumes there.
+    """A signal ended the stage. Committed chunks are kept; the same command resumes from them.
 
-    No `Exception`, like Ctrl-C's own: a user's function that survives any of its errors must not survive a signal.
+    Like `KeyboardInterrupt`, this is not an `Exception`: a user's function with `except Exception` must not swallow it.
     """
 
     exit_code = 4
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says, in a line of ours: its first line that is not empty, else its kind."""
+    """Return the first non-empty line of an error's message, or the name of its class."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def did_you_mean(given: str, names: Iterable[str]) -> str:
-    """Return ` Did you mean 'NAME'?` for the name most like the given one; "" where none is like it."""
-    bare = {name.lstrip("-").replace("_", "-"): name for name in names}  # dashes are no likeness
+    """Return ` Did you mean 'NAME'?` for the most similar name, or "" if no name is similar."""
+    # Compare without dashes, else every two flags are similar by their leading `--`.
+    bare = {name.lstrip("-").replace("_", "-"): name for name in names}
     found = get_close_matches(given.lstrip("-").replace("_", "-"), bare, n=1)
     return f" Did you mean {bare[found[0]]!r}?" if found else ""

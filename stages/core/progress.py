@@ -1,4 +1,4 @@
-"""What a stage tells while it works (`Progress`) and when it is done (`Summary`). The surface prints it."""
+"""Define the progress reports of a stage (`Progress`) and its result (`Summary`). The command line prints both."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Where a stage reports; `spo_cli.console` draws it, tests and libraries pass `Silent`."""
+    """Receive the reports of a stage. `spo_cli.console` displays them; tests and library users pass `Silent`."""
 
     def start(self, label: str, total: int, unit: str) -> None:
-        """A long step begins: `total` units of work (rows, states, steps) under a short label."""
+        """Begin a step of `total` units (rows, states, training steps) under a short label."""
         ...
 
     def advance(self, done: int = 0, tokens: int = 0, **figures: float) -> None:
-        """`done` more units are finished, `tokens` more went through; figures such as reward or loss are shown."""
+        """Report `done` more finished units, `tokens` more processed tokens, and figures such as reward or loss."""
         ...
 
     def note(self, line: str) -> None:
-        """One line worth keeping: a part skipped, a resume, a warning."""
+        """Report one line to keep on screen: a skipped part, a resume, a warning."""
         ...
 
 
 class Silent:
-    """Reports nothing."""
+    """Discard all reports."""
 
     def start(self, label: str, total: int, unit: str) -> None: ...
 
@@ -34,18 +34,18 @@ class Silent:
 
 @dataclass(frozen=True)
 class Summary:
-    """How a stage ended.
+    """Describe the result of one stage.
 
     Attributes:
-      stage: the verb.
-      out: where the artefact lies.
-      rows: rows in the parts this call is answerable for (skipped ones included).
+      stage: name of the command.
+      out: path of the artefact.
+      rows: rows in the parts that this call was responsible for, skipped parts included.
       seconds: wall time of this call.
-      up_to_date: nothing had to be done.
-      tokens_sampled, tokens_prefilled: what the engine did in this call (0 where no engine ran).
-      reward: mean reward of the rows, if they have one.
-      figures: other numbers worth printing, name → value, in order.
-      notes: lines for the reader: parts skipped, no lineage, counts of what was left out.
+      up_to_date: whether all output existed already.
+      tokens_sampled, tokens_prefilled: tokens that the engine processed in this call (0 if no engine ran).
+      reward: mean reward of the rows; None if they have none.
+      figures: further numbers to print, name → value, in order.
+      notes: lines to print: skipped parts, missing lineage, counts of excluded rows.
     """
 
     stage: str

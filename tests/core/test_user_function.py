@@ -1,4 +1,4 @@
-"""A function of the user's is found where it lies, and what is wrong with its name or module is said."""
+"""A user's function is imported by its name, and errors say what is wrong with the name or the module."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ increment = partial(add, 1)
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory with modules of the user's."""
+    """Return a working directory that contains modules of a user."""
     (tmp_path / "pkg").mkdir()
     for name, text in {
         "pkg/__init__.py": "",
@@ -44,20 +44,20 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_function_of_a_module_in_the_current_directory():
+def test_a_function_is_imported_from_the_current_directory():
     function, digest = load_function("pkg.fine:double", "--partition")
     assert function(4) == 8
     assert load_function("pkg.fine:double", "--partition")[1] == digest
 
 
-def test_the_digest_is_that_of_the_file(here: Path):
+def test_the_digest_depends_on_the_source_file_alone(here: Path):
     before = {load_function(f"pkg.fine:{name}", "--x")[1] for name in ("double", "add", "increment")}
     assert len(before) == 1
     (here / "pkg" / "fine.py").write_text(MODULE + "\n# edited\n")
     assert load_function("pkg.fine:double", "--x")[1] not in before
 
 
-def test_what_is_not_written_in_python_is_known_by_its_name():
+def test_a_function_without_python_source_is_identified_by_its_name():
     root, digest = load_function("math:sqrt", "--partition")
     assert root(9) == 3
     assert digest != load_function("math:cos", "--partition")[1]
@@ -66,19 +66,19 @@ def test_what_is_not_written_in_python_is_known_by_its_name():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("double", "given as package.module:function; got 'double'"),
-        ("pkg.fine:", "given as package.module:function"),
-        (":double", "given as package.module:function"),
-        ("./pkg/fine.py:double", "given as package.module:function"),
-        (".fine:double", "given as package.module:function"),
-        ("pkg.absent:double", r"cannot import pkg.absent \(No module named 'pkg.absent'\); is it installed"),
+        ("double", "expected package.module:function; got 'double'"),
+        ("pkg.fine:", "expected package.module:function"),
+        (":double", "expected package.module:function"),
+        ("./pkg/fine.py:double", "expected package.module:function"),
+        (".fine:double", "expected package.module:function"),
+        ("pkg.absent:double", r"cannot import pkg.absent \(No module named 'pkg.absent'\); install it"),
         ("pkg.lacking:f", "No module named 'not_installed_anywhere'"),
-        ("pkg.broken:f", "pkg.broken fails when imported: SyntaxError"),
-        ("pkg.failing:f", "pkg.failing fails when imported: ZeroDivisionError"),
+        ("pkg.broken:f", "importing pkg.broken raised SyntaxError"),
+        ("pkg.failing:f", "importing pkg.failing raised ZeroDivisionError"),
         ("pkg.fine:absent", "the module pkg.fine has no absent"),
-        ("pkg.fine:number", "number is a int, not a function"),
+        ("pkg.fine:number", "number must be a function; found int"),
     ],
 )
-def test_what_cannot_be_used_is_the_users_mistake(name: str, message: str):
+def test_unusable_names_and_modules_are_user_errors(name: str, message: str):
     with pytest.raises(UserError, match=rf"--partition.*{message}"):
         load_function(name, "--partition")

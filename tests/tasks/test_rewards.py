@@ -120,7 +120,7 @@ def test_one_that_fails_on_the_batch_alone_is_told_too(here: Path):
     [
         ("def score(answer):\n    return []\n", "my_rewards:score must take `completions`; found (answer)"),
         ("def score(completions, /):\n    return []\n", "must take its arguments by name"),
-        ("score = 3\n", "score is a int, not a function"),
+        ("score = 3\n", "score must be a function; found int"),
     ],
 )
 def test_one_that_cannot_be_called_is_told_before_any_work(here: Path, body: str, problem: str):
