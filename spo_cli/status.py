@@ -69,7 +69,7 @@ def _rows(stages: tuple[StageProgress, ...]) -> Iterator[list[Text]]:
             continue
         first, last = run[0][0].work.iteration, run[-1][0].work.iteration
         name = first if first == last else f"{first}–{last}"
-        amounts = counts([stage for one in run for stage in one])
+        amounts = count_states([stage for one in run for stage in one])
         yield [Text(name), Text("all stages"), *_numbers(amounts)]
 
 

@@ -9,16 +9,17 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from stages.configs.estimate import Config, EstimatorName
 from stages.core.errors import UserError
 from stages.core.progress import Progress, Silent, Summary
-
-if TYPE_CHECKING:
-    from stages.estimators import Portion, Prepare
-    from stages.shards.parts import Artefact, Part
-    from stages.shards.writing import PartWriter
+from stages.estimators import Portion, Prepare
+from stages.shards import schemas
+from stages.shards.lineage import describe
+from stages.shards.origin import foreign_notes, trace_back
+from stages.shards.parts import Artefact, Part, artefact_source, open_artefact
+from stages.shards.sharding import resolve_shards, split
+from stages.shards.writing import PartWriter, open_part
 
 
 def run(config: Config, progress: Progress = Silent()) -> Summary:
@@ -28,21 +29,19 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
       UserError: wrong options, an input of another stage, missing columns, a model or task that cannot be told.
       IncompleteInput: parts of the input are missing or torn.
     """
-    from stages.shards import schemas
-    from stages.shards.lineage import describe
-    from stages.shards.origin import follow, without_lineage
-    from stages.shards.parts import open_artefact, source
-    from stages.shards.sharding import resolve, split
-    from stages.shards.writing import open_part
 
     started = time.monotonic()
     cutpoints = open_artefact(config.cutpoints, schemas.CUTPOINTS)
-    trajectories = follow(cutpoints, schemas.TRAJECTORIES, config.trajectories)
+    trajectories = trace_back(cutpoints, schemas.TRAJECTORIES, config.trajectories)
     _check_graded_as_asked(config, trajectories)
     estimator = find_estimator(config.estimator)(config, cutpoints, trajectories, config.out, progress)
     sampled, prefilled, written = 0, 0.0, []
-    for part in [cutpoints.parts[i] for i in split(len(cutpoints.parts), *resolve(config))]:
-        inputs = (source(cutpoints, config.out, part), source(trajectories, config.out), *estimator.inputs)
+    for part in [cutpoints.parts[i] for i in split(len(cutpoints.parts), *resolve_shards(config))]:
+        inputs = (
+            artefact_source(cutpoints, config.out, part),
+            artefact_source(trajectories, config.out),
+            *estimator.inputs,
+        )
         lineage = describe(
             "estimate", schemas.ADVANTAGES, estimator.settings, inputs, estimator.model, estimator.packages
         )
@@ -71,7 +70,7 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
         tokens_sampled=sampled,
         tokens_prefilled=int(prefilled),
         figures=figures,
-        notes=(*without_lineage(cutpoints, trajectories), *estimator.notes, *notes),
+        notes=(*foreign_notes(cutpoints, trajectories), *estimator.notes, *notes),
     )
 
 

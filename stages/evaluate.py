@@ -12,25 +12,34 @@ import time
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
 
 from stages.configs.evaluate import Config
 from stages.core.config import results_config
 from stages.core.errors import IncompleteInput, UserError
 from stages.core.progress import Progress, Silent, Summary
-from stages.sampling.installed import with_engine
+from stages.evaluation.artefacts import read_evaluation
+from stages.evaluation.scores import COLUMNS
+from stages.evaluation.summaries import accuracies, score_accuracies, summarise
+from stages.models import checkpoints
+from stages.responses.generation import Response, Sampling, respond
+from stages.responses.grading import grade
+from stages.responses.prompts import make_prompts, with_template
+from stages.sampling.installed import engine_packages, with_engine
+from stages.sampling.protocol import SamplingParams, batch_dependent, open_sampler
+from stages.shards import sharding
+from stages.shards.lineage import describe, model_source, task_source
+from stages.shards.schemas import EVALUATION
+from stages.shards.writing import PartWriter, open_part
+from stages.tasks import Question, Task, open_task
+from stages.tasks.selection import select_questions
+from stages.tracking.metrics_log import MetricsLog, open_stage_log
+from stages.tracking.trackers import check_trackers
 
-if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
 
-    from stages.responses.generation import Response, Sampling
-    from stages.shards.writing import PartWriter
-    from stages.tasks import Question, Task
-    from stages.tracking.metrics_log import Report
-
-
-def run(config: Config, progress: Progress = Silent(), report: Report | None = None) -> Summary:
+def run(config: Config, progress: Progress = Silent(), report: MetricsLog | None = None) -> Summary:
     """Evaluates this shard's questions.
 
     Args:
@@ -40,27 +49,16 @@ def run(config: Config, progress: Progress = Silent(), report: Report | None = N
       UserError: wrong options, an unusable model, a task without questions, a question longer than the context.
       FingerprintMismatch: the part exists and was made with another configuration.
     """
-    from stages.tracking.trackers import check_mirrors
 
-    check_mirrors(config.report_to)
+    check_trackers(config.report_to)
     summary = _run(config, progress)
     _report(config, progress, report)
     return summary
 
 
 def _run(config: Config, progress: Progress) -> Summary:
-    from stages.evaluation.scores import COLUMNS
-    from stages.evaluation.summaries import score_accuracies, summarise
-    from stages.models import checkpoints
-    from stages.responses.prompts import with_template
-    from stages.sampling.installed import engine_packages
-    from stages.shards import sharding
-    from stages.shards.lineage import describe, model_source, task_source
-    from stages.shards.schemas import EVALUATION
-    from stages.shards.writing import open_part
-    from stages.tasks import open_task
 
-    started, shards = time.monotonic(), sharding.resolve(config)
+    started, shards = time.monotonic(), sharding.resolve_shards(config)
     config = dataclasses.replace(with_template(config), max_tokens=tuple(sorted(set(config.max_tokens))))
     tasks = [open_task(*choice) for choice in config.tasks]
     questions = _select(config, tasks)
@@ -87,11 +85,8 @@ def _run(config: Config, progress: Progress) -> Summary:
     return summarise(written, config.out, started, tokens_sampled=sampled, tokens_prefilled=prefilled)
 
 
-def _report(config: Config, progress: Progress, report: Report | None) -> None:
+def _report(config: Config, progress: Progress, report: MetricsLog | None) -> None:
     """Tells the accuracies of all parts, if this was the last to be finished."""
-    from stages.evaluation.artefacts import read_evaluation
-    from stages.evaluation.summaries import accuracies
-    from stages.tracking.metrics_log import open_report
 
     if not (report or config.report_to):
         return
@@ -102,22 +97,23 @@ def _report(config: Config, progress: Progress, report: Report | None) -> None:
     told = accuracies(scores, several_tasks=len(config.task) > 1, several_budgets=len(set(config.max_tokens)) > 1)
     figures = {name: mean for name, (mean, _) in told.items()}
     figures |= {f"{name} standard error": error for name, (_, error) in told.items()}
-    with open_report(config.out, config.report_to, results_config(config), progress, report) as opened:
+    with open_stage_log(config.out, config.report_to, results_config(config), progress, report) as opened:
         if opened:
-            opened.tell("eval", config.out, figures)
+            opened.log_figures("eval", config.out, figures)
 
 
 def _select(config: Config, tasks: Sequence[Task]) -> list[tuple[Task, Question]]:
     """The questions of all tasks, task by task.
 
     Raises:
-      UserError: two of them have the same id, or as `stages.tasks.selection.select`.
+      UserError: two of them have the same id, or as `stages.tasks.selection.select_questions`.
     """
-    from stages.tasks.selection import select
 
     chosen: dict[str, tuple[Task, Question]] = {}
     for task in tasks:
-        for question in select(task, config.split, config.num_questions, config.skip_questions, config.shuffle_seed):
+        for question in select_questions(
+            task, config.split, config.num_questions, config.skip_questions, config.shuffle_seed
+        ):
             if question.id in chosen:
                 other = chosen[question.id][0].name
                 raise UserError(
@@ -132,10 +128,6 @@ def _answer(
     config: Config, questions: Sequence[tuple[Task, Question]], model_dir: Path, part: PartWriter, progress: Progress
 ) -> tuple[int, int]:
     """Commits the rows of all questions, chunk by chunk; returns the tokens sampled and prefilled by this call."""
-    from stages.models import checkpoints
-    from stages.responses.generation import Sampling, respond
-    from stages.responses.prompts import make_prompts
-    from stages.sampling.protocol import SamplingParams, batch_dependent, open_sampler
 
     tokenizer = checkpoints.load_tokenizer(model_dir)
     sampler = open_sampler(model_dir=model_dir, **config.engine_options(), progress=progress)
@@ -182,9 +174,6 @@ def _chunks(questions: Sequence[tuple[Task, Question]], size: int) -> list[tuple
 
 def response_rows(responses: Sequence[Response], sampling: Sampling, budgets: Sequence[int]) -> pa.Table:
     """A row of `schemas.EVALUATION` for each response under each budget, ascending; the responses have the last one."""
-    import pyarrow as pa
-
-    from stages.shards.schemas import EVALUATION
 
     by_budget = [*(_cut_off(responses, sampling, budget) for budget in budgets[:-1]), responses]
     rows = [
@@ -215,7 +204,6 @@ def response_rows(responses: Sequence[Response], sampling: Sampling, budgets: Se
 
 def _cut_off(responses: Sequence[Response], sampling: Sampling, budget: int) -> list[Response]:
     """The responses as a smaller budget leaves them: longer ones end there, unfinished, and are graded as they are."""
-    from stages.responses.grading import grade
 
     cut = {
         place: dataclasses.replace(

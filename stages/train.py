@@ -15,21 +15,32 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+import torch
 
 from stages.configs.train import MAX_PER_QUESTION, Config
 from stages.core.config import option, results_config
+from stages.core.launcher import read_launch
 from stages.core.progress import Progress, Silent, Summary
-
-if TYPE_CHECKING:
-    from stages.optimization.objective import Objective
-    from stages.optimization.optimizer import Adam
-    from stages.shards.lineage import Lineage
-    from stages.tracking.metrics_log import Report
-    from stages.training.critic import CriticStart
-    from stages.training.execution import Sharing
-    from stages.training.resumable import Unfinished
-    from stages.training.starting_point import StartingPoint
+from stages.models import checkpoints
+from stages.optimization.batches import padded, padded_whole
+from stages.optimization.objective import Objective
+from stages.optimization.optimizer import Adam
+from stages.optimization.packing import packed
+from stages.optimization.step import update
+from stages.shards.lineage import Lineage, describe
+from stages.tracking.metrics_log import MetricsLog, open_stage_log
+from stages.training import mismatch
+from stages.training.critic import CriticStart, CriticTraining, find_critic
+from stages.training.execution import Sharing, plan_sharing
+from stages.training.merging import merge_beside
+from stages.training.models import Models
+from stages.training.pool import fill_pool
+from stages.training.resumable import Unfinished, discard_unfinished, open_unfinished, published, write_records
+from stages.training.scores import Fixed
+from stages.training.starting_point import StartingPoint, find_starting_point
+from stages.training.steps import Rates, count_steps, plan_batches, summarise, take_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +56,7 @@ class _Resolved(Config):
     deepspeed: dict[str, Any] | None = option("What --deepspeed-config says that may change more than rounding.")
 
 
-def run(config: Config, progress: Progress = Silent(), report: Report | None = None) -> Summary:
+def run(config: Config, progress: Progress = Silent(), report: MetricsLog | None = None) -> Summary:
     """Trains the policy on the advantages of one iteration, or of several.
 
     Args:
@@ -56,26 +67,18 @@ def run(config: Config, progress: Progress = Silent(), report: Report | None = N
       IncompleteInput: parts of an input are missing or torn.
       FingerprintMismatch: the output is there, made with another configuration.
     """
-    from stages.core.launcher import read_launch
-    from stages.tracking.metrics_log import open_report
-    from stages.training.execution import plan_sharing
 
     sharing = plan_sharing(config, config.device, config.dtype, read_launch())
     if sharing.ranks.rank:
         progress = Silent()
     with (
         sharing.ranks.agreed(),
-        open_report(config.out, config.report_to, results_config(config), progress, report) as opened,
+        open_stage_log(config.out, config.report_to, results_config(config), progress, report) as opened,
     ):
         return _run(config, sharing, progress, opened)
 
 
-def _run(config: Config, sharing: Sharing, progress: Progress, report: Report | None) -> Summary:
-    from stages.shards.lineage import describe
-    from stages.training import mismatch
-    from stages.training.merging import merge_beside
-    from stages.training.resumable import discard_unfinished, open_unfinished, published
-    from stages.training.starting_point import find_starting_point
+def _run(config: Config, sharing: Sharing, progress: Progress, report: MetricsLog | None) -> Summary:
 
     began, first = time.monotonic(), sharing.ranks.first
     resume = config.optimizer_state == "resume"
@@ -96,8 +99,6 @@ def _run(config: Config, sharing: Sharing, progress: Progress, report: Report | 
     resolved = _resolve(config, start, sharing)
     critic = None
     if config.critic_learning_rate:
-        from stages.training.critic import find_critic
-
         critic = find_critic(start.sampled, config.critic, config.out, continue_optimiser=resume)
     inputs = (*start.inputs, *(critic.sources if critic else ()))
     packages = ("torch", "transformers", *["peft"] * bool(start.adapter), *["deepspeed"] * bool(sharing.zero))
@@ -160,17 +161,6 @@ def _train(
     progress: Progress,
 ) -> Lineage:
     """Reads, scores, takes all steps after the last checkpoint; publishes the policy and returns its lineage."""
-    import torch
-
-    from stages.models import checkpoints
-    from stages.optimization.batches import padded, padded_whole
-    from stages.optimization.packing import packed
-    from stages.optimization.step import update
-    from stages.training.models import Models
-    from stages.training.pool import fill_pool
-    from stages.training.resumable import write_records
-    from stages.training.scores import Fixed
-    from stages.training.steps import Rates, count_steps, plan_batches, summarise, take_steps
 
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -205,8 +195,6 @@ def _train(
     engine = models.open(unfinished.checkpoint or start.policy)
     judge = None
     if critic:
-        from stages.training.critic import CriticTraining
-
         sampled, checkpoint = start.sampled[-1], unfinished.checkpoint
         judge = CriticTraining.open(critic, sampled, checkpoint, adam, config, device=config.device, **numbers)
 
@@ -230,13 +218,11 @@ def _train(
 
 
 def _adam(config: _Resolved) -> Adam:
-    from stages.optimization.optimizer import Adam
 
     return Adam(config.adam_beta1, config.adam_beta2, config.adam_epsilon, config.weight_decay, config.max_grad_norm)
 
 
 def _objective(config: _Resolved) -> Objective:
-    from stages.optimization.objective import Objective
 
     return Objective(
         loss=config.loss,

@@ -26,7 +26,7 @@ from stages.models import checkpoints, saving
 from stages.models.presets import make_model
 from stages.optimization.step import schedule
 from stages.shards.lineage import describe, model_source, read_lineage, write_lineage
-from stages.shards.parts import open_artefact, source
+from stages.shards.parts import artefact_source, open_artefact
 from stages.shards.schemas import ADVANTAGES, TRAJECTORIES
 from stages.shards.sharding import interruptible
 from stages.shards.writing import open_part
@@ -98,7 +98,7 @@ def write_chain(folder: Path, model: Path, *, parts: int = 1, keep: float = 0.4)
     sampler = model_source(model, checkpoints.digest(model), folder / "trajectories")
     lineage = describe("rollout", TRAJECTORIES, Sampling(), model=sampler)
     write_parts(folder / "trajectories", lineage, TRAJECTORIES, trajectories, parts)
-    made_from = source(open_artefact(folder / "trajectories", TRAJECTORIES), folder / "advantages")
+    made_from = artefact_source(open_artefact(folder / "trajectories", TRAJECTORIES), folder / "advantages")
     lineage = describe("estimate", ADVANTAGES, Sampling(), inputs=(made_from,))
     write_parts(folder / "advantages", lineage, ADVANTAGES, advantages, parts)
     return folder

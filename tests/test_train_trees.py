@@ -17,7 +17,7 @@ from stages.core.config import option
 from stages.core.errors import UserError
 from stages.models import checkpoints
 from stages.shards.lineage import describe, model_source, read_lineage
-from stages.shards.parts import open_artefact, source
+from stages.shards.parts import artefact_source, open_artefact
 from stages.shards.schemas import ADVANTAGES, TRAJECTORIES
 from stages.train import Config, run
 from tests.test_train import (
@@ -94,7 +94,7 @@ def write_trees(folder: Path, model: Path, *, seed: int, questions: int = 2, sig
     lineage = describe("rollout", TRAJECTORIES, Sampling(seed=seed), model=sampler)
     table = pa.Table.from_pylist(trajectories, schema=TRAJECTORIES.arrow)
     write_parts(folder / "trajectories", lineage, TRAJECTORIES, table, 1)
-    made_from = source(open_artefact(folder / "trajectories", TRAJECTORIES), folder / "advantages")
+    made_from = artefact_source(open_artefact(folder / "trajectories", TRAJECTORIES), folder / "advantages")
     lineage = describe("estimate", ADVANTAGES, Sampling(seed=seed), inputs=(made_from,))
     table = pa.Table.from_pylist(advantages, schema=ADVANTAGES.arrow)
     write_parts(folder / "advantages", lineage, ADVANTAGES, table, 1)

@@ -19,7 +19,7 @@ from stages.maths.partition import Segments
 from stages.maths.ragged import Ragged
 from stages.shards.lineage import Lineage
 from stages.shards.parts import Artefact, Part
-from stages.shards.tables import numbered, ragged, rows_by_name
+from stages.shards.tables import encode_names, ragged, rows_by_name
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def load_cuts(cutpoints: Artefact, part: Part, trajectories: Artefact) -> Cuts:
     rows = cutpoints.read(part, cutpoints.schema.names)
     owner = _owners(rows, table, part, trajectories)
     start = rows["start"].to_numpy().astype(np.int64)
-    question = numbered(table["question_id"])
+    question = encode_names(table["question_id"])
     order = np.lexsort((start, owner, question[owner]))
     rows, owner, start = _take(rows, order), owner[order], start[order]
     begins = np.diff(owner, prepend=-1) != 0
@@ -134,7 +134,7 @@ def _owners(rows: pa.Table, table: pa.Table, part: Part, trajectories: Artefact)
 
 def chunk_by_question(cuts: Cuts, size: int) -> list[range]:
     """Trajectories in stretches of about `size` that never divide a question, so that equal states meet."""
-    question = numbered(cuts.trajectories["question_id"])
+    question = encode_names(cuts.trajectories["question_id"])
     borders = [0]
     for end in [*np.flatnonzero(np.diff(question)) + 1, question.size]:
         if end - borders[-1] >= size or end == question.size:

@@ -17,19 +17,20 @@ import subprocess
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from stages.configs.resources import ArrayResources
 from stages.configs.slurm import Config
 from stages.core.errors import UserError
 from stages.core.paths import is_local
 from stages.core.progress import Progress, Silent
 from stages.pipeline import planning
-
-if TYPE_CHECKING:
-    from stages.pipeline.recipe import Recipe
-    from stages.slurm.jobs import Job
-    from stages.slurm.scripts import Submission
-    from stages.slurm.states import Stage
+from stages.pipeline.recipe import Recipe
+from stages.slurm import queue, scripts
+from stages.slurm.jobs import Job, Work
+from stages.slurm.records import FOLDER, PLAN, plan_text, read_submitted, write_files
+from stages.slurm.scripts import Submission
+from stages.slurm.states import StageProgress, check_split, stage_progress
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,6 @@ def run(config: Config, progress: Progress = Silent()) -> Outcome:
       UserError: a recipe that is not as it should be, an array that is larger than the cluster takes, jobs of this run
         that are in the queue still, or a SLURM that refuses one.
     """
-    from stages.slurm import queue, scripts
-    from stages.slurm.records import FOLDER, PLAN, plan_text, read_submitted, write_files
-    from stages.slurm.states import check_split, look
 
     recipe, plan = planning.open_recipe(config), planning.make_plan(config)
     if not is_local(plan.out):
@@ -80,10 +78,10 @@ def run(config: Config, progress: Progress = Silent()) -> Outcome:
         raise UserError(f"--only-iterations {config.only_iterations} is none of this run's {count}, counted from 0")
     _check_arrays(jobs, queue.largest_array())
     submitted = read_submitted(plan.out)
-    asked = queue.ask(list(dict.fromkeys(job.number for job in submitted)))
+    asked = queue.query_jobs(list(dict.fromkeys(job.number for job in submitted)))
     if asked.problem:
         progress.note(asked.problem)
-    stages = {job.work.place: look(plan.out, job.work, submitted, asked) for job in jobs}
+    stages = {job.work.output: stage_progress(plan.out, job.work, submitted, asked) for job in jobs}
     submissions, cancel = _choose(config, jobs, stages)
     for submission in submissions:
         check_split(plan.out, submission.job.work)
@@ -104,8 +102,6 @@ def plan_jobs(plan: planning.Plan, recipe: Recipe) -> list[Job]:
     Raises:
       UserError: a `[slurm]` table that is not as it should be.
     """
-    from stages.configs.resources import ArrayResources
-    from stages.slurm.jobs import Job, Work
 
     resources = {
         name.partition(".")[2]: recipe.config(name, cls) for name, cls in planning.SLURM_TABLES.items() if "." in name
@@ -125,7 +121,7 @@ def plan_jobs(plan: planning.Plan, recipe: Recipe) -> list[Job]:
             config = dataclasses.replace(config, **share)
         after = dict.fromkeys(made[path] for path in _read_by(config) if path in made)
         jobs.append(Job(work, config, asked, tuple(after)))
-        made[str(config.out)] = work.place
+        made[str(config.out)] = work.output
     return jobs
 
 
@@ -186,24 +182,23 @@ def _check_arrays(jobs: list[Job], largest: int | None) -> None:
 
 
 def _choose(
-    config: Config, jobs: list[Job], stages: Mapping[str, Stage]
+    config: Config, jobs: list[Job], stages: Mapping[str, StageProgress]
 ) -> tuple[list[Submission], list[tuple[str, str]]]:
     """The jobs to submit, and those in the queue to take back, as they wait for tasks that have failed.
 
     Raises:
       UserError: jobs of the run are in the queue, or what the first ones read is neither there nor on its way.
     """
-    from stages.slurm.scripts import Submission
 
     submissions, cancel = dict[str, Submission](), dict[str, str]()
     for job in jobs:
         if not config.includes(job.work.iteration):
             continue
-        stage = stages[job.work.place]
-        active = [piece.task for piece in stage.pieces if piece.task and piece.state in ("running", "queued")]
+        stage = stages[job.work.output]
+        active = [piece.task for piece in stage.parts if piece.task and piece.state in ("running", "queued")]
         if active and not config.only_missing:
             raise UserError(
-                f"{active[0].told}; it is {job.work.name} of this run. Wait for it, cancel it (scancel), or pass "
+                f"{active[0].description}; it is {job.work.name} of this run. Wait for it, cancel it (scancel), or pass "
                 "--only-missing to leave alone what is in the queue"
             )
         after = tuple(place for place in job.after if place in submissions)
@@ -215,7 +210,7 @@ def _choose(
         tasks = stage.tasks_in(*states) if config.only_missing else tuple(range(job.work.tasks))
         if not tasks:
             continue
-        submissions[job.work.place] = Submission(
+        submissions[job.work.output] = Submission(
             job,
             tasks=tasks if len(tasks) < job.work.tasks else None,
             after=after,
@@ -225,7 +220,7 @@ def _choose(
 
 
 def _awaited(
-    job: Job, stages: Mapping[str, Stage], submissions: Mapping[str, Submission], cancelled: Collection[str]
+    job: Job, stages: Mapping[str, StageProgress], submissions: Mapping[str, Submission], cancelled: Collection[str]
 ) -> tuple[str, ...]:
     """The jobs and tasks in the queue that a job must wait for.
 
@@ -234,7 +229,7 @@ def _awaited(
     """
     awaited = dict[str, None]()
     for place in job.after:
-        for piece in stages[place].pieces:
+        for piece in stages[place].parts:
             if piece.task and piece.state in ("running", "queued"):
                 awaited |= {} if piece.task.job in cancelled else {piece.task.name: None}
             elif piece.state != "done" and place not in submissions:

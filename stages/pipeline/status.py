@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from stages.configs.status import Config
 from stages.core.errors import UserError
 from stages.core.paths import is_local
 from stages.core.progress import Progress, Silent
-
-if TYPE_CHECKING:
-    from stages.slurm.states import Stage
+from stages.slurm import queue, states
+from stages.slurm.records import read_plan, read_submitted
+from stages.slurm.states import StageProgress
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Status:
     """
 
     run: Path
-    stages: tuple[Stage, ...]
+    stages: tuple[StageProgress, ...]
     problem: str | None
 
 
@@ -39,8 +38,6 @@ def run(config: Config, progress: Progress = Silent()) -> Status:
     Raises:
       UserError: nothing there, or no run.
     """
-    from stages.slurm import queue, states
-    from stages.slurm.records import read_submitted, read_works
 
     if not is_local(config.run):
         raise UserError(
@@ -48,11 +45,11 @@ def run(config: Config, progress: Progress = Silent()) -> Status:
         )
     if not config.run.is_dir():
         raise UserError(f"{config.run} is no directory; expected that of a run, such as runs/gsm8k")
-    planned, submitted = read_works(config.run), read_submitted(config.run)
+    planned, submitted = read_plan(config.run), read_submitted(config.run)
     names = {work.name for work in planned}
     works = [*planned, *(work for work in states.works_on_disk(config.run) if work.name not in names)]
     if not works:
         raise UserError(f"{config.run} holds no artefact of a run (expected start/, 000/ … in it) and no jobs")
-    asked = queue.ask(list(dict.fromkeys(job.number for job in submitted)))
-    found = tuple(states.look(config.run, work, submitted, asked) for work in works)
+    asked = queue.query_jobs(list(dict.fromkeys(job.number for job in submitted)))
+    found = tuple(states.stage_progress(config.run, work, submitted, asked) for work in works)
     return Status(config.run, found, asked.problem)

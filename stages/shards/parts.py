@@ -18,7 +18,7 @@ from stages.core.storage import file_digest
 from stages.shards import foreign
 from stages.shards.files import lineage_of, read_columns, read_footer, torn
 from stages.shards.lineage import Lineage, Source, combine, differences
-from stages.shards.schemas import ARTEFACT, BY_STAGE, READER, Schema, recognise
+from stages.shards.schemas import ARTEFACT, BY_STAGE, READER, Schema, recognize
 
 _PART_NAME = re.compile(r"part-(\d{5})-of-(\d{5})\.parquet")
 
@@ -151,7 +151,7 @@ def open_artefact(path: Path | str, schema: Schema | None = None) -> Artefact:
         footers = list(pool.map(lambda file: read_footer(file, schema), files))
     lineages = [lineage_of(footer, file) for footer, file in zip(footers, files, strict=True)]
     names = [tuple(footer.schema.to_arrow_schema().names) for footer in footers]
-    found = schema or _recognise(path, names[0], lineages[0])
+    found = schema or _recognize(path, names[0], lineages[0])
     parts: list[Part] = []
     for index, (file, footer, lineage) in enumerate(zip(files, footers, lineages, strict=True)):
         _check_stage(file, lineage, found)
@@ -162,7 +162,7 @@ def open_artefact(path: Path | str, schema: Schema | None = None) -> Artefact:
     return Artefact(path, found, tuple(parts))
 
 
-def source(artefact: Artefact, directory: Path, part: Part | None = None) -> Source:
+def artefact_source(artefact: Artefact, directory: Path, part: Part | None = None) -> Source:
     """An artefact (or one part of it) as an input of the work in `directory`."""
     return Source(relative_path(artefact.path, directory), artefact.fingerprint(part), artefact.schema.stage)
 
@@ -221,8 +221,8 @@ def _remedy(schema: Schema | None) -> str:
     return f": `spo {schema.stage}` makes {ARTEFACT[schema.stage]}, run it (again)"
 
 
-def _recognise(path: Path, columns: tuple[str, ...], lineage: Lineage | None) -> Schema:
-    schema = BY_STAGE.get(lineage.stage) if lineage else recognise(columns)
+def _recognize(path: Path, columns: tuple[str, ...], lineage: Lineage | None) -> Schema:
+    schema = BY_STAGE.get(lineage.stage) if lineage else recognize(columns)
     if schema is None:
         raise UserError(f"{path} is no table of spo: its columns are {', '.join(columns)}")
     return schema

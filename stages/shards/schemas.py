@@ -185,7 +185,7 @@ READER: dict[str, str] = {"rollout": "segment", "segment": "estimate", "estimate
 """The command that takes the table of a stage."""
 
 
-def recognise(columns: Iterable[str]) -> Schema | None:
+def recognize(columns: Iterable[str]) -> Schema | None:
     """The schema that a file without lineage is of, by the column that only it has; None where none is there."""
     names = set(columns)
     telling = {"advantage": ADVANTAGES, "cutpoints": CUTPOINTS, "response_id": EVALUATION, "token_ids": TRAJECTORIES}

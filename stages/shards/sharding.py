@@ -61,7 +61,7 @@ def parse_shard(text: str) -> Shard:
     return Shard(int(match[1]), int(match[2]))
 
 
-class Asked(Protocol):
+class ShardOptions(Protocol):
     """What the command line says of the shards (`stages.configs.shared.OutputFlags`)."""
 
     @property
@@ -72,7 +72,7 @@ class Asked(Protocol):
     def shards_per_task(self) -> int: ...
 
 
-def resolve(asked: Asked, environment: Mapping[str, str] = os.environ) -> tuple[Shard, ...]:
+def resolve_shards(asked: ShardOptions, environment: Mapping[str, str] = os.environ) -> tuple[Shard, ...]:
     """The shards of this process, adjacent and in order.
 
     What `--shard` says. Else, of `--num-shards` N with `--shards-per-task` K: those of this task of a SLURM array,

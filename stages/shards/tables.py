@@ -44,7 +44,7 @@ def list_array(batch: Ragged, type: pa.DataType) -> pa.ListArray:
     return pa.ListArray.from_arrays(offsets, pa.array(batch.flat, type))
 
 
-def numbered(names: pa.ChunkedArray) -> np.ndarray:
+def encode_names(names: pa.ChunkedArray) -> np.ndarray:
     """Each distinct name of a column without nulls as a number from 0, in the order of first appearance: int64 [N]."""
     return names.combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
 

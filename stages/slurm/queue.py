@@ -24,7 +24,7 @@ _AT_WORK = {"RUNNING", "CONFIGURING", "COMPLETING", "STAGE_OUT", "SIGNALING", "R
 
 
 @dataclass(frozen=True)
-class Task:
+class JobTask:
     """A job, or a task of an array.
 
     Attributes:
@@ -49,13 +49,13 @@ class Task:
         return "queued" if self.state in _WAITING else "running" if self.state in _AT_WORK else "ended"
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """`job 12_3: FAILED, NonZeroExitCode`."""
         return f"job {self.name}: {self.state}{f', {self.reason}' if self.reason else ''}"
 
 
 @dataclass(frozen=True)
-class Queue:
+class JobQueue:
     """What SLURM said.
 
     Attributes:
@@ -63,31 +63,31 @@ class Queue:
       problem: why it could not be asked; None where it answered, or where no job needs it.
     """
 
-    tasks: dict[tuple[str, int | None], Task] = field(default_factory=dict)
+    tasks: dict[tuple[str, int | None], JobTask] = field(default_factory=dict)
     problem: str | None = None
 
-    def find(self, job: str, task: int) -> Task | None:
+    def find(self, job: str, task: int) -> JobTask | None:
         """A task, or the job of which it is all."""
         return self.tasks.get((job, task)) or self.tasks.get((job, None))
 
 
-def ask(jobs: Collection[str]) -> Queue:
+def query_jobs(jobs: Collection[str]) -> JobQueue:
     """What SLURM knows of these jobs; those that it has forgotten are left out."""
     if not jobs:
-        return Queue()
+        return JobQueue()
     if not shutil.which("squeue"):
-        return Queue(problem="squeue is not on this machine: what the jobs do is not known")
+        return JobQueue(problem="squeue is not on this machine: what the jobs do is not known")
     columns = "ArrayJobID:|,ArrayTaskID:|,State:|,Reason:"
     answer = _call("squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(jobs)}", f"--Format={columns}")
     if answer.returncode and "Invalid job id" not in answer.stderr:
-        return Queue(problem=f"squeue does not answer ({_last_line(answer.stderr)}): what the jobs do is not known")
+        return JobQueue(problem=f"squeue does not answer ({_last_line(answer.stderr)}): what the jobs do is not known")
     found = list(_of_squeue(answer.stdout))
     forgotten = set(jobs) - {task.job for task in found}
     if forgotten and shutil.which("sacct"):
         wanted = f"--jobs={','.join(sorted(forgotten))}"
         answer = _call("sacct", "--noheader", "--parsable2", "--allocations", wanted, "--format=JobID,State")
         found += _of_sacct(answer.stdout) if not answer.returncode else ()  # many clusters keep no accounts
-    return Queue({(task.job, task.task): task for task in found})
+    return JobQueue({(task.job, task.task): task for task in found})
 
 
 def largest_array() -> int | None:
@@ -98,18 +98,18 @@ def largest_array() -> int | None:
     return int(found[1]) if found else None
 
 
-def _of_squeue(text: str) -> Iterator[Task]:
+def _of_squeue(text: str) -> Iterator[JobTask]:
     for line in text.splitlines():
         job, task, state, reason = (piece.strip() for piece in line.split("|", 3))
-        yield Task(job, int(task) if task.isdigit() else None, state, "" if reason == "None" else reason)
+        yield JobTask(job, int(task) if task.isdigit() else None, state, "" if reason == "None" else reason)
 
 
-def _of_sacct(text: str) -> Iterator[Task]:
+def _of_sacct(text: str) -> Iterator[JobTask]:
     for line in text.splitlines():
         name, _, state = line.partition("|")
         found = re.fullmatch(r"(\d+)(?:_(\d+))?", name)
         if found and state:  # tasks that never began stand together as 12_[3-5]
-            yield Task(found[1], int(found[2]) if found[2] else None, state.split()[0])
+            yield JobTask(found[1], int(found[2]) if found[2] else None, state.split()[0])
 
 
 def _call(*command: str) -> subprocess.CompletedProcess[str]:

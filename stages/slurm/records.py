@@ -16,7 +16,7 @@ FOLDER, LOGS, PLAN, SUBMITTED = "_slurm", "logs", "plan.json", "jobs.tsv"
 
 
 @dataclass(frozen=True)
-class Submitted:
+class SubmittedJob:
     """A job that SLURM took.
 
     Attributes:
@@ -50,12 +50,12 @@ def write_files(run: Path, files: Mapping[str, str]) -> None:
 
 
 def plan_text(works: Sequence[Work]) -> str:
-    """What `read_works` reads: a line for each."""
+    """What `read_plan` reads: a line for each."""
     lines = ",\n".join(json.dumps(dataclasses.asdict(work)) for work in works)
     return f"[\n{lines}\n]\n"
 
 
-def read_works(run: Path) -> tuple[Work, ...]:
+def read_plan(run: Path) -> tuple[Work, ...]:
     """What the jobs of a run have to make; nothing where no job was planned.
 
     Raises:
@@ -70,7 +70,7 @@ def read_works(run: Path) -> tuple[Work, ...]:
         raise UserError(f"{path} cannot be read ({error}): write it anew with `spo slurm RECIPE`") from error
 
 
-def read_submitted(run: Path) -> tuple[Submitted, ...]:
+def read_submitted(run: Path) -> tuple[SubmittedJob, ...]:
     """The jobs of a run that were ever submitted, in order.
 
     Raises:
@@ -85,9 +85,9 @@ def read_submitted(run: Path) -> tuple[Submitted, ...]:
         raise UserError(f"{path} cannot be read ({error}); expected name, number and tasks on each line") from error
 
 
-def _submitted(name: str, number: str, tasks: str) -> Submitted:
+def _submitted(name: str, number: str, tasks: str) -> SubmittedJob:
     written = tasks.partition("%")[0]
-    return Submitted(name, number, frozenset(_numbers(written)) if written else None)
+    return SubmittedJob(name, number, frozenset(_numbers(written)) if written else None)
 
 
 def _numbers(array: str) -> list[int]:

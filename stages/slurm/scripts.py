@@ -80,7 +80,7 @@ def job_script(job: Job, run: Path, recipe: Path, directory: Path) -> str:
     many = f"{work.parts} parts, {work.tasks} tasks" if work.is_array else "one job"
     lines = [
         "#!/usr/bin/env bash",
-        f"# {_title(work)}: {run / work.place}, {many}. Written by `spo slurm {recipe}`.",
+        f"# {_title(work)}: {run / work.output}, {many}. Written by `spo slurm {recipe}`.",
         *(f"#SBATCH {directive}" for directive in _directives(job, run, directory)),
         "set -e",
         f"max_requeues={job.resources.max_requeues}",
@@ -162,7 +162,7 @@ submit() {{
 }}
 """
     lines = [f"scancel {number} # {name} waits for tasks that have failed" for number, name in cancel]
-    names = {one.job.work.place: _variable(one.job.work) for one in submissions}
+    names = {one.job.work.output: _variable(one.job.work) for one in submissions}
     for one in submissions:
         needs = ":".join([*(f"${names[place]}" for place in one.after), *one.running])
         which = f" --array={array(one.tasks, one.job.resources)}" if one.tasks is not None else ""

@@ -14,11 +14,11 @@ from typing import Literal
 
 from stages.core.errors import UserError
 from stages.slurm.jobs import MODEL_STAGES, STAGES, Work
-from stages.slurm.queue import Queue, Task
-from stages.slurm.records import FOLDER, LOGS, Submitted
+from stages.slurm.queue import JobQueue, JobTask
+from stages.slurm.records import FOLDER, LOGS, SubmittedJob
 
-State = Literal["done", "running", "queued", "failed", "missing"]
-STATES: tuple[State, ...] = ("done", "running", "queued", "failed", "missing")
+WorkState = Literal["done", "running", "queued", "failed", "missing"]
+WORK_STATES: tuple[WorkState, ...] = ("done", "running", "queued", "failed", "missing")
 
 _PART = re.compile(r"\.?part-(\d{5})-of-(\d{5})(?:\.parquet|\.log)?")
 _HOLDER = re.compile(r"(.*), process (\d+)")
@@ -26,7 +26,7 @@ _MODEL_FILE, _METRICS_FILE = "spo.json", "metrics.jsonl"
 
 
 @dataclass(frozen=True)
-class Piece:
+class PartProgress:
     """A part of an artefact, or a model.
 
     Attributes:
@@ -37,30 +37,30 @@ class Piece:
     """
 
     index: int
-    state: State
-    told: str = ""
-    task: Task | None = None
+    state: WorkState
+    message: str = ""
+    task: JobTask | None = None
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageProgress:
     """How far the work of one stage is."""
 
     work: Work
-    pieces: tuple[Piece, ...]
+    parts: tuple[PartProgress, ...]
 
     @property
-    def counts(self) -> dict[State, int]:
+    def counts(self) -> dict[WorkState, int]:
         """Pieces by their state."""
-        return {state: sum(piece.state == state for piece in self.pieces) for state in STATES}
+        return {state: sum(piece.state == state for piece in self.parts) for state in WORK_STATES}
 
-    def tasks_in(self, *states: State) -> tuple[int, ...]:
+    def tasks_in(self, *states: WorkState) -> tuple[int, ...]:
         """The tasks of its array that have a piece in one of these states."""
-        wanted = {piece.index for piece in self.pieces if piece.state in states}
-        return tuple(task for task in range(self.work.tasks) if wanted & set(self.work.parts_of(task)))
+        wanted = {piece.index for piece in self.parts if piece.state in states}
+        return tuple(task for task in range(self.work.tasks) if wanted & set(self.work.parts_of_task(task)))
 
 
-def look(run: Path, work: Work, submitted: Sequence[Submitted], queue: Queue) -> Stage:
+def stage_progress(run: Path, work: Work, submitted: Sequence[SubmittedJob], queue: JobQueue) -> StageProgress:
     """How far some work is, by what lies on the disk and what SLURM says of the jobs it was given to.
 
     It is done, too, where all of it lies there in another number of parts, as `spo run` makes it.
@@ -68,17 +68,17 @@ def look(run: Path, work: Work, submitted: Sequence[Submitted], queue: Queue) ->
     Args:
       submitted: all jobs of the run, in order.
     """
-    for parts in _splits((run / work.place).glob("part-*.parquet")) - {work.parts}:
+    for parts in _splits((run / work.output).glob("part-*.parquet")) - {work.parts}:
         whole = dataclasses.replace(work, parts=parts, num_shards=parts, shards_per_task=1)
         if all(_path(run, whole, index).exists() for index in range(parts)):
-            return Stage(whole, tuple(Piece(index, "done") for index in range(parts)))
+            return StageProgress(whole, tuple(PartProgress(index, "done") for index in range(parts)))
     mine = [job for job in reversed(submitted) if job.name == work.name]
-    tasks = dict[int, tuple[Submitted, int]]()  # piece → who was given it last
+    tasks = dict[int, tuple[SubmittedJob, int]]()  # piece → who was given it last
     for task in range(work.tasks):
         if last := next((job for job in mine if job.has(task)), None):
-            tasks |= dict.fromkeys(work.parts_of(task), (last, task))
+            tasks |= dict.fromkeys(work.parts_of_task(task), (last, task))
     find = _model if work.stage in MODEL_STAGES else _part
-    return Stage(work, tuple(find(run, work, index, tasks.get(index), queue) for index in range(work.parts)))
+    return StageProgress(work, tuple(find(run, work, index, tasks.get(index), queue) for index in range(work.parts)))
 
 
 def check_split(run: Path, work: Work) -> None:
@@ -89,7 +89,7 @@ def check_split(run: Path, work: Work) -> None:
     """
     if work.stage not in ("rollout", "eval"):  # the others have the parts of their input
         return
-    directory = run / work.place
+    directory = run / work.output
     others = [path for path in directory.glob(".part-*") if _splits([path]) != {work.parts}]
     begun = [path for path in others if any(path.glob("chunk-*"))]
     for parts in _splits([*directory.glob("part-*.parquet"), *begun]) - {work.parts}:
@@ -118,50 +118,50 @@ def _iteration_order(name: str) -> tuple[bool, str]:
     return name != "start", name
 
 
-def _part(run: Path, work: Work, index: int, given: tuple[Submitted, int] | None, queue: Queue) -> Piece:
+def _part(run: Path, work: Work, index: int, given: tuple[SubmittedJob, int] | None, queue: JobQueue) -> PartProgress:
     path = _path(run, work, index)
     task = queue.find(given[0].number, given[1]) if given else None
     if path.exists():
-        return Piece(index, "done", task=task)
+        return PartProgress(index, "done", task=task)
     begun = path.with_name(f".{path.stem}")
     logs = [path.parent / "_logs" / f"{path.stem}.log", *_job_logs(run, work, given)]
     alone = work.parts <= work.num_shards and work.shards_per_task == 1
     return _unfinished_piece(index, begun, logs, task, waits_its_turn=not alone and not begun.exists())
 
 
-def _model(run: Path, work: Work, index: int, given: tuple[Submitted, int] | None, queue: Queue) -> Piece:
-    directory = run / work.place
+def _model(run: Path, work: Work, index: int, given: tuple[SubmittedJob, int] | None, queue: JobQueue) -> PartProgress:
+    directory = run / work.output
     task = queue.find(given[0].number, given[1]) if given else None
     if (directory / _MODEL_FILE).exists():
-        return Piece(index, "done", task=task)
+        return PartProgress(index, "done", task=task)
     begun = _unfinished(directory)
     piece = _unfinished_piece(index, begun, _job_logs(run, work, given), task, waits_its_turn=False)
     steps = _count_lines(begun / _METRICS_FILE)
     if not steps or piece.state == "queued":
         return piece
-    return Piece(index, piece.state, f"step {steps}{f': {piece.told}' if piece.told else ''}", task)
+    return PartProgress(index, piece.state, f"step {steps}{f': {piece.message}' if piece.message else ''}", task)
 
 
 def _unfinished_piece(
-    index: int, begun: Path, logs: Sequence[Path], task: Task | None, *, waits_its_turn: bool
-) -> Piece:
+    index: int, begun: Path, logs: Sequence[Path], task: JobTask | None, *, waits_its_turn: bool
+) -> PartProgress:
     """A piece that is not there: what SLURM says of its task, else what its lock and its logs say."""
     told, age = _last_words(logs)
     if task and task.phase == "running" and not waits_its_turn:
-        return Piece(index, "running", told, task)
+        return PartProgress(index, "running", told, task)
     if task and task.phase != "ended":
-        return Piece(index, "queued", task.told, task)
+        return PartProgress(index, "queued", task.description, task)
     if holder := _holder(begun, elsewhere=not task):
-        return Piece(index, "running", f"{told} ({holder}{age})".lstrip())
+        return PartProgress(index, "running", f"{told} ({holder}{age})".lstrip())
     if task and task.state != "COMPLETED":
         began = told or begun.is_dir() or task.state != "CANCELLED"
-        return Piece(index, "failed" if began else "missing", f"{task.told}{f'; {told}' if told else ''}", task)
+        return PartProgress(index, "failed" if began else "missing", f"{task.description}{f'; {told}' if told else ''}", task)
     if begun.is_dir() or (told and not task and not told.startswith("finished: ")):
-        return Piece(index, "failed", told)
-    return Piece(index, "missing")
+        return PartProgress(index, "failed", told)
+    return PartProgress(index, "missing")
 
 
-def _job_logs(run: Path, work: Work, given: tuple[Submitted, int] | None) -> list[Path]:
+def _job_logs(run: Path, work: Work, given: tuple[SubmittedJob, int] | None) -> list[Path]:
     if not given:
         return []
     job, task = given
@@ -215,7 +215,7 @@ def _lives(process: int) -> bool:
 
 
 def _path(run: Path, work: Work, index: int) -> Path:
-    return run / work.place / f"part-{index:05d}-of-{work.parts:05d}.parquet"
+    return run / work.output / f"part-{index:05d}-of-{work.parts:05d}.parquet"
 
 
 def _splits(paths: Iterable[Path]) -> set[int]:
@@ -238,6 +238,6 @@ def _count_lines(path: Path) -> int:
     return 0
 
 
-def counts(stages: Sequence[Stage]) -> Mapping[State, int]:
+def count_states(stages: Sequence[StageProgress]) -> Mapping[WorkState, int]:
     """Pieces of all stages by their state."""
-    return {state: sum(stage.counts[state] for stage in stages) for state in STATES}
+    return {state: sum(stage.counts[state] for stage in stages) for state in WORK_STATES}

@@ -21,7 +21,7 @@ Entry = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Shown:
+class RunInfo:
     """What a mirror tells of a run.
 
     Attributes:
@@ -37,7 +37,7 @@ class Shown:
     settings: Mapping[str, Any]
 
 
-class Mirror(Protocol):
+class Tracker(Protocol):
     """A place that shows a run.
 
     Attributes:
@@ -61,7 +61,7 @@ class TensorBoard:
     They begin by telling a TensorBoard that is open to forget what it has read of the run.
     """
 
-    def __init__(self, shown: Shown, entries: Iterable[Entry]) -> None:
+    def __init__(self, shown: RunInfo, entries: Iterable[Entry]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         directory = shown.directory / "tensorboard"
@@ -91,7 +91,7 @@ class WeightsAndBiases:
     of the one before: `wandb sync` uploads it whole.
     """
 
-    def __init__(self, shown: Shown, entries: Iterable[Entry]) -> None:
+    def __init__(self, shown: RunInfo, entries: Iterable[Entry]) -> None:
         import wandb
 
         try:
@@ -130,7 +130,7 @@ class WeightsAndBiases:
         self._run.finish(exit_code=int(failed))
 
 
-MIRRORS: dict[str, Callable[[Shown, Iterable[Entry]], Mirror]] = {
+TRACKERS: dict[str, Callable[[RunInfo, Iterable[Entry]], Tracker]] = {
     "tensorboard": TensorBoard,
     "wandb": WeightsAndBiases,
 }
@@ -142,7 +142,7 @@ def figures(entry: Entry) -> dict[str, float]:
     return {name: value for name, value in entry.items() if "/" in name}
 
 
-def check_mirrors(names: Iterable[str]) -> None:
+def check_trackers(names: Iterable[str]) -> None:
     """Told before any work begins.
 
     Raises:

@@ -18,19 +18,19 @@ from stages.shards.schemas import TRAJECTORIES
 from stages.shards.writing import open_part
 from stages.slurm import queue as queues
 from stages.slurm.jobs import Work
-from stages.slurm.queue import Queue, Task, ask
+from stages.slurm.queue import JobQueue, JobTask, query_jobs
 from stages.slurm.records import plan_text
-from stages.slurm.states import Stage
+from stages.slurm.states import StageProgress
 from tests.shards.samples import lineage, trajectories, write_part
 
 
-def look(run: Path) -> dict[str, Stage]:
-    return {stage.work.place: stage for stage in status.run(status.Config(run=run)).stages}
+def look(run: Path) -> dict[str, StageProgress]:
+    return {stage.work.output: stage for stage in status.run(status.Config(run=run)).stages}
 
 
-def states(stage: Stage) -> str:
+def states(stage: StageProgress) -> str:
     """A letter for each part."""
-    return "".join(piece.state[0] for piece in stage.pieces)
+    return "".join(piece.state[0] for piece in stage.parts)
 
 
 def plan(run: Path, *works: Work) -> None:
@@ -63,8 +63,8 @@ def fail(directory: Path, index: int, count: int, process: int) -> None:
     lock.write_text(f"{os.uname().nodename}, process {process}")
 
 
-def in_queue(monkeypatch: pytest.MonkeyPatch, *tasks: Task) -> None:
-    monkeypatch.setattr(queues, "ask", lambda jobs: Queue({(task.job, task.task): task for task in tasks}))
+def in_queue(monkeypatch: pytest.MonkeyPatch, *tasks: JobTask) -> None:
+    monkeypatch.setattr(queues, "query_jobs", lambda jobs: JobQueue({(task.job, task.task): task for task in tasks}))
 
 
 def test_a_local_run_is_shown_as_far_as_it_lies_there(tmp_path: Path, dead: int):
@@ -84,10 +84,10 @@ def test_a_local_run_is_shown_as_far_as_it_lies_there(tmp_path: Path, dead: int)
     assert states(found["start/checkpoint"]) == "d"
     parts = found["000/trajectories"]
     assert states(parts) == "dfrm"
-    assert parts.pieces[1].told == "failed: RuntimeError: CUDA out of memory"
-    assert parts.pieces[2].told.startswith(f"chunk 1 of 9: 5 rows (process {os.getpid()}, ")
-    assert found["000/checkpoint"].pieces[0].state == "failed"
-    assert found["000/checkpoint"].pieces[0].told == "step 2"
+    assert parts.parts[1].message == "failed: RuntimeError: CUDA out of memory"
+    assert parts.parts[2].message.startswith(f"chunk 1 of 9: 5 rows (process {os.getpid()}, ")
+    assert found["000/checkpoint"].parts[0].state == "failed"
+    assert found["000/checkpoint"].parts[0].message == "step 2"
 
 
 def test_a_killed_process_is_no_longer_at_work_and_one_elsewhere_cannot_be_asked(tmp_path: Path, dead: int):
@@ -97,7 +97,7 @@ def test_a_killed_process_is_no_longer_at_work_and_one_elsewhere_cannot_be_asked
         (part / "lock").write_text(holder)
     found = look(tmp_path)["000/trajectories"]
     assert states(found) == "fr"
-    assert found.pieces[1].told == "(process 7 on elsewhere, which cannot be asked from here)"
+    assert found.parts[1].message == "(process 7 on elsewhere, which cannot be asked from here)"
 
 
 def test_what_slurm_says_of_a_task_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -109,29 +109,29 @@ def test_what_slurm_says_of_a_task_decides(tmp_path: Path, monkeypatch: pytest.M
     (logs / "000-rollout-11_2.log").write_text("rollout: 12 % · 3/24 responses\n", encoding="utf-8")
     in_queue(
         monkeypatch,
-        Task("7", 0, "COMPLETED"),
-        Task("7", 1, "FAILED", "NonZeroExitCode"),
-        Task("7", 2, "FAILED", "NonZeroExitCode"),  # another was submitted since
-        Task("11", 2, "RUNNING"),
-        Task("7", 3, "PENDING", "BeginTime"),
-        Task("7", 4, "CANCELLED"),
-        Task("11", 5, "COMPLETED"),  # and its part was deleted
-        Task("11", 6, "TIMEOUT", "TimeLimit"),
-        Task("8", 0, "RUNNING"),
-        Task("8", 1, "CANCELLED", "DependencyNeverSatisfied"),
-        Task("9", None, "OUT_OF_MEMORY", "OutOfMemory"),
+        JobTask("7", 0, "COMPLETED"),
+        JobTask("7", 1, "FAILED", "NonZeroExitCode"),
+        JobTask("7", 2, "FAILED", "NonZeroExitCode"),  # another was submitted since
+        JobTask("11", 2, "RUNNING"),
+        JobTask("7", 3, "PENDING", "BeginTime"),
+        JobTask("7", 4, "CANCELLED"),
+        JobTask("11", 5, "COMPLETED"),  # and its part was deleted
+        JobTask("11", 6, "TIMEOUT", "TimeLimit"),
+        JobTask("8", 0, "RUNNING"),
+        JobTask("8", 1, "CANCELLED", "DependencyNeverSatisfied"),
+        JobTask("9", None, "OUT_OF_MEMORY", "OutOfMemory"),
     )
     found = look(tmp_path)
     rollout = found["000/trajectories"]
     assert states(rollout) == "dfrqmmf"
-    assert rollout.pieces[1].told == "job 7_1: FAILED, NonZeroExitCode; spo rollout: no room to write"
-    assert rollout.pieces[2].told == "rollout: 12 % · 3/24 responses"
-    assert rollout.pieces[3].told == "job 7_3: PENDING, BeginTime"
-    assert rollout.pieces[6].told == "job 11_6: TIMEOUT, TimeLimit"
+    assert rollout.parts[1].message == "job 7_1: FAILED, NonZeroExitCode; spo rollout: no room to write"
+    assert rollout.parts[2].message == "rollout: 12 % · 3/24 responses"
+    assert rollout.parts[3].message == "job 7_3: PENDING, BeginTime"
+    assert rollout.parts[6].message == "job 11_6: TIMEOUT, TimeLimit"
     assert rollout.tasks_in("failed", "missing") == (1, 4, 5, 6)
     segment = found["000/cutpoints"]
     assert states(segment) == "qqqmmmm", "of the three parts of a task that runs, none is begun"
-    assert found["000/checkpoint"].pieces[0].state == "failed"
+    assert found["000/checkpoint"].parts[0].state == "failed"
 
 
 def test_what_it_prints(tmp_path: Path, dead: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
@@ -192,7 +192,7 @@ def test_jobs_that_squeue_has_forgotten_are_asked_of_sacct(tmp_path: Path, monke
         squeue='echo "12|0|RUNNING|None"; echo "12|1|PENDING|Resources"; echo "13|N/A|FAILED|NonZeroExitCode"',
         sacct='case "$*" in *--jobs=9\\ *) printf "9_0|COMPLETED\\n9_3|CANCELLED by 1000\\n9_[4-6]|PENDING\\n";; esac',
     )
-    found = ask(["9", "12", "13"])
+    found = query_jobs(["9", "12", "13"])
     assert found.problem is None
     assert {task.name: task.state for task in found.tasks.values()} == {
         "12_0": "RUNNING",
@@ -217,25 +217,25 @@ def test_a_slurm_that_does_not_answer_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, squeue: str, problem: str | None
 ):
     programs(tmp_path, monkeypatch, squeue=squeue, sacct="echo 'Slurm accounting storage is disabled' >&2; exit 1")
-    found = ask(["5"])
+    found = query_jobs(["5"])
     assert found.tasks == {}
     assert (problem in (found.problem or "")) if problem else found.problem is None
 
 
 def test_a_machine_without_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert ask([]).problem is None, "no job, no question"
-    assert "squeue is not on this machine" in (ask(["5"]).problem or "")
+    assert query_jobs([]).problem is None, "no job, no question"
+    assert "squeue is not on this machine" in (query_jobs(["5"]).problem or "")
     assert queues.largest_array() is None
 
 
 def test_the_last_line_of_the_log_that_was_written_last(tmp_path: Path, dead: int, monkeypatch: pytest.MonkeyPatch):
     plan(tmp_path, Work("000", "rollout", 2, 2))
     submitted(tmp_path, "000-rollout\t7\t")
-    in_queue(monkeypatch, Task("7", 0, "RUNNING"))
+    in_queue(monkeypatch, JobTask("7", 0, "RUNNING"))
     fail(tmp_path / "000" / "trajectories", 0, 2, dead)
     log = tmp_path / "_slurm" / "logs" / "000-rollout-7_0.log"
     log.write_text("x" * 10_000 + "\nrollout: 50 %\n")
     for age, told in ((0, "rollout: 50 %"), (3600, "failed: RuntimeError: CUDA out of memory")):
         os.utime(log, (time.time() + 1 - age, time.time() + 1 - age))
-        assert look(tmp_path)["000/trajectories"].pieces[0].told == told
+        assert look(tmp_path)["000/trajectories"].parts[0].message == told

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.core.errors import UserError
-from stages.shards.origin import follow
-from stages.shards.parts import Artefact, open_artefact, source
+from stages.shards.origin import trace_back
+from stages.shards.parts import Artefact, artefact_source, open_artefact
 from stages.shards.schemas import ADVANTAGES, CUTPOINTS, TRAJECTORIES
 from tests.shards.samples import Settings, cutpoints, lineage, write_part
 
@@ -18,14 +18,14 @@ from tests.shards.samples import Settings, cutpoints, lineage, write_part
 def segment(trajectories: Artefact, directory: Path, parts: int) -> Artefact:
     """Cutpoints of each part of the trajectories, as `spo segment` writes them."""
     for part in trajectories.parts:
-        work = lineage(schema=CUTPOINTS, inputs=(source(trajectories, directory, part),))
+        work = lineage(schema=CUTPOINTS, inputs=(artefact_source(trajectories, directory, part),))
         write_part(directory, part.index, parts, table=cutpoints(12, 12 * part.index), schema=CUTPOINTS, work=work)
     return open_artefact(directory, CUTPOINTS)
 
 
 def estimate(cuts: Artefact, directory: Path) -> Artefact:
     """Advantages that name the cutpoints alone as their input."""
-    work = lineage(schema=ADVANTAGES, inputs=(source(cuts, directory),))
+    work = lineage(schema=ADVANTAGES, inputs=(artefact_source(cuts, directory),))
     write_part(directory, table=ADVANTAGES.arrow.empty_table(), schema=ADVANTAGES, work=work)
     return open_artefact(directory, ADVANTAGES)
 
@@ -45,12 +45,12 @@ def test_cutpoints_and_advantages_lead_back_to_their_trajectories(
 ):
     rolled, cuts, advantages = chain
     for artefact in (cuts, advantages):
-        assert follow(artefact, TRAJECTORIES).fingerprint() == rolled.fingerprint()
-    assert follow(advantages, CUTPOINTS).fingerprint() == cuts.fingerprint()
+        assert trace_back(artefact, TRAJECTORIES).fingerprint() == rolled.fingerprint()
+    assert trace_back(advantages, CUTPOINTS).fingerprint() == cuts.fingerprint()
     shutil.move(tmp_path / "run", tmp_path / "elsewhere")
     monkeypatch.chdir(tmp_path / "elsewhere")
     moved = open_artefact("advantages", ADVANTAGES)
-    assert follow(moved, TRAJECTORIES).rows == 24
+    assert trace_back(moved, TRAJECTORIES).rows == 24
 
 
 def test_trajectories_moved_away_are_asked_for(chain: tuple[Artefact, Artefact, Artefact], tmp_path: Path):
@@ -59,8 +59,8 @@ def test_trajectories_moved_away_are_asked_for(chain: tuple[Artefact, Artefact, 
     shutil.move(rolled.path, moved)
     for artefact in (cuts, advantages):
         with pytest.raises(UserError, match="--trajectories"):
-            follow(artefact, TRAJECTORIES)
-        assert follow(artefact, TRAJECTORIES, at=moved).rows == 24
+            trace_back(artefact, TRAJECTORIES)
+        assert trace_back(artefact, TRAJECTORIES, at=moved).rows == 24
 
 
 def test_trajectories_that_have_changed_since_are_refused(chain: tuple[Artefact, Artefact, Artefact]):
@@ -68,7 +68,7 @@ def test_trajectories_that_have_changed_since_are_refused(chain: tuple[Artefact,
     for index in (0, 1):
         write_part(rolled.path, index, 2, work=lineage(Settings(seed=1)), overwrite=True)
     with pytest.raises(UserError, match=r"have changed since.*spo segment"):
-        follow(cuts, TRAJECTORIES)
+        trace_back(cuts, TRAJECTORIES)
 
 
 def test_an_artefact_without_lineage_does_not_lead_back(tmp_path: Path):
@@ -76,5 +76,5 @@ def test_an_artefact_without_lineage_does_not_lead_back(tmp_path: Path):
     pq.write_table(cutpoints(3), tmp_path / "mine.parquet")
     mine = open_artefact(tmp_path / "mine.parquet", CUTPOINTS)
     with pytest.raises(UserError, match="pass --trajectories"):
-        follow(mine, TRAJECTORIES)
-    assert follow(mine, TRAJECTORIES, at=tmp_path / "trajectories").rows == 12
+        trace_back(mine, TRAJECTORIES)
+    assert trace_back(mine, TRAJECTORIES, at=tmp_path / "trajectories").rows == 12

@@ -10,7 +10,7 @@ import pytest
 
 from stages.core.errors import IncompleteInput, UserError
 from stages.shards.lineage import Source
-from stages.shards.parts import open_artefact, source
+from stages.shards.parts import artefact_source, open_artefact
 from stages.shards.schemas import BY_STAGE, CUTPOINTS, TRAJECTORIES, Schema
 from tests.shards.samples import Settings, cutpoints, lineage, trajectories, write_part
 
@@ -137,5 +137,5 @@ def test_sources_are_relative_to_the_work(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     artefact = open_artefact("trajectories", TRAJECTORIES)
     expected = Source("../../trajectories", artefact.fingerprint(), "rollout")
-    assert source(artefact, Path("runs/out")) == expected
-    assert source(artefact, tmp_path / "runs" / "out", artefact.parts[0]) == expected
+    assert artefact_source(artefact, Path("runs/out")) == expected
+    assert artefact_source(artefact, tmp_path / "runs" / "out", artefact.parts[0]) == expected

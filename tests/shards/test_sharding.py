@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from stages.core.errors import Interrupted, UserError
 from stages.shards import sharding
-from stages.shards.sharding import Shard, count_tasks, interruptible, parse_shard, resolve, split
+from stages.shards.sharding import Shard, count_tasks, interruptible, parse_shard, resolve_shards, split
 
 
 @dataclass(frozen=True)
-class Asked:
+class ShardOptions:
     """The flags of a sharded command."""
 
     shard: str | None = None
@@ -48,12 +48,12 @@ def test_other_shards_are_refused(text: str):
 
 
 def test_a_slurm_array_from_zero_is_a_shard():
-    assert resolve(Asked(), array(ID=2, COUNT=5, MIN=0, MAX=4, STEP=1)) == (Shard(2, 5),)
+    assert resolve_shards(ShardOptions(), array(ID=2, COUNT=5, MIN=0, MAX=4, STEP=1)) == (Shard(2, 5),)
 
 
 def test_outside_an_array_one_process_does_everything():
-    assert resolve(Asked(), {}) == (Shard(0, 1),)
-    assert resolve(Asked(num_shards=3, shards_per_task=2), {}) == (Shard(0, 3), Shard(1, 3), Shard(2, 3))
+    assert resolve_shards(ShardOptions(), {}) == (Shard(0, 1),)
+    assert resolve_shards(ShardOptions(num_shards=3, shards_per_task=2), {}) == (Shard(0, 3), Shard(1, 3), Shard(2, 3))
 
 
 @pytest.mark.parametrize(
@@ -67,19 +67,19 @@ def test_outside_an_array_one_process_does_everything():
 )
 def test_arrays_written_otherwise_are_refused_with_advice_unless_the_number_of_shards_is_told(values: dict[str, int]):
     with pytest.raises(UserError, match=r"0-\(N-1\).*--num-shards N"):
-        resolve(Asked(), array(**values))
-    assert resolve(Asked(num_shards=30), array(**values)) == (Shard(values["ID"], 30),)
+        resolve_shards(ShardOptions(), array(**values))
+    assert resolve_shards(ShardOptions(num_shards=30), array(**values)) == (Shard(values["ID"], 30),)
 
 
 def test_an_array_without_its_size_is_refused():
     with pytest.raises(UserError, match="pass --num-shards N"):
-        resolve(Asked(), array(ID=3))
+        resolve_shards(ShardOptions(), array(ID=3))
 
 
 @given(count=st.integers(1, 60), each=st.integers(1, 9))
 def test_tasks_of_several_shards_cover_all_of_them_once_in_order(count: int, each: int):
     tasks = [
-        resolve(Asked(num_shards=count, shards_per_task=each), array(ID=task))
+        resolve_shards(ShardOptions(num_shards=count, shards_per_task=each), array(ID=task))
         for task in range(count_tasks(count, each))
     ]
     assert [shard for shards in tasks for shard in shards] == [Shard(index, count) for index in range(count)]
@@ -88,31 +88,31 @@ def test_tasks_of_several_shards_cover_all_of_them_once_in_order(count: int, eac
 
 
 def test_a_task_beyond_the_shards_is_refused():
-    assert resolve(Asked(num_shards=5, shards_per_task=2), array(ID=2)) == (Shard(4, 5),)
+    assert resolve_shards(ShardOptions(num_shards=5, shards_per_task=2), array(ID=2)) == (Shard(4, 5),)
     with pytest.raises(UserError, match=r"=3 is beyond --num-shards 5 with --shards-per-task 2.*--array=0-2"):
-        resolve(Asked(num_shards=5, shards_per_task=2), array(ID=3))
+        resolve_shards(ShardOptions(num_shards=5, shards_per_task=2), array(ID=3))
     with pytest.raises(UserError, match="must be the number of a task; found '%a'"):
-        resolve(Asked(num_shards=5), {"SLURM_ARRAY_TASK_ID": "%a"})
+        resolve_shards(ShardOptions(num_shards=5), {"SLURM_ARRAY_TASK_ID": "%a"})
 
 
 def test_the_flag_goes_before_the_array(monkeypatch: pytest.MonkeyPatch):
     for name, value in array(ID=2, COUNT=5, MIN=0, MAX=4, STEP=1).items():
         monkeypatch.setenv(name, value)
-    assert resolve(Asked("0/3")) == (Shard(0, 3),)
-    assert resolve(Asked()) == (Shard(2, 5),)
+    assert resolve_shards(ShardOptions("0/3")) == (Shard(0, 3),)
+    assert resolve_shards(ShardOptions()) == (Shard(2, 5),)
 
 
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        (Asked("0/3", num_shards=3), "leave out --num-shards 3, or --shard"),
-        (Asked(shards_per_task=2), "needs the number of shards: pass --num-shards"),
-        (Asked("0/3", shards_per_task=2), "needs the number of shards"),
+        (ShardOptions("0/3", num_shards=3), "leave out --num-shards 3, or --shard"),
+        (ShardOptions(shards_per_task=2), "needs the number of shards: pass --num-shards"),
+        (ShardOptions("0/3", shards_per_task=2), "needs the number of shards"),
     ],
 )
-def test_flags_that_do_not_go_together_are_refused(asked: Asked, message: str):
+def test_flags_that_do_not_go_together_are_refused(asked: ShardOptions, message: str):
     with pytest.raises(UserError, match=message):
-        resolve(asked, {})
+        resolve_shards(asked, {})
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.maths.ragged import Ragged
-from stages.shards.tables import list_array, numbered, ragged
+from stages.shards.tables import encode_names, list_array, ragged
 
 LISTS = st.lists(st.lists(st.integers(-(2**31), 2**31 - 1), max_size=5), max_size=12)
 IDS = pa.list_(pa.int32())
@@ -73,5 +73,5 @@ def test_a_null_outside_the_slice_is_of_no_concern():
 
 
 def test_names_are_numbered_as_they_appear_across_chunks():
-    assert numbered(pa.chunked_array([["b", "a"], ["b", "c"]])).tolist() == [0, 1, 0, 2]
-    assert numbered(pa.chunked_array([], pa.string())).tolist() == []
+    assert encode_names(pa.chunked_array([["b", "a"], ["b", "c"]])).tolist() == [0, 1, 0, 2]
+    assert encode_names(pa.chunked_array([], pa.string())).tolist() == []

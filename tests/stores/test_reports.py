@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.tracking.metrics_log import open_run
+from stages.tracking.metrics_log import open_run_log
 from tests.shards.samples import Notes
 from tests.stores.bucket import Bucket
 
@@ -18,10 +18,10 @@ def test_a_run_in_a_store_goes_on_with_its_report_on_another_machine(
     run, identities = bucket.path("runs/one"), list[str]()
     for machine, count in (("first", 2), ("second", 4)):
         monkeypatch.setenv("SPO_CACHE", str(tmp_path / machine))
-        with open_run(run, ("tensorboard",), {}, Notes()) as report:
+        with open_run_log(run, ("tensorboard",), {}, Notes()) as report:
             assert report
             steps = [{"step": i, "loss": float(i)} for i in range(1, count + 1)]
-            report.series("train", run / "000" / "checkpoint", "work", steps)
+            report.open_series("train", run / "000" / "checkpoint", "work", steps)
         identities.append(json.loads(bucket.objects()["runs/one/_logs/mirrors.json"])["identity"])
         assert list((tmp_path / machine / "logs").glob("*/tensorboard/*tfevents*"))
     told = [json.loads(line) for line in bucket.objects()["runs/one/_logs/metrics.jsonl"].splitlines()]

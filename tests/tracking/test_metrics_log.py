@@ -14,7 +14,7 @@ import pytest
 from stages import evaluate, sft, train
 from stages.core.errors import UserError
 from stages.pipeline import iterate
-from stages.tracking.metrics_log import Report, open_report
+from stages.tracking.metrics_log import MetricsLog, open_stage_log
 from tests.chains import ARITHMETIC
 from tests.command_lives import Commands
 from tests.shards.samples import Notes
@@ -155,20 +155,20 @@ def close_to(points: list[tuple[int, float]]) -> list[tuple[int, Any]]:
     return [(step, pytest.approx(value, rel=1e-6)) for step, value in points]
 
 
-def open_new(directory: Path, *mirrors: str) -> Report:
-    return Report(directory, directory.parent, mirrors, "title", {}, Notes())
+def open_new(directory: Path, *mirrors: str) -> MetricsLog:
+    return MetricsLog(directory, directory.parent, mirrors, "title", {}, Notes())
 
 
 def test_a_resumed_series_says_each_step_once_and_of_those_done_again_the_last(tmp_path: Path):
     logs = tmp_path / "_logs"
     steps = [{"step": i, "loss": 1.0 / i} for i in range(1, 7)]
     with open_new(logs, "tensorboard") as report:  # ends two steps after its checkpoint
-        told = report.series("train", tmp_path / "a", "work", [])
+        told = report.open_series("train", tmp_path / "a", "work", [])
         for line in steps[:4]:
             told.log(line)
     again = [{**line, "loss": line["loss"] + 1} for line in steps]
     with open_new(logs, "tensorboard") as report:
-        told = report.series("train", tmp_path / "a", "work", steps[:2])
+        told = report.open_series("train", tmp_path / "a", "work", steps[:2])
         for line in again[2:]:
             told.log(line)
     expected = [(line["step"], line["loss"]) for line in [*steps[:2], *again[2:]]]
@@ -180,25 +180,25 @@ def test_a_resumed_series_says_each_step_once_and_of_those_done_again_the_last(t
 def test_a_line_that_a_crash_has_torn_is_told_again(tmp_path: Path):
     steps = [{"step": i, "loss": float(i)} for i in range(1, 4)]
     with open_new(tmp_path / "_logs") as report:
-        report.series("train", tmp_path / "a", "work", steps)
+        report.open_series("train", tmp_path / "a", "work", steps)
     path = tmp_path / "_logs" / "metrics.jsonl"
     path.write_bytes(path.read_bytes()[:-5])
     with open_new(tmp_path / "_logs") as report:
-        report.series("train", tmp_path / "a", "work", steps)
+        report.open_series("train", tmp_path / "a", "work", steps)
     assert series(lines(tmp_path / "_logs"), "train/loss") == [(1, 1.0), (2, 2.0), (3, 3.0)]
 
 
 def test_a_mirror_that_is_asked_for_later_shows_everything(tmp_path: Path):
     logs, steps = tmp_path / "_logs", [{"step": i, "loss": float(i)} for i in range(1, 4)]
     with open_new(logs) as report:
-        report.series("train", tmp_path / "a", "work", steps)
+        report.open_series("train", tmp_path / "a", "work", steps)
     assert not (logs / "tensorboard").exists()
     with open_new(logs, "tensorboard") as report:
-        report.series("train", tmp_path / "a", "work", steps)
+        report.open_series("train", tmp_path / "a", "work", steps)
     assert scalars(logs / "tensorboard") == {"train/loss": [(1, 1.0), (2, 2.0), (3, 3.0)]}
     written = {path: path.stat().st_mtime_ns for path in (logs / "tensorboard").iterdir()}
     with open_new(logs, "tensorboard") as report:
-        report.series("train", tmp_path / "a", "work", steps)
+        report.open_series("train", tmp_path / "a", "work", steps)
     assert {path: path.stat().st_mtime_ns for path in (logs / "tensorboard").iterdir()} == written, "nothing to do"
 
 
@@ -209,7 +209,7 @@ def test_two_processes_do_not_write_one_run(tmp_path: Path):
 
 def test_figures_that_are_not_finite_are_left_out(tmp_path: Path):
     with open_new(tmp_path / "_logs") as report:
-        report.tell("eval", tmp_path / "eval", {"avg@1": 0.5, "avg@1 standard error": float("nan")})
+        report.log_figures("eval", tmp_path / "eval", {"avg@1": 0.5, "avg@1 standard error": float("nan")})
     (entry,) = lines(tmp_path / "_logs")
     assert "eval/avg@1" in entry
     assert "eval/avg@1 standard error" not in entry
@@ -242,7 +242,7 @@ def test_only_the_first_rank_reports(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MASTER_ADDR", "localhost")
-    with open_report(tmp_path / "model", ("tensorboard",), {}, Notes()) as report:
+    with open_stage_log(tmp_path / "model", ("tensorboard",), {}, Notes()) as report:
         assert report is None
     assert not any(tmp_path.iterdir())
 
@@ -323,7 +323,7 @@ def test_work_that_is_done_anew_is_another_run_at_weights_and_biases(tmp_path: P
     identities = []
     for work in ("first", "second", "second"):
         with open_new(logs, "wandb") as report:
-            report.series("train", tmp_path / "a", work, [{"step": 1, "loss": 0.5}])
+            report.open_series("train", tmp_path / "a", work, [{"step": 1, "loss": 0.5}])
         identities.append(json.loads((logs / "mirrors.json").read_text())["identity"])
     assert identities[0] != identities[1] == identities[2]
 
@@ -347,9 +347,9 @@ def test_what_the_server_has_is_not_sent_again(offline: Any, tmp_path: Path, mon
     monkeypatch.setattr(offline, "init", lambda **given: asked.update(given) or Run())
     steps = [{"step": i, "loss": float(i)} for i in range(1, 5)]
     with open_new(tmp_path / "_logs") as report:
-        report.series("train", tmp_path / "a", "work", steps[:3])
+        report.open_series("train", tmp_path / "a", "work", steps[:3])
     with open_new(tmp_path / "_logs", "wandb") as report:
-        report.series("train", tmp_path / "a", "work", steps)
+        report.open_series("train", tmp_path / "a", "work", steps)
     assert sent == [(2, 3.0), (3, 4.0), 0]
     assert asked["resume"] == "allow"
     assert asked["id"] == json.loads((tmp_path / "_logs" / "mirrors.json").read_text())["identity"]

@@ -17,7 +17,7 @@ from stages.models import checkpoints
 from stages.optimization.step import update
 from stages.optimization.torch import TorchEngine
 from stages.shards.lineage import describe, model_source, read_lineage
-from stages.shards.parts import open_artefact, source
+from stages.shards.parts import artefact_source, open_artefact
 from stages.shards.schemas import ADVANTAGES, TRAJECTORIES
 from stages.train import run
 from stages.training.mismatch import summarise, warn
@@ -51,7 +51,7 @@ def write_skewed(folder: Path, model: Path, sampler: Path | None = None) -> Path
     named = model_source(sampler or model, checkpoints.digest(sampler or model), folder / "trajectories")
     lineage = describe("rollout", TRAJECTORIES, Sampling(), model=named)
     write_parts(folder / "trajectories", lineage, TRAJECTORIES, skewed.cast(TRAJECTORIES.arrow), 1)
-    made_from = source(open_artefact(folder / "trajectories", TRAJECTORIES), folder / "advantages")
+    made_from = artefact_source(open_artefact(folder / "trajectories", TRAJECTORIES), folder / "advantages")
     write_parts(
         folder / "advantages",
         describe("estimate", ADVANTAGES, Sampling(), inputs=(made_from,)),
