@@ -1,11 +1,15 @@
-"""Where files lie: on a disk, or in an object store (`s3://bucket/key`, `gs://bucket/key`), as one kind of path.
+"""Represent local paths and addresses in object stores (`s3://bucket/key`, `gs://bucket/key`) by one type, `Path`.
 
-A `StorePath` answers to what the stages ask of a `Path`; what it does not answer to fails at once, because it has no
-name on this machine. Stores are reached through pyarrow's own file systems, which read endpoint, region and credentials
-where every tool of the store does (`AWS_ENDPOINT_URL`, `AWS_PROFILE`, `~/.aws`, `GOOGLE_APPLICATION_CREDENTIALS` …).
+A `StorePath` implements the operations of `Path` that the stages use. It subclasses `PosixPath`, so that one function
+serves both kinds of path. Any other operation of `Path` would need a name in the local file system, and raises
+TypeError. Stores are accessed through the file systems of pyarrow, which read endpoint, region and credentials from the
+usual places (`AWS_ENDPOINT_URL`, `AWS_PROFILE`, `~/.aws`, `GOOGLE_APPLICATION_CREDENTIALS` …).
 
-An object appears whole or not at all: its bytes are handed over in one piece, by a thread that no signal interrupts,
-and an upload that a kill cuts short is never seen. There are no directories: one is there while something lies in it.
+Writing an object is atomic: its bytes are written in one call, in a thread that no signal interrupts, and a store never
+shows an upload that was cut short. A store has no directories of its own: a directory exists while an object's key
+begins with its name.
+
+pyarrow is imported inside functions because this module is imported for `--help`.
 """
 
 from __future__ import annotations
@@ -29,25 +33,27 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
 
 _SCHEMES = ("s3", "gs")
-_SLIPS = ("s3:/", "gs:/")
-"""No directory is called so: a slash was left out."""
-_OPTIONS = {"s3:": "allow_delayed_open=true", "gs:": "retry_limit_seconds=60"}
-"""A small object is one request when its stream is closed, rather than an upload in several parts; a store that does
-not answer is not waited for a quarter of an hour."""
-_FAILURES = ("AWS Error", "google::cloud", "Couldn't resolve host", "curlCode")
-"""What pyarrow's messages hold where the store, not the file, is at fault."""
+_MISSPELLED_SCHEMES = ("s3:/", "gs:/")
+"""Addresses that lack a slash. They are refused, because otherwise they would pass as local paths."""
+_FILESYSTEM_OPTIONS = {"s3:": "allow_delayed_open=true", "gs:": "retry_limit_seconds=60"}
+"""S3: send a small object in one request when its stream closes, instead of a multipart upload.
+GCS: give up on a store that does not respond after a minute; the default is 15 minutes."""
+_STORE_FAILURES = ("AWS Error", "google::cloud", "Couldn't resolve host", "curlCode")
+"""Substrings of pyarrow's messages for failures of the store (as opposed to a missing or corrupt file)."""
+_DOWNLOAD_BYTES = 1 << 24
+"""Bytes that a download holds in memory at a time."""
 
 
 def as_path(text: str | Path) -> Path:
-    """What a user or a lineage wrote, as a path.
+    """Return the path for a text from the command line, a recipe or a lineage; a path is returned unchanged.
 
     Raises:
-      UserError: an address of another kind than `s3://bucket/…` or `gs://bucket/…`.
+      UserError: the text is an address other than `s3://bucket/…` or `gs://bucket/…`.
     """
     if isinstance(text, Path):
         return text
     scheme, is_address, rest = text.partition("://")
-    if not is_address and not text.startswith(_SLIPS):
+    if not is_address and not text.startswith(_MISSPELLED_SCHEMES):
         return Path(text)
     if scheme not in _SCHEMES or not rest or rest.startswith("/"):
         raise UserError(f"expected a local path, s3://BUCKET/KEY or gs://BUCKET/KEY; got {text!r}")
@@ -55,12 +61,17 @@ def as_path(text: str | Path) -> Path:
 
 
 def is_local(path: Path) -> bool:
-    """Whether a path is one of this machine's file systems."""
+    """Return whether a path belongs to a file system of this machine."""
     return not isinstance(path, StorePath)
 
 
 def relative_path(path: Path, directory: Path) -> str:
-    """`path` as seen from `directory`, with forward slashes; as it is, where one is in a store and the other is not."""
+    """Return a reference from a directory to a path, for a lineage; `locate` resolves it.
+
+    Returns:
+      `path` relative to `directory`, with forward slashes. If the two have no common root (another bucket, or one in a
+      store and one local), the absolute path.
+    """
     path, directory = path.resolve(), directory.resolve()
     if isinstance(path, StorePath) and isinstance(directory, StorePath) and path.parts[:2] == directory.parts[:2]:
         return posixpath.relpath(path.key, directory.key)
@@ -69,49 +80,53 @@ def relative_path(path: Path, directory: Path) -> str:
     return Path(os.path.relpath(path, directory)).as_posix()
 
 
-def locate(told: str, directory: Path) -> Path:
-    """The path that `relative_path` told, without the `..` that no user typed."""
-    if "://" in told or os.path.isabs(told):
-        return as_path(told)
+def locate(reference: str, directory: Path) -> Path:
+    """Return the path that `relative_path` wrote as a reference from a directory, without `..` in it."""
+    if "://" in reference or os.path.isabs(reference):
+        return as_path(reference)
     if isinstance(directory, StorePath):
-        return (directory / told).resolve()
-    return Path(os.path.normpath(directory.resolve() / told))
+        return (directory / reference).resolve()
+    return Path(os.path.normpath(directory.resolve() / reference))
 
 
 def cache_directory() -> Path:
-    """Where copies of what lies in stores are, and what is on its way there: `SPO_CACHE`, else the user's cache."""
+    """Return the directory for local copies of objects and for files to upload: `SPO_CACHE`, else the user's cache."""
     if given := os.environ.get("SPO_CACHE"):
         return Path(given).expanduser().resolve()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "spo"
 
 
-def is_path_reference(told: str) -> bool:
-    """Whether a text that `relative_path` may have told cannot be a name on the hub, though nothing lies there."""
-    return told.startswith("..") or "://" in told or os.path.isabs(told)
+def is_path_reference(name: str) -> bool:
+    """Return whether a model name from a lineage can only be a path, and not a name on the Hugging Face hub.
+
+    The lineage of a model that has been moved or deleted still names its path; the file system cannot decide then.
+    """
+    return name.startswith("..") or "://" in name or os.path.isabs(name)
 
 
 class StorePath(PosixPath):
-    """A path in an object store; its first part is the scheme, its second the bucket."""
+    """An address in an object store. `parts[0]` is the scheme with a colon ("s3:"), `parts[1]` the bucket."""
 
     __slots__ = ()
 
     def __str__(self) -> str:
-        return super().__str__().replace(":/", "://", 1)
+        return super().__str__().replace(":/", "://", 1)  # pathlib collapses the double slash
 
     def __fspath__(self) -> str:
-        raise TypeError(f"{self} lies in an object store: it has no name on this machine")
+        # Called by every operation of `Path` that this class does not override.
+        raise TypeError(f"{self} is in an object store and has no path on this machine; expected a local path")
 
     @property
     def key(self) -> str:
-        """As pyarrow's file system has it: `bucket/key`."""
+        """The path within pyarrow's file system: `bucket/key`."""
         return posixpath.normpath("/".join(self.parts[1:]))
 
     @property
     def filesystem(self) -> FileSystem:
-        """pyarrow's file system that holds it.
+        """The file system of pyarrow for the bucket.
 
         Raises:
-          UserError: it cannot be reached.
+          StoreUnreachable: the store cannot be reached.
         """
         with store_errors(self):
             return _filesystem(self.parts[0], self.parts[1])
@@ -143,17 +158,18 @@ class StorePath(PosixPath):
         return os.stat_result((mode, 0, 0, 0, 0, 0, found.size or 0, *times), {"st_mtime_ns": time})
 
     def mkdir(self, *_: Any, **__: Any) -> None:
-        """Nothing to do."""
+        """Do nothing: a directory exists as soon as an object is written in it."""
 
     def unlink(self, missing_ok: bool = False) -> None:
-        with store_errors(self), suppress(*[FileNotFoundError] * missing_ok):
+        ignored = (FileNotFoundError,) if missing_ok else ()
+        with store_errors(self), suppress(*ignored):
             self.filesystem.delete_file(self.key)
 
     def iterdir(self) -> Generator[StorePath, None, None]:
         return (path for path, _ in self.entries())
 
     def entries(self) -> list[tuple[StorePath, FileInfo]]:
-        """What lies in a directory, in the order of the names; by one request (per thousand)."""
+        """Return the content of a directory, sorted by name. Costs one request per thousand entries."""
         from pyarrow.fs import FileSelector
 
         with store_errors(self):
@@ -162,7 +178,7 @@ class StorePath(PosixPath):
         return [(self / info.base_name, info) for info in named]
 
     def walk_files(self) -> list[tuple[StorePath, FileInfo]]:
-        """Every object below a directory."""
+        """Return every object below a directory, at any depth."""
         from pyarrow.fs import FileSelector
 
         with store_errors(self):
@@ -170,8 +186,8 @@ class StorePath(PosixPath):
         return [(StorePath(self.parts[0], info.path), info) for info in found if info.type.name == "File"]
 
     def glob(self, pattern: str, **options: Any) -> Generator[StorePath, None, None]:
-        """As `Path.glob`, without `**`."""
-        del options
+        """Yield the matching paths as `Path.glob` does, but without support for `**`."""
+        del options  # accepted for the signature of Path.glob; keys are always case-sensitive
         first, _, rest = pattern.partition("/")
         for path, info in self.entries():
             if fnmatchcase(path.name, first):
@@ -181,13 +197,13 @@ class StorePath(PosixPath):
                     yield from path.glob(rest)
 
     def open(self, mode: str = "r", *_: Any, encoding: str | None = None, **__: Any) -> IO[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """For reading only: what is written is written at once."""
+        """Open an object for reading. Use `write_bytes` to write one: a store cannot write parts of an object."""
         if mode == "rb":
             with store_errors(self):
                 return self.filesystem.open_input_file(self.key)  # pyright: ignore[reportReturnType]
         if mode == "r":
             return io.TextIOWrapper(io.BytesIO(self.read_bytes()), encoding=encoding or "utf-8")
-        raise ValueError(f"{self} can be opened for reading only, got mode {mode!r}")
+        raise ValueError(f"{self} can only be opened for reading; expected mode 'r' or 'rb', got {mode!r}")
 
     def read_bytes(self) -> bytes:
         with self.open("rb") as file, store_errors(self):
@@ -197,9 +213,11 @@ class StorePath(PosixPath):
         return self.read_bytes().decode(encoding or "utf-8", errors or "strict")
 
     def write_bytes(self, data: Any) -> int:
-        """The whole object, in the place of one that was there."""
-        with store_errors(self), ThreadPoolExecutor(max_workers=1) as uncut:
-            return uncut.submit(_put, self.filesystem, self.key, data).result()
+        """Write a whole object atomically, replacing an existing one."""
+        # Python runs signal handlers in the main thread only. In another thread, an exception raised by a handler
+        # cannot interrupt the upload and close the stream early.
+        with store_errors(self), ThreadPoolExecutor(max_workers=1) as thread:
+            return thread.submit(_put, self.filesystem, self.key, data).result()
 
     def write_text(self, data: str, encoding: str | None = None, *_: Any, **__: Any) -> int:
         return self.write_bytes(data.encode(encoding or "utf-8"))
@@ -210,12 +228,12 @@ class StorePath(PosixPath):
 
 
 def upload(source: BinaryIO, target: Path) -> None:
-    """Puts all of a local file into a store, in the place of what was there.
+    """Copy an open local file to an object, replacing an existing one.
 
     Raises:
-      UserError: the store does not take it; what was there stays.
+      StoreUnreachable: the store refuses the object; an existing object is unchanged.
     """
-    if not source.seek(0, os.SEEK_END):  # nothing to map
+    if not source.seek(0, os.SEEK_END):  # an empty file cannot be mapped
         target.write_bytes(b"")
         return
     with mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -223,18 +241,19 @@ def upload(source: BinaryIO, target: Path) -> None:
 
 
 def download(source: Path, target: Path) -> None:
-    """Copies an object to a local file.
+    """Copy an object to a local file.
 
     Raises:
-      UserError: the store does not give it.
+      FileNotFoundError: there is no such object.
+      StoreUnreachable: the store cannot be reached.
     """
     with source.open("rb") as file, target.open("wb") as copy, store_errors(source):
-        while piece := file.read(1 << 24):
-            copy.write(piece)
+        while block := file.read(_DOWNLOAD_BYTES):
+            copy.write(block)
 
 
 def remove_tree(path: Path) -> None:
-    """Removes everything under a path of a store, by one request per thousand objects."""
+    """Delete every object below a path of a store (one request per thousand objects); do nothing for a local path."""
     if isinstance(path, StorePath):
         with store_errors(path), suppress(FileNotFoundError):
             path.filesystem.delete_dir(path.key)
@@ -242,30 +261,26 @@ def remove_tree(path: Path) -> None:
 
 @contextmanager
 def store_errors(path: Path) -> Iterator[None]:
-    """Turns what a store answers into one line.
+    """Convert failures of a store to `StoreUnreachable`, whose message is one line.
 
     Raises:
-      Unreachable: no such bucket, no permission, no way to the store.
+      StoreUnreachable: the bucket does not exist, permission is denied, or the store does not respond.
     """
     try:
         yield
     except FileNotFoundError:
         raise
     except OSError as error:
-        if not is_failure(error):
-            raise
+        if not any(sign in str(error) for sign in _STORE_FAILURES):
+            raise  # about the file itself, for example a corrupt footer
         raise StoreUnreachable(
-            f"{path} cannot be reached: {_reason(error)}. Check the address, and endpoint, region and credentials in "
-            "the environment; what was committed is kept, and the same command goes on there"
+            f"{path} cannot be reached: {_reason(error)}. Check the address, and the endpoint, region and credentials "
+            "in the environment, then rerun the command; it resumes from the committed chunks"
         ) from error
 
 
-def is_failure(error: Exception) -> bool:
-    """Whether it was a store that failed, not what lies in it."""
-    return isinstance(error, OSError) and any(sign in str(error) for sign in _FAILURES)
-
-
 def _reason(error: OSError) -> str:
+    """Return pyarrow's message on one line, without the id of the request."""
     text = " ".join(str(error).split())
     return text.partition(" (Request ID")[0].removesuffix(".")
 
@@ -277,6 +292,7 @@ def _put(filesystem: FileSystem, key: str, data: Any) -> int:
 
 @lru_cache(maxsize=64)
 def _filesystem(scheme: str, bucket: str) -> FileSystem:
+    """Return the file system of a bucket, made once per process."""
     from pyarrow.fs import FileSystem
 
-    return FileSystem.from_uri(f"{scheme}//{bucket}?{_OPTIONS[scheme]}")[0]
+    return FileSystem.from_uri(f"{scheme}//{bucket}?{_FILESYSTEM_OPTIONS[scheme]}")[0]

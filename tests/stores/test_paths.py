@@ -1,4 +1,4 @@
-"""A path of a store behaves as a path, says in one line what is wrong, and its objects appear whole."""
+"""A path in a store behaves like a local one, writes objects atomically, and reports failures in one line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stages.core.paths import StorePath, as_path, download, locate, relative_pat
 from tests.stores.bucket import Bucket
 
 
-def test_addresses_of_stores_are_told_from_local_paths():
+def test_addresses_of_stores_are_distinguished_from_local_paths():
     path = as_path("s3://bucket/runs/000/advantages")
     assert isinstance(path, StorePath)
     assert str(path) == "s3://bucket/runs/000/advantages"
@@ -30,20 +30,20 @@ def test_addresses_of_stores_are_told_from_local_paths():
 
 
 @pytest.mark.parametrize("wrong", ["http://host/x", "s3://", "s3:///x", "hdfs://host/x", "s3:/host/x"])
-def test_another_address_is_refused(wrong: str):
+def test_other_kinds_of_address_are_refused(wrong: str):
     with pytest.raises(UserError, match=r"expected a local path, s3://BUCKET/KEY or gs://BUCKET/KEY; got"):
         as_path(wrong)
 
 
-def test_what_a_store_does_not_answer_to_fails_rather_than_go_to_the_disk():
+def test_operations_that_a_store_does_not_support_fail_and_never_touch_the_disk():
     path = as_path("s3://bucket/x")
     for act in (lambda: os.fspath(path), lambda: os.listdir(path), lambda: path.rename("y"), lambda: path.touch()):
-        with pytest.raises(TypeError, match="has no name on this machine"):
+        with pytest.raises(TypeError, match="has no path on this machine; expected a local path"):
             act()
 
 
 @pytest.mark.parametrize(
-    ("path", "directory", "told"),
+    ("path", "directory", "reference"),
     [
         ("s3://bucket/run/000/cutpoints", "s3://bucket/run/000/advantages", "../cutpoints"),
         ("s3://bucket/run/x", "s3://other/run/y", "s3://bucket/run/x"),
@@ -52,12 +52,12 @@ def test_what_a_store_does_not_answer_to_fails_rather_than_go_to_the_disk():
         ("/data/x", "/data/run/y", "../../x"),
     ],
 )
-def test_lineage_leads_back_within_and_between_stores_and_disks(path: str, directory: str, told: str):
-    assert relative_path(as_path(path), as_path(directory)) == told
-    assert str(locate(told, as_path(directory))) == path
+def test_references_resolve_within_and_between_stores_and_disks(path: str, directory: str, reference: str):
+    assert relative_path(as_path(path), as_path(directory)) == reference
+    assert str(locate(reference, as_path(directory))) == path
 
 
-def test_what_is_put_there_is_there(bucket: Bucket, tmp_path: Path):
+def test_written_objects_are_listed_read_and_deleted(bucket: Bucket, tmp_path: Path):
     here = bucket.path("run/advantages")
     assert not here.exists()
     assert list(here.iterdir()) == []
@@ -79,7 +79,7 @@ def test_what_is_put_there_is_there(bucket: Bucket, tmp_path: Path):
         (here / "part-0.parquet").read_bytes()
 
 
-def test_large_and_empty_files_travel(bucket: Bucket, tmp_path: Path):
+def test_large_and_empty_files_survive_upload_and_download(bucket: Bucket, tmp_path: Path):
     for name, content in {"large": os.urandom(25_000_000), "empty": b""}.items():
         (tmp_path / name).write_bytes(content)
         with (tmp_path / name).open("rb") as file:
@@ -88,8 +88,8 @@ def test_large_and_empty_files_travel(bucket: Bucket, tmp_path: Path):
         assert (tmp_path / "back").read_bytes() == content == bucket.objects()[name]
 
 
-def test_an_object_is_one_writers_or_the_others(bucket: Bucket):
-    path, size = bucket.path("contested"), 12_000_000  # larger than one piece of an upload
+def test_concurrent_writers_never_mix_in_one_object(bucket: Bucket):
+    path, size = bucket.path("contested"), 12_000_000  # larger than one part of a multipart upload
     writers = [threading.Thread(target=path.write_bytes, args=(bytes([which]) * size,)) for which in (1, 2, 3)]
     for writer in writers:
         writer.start()
@@ -100,8 +100,8 @@ def test_an_object_is_one_writers_or_the_others(bucket: Bucket):
     assert len(set(content)) == 1
 
 
-def test_trouble_with_a_store_is_one_line(bucket: Bucket, monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(UserError, match=r"s3://no-such-bucket/x cannot be reached: .*NO_SUCH_BUCKET") as told:
+def test_a_failure_of_a_store_is_reported_in_one_line(bucket: Bucket, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(UserError, match=r"s3://no-such-bucket/x cannot be reached: .*NO_SUCH_BUCKET") as caught:
         as_path("s3://no-such-bucket/x").write_text("")
-    assert "\n" not in str(told.value)
-    assert "endpoint, region and credentials" in str(told.value)
+    assert "\n" not in str(caught.value)
+    assert "endpoint, region and credentials" in str(caught.value)
