@@ -76,7 +76,7 @@ VERBS = {
         group="Runs",
     ),
     "prune": Verb(
-        "prune",
+        "stages.configs.prune",
         "stages.pipeline.prune",
         "Delete the weights and optimizer states of a run's old checkpoints.",
         group="Runs",

@@ -11,29 +11,34 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from stages.configs.rollout import SEGMENT_TOKENS, Config
 from stages.configs.shared import ResponseFlags
 from stages.core.config import option
 from stages.core.progress import Progress, Silent, Summary
-from stages.sampling.installed import with_engine
+from stages.models import checkpoints
+from stages.responses import chains, trees
+from stages.responses.generation import OnTokens, Sampling
+from stages.responses.prompts import make_prompts, with_template
+from stages.sampling.installed import engine_packages, with_engine
+from stages.sampling.protocol import SamplingParams, Usage, batch_dependent, open_sampler
+from stages.shards import sharding
+from stages.shards.lineage import describe, model_source, task_source
+from stages.shards.schemas import TRAJECTORIES
+from stages.shards.writing import PartWriter, open_part
+from stages.tasks import Question, Task, open_task
+from stages.tasks.selection import select_questions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    import numpy as np
-    import pyarrow as pa
-
-    from stages.responses.generation import OnTokens, Sampling
-    from stages.sampling.protocol import Usage
-    from stages.shards.writing import PartWriter
-    from stages.tasks import Question, Task
-
     Answer = Callable[[Sequence[Question], Sequence[np.ndarray], Sampling, OnTokens], tuple[pa.Table, Usage]]
     """(questions, their prompts as int32 [P] token ids, by whom, whom to tell) → their rows, what the engine did."""
 
@@ -67,20 +72,11 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
       UserError: wrong options, an unusable model, a task without questions, a question longer than the context.
       FingerprintMismatch: the part exists and was made with another configuration.
     """
-    from stages.models import checkpoints
-    from stages.responses.prompts import with_template
-    from stages.sampling.installed import engine_packages
-    from stages.shards import sharding
-    from stages.shards.lineage import describe, model_source, task_source
-    from stages.shards.schemas import TRAJECTORIES
-    from stages.shards.writing import open_part
-    from stages.tasks import open_task
-    from stages.tasks.selection import select
 
-    started, shards = time.monotonic(), sharding.resolve(config)
+    started, shards = time.monotonic(), sharding.resolve_shards(config)
     way, asked = _way(config), with_template(_resolve(config))
     task = open_task(asked.task, asked.data, asked.task_arg)
-    questions = select(task, asked.split, asked.num_questions, asked.skip_questions, asked.shuffle_seed)
+    questions = select_questions(task, asked.split, asked.num_questions, asked.skip_questions, asked.shuffle_seed)
     model_dir = checkpoints.resolve(asked.model)
     inputs = (task_source(asked.task, asked.data, task.digest, asked.out),)
     model = model_source(asked.model, checkpoints.digest(model_dir), asked.out)
@@ -128,10 +124,6 @@ def _answer(
     progress: Progress,
 ) -> tuple[int, int]:
     """Commits the rows of all questions, chunk by chunk; returns the tokens sampled and prefilled by this call."""
-    from stages.models import checkpoints
-    from stages.responses.generation import Sampling
-    from stages.responses.prompts import make_prompts
-    from stages.sampling.protocol import SamplingParams, batch_dependent, open_sampler
 
     tokenizer = checkpoints.load_tokenizer(model_dir)
     sampler = open_sampler(model_dir=model_dir, **asked.engine_options(), progress=progress)
@@ -167,7 +159,6 @@ def _resolve(config: Config) -> _Resolved:
 
 
 def _way(config: Config) -> _Way:
-    from stages.responses import chains, trees
 
     if config.branches is None:
         count = config.responses_per_question
@@ -179,8 +170,6 @@ def _way(config: Config) -> _Way:
 
 def _without_verdict(rows: pa.Table) -> tuple[pa.Table, int]:
     """The rows with reward 0 where a response could not be graded, and how many of those there are."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
     lost = pc.and_(pc.is_null(rows["reward"]), pc.not_equal(rows["finish_reason"], "segment"))
     place = rows.column_names.index("reward")

@@ -19,15 +19,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    import pyarrow as pa
+import pyarrow as pa
 
-    from stages.configs.estimate import EstimatorOptions
-    from stages.core.progress import Progress
-    from stages.shards.lineage import Source
-    from stages.shards.parts import Artefact, Part
+from stages.configs.estimate import EstimatorOptions
+from stages.core.progress import Progress
+from stages.shards.lineage import Source
+from stages.shards.parts import Artefact, Part
 
 
 @dataclass(frozen=True)

@@ -11,18 +11,16 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stages.configs import estimate, evaluate, rollout, segment, sft, train
 from stages.configs.run import SLURM_TABLES, TABLES, Config, RunTable
 from stages.configs.train import CRITIC
 from stages.core.errors import UserError
 from stages.core.paths import is_local
-
-if TYPE_CHECKING:
-    from stages.pipeline.recipe import Recipe
-    from stages.pipeline.retention import Retention
-
+from stages.pipeline.recipe import Recipe, read_recipe
+from stages.pipeline.retention import Retention
+from stages.tasks import open_task
 
 WHOLE: dict[str, Any] = {"shard": "0/1", "num_shards": None, "shards_per_task": 1}
 """The share of every stage here: one process does all of it, whatever a scheduler's variables say."""
@@ -65,7 +63,6 @@ def open_tasks(plan: Plan) -> None:
     Raises:
       UserError: as `open_task`.
     """
-    from stages.tasks import open_task
 
     configs = [*([plan.start] if plan.start else []), *(iteration.rollout for iteration in plan.iterations)]
     asked = [(config.task, config.data, config.task_arg) for config in configs]
@@ -80,7 +77,6 @@ def open_recipe(config: Config) -> Recipe:
     Raises:
       UserError: as `stages.pipeline.recipe.read_recipe`.
     """
-    from stages.pipeline.recipe import read_recipe
 
     given = {name: getattr(config, name) for name in ("out", "iterations", "keep_checkpoints")}
     flags = [f"run.{name}={value}" for name, value in given.items() if value is not None]
@@ -113,7 +109,6 @@ def make_plan(config: Config) -> Plan:
 
 
 def _retention(table: RunTable, learn: train.Config) -> Retention | None:
-    from stages.pipeline.retention import Retention
 
     if table.keep_checkpoints is None:
         return None

@@ -11,6 +11,9 @@ from stages.configs.prune import Config
 from stages.core.errors import IncompleteInput, UserError
 from stages.core.progress import Progress, Silent
 from stages.pipeline import iterate, planning
+from stages.shards.lineage import read_lineage
+from stages.shards.parts import open_artefact
+from stages.shards.schemas import EVALUATION
 
 
 def run(config: Config, progress: Progress = Silent()) -> None:
@@ -34,9 +37,6 @@ def run(config: Config, progress: Progress = Silent()) -> None:
 
 def _is_done(plan: planning.Plan, number: int) -> bool:
     """Whether an iteration has its checkpoint and, where one is due, its whole evaluation."""
-    from stages.shards.lineage import read_lineage
-    from stages.shards.parts import open_artefact
-    from stages.shards.schemas import EVALUATION
 
     if read_lineage(plan.iterations[number].train.out) is None:
         return False

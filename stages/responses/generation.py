@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from stages.maths.randomness import random_key
 from stages.responses.grading import Grade, grade
 from stages.sampling.protocol import Request, Sample, Sampler, SamplingParams, Usage
 from stages.tasks import Question, Task
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 OnTokens = Callable[[int, int], None]
 """Told (responses finished, tokens drawn) since the last call."""

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
 
 from stages.configs.shared import QuestionFlags
 from stages.core.errors import UserError
 from stages.tasks import Question, Task
 from stages.tasks.templates import SLOT, read_template
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 Flags = TypeVar("Flags", bound=QuestionFlags)
 
@@ -108,7 +107,6 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, chat: bo
 
 def _chat(tokenizer: PreTrainedTokenizerBase, question: Question, text: str, system: str | None) -> str:
     """A conversation that ends with the user's message `text`, up to where the model's turn begins."""
-    from jinja2 import TemplateError
 
     messages = [{"role": role, "content": content} for role, content in (*question.history, ("user", text))]
     if system is not None:

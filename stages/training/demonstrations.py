@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from stages.configs.shared import QuestionFlags
 from stages.core.errors import UserError
@@ -13,9 +13,6 @@ from stages.maths.randomness import random_key, uniforms
 from stages.optimization.batches import Example
 from stages.responses.prompts import encode, write_prompts
 from stages.tasks import MAX_FINITE_SPLIT, Task
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 _WINDOW = 64
 """Batches whose examples are sorted by length together: little padding, and the order stays random."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+
+import torch
 
 from stages.configs.train import LearningOptions, choose_engine
 from stages.core.errors import UserError
@@ -11,9 +12,6 @@ from stages.core.launcher import Launch
 from stages.models import checkpoints
 from stages.optimization.ranks import ALONE, Ranks, join
 from stages.optimization.zero import Zero, plan_zero, require_deepspeed
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,6 @@ def plan_sharing(options: LearningOptions, device: str, dtype: str, launch: Laun
 
 def _device_of_rank(device: str, launch: Launch) -> torch.device:
     """A rank's own GPU: its number on the node, or the only one that it sees."""
-    import torch
 
     place = checkpoints.pick_device(device)
     if place.type != "cuda":

@@ -6,6 +6,10 @@ import dataclasses
 from pathlib import Path
 
 from stages.core.progress import Progress
+from stages.models.adapters import MERGED
+from stages.models.checkpoints import resolve
+from stages.models.lora import write_merged
+from stages.models.pruning import lost
 from stages.shards.lineage import Lineage, Source, read_lineage, write_lineage
 
 
@@ -17,10 +21,6 @@ def merge_beside(out: Path, progress: Progress) -> None:
     Raises:
       UserError: as `stages.models.lora.write_merged`.
     """
-    from stages.models.adapters import MERGED
-    from stages.models.checkpoints import resolve
-    from stages.models.lora import write_merged
-    from stages.models.pruning import lost
 
     merged, lineage = out / MERGED, read_lineage(out)
     if (merged / "config.json").is_file() or lost(out, "weights"):

@@ -6,7 +6,9 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+from transformers import PreTrainedTokenizerBase
 
 from stages.configs.train import PaceOptions
 from stages.core.errors import UserError
@@ -16,9 +18,6 @@ from stages.optimization.step import schedule
 from stages.training import mismatch
 from stages.training.resumable import Metrics, Saving, Unfinished
 from stages.training.starting_point import SCHEDULE_STEPS
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 Step = Callable[[Sequence[int], float], dict[str, float]]
 """One optimiser step on a batch (numbers of examples) at a learning rate → metrics, `num_tokens` among them."""
