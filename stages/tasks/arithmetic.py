@@ -29,7 +29,7 @@ from stages.core.config import option, validate
 from stages.core.storage import digest
 from stages.maths.randomness import random_key
 from stages.tasks import Question, Split, Verdict, read_options
-from stages.tasks.generated import Stream, refuse_data, split_of
+from stages.tasks.generated import GeneratedQuestions, reject_data, split_of_content
 from stages.tasks.templates import TEMPLATES
 
 _OPERANDS = {"+": tuple(range(10)), "-": tuple(range(10)), "*": (3, 7, 9)}
@@ -70,7 +70,7 @@ class Arithmetic:
 
     def questions(self, split: Split) -> Sequence[Question]:
         length = self.options.train_questions if split == "train" else _HELD_OUT
-        return Stream(length, lambda index: self.question(split, index))
+        return GeneratedQuestions(length, lambda index: self.question(split, index))
 
     def verify(self, response: str, reference: str) -> Verdict:
         """The answer is the single digit after the last `#`, with nothing behind it."""
@@ -86,7 +86,7 @@ class Arithmetic:
             random = Random(random_key("arithmetic", self.options.seed, split, index, attempt))
             start, steps = _draw(random, self.options.operations)
             prompt = _prompt(start, steps)
-            if split_of(prompt) == split:
+            if split_of_content(prompt) == split:
                 break
             attempt += 1
         reference = start
@@ -123,7 +123,7 @@ def make_task(name: str, data: str | None, options: Mapping[str, str]) -> Arithm
     Raises:
       UserError: data was given, or an option that does not exist.
     """
-    refuse_data(name, data)
+    reject_data(name, data)
     return Arithmetic(read_options(Options, name, options))
 
 

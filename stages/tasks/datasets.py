@@ -22,7 +22,7 @@ from stages.core.config import option
 from stages.core.errors import UserError
 from stages.tasks import Question, Split, Verdict, read_options
 from stages.tasks.columns import ROLES, Columns
-from stages.tasks.data import Data, open_data
+from stages.tasks.data import DataSplits, open_data
 from stages.tasks.graders import GRADERS, Grader
 from stages.tasks.rewards import load_reward
 from stages.tasks.templates import TEMPLATES
@@ -90,7 +90,7 @@ class Dataset:
     source: Source
     columns: Columns = field(repr=False)
     grader: Grader = field(repr=False)
-    data: Data | None
+    data: DataSplits | None
     digest: str
 
     @property
@@ -152,7 +152,7 @@ def make_task(name: str, data: str | None, options: Mapping[str, str]) -> Datase
     return Dataset(name, source, columns, grader, rows, storage.digest(json.dumps(parts).encode()))
 
 
-def _open_data(name: str, source: Source, data: str, chosen: Options) -> Data:
+def _open_data(name: str, source: Source, data: str, chosen: Options) -> DataSplits:
     subset = chosen.subset
     if data == "hub":
         if source.hub is None:

@@ -21,8 +21,8 @@ from stages.core import storage
 from stages.core.errors import UserError
 from stages.tasks import Question, Split, Verdict
 from stages.tasks.countdown import verify_countdown
-from stages.tasks.data import Data, open_data
-from stages.tasks.generated import Stream, split_of
+from stages.tasks.data import DataSplits, open_data
+from stages.tasks.generated import GeneratedQuestions, split_of_content
 from stages.tasks.templates import TEMPLATES
 
 TARGET = 24
@@ -36,7 +36,7 @@ Numbers = tuple[int, ...]
 class Game24:
     """The task, over the puzzles of some data or over all that there are."""
 
-    data: Data | None = field(repr=False)
+    data: DataSplits | None = field(repr=False)
     name: str = "game24"
     template: str = TEMPLATES["plain"]
     chat_message: str = TEMPLATES["plain"]
@@ -47,7 +47,7 @@ class Game24:
 
     def questions(self, split: Split) -> Sequence[Question]:
         if self.data is None:
-            return _questions([numbers for numbers in _solvable() if split_of(_name(numbers)) == split])
+            return _questions([numbers for numbers in _solvable() if split_of_content(_name(numbers)) == split])
         placed = [
             (where, _read_numbers(value, where))
             for where, row in self.data.rows(split, _choose)
@@ -78,7 +78,7 @@ def make_task(name: str, data: str | None, options: Mapping[str, str]) -> Game24
 
 
 def _questions(puzzles: Sequence[Numbers]) -> Sequence[Question]:
-    return Stream(len(puzzles), lambda index: _question(puzzles[index]))
+    return GeneratedQuestions(len(puzzles), lambda index: _question(puzzles[index]))
 
 
 def _question(numbers: Numbers) -> Question:

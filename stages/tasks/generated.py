@@ -1,4 +1,4 @@
-"""Owns what tasks that make their own questions share: the split that a question belongs to, and a stream of them."""
+"""What tasks that generate their questions share: the split of a question, and a sequence made on access."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from typing import overload
 from stages.core.errors import UserError
 from stages.tasks import Question, Split
 
-_SPLIT_OF_QUARTER: tuple[Split, ...] = ("train", "train", "validation", "test")
+_SPLIT_OF_REMAINDER: tuple[Split, ...] = ("train", "train", "validation", "test")
 
 
-def split_of(content: str) -> Split:
-    """Half of all contents are for training, a quarter each for validation and test, by a digest of the content.
+def split_of_content(content: str) -> Split:
+    """Return the split of a question by a digest of its content: half go to train, a quarter to validation and to test.
 
-    So no question of one split is ever in another, whatever seed or index it was drawn for.
+    The split depends on nothing else, so no question is in two splits, whatever seed or index it was generated from.
     """
-    return _SPLIT_OF_QUARTER[hashlib.blake2b(content.encode(), digest_size=1).digest()[0] % 4]
+    return _SPLIT_OF_REMAINDER[hashlib.blake2b(content.encode(), digest_size=1).digest()[0] % 4]
 
 
-def refuse_data(task: str, data: str | None) -> None:
-    """For a task that makes its own questions.
+def reject_data(task: str, data: str | None) -> None:
+    """Check that a task that generates its questions has no data.
 
     Raises:
-      UserError: data was given.
+      UserError: it has data.
     """
     if data is not None:
         raise UserError(
-            f"task {task} makes its own questions and takes no --data; got {data}. Beside other tasks, name the one "
-            f"that it is meant for: --data TASK={data}"
+            f"task {task} generates its own questions and takes no --data; got {data}. If the data is for another task "
+            f"of the command, name that task: --data TASK={data}"
         )
 
 
-class Stream(Sequence[Question]):
-    """The questions of a split, each made from its index when it is asked for."""
+class GeneratedQuestions(Sequence[Question]):
+    """A sequence of questions, each generated from its index on access."""
 
-    def __init__(self, length: int, make: Callable[[int], Question]):
+    def __init__(self, length: int, generate: Callable[[int], Question]):
         self._length = length
-        self._make = make
+        self._generate = generate
 
     def __len__(self) -> int:
         return self._length
@@ -48,5 +48,6 @@ class Stream(Sequence[Question]):
     @overload
     def __getitem__(self, index: slice) -> Sequence[Question]: ...
     def __getitem__(self, index: int | slice) -> Question | Sequence[Question]:
+        # Indexing a range resolves negative indexes and slices, and raises IndexError.
         numbers = range(self._length)[index]
-        return self._make(numbers) if isinstance(numbers, int) else [self._make(number) for number in numbers]
+        return self._generate(numbers) if isinstance(numbers, int) else [self._generate(number) for number in numbers]

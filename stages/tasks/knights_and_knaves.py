@@ -25,7 +25,7 @@ from stages.core.storage import digest
 from stages.maths.randomness import random_key
 from stages.tasks import Question, Split, Verdict, read_options
 from stages.tasks.boxes import after_thinking, last_box
-from stages.tasks.generated import Stream, refuse_data, split_of
+from stages.tasks.generated import GeneratedQuestions, reject_data, split_of_content
 from stages.tasks.templates import TEMPLATES
 
 _NAMES = ("Ava", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hana", "Ivo", "June", "Kai", "Lena")
@@ -74,7 +74,7 @@ class KnightsAndKnaves:
         return digest(json.dumps([self.name, asdict(self.options)]).encode())
 
     def questions(self, split: Split) -> Sequence[Question]:
-        return Stream(_SIZES[split], lambda index: self.question(split, index))
+        return GeneratedQuestions(_SIZES[split], lambda index: self.question(split, index))
 
     def question(self, split: Split, index: int) -> Question:
         """Question `index` of a split; draws until a puzzle has one solution and belongs to the split."""
@@ -85,7 +85,7 @@ class KnightsAndKnaves:
             statements = [_draw(random, names, speaker, self.options.depth) for speaker in range(len(names))]
             worlds = possible_worlds(statements, len(names))
             prompt = _prompt(names, statements)
-            if worlds.bit_count() == 1 and split_of(prompt) == split:
+            if worlds.bit_count() == 1 and split_of_content(prompt) == split:
                 break
             attempt += 1
         world = worlds.bit_length() - 1
@@ -120,7 +120,7 @@ def make_task(name: str, data: str | None, options: Mapping[str, str]) -> Knight
     Raises:
       UserError: data was given, or an option that does not exist.
     """
-    refuse_data(name, data)
+    reject_data(name, data)
     return KnightsAndKnaves(read_options(Options, name, options))
 
 

@@ -31,8 +31,9 @@ def read_template(value: str) -> str:
     """Return the text of a template.
 
     Args:
-      value: the name of a built-in template, a text with `{question}`, or a file with such a text. In a text, `\\n` stands
-        for a line break, because a shell argument seldom contains one; of a file, one final line break is dropped.
+      value: the name of a built-in template, a text with `{question}`, or a file with such a text. In a text, `\\n`
+        stands for a line break, because a shell argument seldom contains one; of a file, one final line break is
+        dropped.
 
     Raises:
       UserError: the value is none of these, or its file cannot be read or has no `{question}`.

@@ -143,7 +143,8 @@ def test_a_wrong_option_is_told_with_what_was_expected(arg: str, problem: str):
 
 def test_the_task_takes_no_data_and_no_option_twice():
     with pytest.raises(
-        UserError, match=r"takes no --data; got questions.jsonl. Beside other tasks, .* --data TASK=questions.jsonl"
+        UserError,
+        match=r"takes no --data; got questions.jsonl. If the data is for another task .* --data TASK=questions.jsonl",
     ):
         open_task("arithmetic", "questions.jsonl")
     with pytest.raises(UserError, match="each key once"):

@@ -1,4 +1,4 @@
-"""Where rows may come from, in which order they come, and what is said when they cannot be had."""
+"""The sources of rows, their order, and the errors for rows that cannot be read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from stages.core.errors import UserError
 from stages.tasks import Split
-from stages.tasks.data import Data, open_data
+from stages.tasks.data import DataSplits, open_data
 
 ROWS = [
     {"question": "Two ducks and three ducks?", "answer": "2 + 3 = <<2+3=5>>5 ducks.\nAll are here.\n#### 5"},
@@ -22,17 +22,17 @@ ROWS = [
 ]
 
 
-def everything(there: Sequence[str], where: str) -> Sequence[str]:
-    return there
+def all_columns(available: Sequence[str], location: str) -> Sequence[str]:
+    return available
 
 
-def rows(data: Data, split: Split = "train") -> list[dict]:
-    return [row for _, row in data.rows(split, everything)]
+def rows(data: DataSplits, split: Split = "train") -> list[dict]:
+    return [row for _, row in data.rows(split, all_columns)]
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A directory with train.jsonl, validation.csv and test.parquet of the same rows."""
+    """Return a directory with train.jsonl, validation.csv and test.parquet, which have the same rows."""
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n\n" for row in ROWS))
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "test.parquet")
     cells = ("\n".join(f'"{row["question"]}","{row["answer"]}"' for row in ROWS)).replace("\n####", "\n####")
@@ -41,23 +41,21 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
-def test_every_kind_of_file_gives_the_same_rows(data: Path, split: Split):
-    placed = open_data(str(data), "any").rows(split, everything)
-    assert [row for _, row in placed] == ROWS
-    assert [where.rpartition(" row ")[2] for where, _ in placed] == ["0", "1"]
+def test_all_file_formats_give_the_same_rows(data: Path, split: Split):
+    located = open_data(str(data), "any").rows(split, all_columns)
+    assert [row for _, row in located] == ROWS
+    assert [location.rpartition(" row ")[2] for location, _ in located] == ["0", "1"]
 
 
-def test_only_the_chosen_columns_are_read_and_a_row_that_lacks_one_has_none(data: Path):
+def test_only_the_chosen_columns_are_read_and_a_missing_value_is_none(data: Path):
     (data / "train.jsonl").write_text('{"a": 1, "b": [2]}\n{"b": 3}\n')
-    placed = open_data(str(data), "any").rows("train", lambda there, where: ["a"])
-    assert [row for _, row in placed] == [{"a": 1}, {"a": None}]
-    assert [list(row) for _, row in open_data(str(data), "any").rows("test", lambda there, where: there[:1])] == [
-        ["question"],
-        ["question"],
-    ]
+    located = open_data(str(data), "any").rows("train", lambda available, location: ["a"])
+    assert [row for _, row in located] == [{"a": 1}, {"a": None}]
+    located = open_data(str(data), "any").rows("test", lambda available, location: available[:1])
+    assert [list(row) for _, row in located] == [["question"], ["question"]]
 
 
-def test_a_file_named_after_a_split_serves_that_split_and_any_other_serves_all(data: Path):
+def test_a_file_named_after_a_split_has_that_split_only_and_any_other_file_has_all(data: Path):
     train = open_data(str(data / "train.jsonl"), "any")
     assert rows(train) == ROWS
     with pytest.raises(UserError, match="no test split"):
@@ -66,13 +64,13 @@ def test_a_file_named_after_a_split_serves_that_split_and_any_other_serves_all(d
     assert rows(open_data(str(mine), "any"), "test") == ROWS
 
 
-def test_parts_as_the_hub_names_them_are_read_in_order(tmp_path: Path):
+def test_several_files_per_split_as_the_hub_names_them_are_read_in_order(tmp_path: Path):
     for i, row in enumerate(ROWS):
         pq.write_table(pa.Table.from_pylist([row]), tmp_path / f"train-0000{i}-of-00002.parquet")
     assert rows(open_data(str(tmp_path), "any")) == ROWS
 
 
-def test_a_directory_of_one_directory_per_task_serves_each(data: Path):
+def test_a_subdirectory_with_the_name_of_the_task_is_preferred(data: Path):
     home = data / "ducks"
     home.mkdir()
     (home / "train.jsonl").write_text('{"question": "?"}')
@@ -80,7 +78,7 @@ def test_a_directory_of_one_directory_per_task_serves_each(data: Path):
     assert rows(open_data(str(data), "geese")) == ROWS
 
 
-def test_the_digest_is_that_of_the_bytes(data: Path):
+def test_the_digest_changes_with_the_bytes(data: Path):
     before = open_data(str(data), "any").digest
     assert open_data(str(data), "any").digest == before
     with (data / "train.jsonl").open("a") as file:
@@ -97,72 +95,79 @@ def test_the_digest_is_that_of_the_bytes(data: Path):
         ("train.csv", b"a,b\n1,2\n3,4,5\n", "row 1 has more fields than the header names"),
         ("train.csv", b'a,b\n"1,2\n', "is not CSV"),
         ("train.csv", b"a,b,a\n1,2,3\n", "train.csv names the column a twice; found a, b, a"),
-        ("train.jsonl", b'{"a": "\\ud83d\\ude00"}\n{"a": "\\ud83d"}', "line 2 has half a character"),
+        ("train.jsonl", b'{"a": "\\ud83d\\ude00"}\n{"a": "\\ud83d"}', "line 2 has an unpaired surrogate"),
         ("train.parquet", b"PAR1 torn", "train.parquet cannot be read as Parquet"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_told_with_its_place(tmp_path: Path, name: str, content: bytes, problem: str):
+def test_an_error_in_a_file_names_its_location(tmp_path: Path, name: str, content: bytes, problem: str):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=re.escape(problem)):
         rows(open_data(str(tmp_path), "any"))
 
 
-def test_a_csv_may_have_a_column_without_a_name_as_pandas_writes_its_index(tmp_path: Path):
+def test_a_csv_may_have_a_column_without_a_name_as_pandas_writes_an_index(tmp_path: Path):
     (tmp_path / "train.csv").write_text(",question\n0,How many ducks?\n")
     assert rows(open_data(str(tmp_path), "any")) == [{"": "0", "question": "How many ducks?"}]
 
 
-def test_a_missing_split_names_the_files_looked_for(data: Path):
+def test_the_error_for_a_missing_split_names_the_expected_files(data: Path):
     (data / "validation.csv").unlink()
     with pytest.raises(UserError, match=re.escape("no validation split; looked for validation.*")) as raised:
         rows(open_data(str(data), "any"), "validation")
     assert "found train, test" in str(raised.value)
 
 
-def test_data_that_is_not_there_is_told(tmp_path: Path):
+def test_missing_data_is_an_error(tmp_path: Path):
     with pytest.raises(UserError, match=r"there is no file or directory \./nowhere"):
         open_data("./nowhere", "any")
-    with pytest.raises(UserError, match=r"holds none of train, validation, test as .*, nor a directory ducks"):
+    with pytest.raises(
+        UserError,
+        match=r"contains no directory ducks and no file train\.\*, validation\.\* or test\.\* with \* one of ",
+    ):
         open_data(str(tmp_path), "ducks")
     (tmp_path / "train.txt").touch()
-    with pytest.raises(UserError, match=r"neither \.parquet, \.jsonl, \.json nor \.csv"):
+    with pytest.raises(
+        UserError, match=r"train\.txt must end in one of \.parquet, \.jsonl, \.json, \.csv; got '\.txt'"
+    ):
         open_data(str(tmp_path / "train.txt"), "any")
-    with pytest.raises(UserError, match="subset and revision belong to data sets on the hub"):
+    with pytest.raises(UserError, match=r"subset and revision apply to data sets on the hub; .* is a local path"):
         open_data(str(tmp_path), "any", revision="v1")
 
 
-def test_a_hub_name_without_the_datasets_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+def test_the_error_for_a_hub_name_without_the_datasets_package_names_the_extra(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=re.escape("pip install 'spo-cli[hub]'")):
         open_data("openai/gsm8k", "gsm8k")
 
 
-def test_a_hub_name_that_cannot_be_reached_is_told_in_one_line():
+def test_the_error_for_an_unreachable_hub_is_one_line():
     pytest.importorskip("datasets", reason="datasets is not installed (the extra `hub`)")
-    with pytest.raises(UserError, match="data openai/gsm8k is neither a file here nor to be had") as raised:
+    with pytest.raises(
+        UserError, match="data openai/gsm8k is not a local file and cannot be loaded from the Hugging Face hub: "
+    ) as raised:
         open_data("openai/gsm8k", "gsm8k")
     assert "\n" not in str(raised.value)
 
 
 def test_a_hub_data_set_is_loaded_at_its_configuration_and_revision(monkeypatch: pytest.MonkeyPatch):
-    """The hub is out of reach of tests: rows as `datasets` would hold them, everything behind that is real."""
+    """Tests cannot reach the hub: `load_dataset` returns rows as it would; the code that reads them is real."""
     datasets = pytest.importorskip("datasets", reason="datasets is not installed (the extra `hub`)")
     splits = datasets.DatasetDict({split: datasets.Dataset.from_list(ROWS) for split in ("train", "test")})
-    asked = []
+    calls = []
 
     def load_dataset(*args: object, **options: object) -> object:
-        asked.append((args, options))
+        calls.append((args, options))
         return splits
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     found = open_data("openai/gsm8k", "gsm8k", subset="main", revision="abc123")
-    assert asked == [(("openai/gsm8k", "main"), {"revision": "abc123"})]
+    assert calls == [(("openai/gsm8k", "main"), {"revision": "abc123"})]
     assert rows(found, "test") == ROWS
     with pytest.raises(UserError, match=re.escape("no validation split")):
         rows(found, "validation")
     splits["train"] = datasets.Dataset.from_list(ROWS[:1])
     assert open_data("openai/gsm8k", "gsm8k").digest != found.digest
-    assert asked[-1] == (("openai/gsm8k", None), {"revision": None})
+    assert calls[-1] == (("openai/gsm8k", None), {"revision": None})
     del splits["train"], splits["test"]
     splits["odd"] = datasets.Dataset.from_list(ROWS)
     with pytest.raises(UserError, match="none of the splits train, validation, test; found odd"):

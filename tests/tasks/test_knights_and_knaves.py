@@ -146,5 +146,5 @@ def test_the_claims_in_the_last_box_decide(response: str, answer: str | None, re
 def test_what_cannot_be_is_told(args: list[str], problem: str):
     with pytest.raises(UserError, match=problem):
         open_task("knights-and-knaves", None, args)
-    with pytest.raises(UserError, match="makes its own questions and takes no --data"):
+    with pytest.raises(UserError, match="generates its own questions and takes no --data"):
         open_task("knights-and-knaves", "data")

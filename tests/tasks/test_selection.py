@@ -1,9 +1,8 @@
-"""Which questions a stage takes: stretches that continue one another, in the data's order or in drawn ones."""
+"""The questions that a stage uses: consecutive selections, in the order of the data or in shuffled orders."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,12 +10,12 @@ from hypothesis import strategies as st
 
 from stages.core.errors import UserError
 from stages.tasks import Question, Split, Task, open_task
-from stages.tasks.selection import select
+from stages.tasks.selection import select_questions
 
 
 @pytest.fixture(scope="module")
 def ten(tmp_path_factory: pytest.TempPathFactory) -> Task:
-    """A task of ten training questions."""
+    """Return a task with ten training questions."""
     path = tmp_path_factory.mktemp("ten") / "train.jsonl"
     path.write_text("\n".join(f'{{"question": "{i}?", "answer": "{i}"}}' for i in range(10)))
     return open_task("gsm8k", str(path))
@@ -26,11 +25,11 @@ def numbers(questions: Sequence[Question]) -> list[int]:
     return [int(question.reference) for question in questions]
 
 
-def test_a_stretch_in_the_order_of_the_data(ten: Task):
-    assert numbers(select(ten, "train", None)) == list(range(10))
-    assert numbers(select(ten, "train", 3)) == [0, 1, 2]
-    assert numbers(select(ten, "train", 3, skip=7)) == [7, 8, 9]
-    assert numbers(select(ten, "train", None, skip=8)) == [8, 9]
+def test_without_a_seed_questions_are_consecutive_in_the_order_of_the_data(ten: Task):
+    assert numbers(select_questions(ten, "train", None)) == list(range(10))
+    assert numbers(select_questions(ten, "train", 3)) == [0, 1, 2]
+    assert numbers(select_questions(ten, "train", 3, skip=7)) == [7, 8, 9]
+    assert numbers(select_questions(ten, "train", None, skip=8)) == [8, 9]
 
 
 @pytest.mark.parametrize(
@@ -42,49 +41,51 @@ def test_a_stretch_in_the_order_of_the_data(ten: Task):
         (1, 12, "--skip-questions 12"),
     ],
 )
-def test_more_than_there_are_is_refused(ten: Task, count: int | None, skip: int, message: str):
-    with pytest.raises(UserError, match=rf"the train split of gsm8k has 10 questions; .*{message}") as told:
-        select(ten, "train", count, skip)
-    assert "None" not in str(told.value)
+def test_a_selection_beyond_the_last_question_is_an_error(ten: Task, count: int | None, skip: int, message: str):
+    with pytest.raises(
+        UserError, match=rf"the train split of gsm8k has 10 questions; .*{message}.* needs more"
+    ) as raised:
+        select_questions(ten, "train", count, skip)
+    assert "None" not in str(raised.value)
 
 
-def test_a_seed_gives_the_same_order_every_time_and_another_seed_another(ten: Task):
-    first = numbers(select(ten, "train", None, shuffle_seed=1))
+def test_a_seed_determines_the_order_and_another_seed_gives_another_order(ten: Task):
+    first = numbers(select_questions(ten, "train", None, shuffle_seed=1))
     assert sorted(first) == list(range(10))
-    assert first == numbers(select(ten, "train", None, shuffle_seed=1)) != list(range(10))
-    assert first != numbers(select(ten, "train", None, shuffle_seed=2))
+    assert first == numbers(select_questions(ten, "train", None, shuffle_seed=1)) != list(range(10))
+    assert first != numbers(select_questions(ten, "train", None, shuffle_seed=2))
 
 
-def test_iterations_go_through_all_questions_before_any_comes_again(ten: Task):
-    drawn = [numbers(select(ten, "train", 5, skip=5 * i, shuffle_seed=3)) for i in range(4)]
+def test_iterations_use_all_questions_before_any_question_is_repeated(ten: Task):
+    drawn = [numbers(select_questions(ten, "train", 5, skip=5 * i, shuffle_seed=3)) for i in range(4)]
     assert sorted(drawn[0] + drawn[1]) == sorted(drawn[2] + drawn[3]) == list(range(10))
-    assert drawn[0] + drawn[1] != drawn[2] + drawn[3], "a new order begins"
+    assert drawn[0] + drawn[1] != drawn[2] + drawn[3], "the second pass has another order"
 
 
 @given(count=st.integers(1, 10), skip=st.integers(0, 40), seed=st.integers(0, 5))
-def test_a_selection_never_holds_a_question_twice(count: int, skip: int, seed: int):
+def test_a_selection_never_contains_a_question_twice(count: int, skip: int, seed: int):
     task = open_task("arithmetic")
-    few = _FirstTen(task)
-    chosen = select(few, "train", count, skip, seed)  # pyright: ignore[reportArgumentType]
+    first_ten = _FirstTen(task)
+    chosen = select_questions(first_ten, "train", count, skip, seed)  # pyright: ignore[reportArgumentType]
     assert len({question.id for question in chosen}) == len(chosen) == count
 
 
-def test_a_shuffled_selection_of_more_than_there_are_is_refused(ten: Task):
-    with pytest.raises(UserError, match="has 10 questions; --num-questions asks for 11"):
-        select(ten, "train", 11, shuffle_seed=0)
+def test_a_shuffled_selection_larger_than_the_split_is_an_error(ten: Task):
+    with pytest.raises(UserError, match="has 10 questions; --num-questions 11 needs more"):
+        select_questions(ten, "train", 11, shuffle_seed=0)
 
 
-def test_an_endless_stream_is_neither_taken_whole_nor_shuffled():
+def test_an_endless_stream_cannot_be_taken_whole_or_shuffled():
     with pytest.raises(UserError, match="pass --num-questions"):
-        select(open_task("arithmetic"), "train", None)
-    with pytest.raises(UserError, match="leave out --shuffle-seed"):
-        select(open_task("arithmetic"), "train", 4, shuffle_seed=0)
-    assert len(select(open_task("arithmetic"), "train", 2, skip=900_000_000)) == 2
+        select_questions(open_task("arithmetic"), "train", None)
+    with pytest.raises(UserError, match="omit --shuffle-seed"):
+        select_questions(open_task("arithmetic"), "train", 4, shuffle_seed=0)
+    assert len(select_questions(open_task("arithmetic"), "train", 2, skip=900_000_000)) == 2
 
 
-def test_a_split_that_is_not_there_is_named(ten: Task, tmp_path: Path):
+def test_the_error_for_a_missing_split_names_it(ten: Task):
     with pytest.raises(UserError, match="has no test split"):
-        select(ten, "test", 1)
+        select_questions(ten, "test", 1)
 
 
 class _FirstTen:
