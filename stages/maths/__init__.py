@@ -1,1 +1,1 @@
-"""Pure functions on arrays and tensors: partition, values, advantages, losses, statistics."""
+"""Pure functions on arrays and tensors: partitions, values, advantages, losses, statistics."""

@@ -1,4 +1,8 @@
-"""Owns the advantage of a segment: the difference of the values of its two ends, along a chain or among siblings."""
+"""Compute the advantages of segments: along a chain of segments, among sibling nodes, and within a group of responses.
+
+The advantage of a segment is the value of the state at its end minus the value of the state at its start. The methods
+differ in how they estimate these values.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +15,23 @@ from stages.maths.partition import Segments
 from stages.maths.ragged import Ragged
 
 Baseline = Literal["mean", "leave-one-out"]
-"""What V of a state is the mean of: all that was seen to follow from it, or all but what it is compared with."""
+"""The baseline of a group member: the mean of all members, or the mean of the other members."""
 
 NEGLIGIBLE = 1e-8
-"""An advantage of at most this size is the rounding of 0: the segment carries no gradient."""
+"""Advantages of at most this absolute value are rounding errors of 0; such a segment is not trained on."""
+
+_STD_EPSILON = 1e-8
+"""Added to a standard deviation before a division, as in the released code; smaller ones count as 0."""
 
 
 class Advantages(NamedTuple):
-    """Of S segments, each [S] float64: V at the start, V at the end, and what the segment changed."""
+    """Hold the advantages of S segments.
+
+    Attributes:
+      value_start: [S] float64, V of the state at the start of each segment.
+      value_end: [S] float64, V of the state at its end.
+      advantage: [S] float64.
+    """
 
     value_start: NDArray[np.float64]
     value_end: NDArray[np.float64]
@@ -26,57 +39,60 @@ class Advantages(NamedTuple):
 
 
 def states_to_estimate(start: NDArray[np.integer], cutpoints: Ragged | None) -> NDArray[np.bool_]:
-    """Which segments' start states need a value.
+    """Return which start states of segments need a value estimate.
 
-    Under the cutpoint partition nothing before the first cutpoint can diverge, so V(prompt) is wanted only where the
-    first token is a cutpoint (arXiv 2505.23564, SPO-chain). Every other partition wants every start.
+    Under the cutpoint partition the tokens before the first cutpoint are nearly certain, so V(prompt) is needed only
+    if the first token is a cutpoint (arXiv 2505.23564, SPO-chain). Any other partition needs every start state.
 
     Args:
-      start: [S] the token at which each segment begins, 0 for the first of a response; in any order.
-      cutpoints: S ragged rows of token offsets (`segment_cutpoints`) if the cutpoints made the partition, else None.
+      start: [S] int, token offset at which each segment begins (0 for the first of a response), in any order.
+      cutpoints: S ragged rows of token offsets (`segment_cutpoints`) under the cutpoint partition, else None.
 
     Returns:
       [S] bool.
 
     Raises:
-      ValueError: not one row of cutpoints per segment.
+      ValueError: the number of cutpoint rows is not S.
     """
     if cutpoints is None:
         return np.ones(start.size, np.bool_)
     if len(cutpoints) != start.size:
         raise ValueError(f"expected cutpoints of {start.size} segments; got {len(cutpoints)}")
-    wanted = start > 0
-    holds_any = cutpoints.lengths > 0
-    first_cutpoint = cutpoints.values[cutpoints.offsets[:-1][holds_any]]
-    wanted[holds_any] |= first_cutpoint == start[holds_any]
-    return wanted
+    needs_value = start > 0
+    has_cutpoint = cutpoints.lengths > 0
+    first_cutpoint = cutpoints.values[cutpoints.offsets[:-1][has_cutpoint]]
+    needs_value[has_cutpoint] |= first_cutpoint == start[has_cutpoint]
+    return needs_value
 
 
 def chain_advantages(segments: Segments, state_value: ArrayLike, reward: ArrayLike) -> Advantages:
-    """A(segment) = V(end) − V(start); V(end) is V at the next segment's start, and R at the response's end.
+    """Return the advantages of the segments of trajectories (arXiv 2505.23564, chain-based estimation).
 
-    (arXiv 2505.23564, chain-based estimation.) A trajectory's first start state may be left unestimated, NaN: the
-    policy is nearly certain of the stretch, so V there is V at its end and the advantage is 0. The advantages of a
-    trajectory sum to R − V(first estimated state).
+        A(segment) = V(end) − V(start)        V(end) = V(start of the next segment), or R at the end of the response
+
+    The first start state of a trajectory may have no estimate, NaN (see `states_to_estimate`): the policy is nearly
+    certain of that segment, so V(start) is set to V(end) and the advantage is 0. The advantages of a trajectory sum to
+    R − V(first estimated state).
 
     Args:
       segments: S segments of N trajectories.
-      state_value: [S] V̂ of each start state; NaN only where a segment begins its trajectory.
+      state_value: [S] estimated V of each start state; NaN is allowed for the first segment of a trajectory only.
       reward: [N] R of each trajectory.
 
     Raises:
-      ValueError: shapes that do not fit, NaN elsewhere, an infinity.
+      ValueError: the shapes do not match, or a value is infinite or NaN where NaN is not allowed.
     """
     value, reward = np.asarray(state_value, np.float64), np.asarray(reward, np.float64)
     is_first, is_last = segments.is_first, segments.is_last
     if value.shape != (len(segments),) or reward.shape != (np.count_nonzero(is_last),):
         raise ValueError(
-            f"expected values of {len(segments)} segments and rewards of {np.count_nonzero(is_last)} trajectories;"
+            f"expected a value for each of {len(segments)} segments and a reward for each of"
+            f" {np.count_nonzero(is_last)} trajectories;"
             f" got {value.shape} and {reward.shape}"
         )
     unestimated = np.flatnonzero(~np.isfinite(value))
     if not (np.isfinite(reward).all() and np.isnan(value[unestimated]).all() and is_first[unestimated].all()):
-        raise ValueError("values and rewards must be finite; only a trajectory's first state may be unestimated (NaN)")
+        raise ValueError("values and rewards must be finite; only the first state of a trajectory may be NaN")
 
     value_end = np.empty_like(value)
     value_end[:-1] = value[1:]
@@ -89,75 +105,85 @@ def chain_advantages(segments: Segments, state_value: ArrayLike, reward: ArrayLi
 def sibling_advantages(
     values: ArrayLike, groups: ArrayLike, *, baseline: Baseline = "mean", scale: bool = False
 ) -> Advantages:
-    """A_i = V_i − b: what each branch of a state is better than its siblings, b standing for V of the state itself.
+    """Return the advantage of each group member, A_i = V_i − b_i, where b_i estimates V of the common parent state.
 
-    b is the mean over the group (arXiv 2505.23564, SPO-tree: V of a node is the mean of its children's), or the mean of
-    the *other* members, which does not hold V_i itself and so leaves the policy gradient unbiased (arXiv 2402.14740). A
-    group of one has no others: its baseline is then 0, plain REINFORCE, as in that method's released code.
+    With baseline "mean", b_i is the mean of the group (arXiv 2505.23564, SPO-tree: V of a node is the mean of the
+    values of its children). With "leave-one-out", b_i is the mean of the *other* members; it does not depend on V_i, so
+    the policy gradient stays unbiased (arXiv 2402.14740). The only member of a group has no others; its b_i is then 0
+    (plain REINFORCE), as in the released code of that method.
 
     Args:
-      values: [N] finite. groups: [N] of anything that sorts; equal values are one group, in any order.
-      scale: divides by the group's population std + 10⁻⁸; values that lie closer than that are taken for equal.
+      values: [N] finite.
+      groups: [N] of any sortable type; members with equal entries form a group, in any order.
+      baseline: "mean" or "leave-one-out".
+      scale: whether to divide A_i by the population standard deviation of the group plus 10⁻⁸. If the standard
+        deviation is at most 10⁻⁸, A_i is 0.
 
     Returns:
-      [N] each: b, V_i, A_i. Equal values deviate from their mean by exactly 0.
+      [N] each: b_i, V_i and A_i. If all values of a group are equal, its A_i are exactly 0.
 
     Raises:
-      ValueError: shapes differ or are not [N], or a value is not finite.
+      ValueError: the shapes differ or are not [N], or a value is not finite.
     """
     values, groups = np.asarray(values, np.float64), np.asarray(groups)
     if values.ndim != 1 or values.shape != groups.shape or not np.isfinite(values).all():
         raise ValueError(f"expected finite values [N] and groups [N]; got {values.shape} and {groups.shape}")
     _, first, group, count = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
-    # Measured from a member, so that equal values deviate by exactly 0 and not by a rounding error over 10⁻⁸.
+    # Subtract a member of the group before averaging: equal values then deviate by exactly 0. A rounding error would
+    # otherwise be divided by a standard deviation of the same size.
     origin = values[first]
-    above = _sum_in(group, values - origin[group], count) / count
-    deviation = values - origin[group] - above[group]
+    mean_offset = _group_sums(group, values - origin[group], count) / count
+    deviation = values - origin[group] - mean_offset[group]
     if baseline == "mean":
-        start, advantage = (origin + above)[group], deviation
+        start, advantage = (origin + mean_offset)[group], deviation
     else:  # V_i − (n·mean − V_i)/(n − 1) = n/(n − 1) · (V_i − mean)
         others = count[group] - 1
         advantage = np.where(others > 0, deviation * count[group] / np.maximum(others, 1), values)
         start = values - advantage
     if scale:
-        std = np.sqrt(_sum_in(group, np.square(deviation), count) / count)[group]
-        advantage = np.where(std > 1e-8, advantage / (std + 1e-8), 0.0)  # less is rounding, which it would blow up
+        std = np.sqrt(_group_sums(group, np.square(deviation), count) / count)[group]
+        advantage = np.where(std > _STD_EPSILON, advantage / (std + _STD_EPSILON), 0.0)
     return Advantages(start, values, advantage)
 
 
-def leave_own_reward_out(of: Advantages, reward: ArrayLike, count: ArrayLike) -> Advantages:
-    """Leaves a response's own reward out of the value that its segment starts from: (n·V − R) / (n − 1).
+def leave_own_reward_out(advantages: Advantages, reward: ArrayLike, count: ArrayLike) -> Advantages:
+    """Remove the reward of a segment's own response from V(start): (n·V − R) / (n − 1), the leave-one-out baseline.
 
-    A state that no other response passed through has no such value: V at the segment's end stands for it, and the
+    A start state that no other response passes through has no such value. V(start) is then set to V(end), so that the
     advantage is 0.
 
     Args:
-      of: [S] each; `value_start` is the mean reward of the responses that pass through the state.
-      reward: [S] of the response that the segment belongs to. count: [S] responses that pass, itself among them.
+      advantages: [S] each; `value_start` is the mean reward of the n responses that pass through the state.
+      reward: [S] R of the response that each segment belongs to.
+      count: [S] n, the response itself included.
     """
     reward, count = np.asarray(reward, np.float64), np.asarray(count)
-    others = (count * of.value_start - reward) / np.maximum(count - 1, 1)
-    start = np.where(count > 1, others, of.value_end)
-    return Advantages(start, of.value_end, of.value_end - start)
+    others = (count * advantages.value_start - reward) / np.maximum(count - 1, 1)
+    start = np.where(count > 1, others, advantages.value_end)
+    return Advantages(start, advantages.value_end, advantages.value_end - start)
 
 
 def grpo(rewards: ArrayLike, groups: ArrayLike) -> Advantages:
-    """A_i = (R_i − mean) / (std + 10⁻⁸), over the responses to one question, population std (arXiv 2402.03300).
+    """Return A_i = (R_i − mean) / (std + 10⁻⁸) over the responses to a question, population std (arXiv 2402.03300).
 
-    Arguments, result and errors as in `siblings`; a group of one gets 0.
+    Arguments, result and errors are those of `sibling_advantages`. The only response to a question gets 0.
     """
     return sibling_advantages(rewards, groups, scale=True)
 
 
 def rloo(rewards: ArrayLike, groups: ArrayLike) -> Advantages:
-    """A_i = R_i − mean of the group's *other* rewards (arXiv 2402.14740). As `siblings`."""
+    """Return A_i = R_i − mean of the *other* rewards of the group (arXiv 2402.14740); see `sibling_advantages`."""
     return sibling_advantages(rewards, groups, baseline="leave-one-out")
 
 
 def dr_grpo(rewards: ArrayLike, groups: ArrayLike) -> Advantages:
-    """A_i = R_i − mean: without the std, which weighs easy and hard questions up (arXiv 2503.20783). As `siblings`."""
+    """Return A_i = R_i − mean (arXiv 2503.20783); see `sibling_advantages`.
+
+    Without the division by the std, questions that are very easy or very hard do not get a larger weight.
+    """
     return sibling_advantages(rewards, groups)
 
 
-def _sum_in(group: NDArray[np.int64], values: NDArray[np.float64], count: NDArray[np.int64]) -> NDArray[np.float64]:
+def _group_sums(group: NDArray[np.int64], values: NDArray[np.float64], count: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the sum of the values [N] of each group [G]; `count` [G] gives the number of groups."""
     return np.bincount(group, values, count.size).astype(np.float64)

@@ -1,4 +1,4 @@
-"""Owns how rollouts are shared out where not every state needs the same number: by interval width, within a budget."""
+"""Allocate rollouts to states adaptively: more where the confidence interval of a value is wide, within a budget."""
 
 from __future__ import annotations
 
@@ -9,53 +9,62 @@ from stages.maths.intervals import wilson_width
 
 
 def additional_rollouts(
-    mean: ArrayLike, count: ArrayLike, most: int, width: float, confidence: float
+    mean: ArrayLike, count: ArrayLike, maximum: int, width: float, confidence: float
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """How many more rollouts each state asks for: as many again while its Wilson interval is wider than `width`.
+    """Return how many more rollouts each state needs: as many again while its Wilson interval is wider than `width`.
 
-    Doubling looks at the rewards so far only log₂(most / first) times. Stopping where they agree is a choice by the
-    outcome, so a value that was stopped early is drawn towards 0 or 1 a little: E[V̂] ≠ V, unlike with a fixed number.
+    Doubling inspects the rewards only log₂(maximum / first count) times. The decision to stop depends on the outcomes,
+    so values of states that stop early are biased towards 0 or 1: E[V̂] ≠ V, unlike with a fixed number of rollouts.
 
     Args:
-      mean, count: [S] of the rollouts that were drawn, count at least 1.
-      most: no state gets more in all.
+      mean, count: [S] mean reward and number of the rollouts drawn so far, count at least 1.
+      maximum: total number of rollouts that a state may have.
+      width: width of the interval at which a state is accurate enough.
+      confidence: level of the interval, between 0 and 1.
 
     Returns:
-      [S] int64, 0 where it is certain enough or has the most; and [S] how wide the interval is.
+      [S] int64, additional rollouts, 0 for a state that is accurate enough or has `maximum` rollouts; and [S] float64,
+      the current widths.
     """
     count = np.asarray(count, np.int64)
-    more, found = np.minimum(2 * count, most) - count, wilson_width(mean, count, confidence)
-    return np.where(found > width, more, 0), found
+    more, widths = np.minimum(2 * count, maximum) - count, wilson_width(mean, count, confidence)
+    return np.where(widths > width, more, 0), widths
 
 
 def grant_rollouts(
-    wanted: NDArray[np.int64], urgency: NDArray[np.float64], group: NDArray[np.int64], left: NDArray[np.int64]
+    requested: NDArray[np.int64], urgency: NDArray[np.float64], group: NDArray[np.int64], remaining: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """What each state gets of what is left to its group: the most urgent first, equally urgent ones in their order.
+    """Grant requests from the remaining budget of each group: the most urgent first, ties in the given order.
 
     Args:
-      wanted: [S] at least 0. urgency: [S]. group: [S] numbers from 0. left: [G] at least 0.
+      requested: [S] rollouts that each state requests, at least 0.
+      urgency: [S] priority; larger is earlier.
+      group: [S] the group of each state, numbers from 0 to G − 1.
+      remaining: [G] budget of each group, at least 0.
 
     Returns:
-      [S] int64, at most `wanted`; sums over a group to at most what is left to it.
+      [S] int64, at most `requested`; the sum over a group is at most its remaining budget.
     """
-    order = np.lexsort((np.arange(wanted.size), -urgency, group))
-    asked, of = wanted[order], group[order]
-    before = np.cumsum(asked) - asked
-    before -= before[np.searchsorted(of, of)]  # within the group
-    granted = np.empty_like(wanted)
-    granted[order] = np.clip(left[of] - before, 0, asked)
+    order = np.lexsort((np.arange(requested.size), -urgency, group))
+    sorted_requests, sorted_groups = requested[order], group[order]
+    before = np.cumsum(sorted_requests) - sorted_requests
+    before -= before[np.searchsorted(sorted_groups, sorted_groups)]  # requests of the same group that come earlier
+    granted = np.empty_like(requested)
+    granted[order] = np.clip(remaining[sorted_groups] - before, 0, sorted_requests)
     return granted
 
 
 def split_in_proportion(total: int, weights: NDArray[np.int64]) -> NDArray[np.int64]:
-    """A total in whole numbers, in proportion to the weights: none gets less than its proportion, rounded down.
+    """Split a total into integers in proportion to weights; each is at least its exact share rounded down.
 
     Args:
-      weights: [G] whole numbers of at least 0, in an order of their own: it decides who gets what rounding leaves.
+      total: number to split.
+      weights: [G] integers of at least 0. Their order decides which entries get the remainder of the rounding.
 
     Returns:
-      [G] int64 that sums to the total, or zeros without any weight.
+      [G] int64 that sums to `total`; zeros if all weights are 0.
     """
+    # Round the cumulative shares, not each share: the differences then sum to the total. Python integers cannot
+    # overflow in total · border.
     borders = np.concatenate([[0], np.cumsum(weights)])
     return np.diff([total * int(border) // max(int(borders[-1]), 1) for border in borders]).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Owns how a batch is shared out over ranks, so that all have about as much to do."""
+"""Distribute the items of a batch over ranks so that all ranks have similar work."""
 
 from __future__ import annotations
 
@@ -9,40 +9,41 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def balanced_groups(costs: Sequence[int] | NDArray[np.integer], parts: int) -> list[list[int]]:
-    """Shares whose numbers of items differ by at most one, and whose costs by at most the largest item's.
+def balanced_groups(costs: Sequence[int] | NDArray[np.integer], groups: int) -> list[list[int]]:
+    """Distribute items so that group sizes differ by at most 1 and group costs by at most the cost of one item.
 
-    Items are dealt out in rounds, the dearest first; within a round the share that has had least gets the dearest.
+    Items are assigned in rounds, the most expensive first. Within a round, each group gets one item, and the group with
+    the lowest cost so far gets the most expensive.
 
     Args:
-      costs: [N] of each item, at least 0.
-      parts: how many shares, at least 1.
+      costs: [N] cost of each item, at least 0.
+      groups: number of groups, at least 1.
 
     Returns:
-      Of each share its items, rising; together every item once. The same for the same costs, on every machine.
+      The item indices of each group, increasing; every item is in exactly one group. Deterministic.
     """
     order = np.argsort(-np.asarray(costs, np.int64), kind="stable")
-    shares: list[list[int]] = [[] for _ in range(parts)]
-    loads = np.zeros(parts, np.int64)
-    for first in range(0, len(order), parts):
-        dealt = order[first : first + parts]
-        for share, item in zip(np.argsort(loads, kind="stable"), dealt, strict=False):
-            shares[share].append(int(item))
-            loads[share] += costs[item]
-    return [sorted(share) for share in shares]
+    members: list[list[int]] = [[] for _ in range(groups)]
+    loads = np.zeros(groups, np.int64)
+    for first in range(0, len(order), groups):
+        round_items = order[first : first + groups]
+        for group, item in zip(np.argsort(loads, kind="stable"), round_items, strict=False):  # the last round is short
+            members[group].append(int(item))
+            loads[group] += costs[item]
+    return [sorted(items) for items in members]
 
 
-def contiguous_slices(costs: Sequence[int] | NDArray[np.integer], parts: int) -> list[slice]:
-    """Slices of items in their order: each costs at most an equal share and the largest item.
+def contiguous_slices(costs: Sequence[int] | NDArray[np.integer], count: int) -> list[slice]:
+    """Split items into consecutive slices; each costs at most total / count plus the cost of one item.
 
-    A cut stands where the running sum, taken in the middle of an item, passes a multiple of total / parts.
+    A slice ends where the running cost, measured at the middle of each item, passes a multiple of total / count.
 
     Args:
-      costs: [N] of each item, at least 0.
-      parts: how many slices, at least 1; some are empty where items are fewer, or one outweighs the rest.
+      costs: [N] cost of each item, at least 0.
+      count: number of slices, at least 1. Slices may be empty if there are few items or one item dominates.
     """
     weights = np.asarray(costs, np.float64)
     middles = np.cumsum(weights) - weights / 2
-    cuts = np.searchsorted(middles, weights.sum() * np.arange(1, parts) / parts)
+    cuts = np.searchsorted(middles, weights.sum() * np.arange(1, count) / count)
     ends = [0, *cuts.tolist(), len(weights)]
     return [slice(first, last) for first, last in pairwise(ends)]
