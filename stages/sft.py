@@ -25,7 +25,7 @@ from stages.core.config import option, results_config
 from stages.core.errors import UserError
 from stages.core.launcher import require_single_process
 from stages.core.progress import Progress, Silent, Summary
-from stages.models import checkpoints, lora, presets, saving
+from stages.models import checkpoints, devices, loading, lora, presets, saving
 from stages.models.adapters import Lora
 from stages.models.presets import make_model
 from stages.optimization.batches import Example, collate, micro_batches
@@ -37,8 +37,15 @@ from stages.shards.lineage import Lineage, describe, model_source, task_source
 from stages.tasks import open_task
 from stages.tracking.metrics_log import MetricsLog, open_stage_log
 from stages.training.demonstrations import load_examples, plan_batches
-from stages.training.merging import merge_beside
-from stages.training.resumable import Metrics, Unfinished, discard_unfinished, open_unfinished, published, write_records
+from stages.training.merging import write_merged_model
+from stages.training.resumable import (
+    Metrics,
+    ResumableRun,
+    discard_partial,
+    find_finished,
+    open_resumable_run,
+    write_records,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,17 +89,17 @@ def _run(config: Config, progress: Progress, report: MetricsLog | None) -> Summa
         model=model_source(config.model, checkpoints.digest(base), config.out) if config.model and base else None,
         packages=("torch", "transformers"),
     )
-    if done := published(config.out, lineage, overwrite=config.overwrite, progress=progress, report=report):
-        discard_unfinished(config.out)
+    if done := find_finished(config.out, lineage, overwrite=config.overwrite, progress=progress, report=report):
+        discard_partial(config.out)
         if config.merge:
-            merge_beside(config.out, progress)
+            write_merged_model(config.out, progress)
         return _summary(config, done, started, up_to_date=True)
     tokenizer, context_length = _reader(base)
     count = config.num_examples
     if count is None and config.steps:
         count = min(config.steps * config.batch_size, len(task.questions(config.split)))
     examples, notes = load_examples(task, config, count, tokenizer, context_length)
-    with open_unfinished(
+    with open_resumable_run(
         config.out, lineage, overwrite=config.overwrite, progress=progress, report=report
     ) as unfinished:
         engine = _open(config, base, unfinished.checkpoint, adapter)
@@ -104,9 +111,9 @@ def _run(config: Config, progress: Progress, report: MetricsLog | None) -> Summa
         saving.save_directory(
             config.out, engine.model, tokenizer, lambda directory: write_records(directory, lineage, metrics)
         )
-    discard_unfinished(config.out)
+    discard_partial(config.out)
     if config.merge:
-        merge_beside(config.out, progress)
+        write_merged_model(config.out, progress)
     return _summary(config, lineage, started, notes=notes)
 
 
@@ -130,7 +137,7 @@ def _reader(base: Path | None) -> tuple[PreTrainedTokenizerBase, int]:
     """The tokenizer of the model to start from, and its context length."""
 
     if base:
-        return checkpoints.load_tokenizer(base), checkpoints.context_length(checkpoints.load_config(base))
+        return loading.load_tokenizer(base), loading.context_length(loading.load_config(base))
     return presets.make_byte_tokenizer(), presets.CONTEXT_LENGTH
 
 
@@ -156,10 +163,10 @@ def _open(config: Config, base: Path | None, checkpoint: Path | None, adapter: L
             adapter=adapter,
             seed=config.seed,
         )
-    device = checkpoints.pick_device(config.device)
+    device = devices.pick_device(config.device)
     model, _ = make_model(config.preset or "tiny", config.seed)
     model.to(device)  # pyright: ignore[reportArgumentType]
-    dtype = checkpoints.pick_dtype(config.dtype, device)
+    dtype = devices.pick_dtype(config.dtype, device)
     return TorchEngine(model, adam, compute=dtype, gradient_checkpointing=config.gradient_checkpointing)
 
 
@@ -168,7 +175,7 @@ def _learn(
     engine: Engine,
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example],
-    unfinished: Unfinished,
+    unfinished: ResumableRun,
     progress: Progress,
 ) -> Metrics:
     """All steps from the last checkpoint on; the metrics of all steps."""

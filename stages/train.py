@@ -23,7 +23,7 @@ from stages.configs.train import MAX_PER_QUESTION, Config
 from stages.core.config import option, results_config
 from stages.core.launcher import read_launch
 from stages.core.progress import Progress, Silent, Summary
-from stages.models import checkpoints
+from stages.models import loading
 from stages.optimization.batches import padded, padded_whole
 from stages.optimization.objective import Objective
 from stages.optimization.optimizer import Adam
@@ -32,15 +32,15 @@ from stages.optimization.step import update
 from stages.shards.lineage import Lineage, describe
 from stages.tracking.metrics_log import MetricsLog, open_stage_log
 from stages.training import mismatch
-from stages.training.critic import CriticStart, CriticTraining, find_critic
-from stages.training.execution import Sharing, plan_sharing
-from stages.training.merging import merge_beside
+from stages.training.critic import CriticStart, CriticTrainer, find_critic
+from stages.training.execution import ExecutionPlan, plan_execution
+from stages.training.merging import write_merged_model
 from stages.training.models import Models
 from stages.training.pool import fill_pool
-from stages.training.resumable import Unfinished, discard_unfinished, open_unfinished, published, write_records
+from stages.training.resumable import ResumableRun, discard_partial, find_finished, open_resumable_run, write_records
 from stages.training.scores import Fixed
 from stages.training.starting_point import StartingPoint, find_starting_point
-from stages.training.steps import Rates, count_steps, plan_batches, summarise, take_steps
+from stages.training.steps import Rates, count_steps, plan_batches, summarize, take_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ def run(config: Config, progress: Progress = Silent(), report: MetricsLog | None
       FingerprintMismatch: the output is there, made with another configuration.
     """
 
-    sharing = plan_sharing(config, config.device, config.dtype, read_launch())
+    sharing = plan_execution(config, config.device, config.dtype, read_launch())
     if sharing.ranks.rank:
         progress = Silent()
     with (
@@ -78,7 +78,7 @@ def run(config: Config, progress: Progress = Silent(), report: MetricsLog | None
         return _run(config, sharing, progress, opened)
 
 
-def _run(config: Config, sharing: Sharing, progress: Progress, report: MetricsLog | None) -> Summary:
+def _run(config: Config, sharing: ExecutionPlan, progress: Progress, report: MetricsLog | None) -> Summary:
 
     began, first = time.monotonic(), sharing.ranks.first
     resume = config.optimizer_state == "resume"
@@ -103,14 +103,16 @@ def _run(config: Config, sharing: Sharing, progress: Progress, report: MetricsLo
     inputs = (*start.inputs, *(critic.sources if critic else ()))
     packages = ("torch", "transformers", *["peft"] * bool(start.adapter), *["deepspeed"] * bool(sharing.zero))
     lineage = first(lambda: describe("train", None, resolved, inputs, start.model, packages))
-    done = first(lambda: published(config.out, lineage, overwrite=config.overwrite, progress=progress, report=report))
+    done = first(
+        lambda: find_finished(config.out, lineage, overwrite=config.overwrite, progress=progress, report=report)
+    )
     if done is None:
         start.check_not_pruned()
         if critic:
             critic.check_not_pruned()
         for note in (str(sharing), *start.notes):
             progress.note(note)
-        with open_unfinished(
+        with open_resumable_run(
             config.out,
             lineage,
             overwrite=config.overwrite,
@@ -119,9 +121,9 @@ def _run(config: Config, sharing: Sharing, progress: Progress, report: MetricsLo
             ranks=sharing.ranks,
         ) as unfinished:
             lineage = _train(resolved, sharing, start, critic, lineage, unfinished, progress)
-    first(lambda: discard_unfinished(config.out))
+    first(lambda: discard_partial(config.out))
     if config.merge:
-        first(lambda: merge_beside(config.out, progress))
+        first(lambda: write_merged_model(config.out, progress))
     made = done or lineage
     return Summary(
         stage="train",
@@ -135,7 +137,7 @@ def _run(config: Config, sharing: Sharing, progress: Progress, report: MetricsLo
     )
 
 
-def _resolve(config: Config, start: StartingPoint, sharing: Sharing) -> _Resolved:
+def _resolve(config: Config, start: StartingPoint, sharing: ExecutionPlan) -> _Resolved:
     whiten = config.whiten or ("batch" if config.loss == "ppo" else "none")
     found = {
         "temperature": start.temperature,
@@ -153,18 +155,18 @@ def _resolve(config: Config, start: StartingPoint, sharing: Sharing) -> _Resolve
 
 def _train(
     config: _Resolved,
-    sharing: Sharing,
+    sharing: ExecutionPlan,
     start: StartingPoint,
     critic: CriticStart | None,
     lineage: Lineage,
-    unfinished: Unfinished,
+    unfinished: ResumableRun,
     progress: Progress,
 ) -> Lineage:
     """Reads, scores, takes all steps after the last checkpoint; publishes the policy and returns its lineage."""
 
     if config.threads:
         torch.set_num_threads(config.threads)
-    tokenizer = checkpoints.load_tokenizer(start.policy)
+    tokenizer = loading.load_tokenizer(start.policy)
     recorded = config.old_logprobs == "recorded"
     pool = fill_pool(config, start.sampled, recorded=recorded)
     if not pool.examples:
@@ -187,7 +189,7 @@ def _train(
     untouched = frozenset(order[0]) if config.epochs == 1 and order else frozenset[int]()
     reference = (start.reference or start.policy) if config.beta else None
     fixed = Fixed(pool.samplers, start.policy, reference, untouched)
-    scores = unfinished.once(
+    scores = unfinished.cached_arrays(
         "scores",
         lambda: fixed.compute(pool.examples, models.open_to_score, size, config.temperature, layout, progress, ranks),
     )
@@ -196,7 +198,7 @@ def _train(
     judge = None
     if critic:
         sampled, checkpoint = start.sampled[-1], unfinished.checkpoint
-        judge = CriticTraining.open(critic, sampled, checkpoint, adam, config, device=config.device, **numbers)
+        judge = CriticTrainer.open(critic, sampled, checkpoint, adam, config, device=config.device, **numbers)
 
     def step(batch: Sequence[int], rate: float) -> dict[str, float]:
         taken = [examples[index] for index in batch]
@@ -211,7 +213,7 @@ def _train(
     rates = Rates.of(config, config.steps_before)
     metrics = take_steps(step, rates, order, work, tokenizer, unfinished, config.save_every, progress)
     counts = {"trajectories": len(examples), **pool.counts, **count_steps(metrics, config.steps_before)}
-    lineage = dataclasses.replace(lineage, counts=counts, summary=summarise(metrics) | pool.figures)
+    lineage = dataclasses.replace(lineage, counts=counts, summary=summarize(metrics) | pool.figures)
     work.save(config.out, tokenizer, lambda directory: write_records(directory, lineage, metrics))
     models.close()
     return lineage

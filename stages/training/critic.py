@@ -20,15 +20,16 @@ from stages.configs.train import CRITIC, LearningOptions
 from stages.core.errors import UserError
 from stages.core.paths import as_path, is_path_reference, relative_path
 from stages.models import checkpoints
-from stages.models.pruning import check_optimiser, check_weights, digest_of
+from stages.models.checkpoints import OPTIMIZER_FILE
+from stages.models.pruning import check_optimizer, check_weights, digest_of
 from stages.models.transfer import origin
 from stages.optimization.critic import Critic, Visited, has_head, open_critic, update_critic
-from stages.optimization.optimizer import OPTIMISER_FILE, Adam
+from stages.optimization.optimizer import Adam
 from stages.optimization.step import Engine
 from stages.shards.lineage import Source, model_source
 from stages.shards.parts import Artefact
 from stages.shards.tables import ragged, rows_by_name
-from stages.training.resumable import Saving
+from stages.training.resumable import ModelWriter
 from stages.training.starting_point import Sampled
 
 
@@ -49,7 +50,7 @@ class CriticStart:
         """As `StartingPoint.check_not_pruned`."""
         check_weights(self.directory)
         if self.optimiser:
-            check_optimiser(self.directory)
+            check_optimizer(self.directory)
 
 
 def find_critic(
@@ -97,7 +98,7 @@ def find_critic(
             "pass --critic PATH"
         )
     sources = [dataclasses.replace(model_source(name, digest, out), stage=CRITIC)]
-    state = directory / OPTIMISER_FILE
+    state = directory / OPTIMIZER_FILE
     content = digest_of(state, "optimizer") if has_head(directory) else None  # without a head it is a policy's
     optimiser = continue_optimiser and content is not None
     if content and optimiser:
@@ -105,7 +106,7 @@ def find_critic(
     return CriticStart(directory, optimiser, tuple(sources))
 
 
-def load_visited(advantages: Artefact, trajectories: Artefact) -> dict[str, Visited]:
+def load_visited_states(advantages: Artefact, trajectories: Artefact) -> dict[str, Visited]:
     """The states where segments begin, with their old values and returns, by `trajectory_id`.
 
     Raises:
@@ -139,7 +140,7 @@ def load_visited(advantages: Artefact, trajectories: Artefact) -> dict[str, Visi
     }
 
 
-class CriticTraining:
+class CriticTrainer:
     """A critic in step with a policy."""
 
     def __init__(
@@ -148,7 +149,7 @@ class CriticTraining:
         """Take over a critic and what it learns from.
 
         Args:
-          visited: as `load_visited` gives them.
+          visited: as `load_visited_states` gives them.
           learning_rate: the peak.
           size: trajectories in one pass.
           clip: as in `maths.gae.value_loss`.
@@ -173,7 +174,7 @@ class CriticTraining:
         adam: Adam,
         options: LearningOptions,
         **opened: Any,
-    ) -> CriticTraining:
+    ) -> CriticTrainer:
         """The critic that a call trains, and what it learns from.
 
         Args:
@@ -181,7 +182,7 @@ class CriticTraining:
           opened: further options of `engines.critic.open_critic`.
 
         Raises:
-          UserError: as `open_critic`, `load_visited` and `CriticTraining`.
+          UserError: as `open_critic`, `load_visited_states` and `CriticTrainer`.
         """
         assert options.critic_learning_rate is not None, "there is a critic to train"
         critic = open_critic(
@@ -190,7 +191,7 @@ class CriticTraining:
             continue_optimiser=checkpoint is not None or start.optimiser,
             **opened,
         )
-        visited = load_visited(sampled.advantages, sampled.trajectories)
+        visited = load_visited_states(sampled.advantages, sampled.trajectories)
         size, clip = options.per_device_batch_size, options.value_clip or None
         return cls(critic, visited, options.critic_learning_rate, size=size, clip=clip)
 
@@ -206,7 +207,7 @@ class CriticTraining:
         except FloatingPointError as error:
             raise UserError(f"the critic cannot take its step: {error}; take a lower --critic-learning-rate") from error
 
-    def beside(self, engine: Engine) -> Saving:
+    def beside(self, engine: Engine) -> ModelWriter:
         """What writes both: the policy's directory with the critic's in it, all at once."""
         return _Both(engine, self._critic)
 

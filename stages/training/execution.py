@@ -1,4 +1,4 @@
-"""Owns on what a training call runs: one process with the torch engine, or DeepSpeed's ranks."""
+"""Decide on what a training call runs: one process with the torch engine, or the ranks of DeepSpeed."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch
 from stages.configs.train import LearningOptions, choose_engine
 from stages.core.errors import UserError
 from stages.core.launcher import Launch
-from stages.models import checkpoints
+from stages.models import devices
 from stages.optimization.ranks import ALONE, Ranks, join
 from stages.optimization.zero import Zero, plan_zero, require_deepspeed
 
 
 @dataclass(frozen=True)
-class Sharing:
-    """How the work of a call is shared out.
+class ExecutionPlan:
+    """The device, ranks and engine of a training call.
 
     Attributes:
-      device: this rank's.
-      ranks: this process among the others.
-      zero: how DeepSpeed shares the model out; None: the torch engine, in one process.
+      device: the device of this rank.
+      ranks: the ranks of the call, and which of them this process is.
+      zero: settings of DeepSpeed; None for the torch engine, which is one process.
     """
 
     device: torch.device
@@ -29,28 +29,30 @@ class Sharing:
     zero: Zero | None = None
 
     def __str__(self) -> str:
-        """For the reader: which engine, on how many ranks."""
+        """Describe the engine and the number of ranks to the user."""
         if self.zero is None:
             return "engine: torch"
         count = f"{self.ranks.size} rank{'s' * (self.ranks.size > 1)}"
         return f"engine: deepspeed, ZeRO stage {self.zero.stage}, {count} on {self.device.type}"
 
 
-def plan_sharing(options: LearningOptions, device: str, dtype: str, launch: Launch) -> Sharing:
-    """What the options mean for a process that was launched so.
+def plan_execution(options: LearningOptions, device: str, dtype: str, launch: Launch) -> ExecutionPlan:
+    """Choose the engine and the device of this rank, and connect the ranks.
 
     Args:
-      device, dtype: as `--device` and `--dtype` say.
+      device, dtype: the values of `--device` and `--dtype`.
+      launch: how the launcher (torchrun, deepspeed, srun or none) started this process.
 
     Raises:
-      UserError: as `choose_engine` and `plan_zero`; a device that does not go with the launch.
+      UserError: as `choose_engine` and `plan_zero`; or a device that does not fit the launch.
     """
     if choose_engine(options, launch.size) == "torch":
-        return Sharing(checkpoints.pick_device(device))
-    place = _device_of_rank(device, launch)
-    ranks = join(launch, place.type)
+        return ExecutionPlan(devices.pick_device(device))
+    own_device = _device_of_rank(device, launch)
+    ranks = join(launch, own_device.type)
     with ranks.agreed():
         require_deepspeed()
+        # Rank 0 alone reads --deepspeed-config, so that all ranks use the same settings.
         zero = ranks.first(
             lambda: plan_zero(
                 options.deepspeed_config,
@@ -60,18 +62,28 @@ def plan_sharing(options: LearningOptions, device: str, dtype: str, launch: Laun
                 dtype=dtype,
             )
         )
-    return Sharing(place, ranks, zero)
+    return ExecutionPlan(own_device, ranks, zero)
 
 
 def _device_of_rank(device: str, launch: Launch) -> torch.device:
-    """A rank's own GPU: its number on the node, or the only one that it sees."""
+    """Return the GPU of a rank: the one with its local rank as index, or the only visible one; else the given device.
 
-    place = checkpoints.pick_device(device)
-    if place.type != "cuda":
-        return place
-    if place.index is not None and launch.size > 1:
-        raise UserError(f"--device {device}: each of {launch.size} ranks has its own; expected auto, cuda or cpu")
+    Raises:
+      UserError: one GPU is named for several ranks, or the node has fewer GPUs than ranks.
+    """
+    picked = devices.pick_device(device)
+    if picked.type != "cuda":
+        return picked
+    if picked.index is not None and launch.size > 1:
+        raise UserError(
+            f"--device {device} is one GPU for all of {launch.size} ranks; expected auto, cuda or cpu, so that each "
+            "rank takes its own"
+        )
     count = torch.cuda.device_count()
+    # A launcher may show each rank its own GPU only; then every rank sees one GPU, with index 0.
     if launch.local_rank >= count > 1:
-        raise UserError(f"rank {launch.rank} is the process {launch.local_rank} of its node, which has {count} GPUs")
-    return torch.device("cuda", place.index or (launch.local_rank if count > 1 else 0))
+        raise UserError(
+            f"rank {launch.rank} has local rank {launch.local_rank}, but its node has {count} GPUs: start at most "
+            f"{count} ranks per node"
+        )
+    return torch.device("cuda", picked.index or (launch.local_rank if count > 1 else 0))

@@ -1,4 +1,4 @@
-"""Owns `--merge`: the whole model beside an adapter, a Hugging Face directory that loads anywhere."""
+"""Write the merged model of an adapter (`--merge`): a Hugging Face directory that loads anywhere."""
 
 from __future__ import annotations
 
@@ -13,29 +13,32 @@ from stages.models.pruning import lost
 from stages.shards.lineage import Lineage, Source, read_lineage, write_lineage
 
 
-def merge_beside(out: Path, progress: Progress) -> None:
-    """Writes `OUT/merged` from the adapter in `out`, unless it is there: an adapter never changes once it is written.
+def write_merged_model(out: Path, progress: Progress) -> None:
+    """Write `OUT/merged` from the adapter in `out`, unless it exists: an adapter never changes after it is written.
 
-    Where the adapter's weights were pruned, there is nothing to merge, and nobody who needs it.
+    Do nothing if the adapter's weights were pruned: they are gone.
 
     Raises:
       UserError: as `stages.models.lora.write_merged`.
     """
-
     merged, lineage = out / MERGED, read_lineage(out)
     if (merged / "config.json").is_file() or lost(out, "weights"):
         return
     progress.note(f"merging the adapter into {merged}")
     adapter = resolve(str(out))
-    write_merged(adapter, merged, lambda directory: write_lineage(directory, _deeper(lineage)) if lineage else None)
+    write_merged(
+        adapter,
+        merged,
+        lambda directory: write_lineage(directory, _from_subdirectory(lineage)) if lineage else None,
+    )
 
 
-def _deeper(lineage: Lineage) -> Lineage:
-    """The same lineage as seen from a directory within."""
+def _from_subdirectory(lineage: Lineage) -> Lineage:
+    """Return a lineage whose relative paths start one directory deeper."""
 
-    def seen(source: Source) -> Source:
-        local = source.path.startswith("..")  # names on the hub never begin so
-        return dataclasses.replace(source, path=f"../{source.path}") if local else source
+    def moved(source: Source) -> Source:
+        is_relative = source.path.startswith("..")  # names on the hub never start with this
+        return dataclasses.replace(source, path=f"../{source.path}") if is_relative else source
 
-    model = seen(lineage.model) if lineage.model else None
-    return dataclasses.replace(lineage, inputs=tuple(map(seen, lineage.inputs)), model=model)
+    model = moved(lineage.model) if lineage.model else None
+    return dataclasses.replace(lineage, inputs=tuple(map(moved, lineage.inputs)), model=model)

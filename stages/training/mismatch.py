@@ -1,7 +1,7 @@
-"""Owns what is told of the mismatch of sampler and trainer (`stages.maths.mismatch`): over a call, and as a warning.
+"""Report the mismatch between sampler and trainer (`stages.maths.mismatch`): a summary of a call, and a warning.
 
-It is measured on the kept tokens that the policy itself sampled: those of older policies under replay, or of another
-model that was named, differ for a reason that is no fault.
+Only kept tokens that the policy itself sampled are compared. Tokens of older policies (replay) or of another model
+differ because those models differ, which is not a fault.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ _LARGEST = "mismatch/logp_difference_max"
 _MEAN = "mismatch/logp_difference_mean"
 _MEANS = (_MEAN, "mismatch/kl", "mismatch/truncated")
 _REMEDY = (
-    "the sampler is not the policy that is trained. Let both compute in one --dtype (float32 tells if it is that); "
-    "see that --temperature is the trajectories'; that the log-probabilities of an engine from elsewhere are of the "
-    "whole vocabulary at that temperature, not of what top-p or top-k left; and that the sampler held the policy's "
-    "newest weights. --old-logprobs recorded takes ratios to the sampler's, truncated"
+    "the sampler is not the policy that is trained. Use one --dtype for both (float32 shows whether rounding is the "
+    "cause); check that --temperature is the one of the trajectories, that log-probabilities of another engine are of "
+    "the whole vocabulary at that temperature and not of what top-p or top-k left, and that the sampler had the newest "
+    "weights of the policy. --old-logprobs recorded takes truncated ratios to the sampler's log-probabilities"
 )
 
 
-def summarise(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mismatch over all steps, by tokens; empty where nothing was compared."""
+def summarize(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mismatch over all steps, weighted by the compared tokens; empty if no token was compared."""
     lines = [line for line in metrics if "mismatch/tokens" in line]
     tokens = sum(line["mismatch/tokens"] for line in lines)
     if not tokens:
@@ -34,11 +34,11 @@ def summarise(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def warn(figures: Mapping[str, float]) -> tuple[str, ...]:
-    """A line for the reader where the mean multiplicative error, of a step or a call, passes `TOLERATED`."""
+    """Return a warning if the mean multiplicative error of a step or call exceeds `TOLERATED_ERROR`; else nothing."""
     error = figures.get(ERROR, 1.0)
     if error <= TOLERATED_ERROR:
         return ()
     return (
         f"sampler and trainer disagree: a token's probability is off by a factor of {error:.4f} on average (at most "
-        f"{TOLERATED_ERROR} is expected), {figures['mismatch/truncated']:.1%} of the ratios beyond the cap: {_REMEDY}",
+        f"{TOLERATED_ERROR} is expected), {figures['mismatch/truncated']:.1%} of the ratios exceed the cap: {_REMEDY}",
     )

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from stages.models.lora import BaseOf
 from stages.optimization import deepspeed
+from stages.optimization.lora import BaseScorer
 from stages.optimization.optimizer import Adam
 from stages.optimization.step import Engine, Scorer
 from stages.optimization.torch import TorchEngine, open_engine
-from stages.training.execution import Sharing
+from stages.training.execution import ExecutionPlan
 from stages.training.starting_point import StartingPoint
 
 
@@ -22,7 +22,7 @@ class Models:
         self,
         start: StartingPoint,
         checkpoint: Path | None,
-        sharing: Sharing,
+        sharing: ExecutionPlan,
         adam: Adam,
         check: Callable[[TorchEngine, Path], None],
         **options: Any,
@@ -53,7 +53,7 @@ class Models:
         if directory != self._start.base or directory == self._start.policy:
             return self.open(directory)
         engine = self.open(self._start.policy)
-        return BaseOf(engine, engine.model)
+        return BaseScorer(engine, engine.model)
 
     def close(self) -> None:
         """Give back the memory of the one that is open."""

@@ -1,7 +1,7 @@
-"""Owns what a killed training call leaves beside its output: checkpoints to resume from, in `.NAME.partial/`.
+"""Keep the state of an unfinished training run beside its output, in `.NAME.partial/`, so that a rerun resumes it.
 
-A checkpoint is a whole model directory with the optimiser's state and the metrics of the steps so far; how many lines
-those have is how far it is. Everything appears by a rename, so whatever is there is complete.
+A checkpoint is a complete model directory with the optimizer state and the metrics of the steps so far; the number of
+these metrics is the number of steps taken. Checkpoints and arrays appear by a rename, so whatever exists is complete.
 """
 
 from __future__ import annotations
@@ -31,26 +31,27 @@ from stages.tracking.metrics_log import MetricsLog, Series
 
 METRICS_FILE = "metrics.jsonl"
 SAVE_SECONDS = 300.0
-"""Where no number of steps is asked for, the most work that a killed call loses."""
+"""Seconds between checkpoints if no number of steps is given: the most work that a killed run loses."""
 
 Metrics = list[dict[str, float]]
+"""The metrics of each step, in order."""
 
 
-class Saving(Protocol):
-    """Something that writes a model directory whole, with its optimiser's state: an engine, or a policy and critic."""
+class ModelWriter(Protocol):
+    """Writes a model directory with its optimizer state: an engine, or a policy together with its critic."""
 
     def save(self, directory: Path, tokenizer: PreTrainedTokenizerBase, write_more: Callable[[Path], None]) -> None:
-        """Write it atomically; `write_more` puts further files into the unfinished directory."""
+        """Write the directory atomically; `write_more` adds files to it before it gets its final name."""
         ...
 
 
-class Unfinished:
-    """The unfinished work of one output, held by this call alone; of its ranks the first one writes.
+class ResumableRun:
+    """The unfinished work of one output, locked by this process; with several ranks, only rank 0 writes.
 
     Attributes:
       directory: `.NAME.partial/` beside the output.
-      checkpoint: the model directory to resume from; None where nothing was saved yet.
-      metrics: of the steps up to that checkpoint.
+      checkpoint: model directory to resume from; None if nothing was saved yet.
+      metrics: metrics of the steps up to that checkpoint.
     """
 
     def __init__(
@@ -64,10 +65,10 @@ class Unfinished:
     ) -> None:
         self.directory, self.checkpoint, self.metrics = directory, checkpoint, metrics
         self._lineage, self._series, self._ranks = lineage, series, ranks
-        self._saved = time.monotonic()
+        self._saved_at = time.monotonic()
 
     def log(self, line: dict[str, float]) -> None:
-        """Append a step's metrics where a user may follow them."""
+        """Append the metrics of a step to the file of the unfinished run and to the trackers."""
         if self._ranks.rank:
             return
         with (self.directory / METRICS_FILE).open("a") as file:
@@ -76,29 +77,31 @@ class Unfinished:
             self._series.log(line)
 
     def save_if_due(
-        self, work: Saving, tokenizer: PreTrainedTokenizerBase, metrics: Metrics, every: int | None
+        self, writer: ModelWriter, tokenizer: PreTrainedTokenizerBase, metrics: Metrics, every: int | None
     ) -> None:
-        """Write a checkpoint after the steps that `metrics` holds; older ones go.
+        """Write a checkpoint after the steps in `metrics` if one is due, and delete the older ones.
 
         Args:
-          every: steps between checkpoints; None: `SAVE_SECONDS` since the last.
+          every: steps between checkpoints; None: `SAVE_SECONDS` since the last one.
         """
 
         def is_due() -> bool:
-            return len(metrics) % every == 0 if every else time.monotonic() - self._saved >= SAVE_SECONDS
+            return len(metrics) % every == 0 if every else time.monotonic() - self._saved_at >= SAVE_SECONDS
 
+        # The clocks of the ranks differ, and all of them must save together: rank 0 decides.
         if not self._ranks.first(is_due):
             return
-        here = self.directory / f"step-{len(metrics):08d}"
-        work.save(here, tokenizer, lambda directory: write_records(directory, self._lineage, metrics))
+        checkpoint = self.directory / f"step-{len(metrics):08d}"
+        writer.save(checkpoint, tokenizer, lambda directory: write_records(directory, self._lineage, metrics))
         if self._ranks.rank == 0:
-            for other in _steps(self.directory)[1:]:
-                shutil.rmtree(other)
-        self._saved = time.monotonic()
+            for older in _checkpoints(self.directory)[1:]:
+                shutil.rmtree(older)
+        self._saved_at = time.monotonic()
 
-    def once(self, name: str, compute: Callable[[], dict[str, NDArray[np.floating]]]) -> dict[str, NDArray]:
-        """Arrays that are computed by the first attempt, all ranks together, and read by those that resume it."""
-
+    def cached_arrays(
+        self, name: str, compute: Callable[[], dict[str, NDArray[np.floating]]]
+    ) -> dict[str, NDArray[np.floating]]:
+        """Return arrays that the first attempt computes, on all ranks together, and later attempts read from disk."""
         path = self.directory / f"{name}.safetensors"
         if self._ranks.first(path.exists):
             return load_file(path)
@@ -110,7 +113,7 @@ class Unfinished:
 
 
 @contextmanager
-def open_unfinished(
+def open_resumable_run(
     out: Path,
     lineage: Lineage,
     *,
@@ -118,47 +121,50 @@ def open_unfinished(
     progress: Progress,
     report: MetricsLog | None = None,
     ranks: Ranks = ALONE,
-) -> Iterator[Unfinished]:
-    """The unfinished work of an output, begun here or by a call that was killed; no other call may hold it.
+) -> Iterator[ResumableRun]:
+    """Open the unfinished run of an output, or start one, and lock it until the block ends.
 
-    It stays where it is when the block ends; `discard_unfinished` removes it once the output is published.
+    The directory stays after the block; `discard_partial` removes it once the output is published.
 
     Args:
-      report: gets the metrics of every step.
-      ranks: of this call; the first holds the place for all.
+      overwrite: whether to discard unfinished work of another configuration.
+      report: log that receives the metrics of every step.
+      ranks: the ranks of this run; rank 0 holds the lock for all of them.
 
     Raises:
-      FingerprintMismatch: it is of another configuration, and `overwrite` was not asked for.
-      UserError: another process is at it, or the disk does not take it.
+      FingerprintMismatch: the unfinished work is of another configuration, and `overwrite` is False.
+      UserError: another process holds the lock, or the directory cannot be written.
     """
-    directory = place(out)
+    directory = partial_directory(out)
     with ExitStack() as stack:
         stack.enter_context(disk_errors(directory))
         if ranks.rank == 0 and not stack.enter_context(locked(directory)):
             progress.note(f"{directory} has no file locks: let no other process work on {out}")
-        checkpoint, metrics = ranks.first(lambda: _begin(directory, lineage, overwrite))
+        checkpoint, metrics = ranks.first(lambda: _start_or_resume(directory, lineage, overwrite))
         series = report and report.open_series(lineage.stage, out, lineage.fingerprint, metrics)
         if metrics:
             progress.note(f"resuming {out} after step {len(metrics)}")
         try:
-            yield Unfinished(directory, lineage, checkpoint, metrics, series, ranks)
+            yield ResumableRun(directory, lineage, checkpoint, metrics, series, ranks)
         except SpoError:
-            if ranks.rank == 0 and not _steps(directory):
-                shutil.rmtree(directory, ignore_errors=True)  # nothing was done that could be resumed
+            if ranks.rank == 0 and not _checkpoints(directory):
+                shutil.rmtree(directory, ignore_errors=True)  # there is nothing to resume from
             raise
 
 
-def published(
+def find_finished(
     out: Path, lineage: Lineage, *, overwrite: bool, progress: Progress, report: MetricsLog | None = None
 ) -> Lineage | None:
-    """The lineage of an output that is there and up to date, saying so; None where it is still to be made, or anew.
+    """Return the lineage of an output that is up to date, with a note to the user; None if it must be made.
 
     Args:
-      report: gets its metrics, where it lacks them.
+      lineage: of the requested work.
+      overwrite: whether an output of another configuration may be replaced.
+      report: log that receives the metrics of the output, if they are missing there.
 
     Raises:
-      FingerprintMismatch: it is there, made with another configuration, and `overwrite` was not asked for.
-      UserError: something else lies there.
+      FingerprintMismatch: the output was made with another configuration, and `overwrite` is False.
+      UserError: the output path holds something else.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
@@ -166,7 +172,7 @@ def published(
     if found and not transfer.is_whole(out):
         return None
     if found is None:
-        raise UserError(f"{out} is there and is no model directory made by spo: choose another --out, or move it away")
+        raise UserError(f"{out} exists and is no model directory made by spo: choose another --out, or move it away")
     if found.fingerprint == lineage.fingerprint:
         progress.note(f"{out} is up to date")
         if report:
@@ -180,60 +186,66 @@ def published(
     return None
 
 
-def discard_unfinished(out: Path) -> None:
-    """Remove what an attempt at an output left; it has been published since."""
-    shutil.rmtree(place(out), ignore_errors=True)
+def discard_partial(out: Path) -> None:
+    """Remove the directory of the unfinished run, once the output is published."""
+    shutil.rmtree(partial_directory(out), ignore_errors=True)
 
 
-def place(out: Path) -> Path:
-    """Where the unfinished work of an output lies: beside it; on this machine, where the output is to be in a store."""
+def partial_directory(out: Path) -> Path:
+    """Return the directory of the unfinished run: beside a local output, in the local cache for an object store."""
     if is_local(out):
         return out.with_name(f".{out.name}.partial")
     return cache_directory() / "unfinished" / digest(str(out.resolve()).encode()) / f".{out.name}.partial"
 
 
 def write_records(directory: Path, lineage: Lineage, metrics: Metrics) -> None:
-    """Put beside the weights how they were made, and the metrics of the steps."""
+    """Write the lineage and the metrics of the steps into a model directory."""
     write_lineage(directory, lineage)
     write_metrics(directory, metrics)
 
 
 def write_metrics(directory: Path, metrics: Metrics) -> None:
-    """Put the metrics of all steps, one JSON object a line, into a directory."""
+    """Write the metrics of all steps into a directory, one JSON object per line."""
     (directory / METRICS_FILE).write_text("".join(json.dumps(line) + "\n" for line in metrics))
 
 
 def read_metrics(directory: Path) -> Metrics:
-    """The metrics of all steps, as `write_metrics` put them there."""
+    """Return the metrics that `write_metrics` wrote."""
     return [json.loads(line) for line in (directory / METRICS_FILE).read_text().splitlines()]
 
 
-def _steps(directory: Path) -> list[Path]:
-    """The checkpoints, the last one first."""
+def _checkpoints(directory: Path) -> list[Path]:
+    """Return the checkpoints of an unfinished run, the newest first."""
     return sorted(directory.glob("step-*"), reverse=True)
 
 
-def _begin(directory: Path, lineage: Lineage, overwrite: bool) -> tuple[Path | None, Metrics]:
-    """The checkpoint to resume from, if there is one, and the metrics up to it."""
-    _check_same_work(directory, lineage, overwrite)
-    checkpoint = next(iter(_steps(directory)), None)
+def _start_or_resume(directory: Path, lineage: Lineage, overwrite: bool) -> tuple[Path | None, Metrics]:
+    """Return the checkpoint to resume from, if there is one, and the metrics up to it."""
+    _clear_other_work(directory, lineage, overwrite)
+    checkpoint = next(iter(_checkpoints(directory)), None)
     metrics = read_metrics(checkpoint) if checkpoint else []
+    # The file may have lines of steps after the checkpoint, which are taken again.
     write_metrics(directory, metrics)
     return checkpoint, metrics
 
 
-def _check_same_work(directory: Path, lineage: Lineage, overwrite: bool) -> None:
-    begun = read_lineage(directory)
-    if begun and begun.fingerprint == lineage.fingerprint:
+def _clear_other_work(directory: Path, lineage: Lineage, overwrite: bool) -> None:
+    """Empty a directory that holds work of another configuration, and record the lineage of this work.
+
+    Raises:
+      FingerprintMismatch: it has a checkpoint, and `overwrite` is False.
+    """
+    found = read_lineage(directory)
+    if found and found.fingerprint == lineage.fingerprint:
         return
-    if begun and _steps(directory) and not overwrite:
+    if found and _checkpoints(directory) and not overwrite:
         raise FingerprintMismatch(
-            f"{directory} holds unfinished work of another configuration ({'; '.join(differences(begun, lineage))}): "
+            f"{directory} holds unfinished work of another configuration ({'; '.join(differences(found, lineage))}): "
             "finish that, or pass --overwrite to drop it"
         )
     for entry in directory.iterdir():
         if entry.is_dir():
             shutil.rmtree(entry)
-        elif entry.name != "lock":
+        elif entry.name != "lock":  # held by this process
             entry.unlink()
     write_lineage(directory, lineage)

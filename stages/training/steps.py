@@ -16,7 +16,7 @@ from stages.core.progress import Progress
 from stages.maths.randomness import random_key
 from stages.optimization.step import schedule
 from stages.training import mismatch
-from stages.training.resumable import Metrics, Saving, Unfinished
+from stages.training.resumable import Metrics, ModelWriter, ResumableRun
 from stages.training.starting_point import SCHEDULE_STEPS
 
 Step = Callable[[Sequence[int], float], dict[str, float]]
@@ -99,9 +99,9 @@ def take_steps(
     step: Step,
     rates: Rates,
     batches: Sequence[Sequence[int]],
-    work: Saving,
+    work: ModelWriter,
     tokenizer: PreTrainedTokenizerBase,
-    unfinished: Unfinished,
+    unfinished: ResumableRun,
     save_every: int | None,
     progress: Progress,
 ) -> Metrics:
@@ -153,7 +153,7 @@ def count_steps(metrics: Metrics, before: int) -> dict[str, int]:
     }
 
 
-def summarise(metrics: Metrics) -> dict[str, float]:
+def summarize(metrics: Metrics) -> dict[str, float]:
     """What the closing summary tells: how many steps there were, means over them, and what a trained token cost."""
     skipped = sum("skipped/ratio" in line or "skipped/empty" in line for line in metrics)
     figures = {"steps": float(len(metrics)), "steps/skipped": float(skipped)}
@@ -164,4 +164,4 @@ def summarise(metrics: Metrics) -> dict[str, float]:
     fed, trained = (sum(line[f"tokens/{what}"] for line in metrics) for what in ("fed", "trained"))
     if trained:
         figures["tokens/fed_per_trained"] = fed / trained
-    return figures | mismatch.summarise(metrics)
+    return figures | mismatch.summarize(metrics)

@@ -42,7 +42,7 @@ def carry_out(job: dict[str, Any], rank: int) -> dict[str, Any]:
     from stages.shards.disk import locked
     from stages.train import Config, run
     from stages.training import pool
-    from stages.training.resumable import place
+    from stages.training.resumable import partial_directory
 
     given: dict[str, Any] = dict(job["options"])
     given |= {name: tuple(map(Path, given[name])) for name in TUPLES if name in given}
@@ -53,7 +53,7 @@ def carry_out(job: dict[str, Any], rank: int) -> dict[str, Any]:
     def fail(*args: Any, **options: Any) -> Any:
         raise UserError("this disk is not there")
 
-    held = locked(place(given["out"])) if job.get("held") and rank == 0 else nullcontext()
+    held = locked(partial_directory(given["out"])) if job.get("held") and rank == 0 else nullcontext()
     try:
         pool.fill_pool = fail if job.get("fails_on") == rank else fill_pool
         with held:

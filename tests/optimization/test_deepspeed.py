@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stages.models import checkpoints
+from stages.models import checkpoints, loading
 from stages.shards.lineage import read_lineage
-from stages.training.resumable import place
+from stages.training.resumable import partial_directory
 from tests.optimization.rank_runs import Place, agree, equal, free_port, launched, metrics, skipped, torchrun
 from tests.test_train import save_model, write_chain
 from tests.test_train_trees import write_trees
@@ -64,7 +64,7 @@ def killed(here: Place) -> Place:
     job = here.job("zero3", zero_stage=3, save_every=2, on_the_way={"kill_after": 4})
     assert here.launch(2, [job]).returncode != 0
     for name in ("by-torch", "by-three", "by-three-at-1"):
-        shutil.copytree(place(here.folder / "zero3"), place(here.folder / name))
+        shutil.copytree(partial_directory(here.folder / "zero3"), partial_directory(here.folder / name))
     return here
 
 
@@ -145,7 +145,7 @@ def test_the_result_is_one_hugging_face_directory(two: Place, torch_alone: Path)
     assert {path.name for path in ours.iterdir()} == {path.name for path in torch_alone.iterdir()}
     assert json.loads((ours / "config.json").read_text()) == json.loads((torch_alone / "config.json").read_text())
     assert {oct(path.stat().st_mode & 0o044) for path in ours.iterdir()} == {oct(0o044)}
-    checkpoints.load_model(checkpoints.resolve(str(ours)), torch.device("cpu"), torch.float32)
+    loading.load_model(checkpoints.resolve(str(ours)), torch.device("cpu"), torch.float32)
     assert not [path for path in two.folder.iterdir() if path.name.startswith(".zero")]
 
 

@@ -23,7 +23,7 @@ from stages.optimization.critic import open_critic, score_states
 from stages.shards.lineage import read_lineage
 from stages.shards.parts import open_artefact
 from stages.shards.schemas import ADVANTAGES, TRAJECTORIES
-from stages.training.critic import load_visited
+from stages.training.critic import load_visited_states
 from tests.chains import cut, rows, sample
 
 FILES = ("model.safetensors", "value_head.safetensors", "optimizer.safetensors")
@@ -72,7 +72,7 @@ def assert_identical(one: Path, other: Path) -> None:
 
 
 def test_old_values_and_returns_stand_at_every_boundary(chain: Path, ppo: Path) -> None:
-    visited = load_visited(
+    visited = load_visited_states(
         open_artefact(ppo / "advantages", ADVANTAGES), open_artefact(chain / "trajectories", TRAJECTORIES)
     )
     sampled = {row["trajectory_id"]: row for row in rows(chain / "trajectories")}
@@ -192,7 +192,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bytes(ppo: Path, tmp_path: Pat
 
 
 def test_how_a_step_is_split_changes_the_critic_by_rounding_only(chain: Path, ppo: Path, tmp_path: Path) -> None:
-    visited = load_visited(
+    visited = load_visited_states(
         open_artefact(ppo / "advantages", ADVANTAGES), open_artefact(chain / "trajectories", TRAJECTORIES)
     )
     found = []

@@ -20,7 +20,7 @@ from stages.shards.lineage import describe, model_source, read_lineage
 from stages.shards.parts import artefact_source, open_artefact
 from stages.shards.schemas import ADVANTAGES, TRAJECTORIES
 from stages.train import run
-from stages.training.mismatch import summarise, warn
+from stages.training.mismatch import summarize, warn
 from tests.optimization.test_torch import OBJECTIVE, make_examples, make_model
 from tests.shards.samples import Notes
 from tests.test_train import Sampling, make_rows, metrics, save_model, settings, write_parts
@@ -152,11 +152,11 @@ def test_steps_are_summed_up_by_their_tokens():
         told: dict[str, Any] = {"mismatch/tokens": tokens, "mismatch/logp_difference_mean": mean, "mismatch/kl": mean}
         return told | {"mismatch/truncated": 0.0, "mismatch/logp_difference_max": largest}
 
-    found = summarise([line(10, 0.1, 0.5), {"loss": 1.0}, line(30, 0.02, 0.9)])
+    found = summarize([line(10, 0.1, 0.5), {"loss": 1.0}, line(30, 0.02, 0.9)])
     # (10 · 0.1 + 30 · 0.02) / 40 = 0.04
     assert found["mismatch/error"] == pytest.approx(math.exp(0.04))
     assert found["mismatch/logp_difference_max"] == 0.9
     assert not warn(found)
     assert warn(found | {"mismatch/error": 1.06})
-    assert summarise([{"loss": 1.0}]) == {}
+    assert summarize([{"loss": 1.0}]) == {}
     assert not warn({})
