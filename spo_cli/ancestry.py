@@ -12,6 +12,7 @@ from typing import Any
 from rich.text import Text
 from rich.tree import Tree
 
+from spo_cli.app import VERBS
 from stages.core.errors import IncompleteInput, UserError
 from stages.core.paths import is_local, is_path_reference, locate
 from stages.models.adapters import CONFIG_FILE
@@ -86,8 +87,6 @@ def _label(stage: str, fingerprint: str, place: Path | str, detail: str) -> Text
 
 def _chosen_options(lineage: Lineage) -> str:
     """The options that were not left at their default, which is what tells this work from other work of the stage."""
-    from spo_cli.app import VERBS
-
     config = importlib.import_module(VERBS[lineage.stage].config).Config if lineage.stage in VERBS else None
     defaults = {field.name: _as_json(field.default) for field in dataclasses.fields(config)} if config else {}
     chosen = {name: value for name, value in lineage.config.items() if value not in (defaults.get(name), None, [])}

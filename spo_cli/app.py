@@ -1,9 +1,12 @@
-"""The `spo` command: names → verbs, errors → exit codes. A verb is imported only when its command is used.
+"""The `spo` command: find the module of a command, run it, and turn errors into exit codes.
 
-So `spo --help` stays quick, and a broken dependency of one stage cannot break another. The commands of the Typer
-application are placeholders; `_Application.resolve_command` replaces the one that is used by the real one
-(`options.ConfigCommand`). All options of `spo` itself are flags: Typer converts values of other types with pydantic,
-which takes long to import.
+The module of a command is imported only when the command runs. Help is therefore quick, and a broken dependency of one
+stage does not break another. Everything that this file imports at its top must stay light: no torch, numpy, pyarrow or
+transformers.
+
+The commands of the Typer application are placeholders; `_Application.resolve_command` replaces the requested one by an
+`options.ConfigCommand`. All options of `spo` itself are flags, because Typer converts values of other types with
+pydantic, which takes about 0.1 s to import.
 """
 
 from __future__ import annotations
@@ -15,27 +18,31 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
+from spo_cli import console
+from spo_cli.completion import SHELLS, completion_script, find_shell, install_completion, register_shells
 from spo_cli.dotted import dotted_flags, translate_dotted
+from spo_cli.examples import EXAMPLES
+from spo_cli.help import Entry, show_application
+from spo_cli.options import HELP_FLAGS, ConfigCommand
 from spo_cli.vendored import Command, CompletionItem, Context, NoSuchOption
 from stages.core.errors import Interrupted, SpoError, UserError, did_you_mean
 from stages.core.launcher import drop_local_rank, read_launch
-
-if TYPE_CHECKING:
-    from spo_cli.options import ConfigCommand
+from stages.shards.sharding import ignore_signals, interruptible
 
 
 class Verb(NamedTuple):
-    """Where a command lives, and what the list of commands says about it.
+    """The modules of a command, and its line in the list of commands.
 
     Attributes:
-      config: module that declares its options; light, so that help is quick.
-      module: module that runs it; imported only then.
-      ranks: a launcher may start several processes of it; the first one reports for all.
+      config: module that declares the options; imported for help, so it must be light.
+      module: module with `run` and, optionally, `report`; imported when the command runs.
+      help: one sentence for the list of commands and for the command's own help.
+      ranks: whether a launcher may start several processes of the command; rank 0 reports for all of them.
       group: heading in the list of commands.
     """
 
@@ -103,13 +110,17 @@ _RECIPE_NOTE = (
     "Every option of a stage can be given with the stage's name before it: --train.learning-rate 2e-4 is the same as "
     "--set train.learning_rate=2e-4. spo STAGE --help-all lists the options of a stage."
 )
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+# Errors of the disk are the user's to solve; any other OSError is a defect.
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command and exit with its code: 0 done, 2 user's mistake, 3 input incomplete, 4 interrupted.
+    """Run one command and exit with its code: 0 done, 2 user error, 3 incomplete input, 4 interrupted.
 
     Any other exception goes to `sys.excepthook`, which prints the traceback; the exit code is 1.
+
+    Args:
+      arguments: the words after `spo`. Default: those of this process.
     """
     arguments = drop_local_rank(sys.argv[1:] if arguments is None else arguments)
     sys.excepthook = _report_defect
@@ -117,15 +128,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = _application().main(args=arguments, prog_name="spo", standalone_mode=False)
     except (SpoError, Interrupted) as error:
         if isinstance(error, Interrupted):
-            _ignore_signals()
+            ignore_signals()  # schedulers repeat signals, but the exit code is decided
         code = _fail(_title(arguments), str(error), error.exit_code, "--debug" in arguments)
     except typer.TyperException as error:
         title, message = _title(arguments), _message(error)
         code = _fail(title, f"{message} (see {title} --help)", error.exit_code, "--debug" in arguments)
-    except typer.Abort:  # Ctrl-C before the stage has begun
+    except typer.Abort:  # Ctrl-C before the stage started
         code = 130
     except OSError as error:
-        if error.errno not in _DISK:
+        if error.errno not in _DISK_ERRORS:
             raise
         place = f"{error.filename}: " if error.filename else ""
         message = f"{place}{error.strerror}. No partial output was left. Fix the problem and rerun the command"
@@ -134,67 +145,61 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _message(error: typer.TyperException) -> str:
-    """Return the message of a usage error in one line, with the option that was probably meant.
+    """Return the message of a usage error in one line, with the most similar option if there is one.
 
-    Typer itself names the command that was probably meant.
+    Typer itself suggests the most similar command.
     """
     if isinstance(error, NoSuchOption) and error.ctx:
         names = [name for one in error.ctx.command.params for name in (*one.opts, *one.secondary_opts)]
         return f"No such option {error.option_name!r}.{did_you_mean(error.option_name, names)}"
-    message = error.format_message().replace("Value error, ", "")  # pydantic adds it to what a parser says
+    message = error.format_message().replace("Value error, ", "")  # pydantic's prefix of a parser's message
     return " ".join(message.split())
 
 
 class _Application(TyperGroup):
-    """The list of commands. Listing commands imports none of them; using one imports that one."""
+    """The list of commands; resolving a command builds only that command."""
 
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
-        """Parse the options of `spo` itself; keep the shell that may follow a flag for the completion.
+        """Parse the options of `spo` itself; store the word after a completion flag, the name of a shell, in `ctx.obj`.
 
-        Typer has no option whose value may be left out.
+        Typer has no option with an optional value.
         """
         ctx.obj = next(iter(args[1:2]), "")
         return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: Context, args: list[str]) -> tuple[str | None, Command | None, list[str]]:
-        """Return the command in question, built for the form that its arguments choose; `--help` goes before all."""
-        from spo_cli.options import HELP_FLAGS
+        """Build the requested command, in the form that its arguments select.
 
+        A help flag drops all other arguments, so that `--help` works beside invalid or missing ones.
+        """
         name, command, rest = super().resolve_command(ctx, args)
         if name is None or command is None:
             return name, command, rest
-        asked = [word for word in rest if word in HELP_FLAGS]
-        return name, load_command(name, rest), asked[:1] or rest
+        help_flags = [word for word in rest if word in HELP_FLAGS]
+        return name, load_command(name, rest), help_flags[:1] or rest
 
     def shell_complete(self, ctx: Context, incomplete: str) -> list[CompletionItem]:
-        """Return the commands and flags that begin so; after a flag for the completion, the shells."""
+        """Return the commands and flags that start with `incomplete`; after a completion flag, the shells."""
         if not any(ctx.params.get(name) for name in ("install_completion", "show_completion")):
             return super().shell_complete(ctx, incomplete)
-        from spo_cli.completion import SHELLS
-
         return [CompletionItem(shell) for shell in SHELLS if shell.startswith(incomplete)]
 
 
 def load_command(name: str, args: Sequence[str] = ()) -> ConfigCommand:
-    """Build a verb's command from its Config; its module is imported when it runs.
+    """Build a command from its Config class; the module of the command is imported when it runs.
 
     Args:
-      args: its arguments; a verb that has several forms (`FORMS`: flag → Config) takes the one whose flag is there.
+      name: key of `VERBS`.
+      args: arguments of the command. They select the form of a command that has several (`FORMS`: flag → Config).
     """
-    from spo_cli.examples import EXAMPLES
-    from spo_cli.options import ConfigCommand
-
     verb = VERBS[name]
     options = importlib.import_module(verb.config)
 
     def execute(config: Any) -> None:
-        from spo_cli import console
-        from stages.shards.sharding import interruptible
-
         module = importlib.import_module(verb.module)
         with interruptible(), console.Reporter() as progress:
             summary = module.run(config, progress)
-        if summary is not None and not _follows(name):
+        if summary is not None and not _is_follower(name):
             getattr(module, "report", console.print_summary)(summary)
 
     title, help, config = name, verb.help, options.Config
@@ -218,8 +223,6 @@ def load_command(name: str, args: Sequence[str] = ()) -> ConfigCommand:
 
 def _application() -> TyperGroup:
     if "_SPO_COMPLETE" in os.environ:
-        from spo_cli.completion import register_shells
-
         register_shells()
     app = typer.Typer(cls=_Application, add_completion=False, add_help_option=False, invoke_without_command=True)
     app.callback()(_spo)
@@ -230,38 +233,31 @@ def _application() -> TyperGroup:
 
 
 def _action(name: str, help: str, act: Callable[[typer.Context], None], metavar: str | None = None) -> Any:
-    """Return a flag of `spo` itself, which does one thing and exits."""
+    """Declare a flag of `spo` itself that calls `act` and exits."""
 
-    def callback(ctx: typer.Context, asked: bool) -> bool:
-        if asked and not ctx.resilient_parsing:
+    def callback(ctx: typer.Context, given: bool) -> bool:
+        if given and not ctx.resilient_parsing:
             act(ctx)
             raise typer.Exit
-        return asked
+        return given
 
     return typer.Option(name, help=help, metavar=metavar, is_eager=True, callback=callback)
 
 
 def _install(ctx: typer.Context) -> None:
-    from spo_cli.completion import find_shell, install_completion
-
     files = install_completion(find_shell(ctx.obj))
-    _print_line(f"installed in {' and '.join(map(str, files))}; it takes effect in the next shell")
+    console.print_line(f"installed in {' and '.join(map(str, files))}; it takes effect in the next shell")
 
 
 def _show_script(ctx: typer.Context) -> None:
-    from spo_cli.completion import completion_script, find_shell
-
-    _print_line(completion_script(find_shell(ctx.obj)).rstrip())
+    console.print_line(completion_script(find_shell(ctx.obj)).rstrip())
 
 
 def _show_version(_: typer.Context) -> None:
-    _print_line(f"spo {_version()}")
+    console.print_line(f"spo {_version()}")
 
 
 def _show_commands(ctx: typer.Context) -> None:
-    from spo_cli.examples import EXAMPLES
-    from spo_cli.help import Entry, show_application
-
     longest = max(map(len, VERBS))
     rows = [Entry(verb.group, name.ljust(longest), verb.help) for name, verb in VERBS.items()]
     for option in ctx.command.params:
@@ -283,20 +279,14 @@ def _spo(
     version: Annotated[bool, _Version] = False,
     help: Annotated[bool, _Help] = False,
 ) -> None:
-    """Show the commands where none was given; what a flag does is its callback."""
+    """Show the list of commands if none is given; the callbacks of the flags have run before."""
     if ctx.invoked_subcommand is None:
         _show_commands(ctx)
         raise typer.Exit(2)
 
 
-def _print_line(text: str) -> None:
-    from spo_cli.console import print_line
-
-    print_line(text)
-
-
 def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
+    from importlib.metadata import PackageNotFoundError, version  # takes 20 ms, and few commands need it
 
     try:
         return version("spo-cli")
@@ -305,39 +295,29 @@ def _version() -> str:
 
 
 def _title(arguments: Sequence[str]) -> str:
-    """`spo rollout` where a command was named, else `spo`."""
+    """Return `spo rollout` if a command is named, else `spo`."""
     named = next((word for word in arguments if not word.startswith("-")), None)
     return f"spo {named}" if named in VERBS else "spo"
 
 
-def _follows(name: str) -> bool:
-    """Return whether this process is a rank other than the first, which reports for all."""
+def _is_follower(name: str) -> bool:
+    """Return whether this process is a rank above 0; rank 0 reports for all ranks."""
     try:
         return name in VERBS and VERBS[name].ranks and read_launch().rank > 0
-    except UserError:  # the launcher's variables are wrong, so every process reports the error
+    except UserError:  # the launcher's variables are invalid: every process reports the error
         return False
 
 
 def _fail(title: str, message: str, code: int, debug: bool) -> int:
-    from spo_cli import console
-
     if debug:
         traceback.print_exc()
-    if not _follows(title.removeprefix("spo ")):
+    if not _is_follower(title.removeprefix("spo ")):
         console.print_error(title, message)
     return code
 
 
-def _ignore_signals() -> None:
-    """Ignore further signals: schedulers repeat them, and the exit code is already decided."""
-    from stages.shards.sharding import ignore_signals
-
-    ignore_signals()
-
-
 def _report_defect(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    from spo_cli import console
-
+    """Print the traceback of an unexpected error, and a request to report it."""
     traceback.print_exception(kind, error, trace)
     if not isinstance(error, KeyboardInterrupt):
         message = f"this is a defect of spo {_version()}, not of your input; please report it with the lines above"

@@ -184,7 +184,7 @@ def _rates(done: int, tokens: int, seconds: float) -> tuple[float, float]:
 
 
 class Reporter:
-    """`stages.core.progress.Progress`, drawn. Use as a context manager: leaving it takes the live bar off the screen."""
+    """Display a `stages.core.progress.Progress`. A context manager: leaving it removes the live bar from the screen."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or stderr()

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.text import Text
 
@@ -20,11 +20,11 @@ from stages.core.errors import IncompleteInput, UserError
 from stages.core.paths import as_path
 from stages.core.progress import Progress, Silent, Summary
 from stages.evaluation import regrading
-
-if TYPE_CHECKING:
-    from stages.evaluation.artefacts import Evaluation
-    from stages.evaluation.comparison import Comparison
-    from stages.evaluation.scores import Result
+from stages.evaluation.artefacts import Evaluation, read_evaluation, warnings
+from stages.evaluation.comparison import Comparison, compare
+from stages.evaluation.scores import GROUPS, Result
+from stages.shards.parts import part_name
+from stages.shards.sharding import resolve_shards
 
 
 @dataclass(frozen=True)
@@ -79,22 +79,19 @@ def report(found: Report) -> None:
 
 def _evaluate(config: Config | Regrade, progress: Progress) -> Report:
     """Samples or grades, then reads what there is: the whole evaluation, or the part that this call made."""
-    from stages.shards.parts import part_name
-    from stages.shards.sharding import resolve_shards
-
     summary = evaluate.run(config, progress) if isinstance(config, Config) else regrading.run(config, progress)
     if not summary.rows:
         return Report(config.format, [], {"evaluation": str(config.out), "results": []}, summary.notes, summary)
     notes = summary.notes
     try:
-        evaluation = _read(config.out)
+        evaluation = read_evaluation(config.out)
     except IncompleteInput:
         shard, *others = resolve_shards(config)
         part = config.out / part_name(shard.index, shard.count)
         whole = f"when all parts are there, spo eval --table {config.out} shows the whole"
         if others or not part.exists():
             return Report(config.format, [], {"evaluation": str(config.out), "results": []}, (*notes, whole), summary)
-        evaluation = _read(part)
+        evaluation = read_evaluation(part)
         notes = (*notes, f"this is part {shard} alone; {whole}")
     found = _report_one(evaluation, str(config.out), config.format)
     return dataclasses.replace(found, notes=[*notes, *found.notes], summary=summary)
@@ -104,7 +101,7 @@ def _show_results(config: Results) -> Report:
     named = dict(_named(given) for given in config.table)
     if len(named) < len(config.table):
         raise UserError("--table names an evaluation twice")
-    evaluations = {name: _read(path) for name, path in named.items()}
+    evaluations = {name: read_evaluation(path) for name, path in named.items()}
     if len(evaluations) == 1:
         ((name, evaluation),) = evaluations.items()
         return _report_one(evaluation, name, config.format)
@@ -113,22 +110,13 @@ def _show_results(config: Results) -> Report:
 
 
 def _compare(config: Compare) -> Report:
-    from stages.evaluation.artefacts import warnings
-    from stages.evaluation.comparison import compare
-
-    first, second = (_read(path) for path in config.compare)
+    first, second = (read_evaluation(path) for path in config.compare)
     found = compare(first.scores, second.scores)
     if not found:
         raise UserError(f"{first.path} and {second.path} have no question of the same task and budget in common")
     notes = [f"A is {first.path}, B is {second.path}", *warnings(first, second), *_left_out(found)]
     told = {"a": str(first.path), "b": str(second.path), "comparisons": [dataclasses.asdict(one) for one in found]}
     return Report(config.format, [comparison_table(found)], told, notes)
-
-
-def _read(path: Path) -> Evaluation:
-    from stages.evaluation.artefacts import read_evaluation
-
-    return read_evaluation(path)
 
 
 def _named(given: str) -> tuple[str, Path]:
@@ -138,8 +126,6 @@ def _named(given: str) -> tuple[str, Path]:
 
 
 def _report_one(evaluation: Evaluation, name: str, format: Format) -> Report:
-    from stages.evaluation.scores import GROUPS
-
     results = [one.result() for one in evaluation.scores]
     groups = {kind: [one for each in evaluation.scores for one in each.results_by(kind)] for kind in GROUPS}
     drawn = [results_table(f"Accuracy in % of {name}", results)]

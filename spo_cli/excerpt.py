@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
+from huggingface_hub import try_to_load_from_cache
+from tokenizers import Tokenizer
 
 from spo_cli.trajectory import Segment, Trajectory, readable_tokens, unlikely_tokens
 from stages.core.errors import UserError
 from stages.core.paths import StorePath, is_path_reference, locate
-from stages.models import checkpoints
+from stages.models import loading
 from stages.models.token_texts import Decode, decoder
 from stages.models.transfer import fetch
 from stages.responses.trees import are_trees
@@ -185,11 +187,9 @@ def _decoder(responses: Artefact) -> tuple[Decode | None, str]:
     if directory is None:
         return None, f"the model {lineage.model.path} is not here."
     if (directory / "tokenizer.json").is_file():  # without the seconds that importing transformers takes
-        from tokenizers import Tokenizer
-
         fast = Tokenizer.from_file(str(directory / "tokenizer.json"))
         return lambda ids: fast.decode(list(ids), skip_special_tokens=False), ""
-    return decoder(checkpoints.load_tokenizer(directory)), ""
+    return decoder(loading.load_tokenizer(directory)), ""
 
 
 def _model_directory(path: str, base: Path) -> Path | None:
@@ -201,8 +201,6 @@ def _model_directory(path: str, base: Path) -> Path | None:
         return there
     if is_path_reference(path) or path.startswith("."):
         return None
-    from huggingface_hub import try_to_load_from_cache
-
     cached = try_to_load_from_cache(path, "config.json")
     return Path(cached).parent if isinstance(cached, str) else None
 

@@ -24,7 +24,7 @@ from stages.models.pruning import Kind, lost
 from stages.models.transfer import CONFIGURATIONS
 from stages.responses.trees import are_trees
 from stages.shards.parts import Artefact, open_artefact
-from stages.shards.schemas import EVALUATION, TRAJECTORIES
+from stages.shards.schemas import BY_STAGE, EVALUATION, TRAJECTORIES
 from stages.training.resumable import METRICS_FILE
 
 _KINDS: dict[Kind, str] = {"weights": "weights", "optimizer": "the optimiser's state"}
@@ -177,8 +177,6 @@ def _read_rewards(artefact: Artefact) -> pa.ChunkedArray:
 
 
 def _order(entry: Entry) -> tuple[str, int, str]:
-    from stages.shards.schemas import BY_STAGE
-
     stages = [*BY_STAGE, "sft", "train"]
     parent = entry.path.rpartition("/")[0]
     return parent, stages.index(entry.stage) if entry.stage in stages else len(stages), entry.path

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 from typer.core import TyperCommand
 
+from spo_cli.help import show_command
 from spo_cli.vendored import CompletionItem, Context, Parameter
 from stages.core.config import field_types, flag, is_required, item_type, spellings
 from stages.core.paths import as_path
@@ -82,8 +83,6 @@ class ConfigCommand(TyperCommand):
         return [item for item in found if item.value.startswith(incomplete) and item.value not in given]
 
     def _show_help(self, everything: bool) -> None:
-        from spo_cli.help import show_command
-
         assert self.name is not None
         show_command(
             self.name, self.summary, self.config, everything=everything, note=self.note, examples=self.examples

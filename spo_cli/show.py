@@ -8,22 +8,29 @@ from collections.abc import Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from spo_cli.ancestry import ancestry, is_model
 from spo_cli.console import number, print_line, print_results
+from spo_cli.excerpt import excerpt
+from spo_cli.figures import COLUMNS, statistics
+from spo_cli.inventory import holds_parts, inventory, model_figures
+from spo_cli.trajectory import draw
+from spo_cli.trees import advantages_by_id, draw_tree, load_nodes, nodes_behind, trajectories_of, tree_statistics
 from stages.configs.show import Config
 from stages.core.errors import IncompleteInput, UserError
 from stages.core.paths import is_local
 from stages.core.progress import Progress, Silent
-
-if TYPE_CHECKING:
-    from stages.shards.lineage import Lineage
-    from stages.shards.parts import Artefact
-    from stages.shards.schemas import Schema
+from stages.models.checkpoints import digest
+from stages.responses.trees import are_trees
+from stages.shards.lineage import Lineage, read_lineage
+from stages.shards.parts import Artefact, open_artefact
+from stages.shards.schemas import ARTEFACT, BY_STAGE, Schema
+from stages.training import mismatch
 
 COUNTED = {
     "rollout": ("ungradable",),
@@ -48,9 +55,6 @@ def run(config: Config, progress: Progress = Silent()) -> None:
       UserError: nothing at the path, or nothing that spo knows.
       IncompleteInput: an artefact that lacks parts; a single part of it can still be shown.
     """
-    from spo_cli.ancestry import is_model
-    from spo_cli.inventory import holds_parts
-
     if config.path is None:
         _show_schemas()
     elif not config.path.exists():
@@ -64,15 +68,11 @@ def run(config: Config, progress: Progress = Silent()) -> None:
 
 
 def _show_schemas() -> None:
-    from stages.shards.schemas import BY_STAGE
-
     for schema in BY_STAGE.values():
         print_results(*_schema(schema))
 
 
 def _schema(schema: Schema) -> tuple[RenderableType, ...]:
-    from stages.shards.schemas import ARTEFACT
-
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 2))
     for column in schema.columns:
         kind = str(column.type).replace("element: ", "").replace("item: ", "")
@@ -82,9 +82,6 @@ def _schema(schema: Schema) -> tuple[RenderableType, ...]:
 
 
 def _show_artefact(path: Path, config: Config) -> None:
-    from spo_cli.ancestry import ancestry
-    from stages.shards.parts import open_artefact
-
     artefact = open_artefact(path)
     if config.schema:
         return print_results(*_schema(artefact.schema))
@@ -105,9 +102,6 @@ def _show_artefact(path: Path, config: Config) -> None:
 
 def _statistics(artefact: Artefact, config: Config) -> dict[str, Any]:
     """Trees that are out of reach are told of by their segments alone."""
-    from spo_cli.figures import COLUMNS, statistics
-    from spo_cli.trees import nodes_behind, tree_statistics
-
     stage, nodes = artefact.schema.stage, None
     if stage != "eval":
         with suppress(UserError, IncompleteInput):
@@ -133,9 +127,6 @@ def _counted(lineages: Sequence[Lineage | None]) -> dict[str, Any]:
 
 def _draw(artefact: Artefact, config: Config) -> None:
     """A trajectory that was asked for must be there; the one of our choice may be out of reach, which is then told."""
-    from spo_cli.excerpt import excerpt
-    from spo_cli.trajectory import draw
-
     if config.tree is not None:
         return _draw_tree(artefact, config.tree, config.trajectories)
     try:
@@ -151,9 +142,6 @@ def _draw(artefact: Artefact, config: Config) -> None:
 
 
 def _draw_tree(artefact: Artefact, question: str, trajectories: Path | None) -> None:
-    from spo_cli.trees import advantages_by_id, draw_tree, load_nodes, trajectories_of
-    from stages.responses.trees import are_trees
-
     if artefact.schema.stage == "eval":
         raise UserError("--tree draws trajectories, cutpoints or advantages; this is an evaluation")
     sampled = trajectories_of(artefact, trajectories)
@@ -164,12 +152,6 @@ def _draw_tree(artefact: Artefact, question: str, trajectories: Path | None) -> 
 
 
 def _show_model(path: Path, config: Config) -> None:
-    from spo_cli.ancestry import ancestry
-    from spo_cli.inventory import model_figures
-    from stages.models.checkpoints import digest
-    from stages.shards.lineage import read_lineage
-    from stages.training import mismatch
-
     # Weights are not fetched to be digested.
     fingerprint, lineage = digest(path) if is_local(path) else "", read_lineage(path)
     told = lineage.summary if lineage else {}
@@ -186,8 +168,6 @@ def _show_model(path: Path, config: Config) -> None:
 
 
 def _show_run(path: Path, config: Config) -> None:
-    from spo_cli.inventory import inventory
-
     entries = inventory(path)
     if not entries:
         raise UserError(f"{path} holds no artefact, no model directory and no run")
