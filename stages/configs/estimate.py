@@ -31,7 +31,7 @@ READ_BY: dict[str, tuple[EstimatorName, ...]] = {
     "confidence": ("monte-carlo",),
     "budget": ("monte-carlo",),
     "baseline": ("tree", "prefix-tree"),
-    "normalise": ("tree",),
+    "normalize_by": ("tree",),
     "keep_zero": ("tree", "prefix-tree"),
     "critic": ("critic",),
     "gae_lambda": ("critic",),
@@ -92,7 +92,7 @@ class EstimatorOptions(EngineFlags):
         "those outside the segment's own branch (leave-one-out).",
         default="mean",
     )
-    normalise: Literal["siblings"] | None = option(
+    normalize_by: Literal["siblings"] | None = option(
         "With tree: divide an advantage by the standard deviation of its siblings' values.",
         default=None,
         default_text="off",

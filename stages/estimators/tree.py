@@ -42,7 +42,7 @@ class Settings:
 
     estimator: EstimatorName = option("As given.")
     baseline: Baseline = option("As given.")
-    normalise: Literal["siblings"] | None = option("As given.")
+    normalize_by: Literal["siblings"] | None = option("As given.")
     keep_zero: bool = option("As given.")
     best_of: int | None = option("As given.")
 
@@ -103,7 +103,7 @@ def estimate(settings: Settings, rows: pa.Table, nodes: pa.Table, parent: np.nda
     parent, tree, reward = np.where(parent < 0, -1, place[parent])[order], tree[order], reward[order]
 
     value, group = node_values(parent, reward), states_above(parent, tree)
-    advantages = sibling_advantages(value, group, baseline=settings.baseline, scale=settings.normalise == "siblings")
+    advantages = sibling_advantages(value, group, baseline=settings.baseline, scale=settings.normalize_by == "siblings")
     leaf = is_leaf(parent)
     first, count = leaves_below(parent, tree)
     row = rows_by_name(nodes["trajectory_id"].take(pa.array(order)), rows["trajectory_id"])

@@ -121,7 +121,7 @@ def test_a_method_is_told_apart_by_its_fingerprint(cutpoints: Path, tmp_path: Pa
             "--rollouts is an option of --estimator monte-carlo; grpo does not read it",
         ),
         ({"estimator": "grpo", "keep_zero": True}, "--keep-zero is an option of --estimator tree, prefix-tree"),
-        ({"estimator": "prefix-tree", "normalise": "siblings"}, "--normalise is an option of --estimator tree;"),
+        ({"estimator": "prefix-tree", "normalize_by": "siblings"}, "--normalize-by is an option of --estimator tree;"),
         ({"baseline": "leave-one-out"}, "--baseline is an option of --estimator tree, prefix-tree; monte-carlo"),
         ({"interval_width": 0.2}, "--interval-width says where to draw more rollouts: pass --rollouts MIN..MAX"),
         ({"budget": 9, "rollouts": "4"}, "--budget says where"),

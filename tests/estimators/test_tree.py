@@ -69,7 +69,7 @@ def test_leave_one_out_and_normalising(cutpoints: Path, tmp_path: Path):
     assert others["a/0.0", 0]["advantage"] == 1  # its sibling earned 0
     assert others["b/0", 0]["advantage"] == 0.75 - 0
     assert others["b/0", 0]["value_start"] == 0
-    scaled, _ = estimated(tmp_path / "scaled", cutpoints, estimator="tree", normalise="siblings", keep_zero=True)
+    scaled, _ = estimated(tmp_path / "scaled", cutpoints, estimator="tree", normalize_by="siblings", keep_zero=True)
     assert scaled["a/0", 0]["advantage"] == pytest.approx(-1)
     assert scaled["a/0", 0]["value_start"] == 0.75
     # Population std of 3/4, 0, 0 around 1/4
@@ -174,7 +174,7 @@ def test_one_part_and_more_parts_hold_the_same_rows(sampled: Path, policy: Path,
 
 METHODS = (
     ("dr-grpo", {}),
-    ("grpo", {"normalise": "siblings"}),
+    ("grpo", {"normalize_by": "siblings"}),
     ("rloo", {"baseline": "leave-one-out"}),
 )
 
@@ -205,4 +205,4 @@ assert not {{"torch", "transformers"}} & set(sys.modules)
     assert done.returncode == 0, done.stderr
     told = footer(tmp_path / "out" / "part-00000-of-00002.parquet")
     assert told["model"] is None
-    assert told["config"].keys() == {"estimator", "baseline", "normalise", "keep_zero", "best_of"}
+    assert told["config"].keys() == {"estimator", "baseline", "normalize_by", "keep_zero", "best_of"}
