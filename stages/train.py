@@ -234,7 +234,7 @@ def _objective(config: _Resolved) -> Objective:
         importance_cap=config.importance_cap if config.old_logprobs == "recorded" else None,
         beta=config.beta,
         kl=config.kl,
-        normalisation=config.loss_normalisation,
+        normalization=config.loss_normalization,
         constant=config.loss_constant,
         whiten=config.whiten,
         max_ratio=config.max_ratio,

@@ -224,7 +224,7 @@ def test_a_critic_on_trees_is_refused_before_work_begins(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("loss", [{"loss": "distill", "beta": 0.1}, {"loss_normalisation": "sequence"}])
+@pytest.mark.parametrize("loss", [{"loss": "distill", "beta": 0.1}, {"loss_normalization": "sequence"}])
 def test_every_loss_moves_the_policy_and_tells_finite_numbers(
     iterations: list[Path], models: list[Path], tmp_path: Path, loss: dict[str, Any]
 ) -> None:
@@ -245,7 +245,7 @@ def test_distillation_reaches_the_advantages(iterations: list[Path], tmp_path: P
 
 def test_a_constant_length_scales_the_loss(iterations: list[Path], tmp_path: Path) -> None:
     for name, length in (("10", 10.0), ("20", 20.0)):
-        given = {"loss_normalisation": "constant", "loss_constant": length, "beta": 0.0}
+        given = {"loss_normalization": "constant", "loss_constant": length, "beta": 0.0}
         run(settings(tmp_path / name, iterations[0], **given))
     assert metrics(tmp_path / "10")[0]["loss"] == pytest.approx(2 * metrics(tmp_path / "20")[0]["loss"], rel=1e-5)
 
@@ -281,12 +281,12 @@ def test_the_same_advantages_twice_are_refused(iterations: list[Path], tmp_path:
     ("given", "problem"),
     [
         ({"loss": "distill", "beta": 0.0}, "--loss distill .* expected one above 0"),
-        ({"loss": "distill", "loss_normalisation": "sequence"}, "leave --loss-normalisation out"),
+        ({"loss": "distill", "loss_normalization": "sequence"}, "leave --loss-normalization out"),
         ({"loss": "distill", "epsilon_high": 0.3}, "--loss distill clips no ratio"),
         ({"importance_cap": 3.0}, "--importance-cap is for --old-logprobs recorded"),
         ({"value_clip": 0.5}, "--value-clip is of a critic that is trained"),
-        ({"loss_normalisation": "constant"}, "pass --loss-constant"),
-        ({"loss_constant": 3.0}, "--loss-constant is for --loss-normalisation constant"),
+        ({"loss_normalization": "constant"}, "pass --loss-constant"),
+        ({"loss_constant": 3.0}, "--loss-constant is for --loss-normalization constant"),
         ({"max_per_question": 3}, "--max-per-question is for --replay"),
         ({"packing": True, "whiten": "micro-batch"}, "--no-packing"),
     ],

@@ -61,13 +61,13 @@ class LossOptions:
         default="ppo",
         common=True,
     )
-    loss_normalisation: Literal["tokens", "sequence", "constant"] = option(
+    loss_normalization: Literal["tokens", "sequence", "constant"] = option(
         "Average the loss over all kept tokens (tokens), over the sequences' means (sequence), or over sequences of "
         "--loss-constant tokens (constant).",
         default="tokens",
     )
     loss_constant: float | None = option(
-        "Length for --loss-normalisation constant, e.g. the maximum response length (Dr. GRPO).",
+        "Length for --loss-normalization constant, e.g. the maximum response length (Dr. GRPO).",
         default=None,
         default_text="none",
         above=0,
@@ -232,12 +232,12 @@ def check_together(options: LearningOptions) -> None:
     Raises:
       UserError: naming them, and what to do.
     """
-    distill, constant = options.loss == "distill", options.loss_normalisation == "constant"
+    distill, constant = options.loss == "distill", options.loss_normalization == "constant"
     given = {field.name for field in dataclasses.fields(options) if getattr(options, field.name) != field.default}
     conflicts = {
         "--loss distill weighs the log-ratio by --beta: expected one above 0": distill and not options.beta,
-        "--loss distill is a mean over segments: leave --loss-normalisation out": (
-            distill and options.loss_normalisation != "tokens"
+        "--loss distill is a mean over segments: leave --loss-normalization out": (
+            distill and options.loss_normalization != "tokens"
         ),
         "--loss distill clips no ratio: leave --epsilon and --epsilon-high out": (
             distill and bool(given & {"epsilon", "epsilon_high"})
@@ -248,10 +248,10 @@ def check_together(options: LearningOptions) -> None:
         "--value-clip is of a critic that is trained: pass --critic-learning-rate, or neither": (
             options.critic_learning_rate is None and "value_clip" in given
         ),
-        "--loss-normalisation constant needs its length: pass --loss-constant": (
+        "--loss-normalization constant needs its length: pass --loss-constant": (
             constant and options.loss_constant is None
         ),
-        "--loss-constant is for --loss-normalisation constant: pass that too, or neither": (
+        "--loss-constant is for --loss-normalization constant: pass that too, or neither": (
             not constant and options.loss_constant is not None
         ),
         "--max-per-question is for --replay: pass the iterations of a life, or neither": (

@@ -34,7 +34,7 @@ class Objective:
       temperature: τ of the distribution whose ratios are taken: that of sampling.
       importance_cap: where ratios to log-probabilities that were recorded when sampling are truncated; None: the old
         ones are the trainer's own.
-      normalisation, constant: how the losses of tokens are summed (`losses.token_divisors`); PPO-clip only.
+      normalization, constant: how the losses of tokens are summed (`losses.token_divisors`); PPO-clip only.
       whiten: over the kept tokens of the whole optimiser batch, of each micro-batch (the released code), or not.
       max_ratio: a batch whose mean ratio is above this is skipped whole.
     """
@@ -46,7 +46,7 @@ class Objective:
     importance_cap: float | None = None
     beta: float = 0.0
     kl: losses.KLKind = "k3"
-    normalisation: losses.Normalization = "tokens"
+    normalization: losses.Normalization = "tokens"
     constant: float | None = None
     whiten: Whitening = "batch"
     max_ratio: float = losses.MAX_MEAN_RATIO
@@ -73,7 +73,7 @@ class Whole:
     def of(cls, batch: Sequence[Example], objective: Objective) -> Whole:
         """The counts of a batch."""
         lengths = np.array([example.kept.size for example in batch], np.int64)
-        divisors = losses.token_divisors(lengths, objective.normalisation, objective.constant)
+        divisors = losses.token_divisors(lengths, objective.normalization, objective.constant)
         segments = sum(example.segment_starts.size for example in batch) if objective.loss == "distill" else 0
         compared = sum(int(np.isfinite(example.sampled).sum()) for example in batch if example.sampled is not None)
         return cls(len(batch), int(lengths.sum()), segments, compared, divisors)

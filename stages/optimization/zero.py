@@ -26,7 +26,7 @@ _OF_FLAGS = {
     "optimizer": "--learning-rate, --adam-beta1, --adam-beta2, --adam-epsilon and --weight-decay",
     "scheduler": "--lr-schedule, --warmup-ratio and --warmup-steps",
     "gradient_clipping": "--max-grad-norm",
-    "gradient_allreduce_op": "--loss-normalisation",
+    "gradient_allreduce_op": "--loss-normalization",
     "fp16": "--dtype, float32 or bfloat16",
     "amp": "--dtype, float32 or bfloat16",
 }

@@ -159,8 +159,8 @@ def test_means_by_hand():
     """Sequences of 1, 3 and no kept tokens, with losses 6 and 1, 2, 3."""
     lengths, losses = np.array([1, 3, 0]), vector(6, 1, 2, 3)
 
-    def loss(normalisation, constant=None) -> float:
-        divisors = np.repeat(token_divisors(lengths, normalisation, constant), lengths)
+    def loss(normalization, constant=None) -> float:
+        divisors = np.repeat(token_divisors(lengths, normalization, constant), lengths)
         return policy_loss(losses, torch.from_numpy(divisors)).item()
 
     assert loss("tokens") == pytest.approx(12 / 4)

@@ -29,7 +29,7 @@ PAIRS = {"per_device_batch_size": 2, "gradient_accumulation_steps": 2}
 VARIANTS: dict[str, dict[str, Any]] = {
     "packed": {"packing": True, "loss": "distill", "beta": 0.1} | PAIRS,
     "by-pass": {"whiten": "micro-batch"} | PAIRS,
-    "large": {"per_device_batch_size": 11, "gradient_accumulation_steps": 1, "loss_normalisation": "sequence"},
+    "large": {"per_device_batch_size": 11, "gradient_accumulation_steps": 1, "loss_normalization": "sequence"},
     "skipping": {"max_ratio": 1.2},
 }
 """Ways to feed examples (rows that are tries, few or all at once), to weigh them, and to leave a step out."""
