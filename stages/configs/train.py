@@ -47,7 +47,7 @@ class ExperienceOptions:
         minimum=1,
     )
     drop_uniform_groups: bool = option("Leave out questions whose segments all have an advantage of 0.", default=False)
-    mask_unfinished: bool = option("Leave out responses that reached the token limit without ending.", default=False)
+    mask_truncated_completions: bool = option("Leave out responses that reached the token limit without ending.", default=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,7 +78,7 @@ def fill_pool(options: ExperienceOptions, sampled: Sequence[Sampled], *, recorde
             recorded=recorded,
             compared=one.own,
             drop_uniform=options.drop_uniform_groups,
-            drop_unfinished=options.mask_unfinished,
+            drop_unfinished=options.mask_truncated_completions,
         )
         for reason, number in experience.left_out.items():
             left_out[reason] = left_out.get(reason, 0) + number
