@@ -210,7 +210,7 @@ def _step(config: Config, engine: Engine, batch: Sequence[Example], step: int, s
         engine.backward(loss)
         total += loss.item()
     warmup = round(config.warmup_ratio * steps)
-    rate = config.peak_learning_rate * schedule(step, steps, warmup, config.lr_schedule)
+    rate = config.peak_learning_rate * schedule(step, steps, warmup, config.lr_scheduler_type)
     try:
         norm = engine.step(rate)
     except FloatingPointError as error:

@@ -312,7 +312,7 @@ def test_two_calls_that_hand_on_the_optimiser_are_one(chain: Path, tmp_path: Pat
 
 
 def test_a_schedule_over_all_calls_goes_on_where_the_last_one_stopped(chain: Path, tmp_path: Path) -> None:
-    given = {"lr_schedule": "linear", "total_steps": 6, "warmup_steps": 2}
+    given = {"lr_scheduler_type": "linear", "total_steps": 6, "warmup_steps": 2}
     run(settings(chain, tmp_path / "first", **given))
     run(settings(chain, tmp_path / "second", model=str(tmp_path / "first"), **given))
     rates = [line["learning_rate"] for name in ("first", "second") for line in metrics(tmp_path / name)]

@@ -52,7 +52,7 @@ class Config(TrainingFlags, TaskFlags, ReportFlags):
     learning_rate: float | None = option(
         "Peak learning rate.", default=None, default_text="3e-3 with --preset, 1e-5 with --model", above=0, common=True
     )
-    lr_schedule: Literal["constant", "linear", "cosine"] = option(
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = option(
         "Schedule of the learning rate after the warm-up.", default="cosine"
     )
     warmup_ratio: float = option("Share of the steps that warm up, from 0 to 1.", default=0.05, minimum=0, maximum=1)

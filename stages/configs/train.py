@@ -128,7 +128,7 @@ class PaceOptions:
         default_text="on for trees, else off",
         group="Engine",
     )
-    lr_schedule: Literal["constant", "linear", "cosine"] = option(
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = option(
         "Schedule of the learning rate after the warm-up.", default="constant"
     )
     warmup_ratio: float = option("Share of the steps that warm up, from 0 to 1.", default=0.0, minimum=0, maximum=1)

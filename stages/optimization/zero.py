@@ -24,7 +24,7 @@ _OF_FLAGS = {
     "gradient_accumulation_steps": "--gradient-accumulation-steps",
     "managed_gradient_accumulation": "--gradient-accumulation-steps",
     "optimizer": "--learning-rate, --adam-beta1, --adam-beta2, --adam-epsilon and --weight-decay",
-    "scheduler": "--lr-schedule, --warmup-ratio and --warmup-steps",
+    "scheduler": "--lr-scheduler-type, --warmup-ratio and --warmup-steps",
     "gradient_clipping": "--max-grad-norm",
     "gradient_allreduce_op": "--loss-normalization",
     "fp16": "--dtype, float32 or bfloat16",

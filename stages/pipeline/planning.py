@@ -164,7 +164,7 @@ def _scheduled_steps(recipe: Recipe, table: RunTable, sample: rollout.Config, le
     Raises:
       UserError: a schedule, where only sampling tells how many steps there will be.
     """
-    if learn.lr_schedule == "constant" and learn.warmup_ratio == 0 and not learn.warmup_steps:
+    if learn.lr_scheduler_type == "constant" and learn.warmup_ratio == 0 and not learn.warmup_steps:
         return None
     if sample.num_questions is None or sample.tree or learn.replay or learn.drop_uniform_groups:
         raise UserError(

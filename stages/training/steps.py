@@ -61,7 +61,7 @@ class Rates:
         """As the options say."""
         return cls(
             options.learning_rate,
-            options.lr_schedule,
+            options.lr_scheduler_type,
             options.warmup_ratio,
             options.warmup_steps,
             options.total_steps,

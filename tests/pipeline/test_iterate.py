@@ -44,7 +44,7 @@ rollouts = 2
 
 [train]
 learning_rate = 1e-3
-lr_schedule = "linear"
+lr_scheduler_type = "linear"
 per_device_batch_size = 2
 gradient_accumulation_steps = 2
 epochs = 2
@@ -103,7 +103,7 @@ def by_hand(spo: Commands, out: Path, policy: Path) -> None:
         spo.finish(
             "estimate", here / "cutpoints", "--rollouts", "2", *seed, "--threads", "1", "--out", here / "advantages"
         )
-        learn = ("--learning-rate", "1e-3", "--lr-schedule", "linear", "--epochs", "2", "--total-steps", "8")
+        learn = ("--learning-rate", "1e-3", "--lr-scheduler-type", "linear", "--epochs", "2", "--total-steps", "8")
         batch = ("--per-device-batch-size", "2", "--gradient-accumulation-steps", "2", "--threads", "1")
         place = ("--reference-model", policy, "--out", here / "checkpoint")
         spo.finish("train", here / "advantages", *learn, *batch, *seed, *place)
@@ -202,7 +202,7 @@ def test_a_slip_in_the_last_table_stops_a_run_before_it_samples(recipe: Path, po
 
 
 def test_a_finished_run_can_be_given_more_iterations(recipe: Path, policy: Path, tmp_path: Path):
-    constant = ("train.lr_schedule=constant", "run.eval_every=0")
+    constant = ("train.lr_scheduler_type=constant", "run.eval_every=0")
     run(recipe, tmp_path / "run", policy, *constant, iterations=1)
     run(recipe, tmp_path / "run", policy, *constant, iterations=2)
     run(recipe, tmp_path / "direct", policy, *constant)
@@ -236,7 +236,7 @@ def test_the_plan_gives_each_iteration_its_questions_seed_and_policy(recipe: Pat
 
 
 def test_under_replay_an_iteration_learns_from_as_many_as_a_segment_lives(recipe: Path, tmp_path: Path):
-    replay = ("train.replay=3", "train.lr_schedule=constant")
+    replay = ("train.replay=3", "train.lr_scheduler_type=constant")
     plan = iterate.make_plan(config(recipe, tmp_path, "run.model=m", *replay, iterations=5))
     names = [[path.parent.name for path in iteration.train.advantages] for iteration in plan.iterations]
     assert names == [["000"], ["000", "001"], ["000", "001", "002"], ["001", "002", "003"], ["002", "003", "004"]]

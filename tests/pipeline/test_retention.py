@@ -166,7 +166,7 @@ def test_a_run_that_prunes_makes_what_one_makes_that_keeps_all(recipe: Path, pol
 
 
 def test_under_replay_the_samplers_that_are_still_scored_keep_their_weights(recipe: Path, policy: Path, tmp_path: Path):
-    replay = ("train.replay=2", "train.lr_schedule=constant", "segment.partition=trajectory")
+    replay = ("train.replay=2", "train.lr_scheduler_type=constant", "segment.partition=trajectory")
     run(recipe, tmp_path / "few", policy, *replay, keep_checkpoints=1)
     assert holds(tmp_path / "few", "model.safetensors") == [2, 3]
     assert holds(tmp_path / "few", OPTIMISER_FILE) == [3]
