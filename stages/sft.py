@@ -197,7 +197,7 @@ def _learn(
         unfinished.log(line)
         progress.advance(1, sum(example.response_tokens for example in batch), loss=line["loss"])
         if step + 1 < steps:
-            unfinished.save_if_due(engine, tokenizer, metrics, config.save_every)
+            unfinished.save_if_due(engine, tokenizer, metrics, config.save_steps)
     return metrics
 
 

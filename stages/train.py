@@ -211,7 +211,7 @@ def _train(
 
     work = judge.beside(engine) if judge else engine
     rates = Rates.of(config, config.steps_before)
-    metrics = take_steps(step, rates, order, work, tokenizer, unfinished, config.save_every, progress)
+    metrics = take_steps(step, rates, order, work, tokenizer, unfinished, config.save_steps, progress)
     counts = {"trajectories": len(examples), **pool.counts, **count_steps(metrics, config.steps_before)}
     lineage = dataclasses.replace(lineage, counts=counts, summary=summarize(metrics) | pool.figures)
     work.save(config.out, tokenizer, lambda directory: write_records(directory, lineage, metrics))

@@ -203,7 +203,7 @@ def killed_after(config: Config, steps: int) -> None:
 
 
 def test_killed_again_and_again_it_ends_with_the_same_bytes(tmp_path: Path):
-    given: dict[str, Any] = {"steps": 7, "num_examples": 24, "save_every": 2}  # 3 steps an epoch
+    given: dict[str, Any] = {"steps": 7, "num_examples": 24, "save_steps": 2}  # 3 steps an epoch
     (tmp_path / "torn").mkdir()
     run(settings(tmp_path / "whole", **given))
     config = settings(tmp_path / "torn" / "model", **given)
@@ -219,7 +219,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(tmp_path: Path):
 
 
 def test_a_signal_ends_it_resumably_and_other_settings_do_not_take_over(tmp_path: Path):
-    config = settings(tmp_path / "model", save_every=1)
+    config = settings(tmp_path / "model", save_steps=1)
     with pytest.raises(Interrupted, match="SIGTERM"), interruptible():
         run(config, Stop(3, signal.SIGTERM))
     assert not (tmp_path / "model").exists()

@@ -264,7 +264,7 @@ def attempt(config: Config, seconds: float | None = None, stop: Stop | None = No
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(chain: Path, tmp_path: Path) -> None:
-    given = {"epochs": 2, "save_every": 1}
+    given = {"epochs": 2, "save_steps": 1}
     (tmp_path / "whole").mkdir()
     run(settings(chain, tmp_path / "whole" / "policy", **given))
     config = settings(chain, tmp_path / "torn" / "policy", **given)
@@ -284,7 +284,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(chain: Path, tmp_p
 def test_a_signal_ends_it_resumably(chain: Path, tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()
     run(settings(chain, tmp_path / "whole" / "policy"))
-    config = settings(chain, tmp_path / "policy", save_every=1)
+    config = settings(chain, tmp_path / "policy", save_steps=1)
     with pytest.raises(Interrupted, match="SIGTERM"), interruptible():
         run(config, Stop(8, signal.SIGTERM))
     assert not (tmp_path / "policy").exists()

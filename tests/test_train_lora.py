@@ -115,7 +115,7 @@ def test_it_writes_an_adapter_whose_base_is_the_policy(chain: Path, policy: Path
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_adapter(chain: Path, tmp_path: Path):
-    given = {"epochs": 2, "save_every": 1}
+    given = {"epochs": 2, "save_steps": 1}
     (tmp_path / "whole").mkdir()
     run(settings(chain, tmp_path / "whole" / "policy", **given))
     config = settings(chain, tmp_path / "torn" / "policy", **given)

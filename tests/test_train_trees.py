@@ -204,7 +204,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(
     iterations: list[Path], models: list[Path], tmp_path: Path
 ) -> None:
     """Several artefacts, their samplers, a reference that is one of them, packed rows."""
-    given = {"epochs": 2, "save_every": 1, "reference_model": str(models[0]), "model": str(models[2])}
+    given = {"epochs": 2, "save_steps": 1, "reference_model": str(models[0]), "model": str(models[2])}
     (tmp_path / "whole").mkdir()
     run(settings(tmp_path / "whole" / "policy", *iterations, **given))
     config = settings(tmp_path / "torn" / "policy", *iterations, **given)

@@ -206,7 +206,7 @@ class TrainingFlags(LoraFlags, MachineFlags):
         result=False,
         group="Engine",
     )
-    save_every: int | None = option(
+    save_steps: int | None = option(
         "Steps between checkpoints of unfinished work.",
         default=None,
         default_text="a checkpoint every five minutes",

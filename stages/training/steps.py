@@ -102,7 +102,7 @@ def take_steps(
     work: ModelWriter,
     tokenizer: PreTrainedTokenizerBase,
     unfinished: ResumableRun,
-    save_every: int | None,
+    save_steps: int | None,
     progress: Progress,
 ) -> Metrics:
     """One optimiser step per batch, from the last checkpoint on; the metrics of all steps.
@@ -132,7 +132,7 @@ def take_steps(
         shown = {name: figures[name] for name in ("reward", "loss", "kl") if name in figures}
         progress.advance(len(batches[number]), int(tokens), **shown)
         if number + 1 < len(batches):
-            unfinished.save_if_due(work, tokenizer, metrics, save_every)
+            unfinished.save_if_due(work, tokenizer, metrics, save_steps)
     return metrics
 
 

@@ -61,7 +61,7 @@ def torch_alone(here: Place) -> Path:
 @pytest.fixture(scope="module")
 def killed(here: Place) -> Place:
     """`zero3` was killed in its fifth step, with a checkpoint after each second one; two copies of what is left."""
-    job = here.job("zero3", zero_stage=3, save_every=2, on_the_way={"kill_after": 4})
+    job = here.job("zero3", zero_stage=3, save_steps=2, on_the_way={"kill_after": 4})
     assert here.launch(2, [job]).returncode != 0
     for name in ("by-torch", "by-three", "by-three-at-1"):
         shutil.copytree(partial_directory(here.folder / "zero3"), partial_directory(here.folder / name))
@@ -74,8 +74,8 @@ def two(killed: Place) -> Place:
     config = killed.folder / "deepspeed.json"
     config.write_text(json.dumps({"zero_optimization": {"stage": 3, "reduce_bucket_size": "auto"}, "zero_force": 1}))
     jobs = [
-        *[killed.job(f"zero{stage}", zero_stage=stage, save_every=2) for stage in STAGES],
-        killed.job("unbroken", zero_stage=3, save_every=2),
+        *[killed.job(f"zero{stage}", zero_stage=stage, save_steps=2) for stage in STAGES],
+        killed.job("unbroken", zero_stage=3, save_steps=2),
         killed.job("again", out=str(killed.folder / "zero1"), zero_stage=1),
         killed.job("offloaded", zero_stage=3, offload_optimizer=True, offload_parameters=True),
         killed.job("checkpointed", deepspeed_config=str(config), gradient_checkpointing=True),
@@ -159,14 +159,14 @@ def test_another_number_of_ranks_or_the_other_engine_goes_on_where_two_ranks_wer
     """Three ranks: no weight's size is a multiple of them, and two trajectories a step are too few for all."""
     few = {"gradient_accumulation_steps": 2, "learning_rate": 1e-4}
     jobs = [
-        two.job("by-three", zero_stage=3, save_every=2),
-        two.job("by-three-at-1", zero_stage=1, save_every=2),
+        two.job("by-three", zero_stage=3, save_steps=2),
+        two.job("by-three-at-1", zero_stage=1, save_steps=2),
         two.job("three", zero_stage=2, **few),
         two.job("three-bfloat16", zero_stage=3, dtype="bfloat16", epochs=1),
     ]
     done = two.launch(3, jobs)
     assert done.returncode == 0, done.stderr[-4000:]
-    two.alone("by-torch", save_every=2)
+    two.alone("by-torch", save_steps=2)
     for name in ("by-three", "by-three-at-1", "by-torch"):
         assert agree(torch_alone, two.folder / name)
     assert "after step 4" in " ".join(two.ended("by-three", 0)["notes"])

@@ -151,7 +151,7 @@ def test_killed_at_random_moments_a_run_ends_with_the_same_artefacts(recipe: Pat
     recipe.write_text(RECIPE + '\n[sft]\npreset = "tiny"\nsteps = 6\nsave_every = 2\nper_device_batch_size = 8\n')
 
     def command(out: str) -> list[str | Path]:
-        options = ("--rollout.chunk-questions", "1", "--estimate.chunk-trajectories", "1", "--train.save-every", "1")
+        options = ("--rollout.chunk-questions", "1", "--estimate.chunk-trajectories", "1", "--train.save-steps", "1")
         return ["run", recipe, "--out", tmp_path / out, *options]
 
     unbroken = spo.finish(*command("unbroken"))

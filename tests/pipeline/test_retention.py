@@ -180,7 +180,7 @@ def test_killed_at_random_moments_a_run_that_prunes_ends_with_the_same(
     recipe: Path, policy: Path, spo: Commands, tmp_path: Path
 ):
     def command(out: str) -> list[str | Path]:
-        options = ("--run.model", policy, "--keep-checkpoints", "1", "--train.save-every", "1")
+        options = ("--run.model", policy, "--keep-checkpoints", "1", "--train.save-steps", "1")
         return ["run", recipe, "--out", tmp_path / out, *options]
 
     unbroken = spo.finish(*command("unbroken"))

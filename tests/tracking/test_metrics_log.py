@@ -32,7 +32,7 @@ threads = 1
 [sft]
 preset = "tiny"
 steps = 3
-save_every = 1
+save_steps = 1
 per_device_batch_size = 8
 
 [rollout]
@@ -50,7 +50,7 @@ learning_rate = 1e-3
 per_device_batch_size = 2
 gradient_accumulation_steps = 1
 epochs = 2
-save_every = 2
+save_steps = 2
 
 [eval]
 num_questions = 2

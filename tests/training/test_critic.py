@@ -177,7 +177,7 @@ def attempt(config: train.Config, after: int) -> int:
 
 
 def test_killed_and_resumed_it_ends_with_the_same_bytes(ppo: Path, tmp_path: Path) -> None:
-    given = {"save_every": 1, "epochs": 2}
+    given = {"save_steps": 1, "epochs": 2}
     for name in ("whole", "torn"):
         (tmp_path / name).mkdir()
     train.run(settings(ppo / "advantages", tmp_path / "whole" / "policy", **given))
