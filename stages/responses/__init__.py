@@ -1,1 +1,1 @@
-"""From questions to graded responses: prompts, sampling, decoding and verification; chains and trees."""
+"""Turn questions into graded responses: prompts, sampling, decoding, verification; single responses and trees."""

@@ -1,4 +1,4 @@
-"""Whole responses: what `spo rollout` writes without --tree, a response a row, and what there is to say of them."""
+"""Sample independent responses for `spo rollout` without --tree: one row per response, and statistics of the rows."""
 
 # pyarrow.compute makes its functions at import time:
 # pyright: reportAttributeAccessIssue=false
@@ -25,13 +25,22 @@ def answer(
     *,
     num_generations: int,
 ) -> tuple[pa.Table, Usage]:
-    """Rows of `TRAJECTORIES`, `num_generations` to a question; null rewards where the verifier came to no verdict."""
+    """Sample `num_generations` responses to each question.
+
+    Args:
+      prompts: int32 [P] token ids per question.
+      on_tokens: called with (responses finished, tokens sampled) since its last call.
+
+    Returns:
+      Rows of `TRAJECTORIES`, question by question; `reward` is null where the verifier reached no verdict. The tokens
+      that the engine sampled and prefilled.
+    """
     responses, usage = respond(questions, prompts, sampling, on_tokens, num_generations=num_generations)
     return response_table(responses), usage
 
 
 def response_table(responses: Sequence[Response]) -> pa.Table:
-    """One row of `TRAJECTORIES` per response."""
+    """Return one row of `TRAJECTORIES` per response."""
     columns = {
         "trajectory_id": [f"{response.question.id}/{response.index}" for response in responses],
         "parent_id": [None] * len(responses),
@@ -51,10 +60,13 @@ def response_table(responses: Sequence[Response]) -> pa.Table:
 
 
 def statistics(trajectories: pa.Table) -> dict[str, float]:
-    """Mean reward and length, and the share of questions whose responses all earned the same.
+    """Return mean reward, mean length, the fraction truncated, and the fraction of questions with equal rewards.
 
     Args:
-      trajectories: question_id, token_ids, finish_reason, reward.
+      trajectories: columns question_id, token_ids, finish_reason, reward.
+
+    Returns:
+      Statistics by name; empty for an empty table.
     """
     if not trajectories.num_rows:
         return {}

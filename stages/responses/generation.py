@@ -1,4 +1,4 @@
-"""From prompts to graded responses: sample, decode, verify. What `rollout` and `eval` share."""
+"""Sample, decode and verify responses to prompts. Shared by `spo rollout` and `spo eval`."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ from stages.sampling.protocol import Request, Sample, Sampler, SamplingParams, U
 from stages.tasks import Question, Task
 
 OnTokens = Callable[[int, int], None]
-"""Told (responses finished, tokens drawn) since the last call."""
+"""Called with (responses finished, tokens sampled) since the last call."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """What it takes to answer questions: the policy, how its tokens are chosen, and who grades.
+    """The policy, its sampling parameters and the verifier: everything that turns prompts into graded responses.
 
     Attributes:
-      max_tokens: longest response in tokens.
-      key: what the random numbers belong to beside question and response number, e.g. (seed, "rollout").
-      unfinished_reward: of a response that did not end within its limit.
+      sampler: the engine with the policy.
+      task: verifies the responses.
+      max_tokens: maximum length of a response, in tokens.
+      key: prefix of every random key, e.g. (seed, "rollout"); question id and response number follow it.
+      unfinished_reward: reward of a response that reaches its limit without ending.
     """
 
     sampler: Sampler
@@ -38,7 +40,11 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Response:
-    """Response number `index` to a question, as sampled and as graded."""
+    """Response number `index` to a question: its sample and its grade.
+
+    Attributes:
+      prompt_token_ids: int32 [P].
+    """
 
     question: Question
     index: int
@@ -55,25 +61,32 @@ def respond(
     *,
     num_generations: int,
 ) -> tuple[list[Response], Usage]:
-    """`num_generations` graded responses to each question, question by question.
+    """Sample and grade `num_generations` responses to each question.
 
     Args:
       prompts: int32 [P] token ids per question.
+      on_tokens: called with (responses finished, tokens sampled) since its last call.
+
+    Returns:
+      The responses, question by question, and the tokens that the engine sampled and prefilled.
     """
+    # The key names the response, so a response does not depend on the other questions of the call.
     keys = [tuple(random_key(*sampling.key, question.id, i) for i in range(num_generations)) for question in questions]
-    requests = [Request(prompt, of_one, sampling.max_tokens) for prompt, of_one in zip(prompts, keys, strict=True)]
+    requests = [
+        Request(prompt, prompt_keys, sampling.max_tokens) for prompt, prompt_keys in zip(prompts, keys, strict=True)
+    ]
     samples, usage = sampling.sampler.sample(requests, sampling.params, on_tokens)
-    drawn = [
+    sampled = [
         (question, index, prompt, sample)
-        for question, prompt, of_question in zip(questions, prompts, samples, strict=True)
-        for index, sample in enumerate(of_question)
+        for question, prompt, question_samples in zip(questions, prompts, samples, strict=True)
+        for index, sample in enumerate(question_samples)
     ]
     grades = grade(
         sampling.tokenizer,
         sampling.task,
-        [sample.token_ids for *_, sample in drawn],
-        [sample.finish_reason for *_, sample in drawn],
-        [question.reference for question, *_ in drawn],
+        [sample.token_ids for *_, sample in sampled],
+        [sample.finish_reason for *_, sample in sampled],
+        [question.reference for question, *_ in sampled],
         sampling.unfinished_reward,
     )
-    return [Response(*row, graded) for row, graded in zip(drawn, grades, strict=True)], usage
+    return [Response(*row, result) for row, result in zip(sampled, grades, strict=True)], usage

@@ -1,4 +1,4 @@
-"""From sampled tokens to rewards: responses are decoded, and the task's verifier reads their texts."""
+"""Turn sampled tokens into rewards: decode the responses, and let the task verify their texts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from stages.tasks import Task, Verdict
 
 @dataclass(frozen=True)
 class Grade:
-    """What became of a response: its text, the answer read from it (None: none), its reward (None: ungradable)."""
+    """The verdict on one response.
+
+    Attributes:
+      text: the decoded response.
+      answer: the answer that the verifier extracted; None if there is none.
+      reward: None if the response cannot be graded.
+    """
 
     text: str
     answer: str | None
@@ -29,12 +35,12 @@ def grade(
     references: Sequence[str],
     unfinished_reward: float = 0.0,
 ) -> list[Grade]:
-    """Decodes whole responses (int32 [T] each) and has the task verify them, as `grade_texts`."""
+    """Decode whole responses (int32 [T] each) and verify them, as `grade_texts` does."""
     return grade_texts(task, decode(tokenizer, responses), finish_reasons, references, unfinished_reward)
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, responses: Sequence[np.ndarray]) -> list[str]:
-    """The texts that verifiers read and artefacts keep: special tokens left out, nothing else changed."""
+    """Return the texts that verifiers read and artefacts store: without special tokens, otherwise unchanged."""
     return tokenizer.batch_decode(
         [ids.tolist() for ids in responses], skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
@@ -47,7 +53,13 @@ def grade_texts(
     references: Sequence[str],
     unfinished_reward: float = 0.0,
 ) -> list[Grade]:
-    """Has the task verify decoded responses; an unfinished one earns `unfinished_reward`, whatever it says."""
+    """Verify decoded responses.
+
+    Args:
+      finish_reasons: a response whose reason is not "stop" is unfinished; it earns `unfinished_reward`, whatever its
+        text says.
+      references: the reference answer to each response's question.
+    """
     verdicts = verify_all(task, texts, references)
     return [
         Grade(text, verdict.answer, verdict.reward if finish_reason == "stop" else unfinished_reward)
@@ -56,14 +68,14 @@ def grade_texts(
 
 
 def verify_all(task: Task, responses: Sequence[str], references: Sequence[str]) -> list[Verdict]:
-    """A verdict on each response; all at once where the task has a `verify_all` of its own."""
-    if isinstance(task, _VerifiesAll):
+    """Return the verdict on each response, from one call if the task implements `verify_all`."""
+    if isinstance(task, _BatchVerifier):
         return task.verify_all(responses, references)
     return [task.verify(*pair) for pair in zip(responses, references, strict=True)]
 
 
 @runtime_checkable
-class _VerifiesAll(Protocol):
-    """A task whose verifier is faster on many responses than on each."""
+class _BatchVerifier(Protocol):
+    """A task with a verifier that is faster on many responses at once."""
 
     def verify_all(self, responses: Sequence[str], references: Sequence[str]) -> list[Verdict]: ...

@@ -1,4 +1,7 @@
-"""From questions to prompts: template, chat template, token ids. What the model is given, and what a row records."""
+"""Turn questions into prompts: prompt template, chat template, token ids.
+
+The same text and token ids go to the model and into the rows.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +22,13 @@ Flags = TypeVar("Flags", bound=QuestionFlags)
 
 
 def with_template(flags: Flags) -> Flags:
-    """The flags with the template's text in place of its name or file, so that the text enters the fingerprint.
+    """Return the flags with the template's text in place of its name or file, so that the text enters the fingerprint.
 
     Raises:
-      UserError: a template that is not there, or a system prompt without a chat template to put it in.
+      UserError: the template does not exist, or there is a system prompt without a chat template.
     """
     if flags.system_prompt is not None and not flags.chat_template:
-        raise UserError("--system-prompt is written by the tokenizer's chat template: pass --chat-template as well")
+        raise UserError("--system-prompt requires the tokenizer's chat template: pass --chat-template too")
     if flags.prompt_template is None:
         return flags
     return dataclasses.replace(flags, prompt_template=read_template(flags.prompt_template))
@@ -38,24 +41,25 @@ def make_prompts(
     flags: QuestionFlags,
     context_length: int,
 ) -> tuple[list[Question], list[np.ndarray]]:
-    """The questions as the model reads them, and the token ids of their prompts, int32 [P] each.
+    """Return the questions with their final prompts, and the token ids of these, int32 [P] each.
 
     Args:
       flags: as `with_template` returns them.
+      context_length: of the model, in tokens.
 
     Raises:
-      UserError: a prompt that is empty, or leaves no room for a response in the context; as `write_prompts`.
+      UserError: a prompt is empty or leaves no room for a response in the context; also as `write_prompts`.
     """
     written = write_prompts(tokenizer, questions, task, flags)
     texts = [question.prompt for question in written]
     prompts = [np.asarray(ids, np.int32) for ids in encode(tokenizer, texts, chat=flags.chat_template)]
     for question, prompt in zip(written, prompts, strict=True):
         if prompt.size == 0:
-            raise UserError(f"question {question.id} has an empty prompt; give every question at least one token")
+            raise UserError(f"question {question.id} has an empty prompt; every prompt needs at least one token")
         if prompt.size >= context_length:
             raise UserError(
                 f"question {question.id} is {prompt.size} tokens long and the model's context holds {context_length}: "
-                "no room for a response; leave the question out or take a model with a longer context"
+                "no room for a response; leave the question out or use a model with a longer context"
             )
     return written, prompts
 
@@ -63,26 +67,26 @@ def make_prompts(
 def write_prompts(
     tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], task: Task, flags: QuestionFlags
 ) -> list[Question]:
-    """The questions with the text that the model reads as their `prompt`.
+    """Return the questions with the text that the model reads as their `prompt`.
 
-    A solution begins with the space between it and the prompt; where the prompt ends in white space or in the opening
-    of a chat's turn, there is none.
+    A solution starts with the space that separates it from the prompt. The space is removed if the prompt ends in white
+    space or in the opening of a chat turn.
 
     Raises:
-      UserError: a chat template is asked for and the tokenizer has none, or it does not take the messages; a question
-        is a conversation and no chat template is asked for.
+      UserError: --chat-template without a chat template in the tokenizer; a chat template that rejects the messages; a
+        conversation without --chat-template.
     """
     template = flags.prompt_template or (task.chat_message if flags.chat_template else task.template)
     if flags.chat_template and not tokenizer.chat_template:
         raise UserError(
-            "the model's tokenizer has no chat template: leave out --chat-template, and write the turns into a "
-            "--prompt-template where the model needs them"
+            "the model's tokenizer has no chat template: leave out --chat-template; if the model needs turns, write "
+            "them into a --prompt-template"
         )
     written = []
     for question in questions:
         text = template.replace(SLOT, question.prompt)
         if flags.chat_template:
-            text = _chat(tokenizer, question, text, flags.system_prompt)
+            text = _render_chat(tokenizer, question, text, flags.system_prompt)
         elif question.history:
             raise UserError(f"question {question.id} is a conversation of several messages: pass --chat-template")
         solution = question.solution
@@ -93,21 +97,20 @@ def write_prompts(
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, chat: bool) -> list[list[int]]:
-    """Token ids of texts that begin with prompts of one template, with the special tokens that belong around them.
+    """Return the token ids of texts that start with prompts of one template, special tokens included.
 
-    A chat template writes all of its special tokens itself, and a template may begin with the begin-of-text token:
-    then the tokenizer adds none, which would be one too many.
+    A chat template writes all its special tokens itself, and a prompt template may start with the begin-of-text token.
+    In both cases the tokenizer must not add special tokens, or there would be two begin-of-text tokens.
     """
     if not texts:
         return []
     begin = tokenizer.bos_token
-    written_out = chat or bool(begin and texts[0].startswith(str(begin)))
-    return tokenizer(list(texts), add_special_tokens=not written_out, verbose=False)["input_ids"]  # type: ignore[return-value]
+    has_special_tokens = chat or bool(begin and texts[0].startswith(str(begin)))
+    return tokenizer(list(texts), add_special_tokens=not has_special_tokens, verbose=False)["input_ids"]  # type: ignore[return-value]
 
 
-def _chat(tokenizer: PreTrainedTokenizerBase, question: Question, text: str, system: str | None) -> str:
-    """A conversation that ends with the user's message `text`, up to where the model's turn begins."""
-
+def _render_chat(tokenizer: PreTrainedTokenizerBase, question: Question, text: str, system: str | None) -> str:
+    """Return the conversation that ends with the user message `text`, up to the start of the model's turn."""
     messages = [{"role": role, "content": content} for role, content in (*question.history, ("user", text))]
     if system is not None:
         if messages[0]["role"] == "system":
@@ -116,4 +119,4 @@ def _chat(tokenizer: PreTrainedTokenizerBase, question: Question, text: str, sys
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     except (TemplateError, ValueError) as error:
-        raise UserError(f"the tokenizer's chat template does not take question {question.id}: {error}") from error
+        raise UserError(f"the tokenizer's chat template rejects question {question.id}: {error}") from error

@@ -1,8 +1,8 @@
-"""Trees of responses: sampled level by level, written a stretch a row, and read back as who continues whom.
+"""Sample trees of responses level by level, write one row per node, and recover the parents from the rows.
 
-A response branches after every M tokens (arXiv 2505.23564, SPO-tree). All open nodes of a chunk's questions are drawn
-in one call of the engine, which keeps what they share. A stretch that ends the response early is a leaf at its depth;
-those of the last level run to the end.
+A response branches after every M tokens (arXiv 2505.23564, SPO-tree). One call of the engine samples all children of a
+level for the questions of a chunk, so the engine can reuse their shared prefixes. A node that ends its response is a
+leaf at any depth; nodes of the last level always run to the end of their response.
 """
 
 # pyarrow.compute makes its functions at import time:
@@ -34,16 +34,16 @@ from stages.tasks import Question
 
 
 @dataclass(frozen=True)
-class Node:
-    """One stretch of a tree.
+class TreeNode:
+    """One node of a tree: the tokens between two branchings.
 
     Attributes:
-      question: number of its question in the chunk.
-      path: which branch was taken at each level, this one last.
-      key: of the random numbers that it was drawn with.
-      sample: its tokens.
-      response: int32, the tokens from the end of the prompt to its own end.
-      finish_reason: "segment" where the response goes on in its children.
+      question: index of its question in the chunk.
+      path: the branch taken at each level, its own last.
+      key: random key of its sample.
+      sample: its own tokens.
+      response: int32 [T], the tokens from the end of the prompt to the end of this node.
+      finish_reason: "segment" if children continue the response.
     """
 
     question: int
@@ -54,8 +54,8 @@ class Node:
     finish_reason: Literal["stop", "length", "segment"]
 
 
-def most_nodes(branches: Sequence[int]) -> int:
-    """Nodes of a tree in which no response ends early: 6 + 36 + 216 for 6-6-6."""
+def max_nodes(branches: Sequence[int]) -> int:
+    """Return the number of nodes of a tree in which no response ends early: 6 + 36 + 216 for 6-6-6."""
     return sum(accumulate(branches, mul))
 
 
@@ -68,67 +68,75 @@ def answer(
     branches: Sequence[int],
     segment_tokens: int,
 ) -> tuple[pa.Table, Usage]:
-    """Rows of `TRAJECTORIES` that are stretches of trees, pre-order, question by question.
+    """Sample a tree of responses to each question, as `sample_trees`.
 
-    Rewards are null at inner nodes, and at leaves where the verifier came to no verdict.
+    Returns:
+      Rows of `TRAJECTORIES`, one per node, in pre-order, question by question; `reward` is null at inner nodes, and at
+      leaves where the verifier reached no verdict. The tokens that the engine sampled and prefilled.
     """
-    nodes, usage = grow(questions, prompts, branches, segment_tokens, sampling, on_tokens)
+    nodes, usage = sample_trees(questions, prompts, branches, segment_tokens, sampling, on_tokens)
     return tree_table(nodes, questions, prompts, sampling), usage
 
 
-def grow(
+def sample_trees(
     questions: Sequence[Question],
     prompts: Sequence[np.ndarray],
     branches: Sequence[int],
     segment_tokens: int,
     sampling: Sampling,
     on_tokens: OnTokens,
-) -> tuple[list[Node], Usage]:
-    """A tree of responses to each question: the nodes in pre-order, question by question.
+) -> tuple[list[TreeNode], Usage]:
+    """Sample a tree of responses to each question.
 
-    Branch i of the first level has the key (seed, "rollout", question, i), which is that of response i without a tree;
-    branch j of a node with key κ has (κ, j).
+    Branch i of the first level has the random key (seed, "rollout", question, i), the same as response i without a
+    tree; branch j of a node with key κ has the key (κ, j). So a tree of one level equals independent responses.
 
     Args:
       prompts: int32 [P] token ids per question.
-      branches: children of an open node of each level.
-      segment_tokens: M, tokens of a stretch that does not end the response; the last level has no such limit.
+      branches: number of children per node, level by level.
+      segment_tokens: M, the tokens of a node before its response branches; nodes of the last level have no such limit.
+      on_tokens: called with (nodes finished, tokens sampled) since its last call; nodes that are never sampled because
+        a response ended early count as finished.
+
+    Returns:
+      The nodes in pre-order, question by question, and the tokens that the engine sampled and prefilled.
     """
-    nodes: list[Node] = []
+    nodes: list[TreeNode] = []
     sampled = prefilled = distinct = 0
     nothing = np.empty(0, np.int32)
-    # (question, path, name of the random numbers, response so far) of what is to be continued
+    # The responses to continue: (question, path, random key of the node, response so far).
     level = [(number, (), (*sampling.key, question.id), nothing) for number, question in enumerate(questions)]
     for depth, count in enumerate(branches):
         is_last = depth == len(branches) - 1
         keys = [tuple(random_key(*name, i) for i in range(count)) for *_, name, _ in level]
         requests = []
-        for (number, _, _, response), of_node in zip(level, keys, strict=True):
+        for (number, _, _, response), child_keys in zip(level, keys, strict=True):
             left = sampling.max_tokens - response.size
             prefix = np.concatenate([prompts[number], response])
             limit = left if is_last else min(segment_tokens, left)
-            requests.append(Request(prefix, of_node, limit, text_start=prompts[number].size))
+            requests.append(Request(prefix, child_keys, limit, text_start=prompts[number].size))
         samples, usage = sampling.sampler.sample(requests, sampling.params, on_tokens, remember=not is_last)
         sampled, prefilled = sampled + usage.sampled, prefilled + usage.prefilled
         distinct += usage.distinct_prefix_tokens
         found = []
-        for (number, path, _, before), of_node, drawn in zip(level, keys, samples, strict=True):
-            for i, (key, sample) in enumerate(zip(of_node, drawn, strict=True)):
+        for (number, path, _, before), child_keys, children in zip(level, keys, samples, strict=True):
+            for i, (key, sample) in enumerate(zip(child_keys, children, strict=True)):
                 response = np.concatenate([before, sample.token_ids])
-                room = min(sampling.max_tokens, sampling.sampler.context_length - prompts[number].size)
-                goes_on = sample.finish_reason == "length" and not is_last and response.size < room
-                reason = "segment" if goes_on else sample.finish_reason
-                found.append(Node(number, (*path, i), key, sample, response, reason))
+                limit = min(sampling.max_tokens, sampling.sampler.context_length - prompts[number].size)
+                # "length" means that the node reached its M tokens, unless the whole response reached its own limit.
+                continues = sample.finish_reason == "length" and not is_last and response.size < limit
+                reason = "segment" if continues else sample.finish_reason
+                found.append(TreeNode(number, (*path, i), key, sample, response, reason))
         level = [(n.question, n.path, (n.key,), n.response) for n in found if n.finish_reason == "segment"]
-        on_tokens((len(found) - len(level)) * most_nodes(branches[depth + 1 :]), 0)  # what will not be drawn
+        on_tokens((len(found) - len(level)) * max_nodes(branches[depth + 1 :]), 0)  # nodes that are never sampled
         nodes += found
     return sorted(nodes, key=lambda node: (node.question, node.path)), Usage(sampled, prefilled, distinct)
 
 
 def tree_table(
-    nodes: Sequence[Node], questions: Sequence[Question], prompts: Sequence[np.ndarray], sampling: Sampling
+    nodes: Sequence[TreeNode], questions: Sequence[Question], prompts: Sequence[np.ndarray], sampling: Sampling
 ) -> pa.Table:
-    """One row of `TRAJECTORIES` per node; the leaves graded on their whole responses."""
+    """Return one row of `TRAJECTORIES` per node, with the leaves graded on their whole responses."""
     leaves = [i for i, node in enumerate(nodes) if node.finish_reason != "segment"]
     grades = grade(
         sampling.tokenizer,
@@ -139,36 +147,42 @@ def tree_table(
         sampling.unfinished_reward,
     )
     graded = dict(zip(leaves, grades, strict=True))
-    of = [questions[node.question] for node in nodes]
-    names = [f"{question.id}/{'.'.join(map(str, node.path))}" for question, node in zip(of, nodes, strict=True)]
+    node_questions = [questions[node.question] for node in nodes]
+    names = [
+        f"{question.id}/{'.'.join(map(str, node.path))}" for question, node in zip(node_questions, nodes, strict=True)
+    ]
     columns = {
         "trajectory_id": names,
         "parent_id": [
             name.rpartition(".")[0] if len(node.path) > 1 else None for name, node in zip(names, nodes, strict=True)
         ],
-        "question_id": [question.id for question in of],
+        "question_id": [question.id for question in node_questions],
         "depth": [len(node.path) - 1 for node in nodes],
-        "prompt": [question.prompt for question in of],
+        "prompt": [question.prompt for question in node_questions],
         "prompt_token_ids": [prompts[node.question] for node in nodes],
         "token_ids": [node.sample.token_ids for node in nodes],
         "logprobs": [node.sample.logprobs for node in nodes],
         "text": decode(sampling.tokenizer, [node.sample.token_ids for node in nodes]),
         "finish_reason": [node.finish_reason for node in nodes],
         "answer": [graded[i].answer if i in graded else None for i in range(len(nodes))],
-        "reference": [question.reference for question in of],
+        "reference": [question.reference for question in node_questions],
         "reward": [graded[i].reward if i in graded else None for i in range(len(nodes))],
     }
     return pa.table(columns, schema=TRAJECTORIES.arrow)
 
 
 def statistics(trajectories: pa.Table) -> dict[str, float]:
-    """What there is to say of trees: reward and length of their whole responses, and how many nodes they have.
+    """Return mean reward and length of the responses in trees, and the number of nodes and leaves.
 
-    Means are over the leaves, each weighted by the chance of reaching it (`paths.shares`), so they estimate the same as
-    the plain means over whole responses, also where responses ended early.
+    A mean over the leaves of a tree weights each leaf by the probability of reaching it from the prompt
+    (`tree_structure.path_probabilities`). So it estimates the same quantity as the plain mean over independent
+    responses, even if some responses ended early.
 
     Args:
-      trajectories: trajectory_id, parent_id, question_id, token_ids, finish_reason, reward.
+      trajectories: columns trajectory_id, parent_id, question_id, token_ids, finish_reason, reward.
+
+    Returns:
+      Statistics by name; empty for an empty table.
     """
     if not trajectories.num_rows:
         return {}
@@ -194,25 +208,27 @@ def statistics(trajectories: pa.Table) -> dict[str, float]:
 
 
 def parent_rows(trajectories: pa.Table) -> np.ndarray:
-    """The row of each row's parent, −1 where it continues the prompt: int64 [N].
+    """Return the row of each row's parent, int64 [N]; −1 for a row that continues the prompt.
 
     Args:
-      trajectories: trajectory_id, parent_id.
+      trajectories: columns trajectory_id and parent_id.
 
     Raises:
-      UserError: a parent that is not among the rows.
+      UserError: a parent is not among the rows.
     """
     ids, parents = (trajectories[name].combine_chunks() for name in ("trajectory_id", "parent_id"))
     row = rows_by_name(parents, ids)
-    lost = np.flatnonzero((row < 0) & np.asarray(pc.is_valid(parents)))
-    if lost.size:
-        index = int(lost[0])
-        raise UserError(f"trajectory {ids[index]} continues {parents[index]}, which is not there: a tree must be whole")
+    missing = np.flatnonzero((row < 0) & np.asarray(pc.is_valid(parents)))
+    if missing.size:
+        index = int(missing[0])
+        raise UserError(
+            f"trajectory {ids[index]} continues {parents[index]}, which is missing; expected every node of its tree"
+        )
     return row
 
 
 def are_trees(trajectories: Artefact) -> bool:
-    """Whether rows are stretches of trees: their lineage says so, or in Parquet from elsewhere a parent_id does."""
+    """Return whether rows are nodes of trees: by their lineage, or without one by any parent_id that is not null."""
     if trajectories.lineage:
         return trajectories.lineage.config.get("tree") is not None
     return any(

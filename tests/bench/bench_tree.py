@@ -26,7 +26,7 @@ import torch
 
 from stages.models.presets import make_model
 from stages.responses.generation import Sampling, respond
-from stages.responses.trees import Node, grow
+from stages.responses.trees import TreeNode, sample_trees
 from stages.sampling.embedded.engine import TransformersSampler
 from stages.sampling.protocol import SamplingParams, Usage
 from stages.tasks import open_task
@@ -48,8 +48,8 @@ def main(repeats: int = 5) -> float:
     questions = list(task.questions("train")[:QUESTIONS])
     prompts = [np.frombuffer(question.prompt.encode(), np.uint8).astype(np.int32) for question in questions]
 
-    def tree(repeat: int) -> tuple[list[Node], Usage]:
-        return grow(questions, prompts, BRANCHES, STRETCH, sampling(repeat), nothing)
+    def tree(repeat: int) -> tuple[list[TreeNode], Usage]:
+        return sample_trees(questions, prompts, BRANCHES, STRETCH, sampling(repeat), nothing)
 
     def leaves(repeat: int) -> Usage:
         return respond(questions, prompts, sampling(repeat), nothing, num_generations=int(np.prod(BRANCHES)))[1]

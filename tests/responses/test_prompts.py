@@ -1,4 +1,4 @@
-"""From a question to what the model reads: templates, chats, special tokens once, and rows that say so."""
+"""Prompts: templates, chat templates, special tokens exactly once, and rows that record the final prompt."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from stages import sft
@@ -23,15 +24,13 @@ CHAT = (
     "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}<assistant>\n{% endif %}"
 )
-FUSSY = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role here') }}{% endif %}<user>"
+NO_SYSTEM_ROLE = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role here') }}{% endif %}<user>"
 QUESTION = Question("q-0", "1 + 1?", "2", " It is 2.")
 TASK: Task = open_task("gsm8k")
 
 
-def reader(chat: str | None = None) -> PreTrainedTokenizerBase:
-    """The byte tokenizer; with a chat template it also puts a begin-of-text token before every text, as Llama's do."""
-    from tokenizers import processors
-
+def make_tokenizer(chat: str | None = None) -> PreTrainedTokenizerBase:
+    """Return the byte tokenizer; with a chat template it starts every text with a begin-of-text token (as Llama)."""
     tokenizer = make_byte_tokenizer()
     if chat:
         tokenizer.chat_template = chat
@@ -50,86 +49,86 @@ def written(tokenizer: PreTrainedTokenizerBase, question: Question = QUESTION, *
     return write_prompts(tokenizer, [question], TASK, flags(**given))[0]
 
 
-def test_without_a_template_the_task_s_own_is_taken():
-    assert written(reader()).prompt == "[MATH_TASK] Problem:\n1 + 1?\n\nSolution:"
-    chat = written(reader(CHAT), chat_template=True).prompt
+def test_the_default_template_is_the_task_s_own():
+    assert written(make_tokenizer()).prompt == "[MATH_TASK] Problem:\n1 + 1?\n\nSolution:"
+    chat = written(make_tokenizer(CHAT), chat_template=True).prompt
     assert chat == (
         "<s><user>1 + 1?\nPlease reason step by step, and put your final answer within \\boxed{}.\n<assistant>\n"
     )
 
 
 def test_a_template_and_a_system_prompt_go_into_the_chat():
-    text = written(reader(CHAT), chat_template=True, prompt_template="plain", system_prompt="Be brief.").prompt
+    text = written(make_tokenizer(CHAT), chat_template=True, prompt_template="plain", system_prompt="Be brief.").prompt
     assert text == "<s><system>Be brief.\n<user>1 + 1?\n<assistant>\n"
 
 
-def test_braces_in_questions_and_templates_mean_nothing():
+def test_braces_in_questions_and_templates_are_literal():
     question = dataclasses.replace(QUESTION, prompt="What is {question}^{2}?")
-    assert written(reader(), question, prompt_template="\\boxed{} {question}").prompt == (
+    assert written(make_tokenizer(), question, prompt_template="\\boxed{} {question}").prompt == (
         "\\boxed{} What is {question}^{2}?"
     )
 
 
-def test_a_chat_s_token_ids_are_those_of_apply_chat_template_with_one_begin_of_text():
-    tokenizer = reader(CHAT)
-    (asked,), (ids,) = make_prompts(tokenizer, [QUESTION], TASK, flags(chat_template=True), 1000)
+def test_a_chat_has_the_token_ids_of_apply_chat_template_with_one_begin_of_text():
+    tokenizer = make_tokenizer(CHAT)
+    (question,), (ids,) = make_prompts(tokenizer, [QUESTION], TASK, flags(chat_template=True), 1000)
     message = TASK.chat_message.replace("{question}", QUESTION.prompt)
     expected = tokenizer.apply_chat_template(
         [{"role": "user", "content": message}], add_generation_prompt=True, return_dict=False
     )
     assert ids.tolist() == expected
     assert ids.tolist().count(tokenizer.bos_token_id) == 1
-    assert tokenizer.decode(ids) == asked.prompt
+    assert tokenizer.decode(ids) == question.prompt
 
 
-def test_a_template_that_writes_the_begin_of_text_gets_no_second_one():
-    tokenizer = reader(CHAT)
+def test_a_template_that_starts_with_the_begin_of_text_gets_no_second_one():
+    tokenizer = make_tokenizer(CHAT)
     for template, begins in [("<s>{question}", 1), ("{question}", 1), ("{question}<s>", 2)]:
         _, (ids,) = make_prompts(tokenizer, [QUESTION], TASK, flags(prompt_template=template), 1000)
         assert ids.tolist().count(tokenizer.bos_token_id) == begins
 
 
-def test_the_space_before_a_solution_is_there_only_where_it_belongs():
-    assert written(reader()).solution == " It is 2."
-    assert written(reader(), prompt_template="Q: {question}\\n").solution == "It is 2."
-    assert written(reader(CHAT), chat_template=True).solution == "It is 2."
+def test_a_solution_starts_with_a_space_only_if_the_prompt_does_not_end_in_white_space():
+    assert written(make_tokenizer()).solution == " It is 2."
+    assert written(make_tokenizer(), prompt_template="Q: {question}\\n").solution == "It is 2."
+    assert written(make_tokenizer(CHAT), chat_template=True).solution == "It is 2."
 
 
 def test_a_conversation_keeps_its_earlier_messages():
     question = dataclasses.replace(QUESTION, history=(("system", "Add."), ("user", "2 + 2?"), ("assistant", "4")))
-    text = written(reader(CHAT), question, chat_template=True, prompt_template="plain").prompt
+    text = written(make_tokenizer(CHAT), question, chat_template=True, prompt_template="plain").prompt
     assert text == "<s><system>Add.\n<user>2 + 2?\n<assistant>4\n<user>1 + 1?\n<assistant>\n"
     with pytest.raises(UserError, match="q-0 is a conversation of several messages: pass --chat-template"):
-        written(reader(CHAT), question)
+        written(make_tokenizer(CHAT), question)
     with pytest.raises(UserError, match="q-0 has a system message of its own: leave out --system-prompt"):
-        written(reader(CHAT), question, chat_template=True, system_prompt="Subtract.")
+        written(make_tokenizer(CHAT), question, chat_template=True, system_prompt="Subtract.")
 
 
-def test_what_a_tokenizer_cannot_do_is_told():
+def test_chat_templates_that_are_missing_or_reject_the_messages_are_errors():
     with pytest.raises(UserError, match="has no chat template: leave out --chat-template"):
-        written(reader(), chat_template=True)
-    with pytest.raises(UserError, match="does not take question q-0: no system role here"):
-        written(reader(FUSSY), chat_template=True, system_prompt="Be brief.")
-    with pytest.raises(UserError, match="--system-prompt is written by the tokenizer's chat template"):
+        written(make_tokenizer(), chat_template=True)
+    with pytest.raises(UserError, match="rejects question q-0: no system role here"):
+        written(make_tokenizer(NO_SYSTEM_ROLE), chat_template=True, system_prompt="Be brief.")
+    with pytest.raises(UserError, match="--system-prompt requires the tokenizer's chat template"):
         flags(system_prompt="Be brief.")
 
 
-def test_prompts_that_leave_no_room_or_hold_nothing_are_told():
+def test_prompts_that_fill_the_context_or_are_empty_are_errors():
     with pytest.raises(UserError, match="q-0 is 6 tokens long and the model's context holds 6"):
-        make_prompts(reader(), [QUESTION], TASK, flags(prompt_template="plain"), 6)
+        make_prompts(make_tokenizer(), [QUESTION], TASK, flags(prompt_template="plain"), 6)
     empty = dataclasses.replace(QUESTION, prompt="")
     with pytest.raises(UserError, match="q-0 has an empty prompt"):
-        make_prompts(reader(), [empty], TASK, flags(prompt_template="plain"), 6)
-    assert encode(reader(), [], chat=False) == []
+        make_prompts(make_tokenizer(), [empty], TASK, flags(prompt_template="plain"), 6)
+    assert encode(make_tokenizer(), [], chat=False) == []
 
 
-def test_demonstrations_begin_with_the_prompt_that_a_rollout_reads():
-    tokenizer = reader(CHAT)
+def test_demonstrations_start_with_the_prompt_of_a_rollout():
+    tokenizer = make_tokenizer(CHAT)
     task = open_task("arithmetic", None, ["operations=1"])
     for given in ({"chat_template": True}, {"prompt_template": "Q: {question}\\n"}, {}):
-        asked = flags(**given)
-        examples, _ = load_examples(task, asked, 5, tokenizer, 1000)
-        questions, prompts = make_prompts(tokenizer, task.questions("train")[:5], task, asked, 1000)
+        chosen = flags(**given)
+        examples, _ = load_examples(task, chosen, 5, tokenizer, 1000)
+        questions, prompts = make_prompts(tokenizer, task.questions("train")[:5], task, chosen, 1000)
         for example, question, prompt in zip(examples, questions, prompts, strict=True):
             assert example.tokens[: prompt.size].tolist() == prompt.tolist()
             assert tokenizer.decode(example.tokens[prompt.size :]) == f"{question.solution}{tokenizer.eos_token}"
@@ -137,9 +136,9 @@ def test_demonstrations_begin_with_the_prompt_that_a_rollout_reads():
 
 
 @pytest.fixture(scope="module")
-def talker(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny policy, its tokenizer with a chat template."""
-    directory = tmp_path_factory.mktemp("talker") / "model"
+def chat_policy(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the tiny policy with a chat template in its tokenizer."""
+    directory = tmp_path_factory.mktemp("chat") / "model"
     shutil.copytree(policy, directory)
     tokenizer = AutoTokenizer.from_pretrained(directory)
     tokenizer.chat_template = CHAT.replace("{{ bos_token }}", "")
@@ -147,9 +146,9 @@ def talker(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def test_trajectories_record_the_final_prompt_as_text_and_ids(talker: Path, tmp_path: Path):
-    sample(tmp_path / "out", talker, chat_template=True, system_prompt="Add.", max_tokens=4)
-    tokenizer = AutoTokenizer.from_pretrained(talker)
+def test_trajectories_record_the_final_prompt_as_text_and_ids(chat_policy: Path, tmp_path: Path):
+    sample(tmp_path / "out", chat_policy, chat_template=True, system_prompt="Add.", max_tokens=4)
+    tokenizer = AutoTokenizer.from_pretrained(chat_policy)
     for row in rows(tmp_path / "out"):
         assert row["prompt"].startswith("<system>Add.\n<user>")
         assert row["prompt"].endswith("\n<assistant>\n")
@@ -157,7 +156,7 @@ def test_trajectories_record_the_final_prompt_as_text_and_ids(talker: Path, tmp_
         assert max(row["prompt_token_ids"]) < BYTES
 
 
-def test_a_template_enters_the_fingerprint_as_its_text(policy: Path, tmp_path: Path):
+def test_the_text_of_a_template_enters_the_fingerprint(policy: Path, tmp_path: Path):
     file = tmp_path / "template.txt"
     file.write_text("{question}\n")
     sample(tmp_path / "out", policy, prompt_template=str(file), max_tokens=4)
@@ -171,7 +170,7 @@ def test_a_template_enters_the_fingerprint_as_its_text(policy: Path, tmp_path: P
         sample(tmp_path / "out", policy, prompt_template="plain", max_tokens=4, chat_template=True)
 
 
-def test_a_warm_start_in_a_chat_is_told_where_the_tokenizer_has_none(tmp_path: Path):
+def test_sft_with_a_chat_template_that_the_tokenizer_lacks_is_an_error(tmp_path: Path):
     config = sft.Config(out=tmp_path / "model", preset="tiny", task="arithmetic", steps=1, chat_template=True)
     with pytest.raises(UserError, match="has no chat template"):
         sft.run(config)
