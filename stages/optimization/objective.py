@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stages.maths import losses
-from stages.maths.mismatch import TRUNCATION_CAP, mismatch_sums
+from stages.maths.mismatch_sums import TRUNCATION_CAP, mismatch_sums
 from stages.optimization.batches import Example
 from stages.optimization.head import Scored
 
