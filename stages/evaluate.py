@@ -23,12 +23,13 @@ from stages.core.progress import Progress, Silent, Summary
 from stages.evaluation.artefacts import read_evaluation
 from stages.evaluation.scores import COLUMNS
 from stages.evaluation.summaries import accuracies, score_accuracies, summarise
-from stages.models import checkpoints
+from stages.models import checkpoints, loading
 from stages.responses.generation import Response, Sampling, respond
 from stages.responses.grading import grade
 from stages.responses.prompts import make_prompts, with_template
-from stages.sampling.installed import engine_packages, with_engine
-from stages.sampling.protocol import SamplingParams, batch_dependent, open_sampler
+from stages.sampling.engines import engine_packages, with_engine
+from stages.sampling.pool import SamplerPool, use_pool
+from stages.sampling.protocol import SamplingParams, batch_dependent
 from stages.shards import sharding
 from stages.shards.lineage import describe, model_source, task_source
 from stages.shards.schemas import EVALUATION
@@ -39,11 +40,17 @@ from stages.tracking.metrics_log import MetricsLog, open_stage_log
 from stages.tracking.trackers import check_trackers
 
 
-def run(config: Config, progress: Progress = Silent(), report: MetricsLog | None = None) -> Summary:
+def run(
+    config: Config,
+    progress: Progress = Silent(),
+    report: MetricsLog | None = None,
+    pool: SamplerPool | None = None,
+) -> Summary:
     """Evaluates this shard's questions.
 
     Args:
       report: of the run that this is part of; left out, its own where one is asked for, once all parts are there.
+      pool: of the run that this is part of; None: the call makes its own.
 
     Raises:
       UserError: wrong options, an unusable model, a task without questions, a question longer than the context.
@@ -51,12 +58,13 @@ def run(config: Config, progress: Progress = Silent(), report: MetricsLog | None
     """
 
     check_trackers(config.report_to)
-    summary = _run(config, progress)
+    with use_pool(pool) as opened:
+        summary = _run(config, progress, opened)
     _report(config, progress, report)
     return summary
 
 
-def _run(config: Config, progress: Progress) -> Summary:
+def _run(config: Config, progress: Progress, pool: SamplerPool) -> Summary:
 
     started, shards = time.monotonic(), sharding.resolve_shards(config)
     config = dataclasses.replace(with_template(config), max_tokens=tuple(sorted(set(config.max_tokens))))
@@ -77,7 +85,7 @@ def _run(config: Config, progress: Progress) -> Summary:
         ) as part:
             if not part.up_to_date:
                 mine = [questions[i] for i in sharding.split(len(questions), shard)]
-                of_part = _answer(config, mine, model_dir, part, progress)
+                of_part = _answer(config, mine, model_dir, part, progress, pool)
                 sampled, prefilled = sampled + of_part[0], prefilled + of_part[1]
                 rows = part.committed(COLUMNS)
                 part.finish(score_accuracies(rows, tasks=len(tasks), budgets=len(config.max_tokens)))
@@ -125,12 +133,17 @@ def _select(config: Config, tasks: Sequence[Task]) -> list[tuple[Task, Question]
 
 
 def _answer(
-    config: Config, questions: Sequence[tuple[Task, Question]], model_dir: Path, part: PartWriter, progress: Progress
+    config: Config,
+    questions: Sequence[tuple[Task, Question]],
+    model_dir: Path,
+    part: PartWriter,
+    progress: Progress,
+    pool: SamplerPool,
 ) -> tuple[int, int]:
     """Commits the rows of all questions, chunk by chunk; returns the tokens sampled and prefilled by this call."""
 
-    tokenizer = checkpoints.load_tokenizer(model_dir)
-    sampler = open_sampler(model_dir=model_dir, **config.engine_options(), progress=progress)
+    tokenizer = loading.load_tokenizer(model_dir)
+    sampler = pool.open(model_dir=model_dir, **config.engine_options(), progress=progress)
     chunks = _chunks(questions, config.chunk_questions)
     prompts = [make_prompts(tokenizer, of, task, config, sampler.context_length) for _, task, of in chunks]
     _tell_lack_of_room(prompts, sampler.context_length, config.max_tokens[-1], progress)

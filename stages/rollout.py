@@ -25,7 +25,7 @@ from stages.configs.rollout import SEGMENT_TOKENS, Config
 from stages.configs.shared import ResponseFlags
 from stages.core.config import option
 from stages.core.progress import Progress, Silent, Summary
-from stages.models import checkpoints
+from stages.models import checkpoints, loading
 from stages.responses import chains, trees
 from stages.responses.generation import OnTokens, Sampling
 from stages.responses.prompts import make_prompts, with_template
@@ -125,7 +125,7 @@ def _answer(
 ) -> tuple[int, int]:
     """Commits the rows of all questions, chunk by chunk; returns the tokens sampled and prefilled by this call."""
 
-    tokenizer = checkpoints.load_tokenizer(model_dir)
+    tokenizer = loading.load_tokenizer(model_dir)
     sampler = open_sampler(model_dir=model_dir, **asked.engine_options(), progress=progress)
     questions, prompts = make_prompts(tokenizer, questions, task, asked, sampler.context_length)
     params = SamplingParams(asked.temperature, asked.top_p, asked.top_k, asked.stop)
@@ -165,7 +165,7 @@ def _way(config: Config) -> _Way:
         return _Way(partial(chains.answer, num_generations=count), count, "responses", chains.statistics)
     tokens = config.segment_tokens or SEGMENT_TOKENS
     answer = partial(trees.answer, branches=config.branches, segment_tokens=tokens)
-    return _Way(answer, trees.most_nodes(config.branches), "stretches", trees.statistics)
+    return _Way(answer, trees.max_nodes(config.branches), "stretches", trees.statistics)
 
 
 def _without_verdict(rows: pa.Table) -> tuple[pa.Table, int]:

@@ -24,7 +24,7 @@ from stages.maths import partition as cuts
 from stages.maths.branches import branch_starts
 from stages.maths.partition import Segments, find_cutpoints, partition_at_boundaries, segment_cutpoints
 from stages.maths.ragged import Ragged
-from stages.models import checkpoints
+from stages.models import checkpoints, loading
 from stages.models.token_texts import decoder, token_texts
 from stages.responses.trees import are_trees
 from stages.shards import schemas
@@ -189,7 +189,7 @@ def _delimiter_cut(config: Config, trajectories: Artefact) -> tuple[Cut, tuple[S
             "tokens: pass --tokenizer MODEL"
         )
     directory = checkpoints.resolve(model)
-    decode, pattern = decoder(checkpoints.load_tokenizer(directory)), re.compile(config.delimiter)
+    decode, pattern = decoder(loading.load_tokenizer(directory)), re.compile(config.delimiter)
 
     def cut(rows: pa.Table, tokens: Ragged, logprobs: Ragged, flags: np.ndarray) -> Segments:
 

@@ -14,7 +14,7 @@ import torch
 
 from stages.core.errors import FingerprintMismatch, Interrupted, UserError
 from stages.core.progress import Silent
-from stages.models import checkpoints
+from stages.models import checkpoints, loading
 from stages.models.presets import make_byte_tokenizer, make_model
 from stages.sft import Config, run
 from stages.shards.lineage import Lineage, read_lineage
@@ -35,7 +35,7 @@ def settings(out: Path, **given: Any) -> Config:
 
 
 def weights(directory: Path) -> dict[str, torch.Tensor]:
-    return dict(checkpoints.load_model(directory, CPU, torch.float32).state_dict())
+    return dict(loading.load_model(directory, CPU, torch.float32).state_dict())
 
 
 def same(a: Path, b: Path) -> bool:
@@ -69,7 +69,7 @@ def test_it_learns_the_response_and_its_end(tmp_path: Path):
     data.write_text('{"question": "1 + 1?", "answer": "It is 2.\\n#### 2"}\n')
     args: dict[str, Any] = {"task": "gsm8k", "task_arg": (), "prompt_template": "plain", "data": str(data)}
     summary = run(settings(tmp_path / "model", steps=30, learning_rate=1e-2, per_device_batch_size=1, **args))
-    model = checkpoints.load_model(tmp_path / "model", CPU, torch.float32)
+    model = loading.load_model(tmp_path / "model", CPU, torch.float32)
     assert log_prob(model, "1 + 1?", " It is 2.\n#### 2") > -0.05
     assert summary.figures["loss"] < 0.1
     assert log_prob(make_model("tiny", 0)[0].eval(), "1 + 1?", " It is 2.\n#### 2") < -4
@@ -88,7 +88,7 @@ def test_the_first_loss_is_minus_the_mean_log_probability_of_the_response_tokens
 def test_the_directory_is_an_ordinary_one_with_its_lineage(tmp_path: Path):
     summary = run(settings(tmp_path / "model"))
     directory = checkpoints.resolve(str(tmp_path / "model"))
-    assert checkpoints.load_tokenizer(directory)("#1")["input_ids"] == [35, 49]
+    assert loading.load_tokenizer(directory)("#1")["input_ids"] == [35, 49]
     lineage = read_lineage(directory)
     assert lineage is not None
     assert (lineage.stage, lineage.config["learning_rate"], lineage.seed) == ("sft", 3e-3, 0)
@@ -122,7 +122,7 @@ def test_the_same_work_is_skipped_and_other_work_refused_with_its_differences(tm
     assert again.up_to_date
     assert (again.rows, again.figures) == (first.rows, first.figures)
     assert notes.lines == [f"{tmp_path / 'model'} is up to date"]
-    with pytest.raises(FingerprintMismatch, match="seed: 0 there, 1 asked; steps: 4 there, 5 asked"):
+    with pytest.raises(FingerprintMismatch, match="seed: found 0, requested 1; steps: found 4, requested 5"):
         run(settings(tmp_path / "model", steps=5, seed=1))
     assert (tmp_path / "model" / "model.safetensors").stat().st_mtime_ns == before
     assert not run(settings(tmp_path / "model", seed=1, overwrite=True)).up_to_date
@@ -223,7 +223,7 @@ def test_a_signal_ends_it_resumably_and_other_settings_do_not_take_over(tmp_path
     with pytest.raises(Interrupted, match="SIGTERM"), interruptible():
         run(config, Stop(3, signal.SIGTERM))
     assert not (tmp_path / "model").exists()
-    with pytest.raises(FingerprintMismatch, match="seed: 0 there, 1 asked"):
+    with pytest.raises(FingerprintMismatch, match="seed: found 0, requested 1"):
         run(settings(tmp_path / "model", seed=1))
     run(config)
     run(settings(tmp_path / "whole"))

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from stages.core.config import option
 from stages.core.errors import FingerprintMismatch, Interrupted, UserError
 from stages.core.progress import Silent
-from stages.models import checkpoints, saving
+from stages.models import checkpoints, loading, saving
 from stages.models.presets import make_model
 from stages.optimization.step import schedule
 from stages.shards.lineage import describe, model_source, read_lineage, write_lineage
@@ -65,7 +65,7 @@ def save_model(directory: Path, seed: int, change: Callable[[Any], None] | None 
 
 def make_rows(model: Path, *, keep: float = 0.4) -> tuple[pa.Table, pa.Table]:
     """Responses of uneven length in two segments each, with the log-probabilities that the model gives them."""
-    network = checkpoints.load_model(model, torch.device("cpu"), torch.float32)
+    network = loading.load_model(model, torch.device("cpu"), torch.float32)
     generator = np.random.default_rng(0)
     trajectories, advantages = [], []
     for index in range(COUNT):
@@ -147,8 +147,8 @@ def assert_identical(one: Path, other: Path) -> None:
 def test_it_writes_a_hugging_face_directory_with_metrics_and_lineage(chain: Path, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "policy"
     summary = run(settings(chain, out))
-    network = checkpoints.load_model(checkpoints.resolve(str(out)), torch.device("cpu"), torch.float32)
-    assert checkpoints.load_tokenizer(out).decode([72, 105]) == "Hi"
+    network = loading.load_model(checkpoints.resolve(str(out)), torch.device("cpu"), torch.float32)
+    assert loading.load_tokenizer(out).decode([72, 105]) == "Hi"
     assert network.config.model_type == "qwen2"
     assert distance(model, out) > 1e-4
     lines = metrics(out)
@@ -183,7 +183,7 @@ def test_a_second_call_finds_it_up_to_date(chain: Path, tmp_path: Path) -> None:
 def test_another_configuration_is_refused_by_name_unless_overwritten(chain: Path, tmp_path: Path) -> None:
     out = tmp_path / "policy"
     run(settings(chain, out))
-    with pytest.raises(FingerprintMismatch, match=r"epsilon: 0\.2 there, 0\.3 asked"):
+    with pytest.raises(FingerprintMismatch, match=r"epsilon: found 0\.2, requested 0\.3"):
         run(settings(chain, out, epsilon=0.3))
     run(settings(chain, out, epsilon=0.3, overwrite=True))
     run(settings(chain, tmp_path / "other", epsilon=0.3))
@@ -288,7 +288,7 @@ def test_a_signal_ends_it_resumably(chain: Path, tmp_path: Path) -> None:
     with pytest.raises(Interrupted, match="SIGTERM"), interruptible():
         run(config, Stop(8, signal.SIGTERM))
     assert not (tmp_path / "policy").exists()
-    with pytest.raises(FingerprintMismatch, match=r"unfinished work.*beta: 0\.01 there, 0\.5 asked"):
+    with pytest.raises(FingerprintMismatch, match=r"unfinished work.*beta: found 0\.01, requested 0\.5"):
         run(settings(chain, tmp_path / "policy", beta=0.5))
     run(config)
     for name in ("model.safetensors", "optimizer.safetensors"):
@@ -433,8 +433,8 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_remedy(chain: Path, tm
     ("column", "value", "problem"),
     [
         ("trajectory_id", "q99/0", "segments of trajectory q99/0, which its trajectories do not have"),
-        ("end", 99, "q0/0 in .* does not lie within the response"),
-        ("cutpoints", [1], "q0/0 in .* has a cutpoint outside itself"),
+        ("end", 99, "q0/0 in .* is not within the response"),
+        ("cutpoints", [1], "q0/0 in .* has a cutpoint outside the segment"),
         ("advantage", float("inf"), "q0/0 in .* not finite"),
     ],
 )

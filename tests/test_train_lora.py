@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from spo_cli import show
 from stages import sft
 from stages.core.errors import FingerprintMismatch, UserError
-from stages.models import adapters, checkpoints
+from stages.models import adapters, checkpoints, loading
 from stages.pipeline import iterate
 from stages.shards.lineage import read_lineage
 from stages.shards.parts import open_artefact
@@ -153,13 +153,13 @@ def test_the_next_iteration_samples_from_it_and_goes_on_with_it(
 
 def count_loads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The directories of which weights are loaded from now on."""
-    loaded, load = list[Path](), checkpoints.load_model
+    loaded, load = list[Path](), loading.load_model
 
     def counted(directory: Path, *rest: Any) -> Any:
         loaded.append(directory)
         return load(directory, *rest)
 
-    monkeypatch.setattr(checkpoints, "load_model", counted)
+    monkeypatch.setattr(loading, "load_model", counted)
     return loaded
 
 
@@ -178,8 +178,8 @@ def test_merge_writes_the_whole_model_beside_now_or_later(chain: Path, policy: P
     assert {name for name in base if not torch.equal(merged[name], base[name])} == {
         n for n in base if "proj.weight" in n
     }
-    ours = checkpoints.load_model(adapted, cpu, torch.float32).state_dict()
-    theirs = checkpoints.load_model(whole, cpu, torch.float32).state_dict()
+    ours = loading.load_model(adapted, cpu, torch.float32).state_dict()
+    theirs = loading.load_model(whole, cpu, torch.float32).state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
     lineage = read_lineage(adapted / "merged")
     assert lineage is not None
@@ -201,7 +201,7 @@ def test_what_does_not_fit_is_told_before_work(chain: Path, tmp_path: Path, chan
 
 
 def test_another_rank_is_other_work(chain: Path, adapted: Path):
-    with pytest.raises(FingerprintMismatch, match="lora_r: 4 there, 8 asked"):
+    with pytest.raises(FingerprintMismatch, match="lora_r: found 4, requested 8"):
         run(settings(chain, adapted, lora_r=8))
 
 

@@ -15,7 +15,7 @@ import torch
 
 from stages.core.config import option
 from stages.core.errors import UserError
-from stages.models import checkpoints
+from stages.models import checkpoints, loading
 from stages.shards.lineage import describe, model_source, read_lineage
 from stages.shards.parts import artefact_source, open_artefact
 from stages.shards.schemas import ADVANTAGES, TRAJECTORIES
@@ -61,7 +61,7 @@ def iterations(models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> 
 
 def write_trees(folder: Path, model: Path, *, seed: int, questions: int = 2, signal: float = 0.8) -> Path:
     """Trees of a real shape with the log-probabilities that the model gives; some stretches have no row."""
-    network = checkpoints.load_model(model, torch.device("cpu"), torch.float32)
+    network = loading.load_model(model, torch.device("cpu"), torch.float32)
     generator = np.random.default_rng(seed)
     trajectories: list[dict[str, Any]] = []
     advantages: list[dict[str, Any]] = []
@@ -174,7 +174,7 @@ def test_under_replay_every_segment_is_trained_once_over_its_life_or_counted(
         waiting, notes = lineage.counts["waiting"], summary.notes
     assert trained + never + aged_out + waiting == rows(*folders)
     assert min(never, aged_out) > 0
-    assert "passed over 2 artefacts older than 3 iterations" in notes
+    assert "skipped 2 artefacts from outside the replay window of 3 iterations" in notes
 
 
 def test_a_lost_artefact_keeps_the_place_of_the_others(
@@ -265,7 +265,7 @@ def test_a_sampler_that_is_gone_is_named_with_the_way_out(
     folder = write_trees(tmp_path / "old", gone, seed=7, questions=1)
     shutil.rmtree(gone)
     given = {"model": str(models[2])}
-    with pytest.raises(UserError, match=r"lies no longer at .*gone: pass --old-logprobs recorded"):
+    with pytest.raises(UserError, match=r"is no longer at .*gone: pass --old-logprobs recorded"):
         run(settings(tmp_path / "policy", folder, iterations[2], **given))
     run(settings(tmp_path / "policy", folder, iterations[2], old_logprobs="recorded", **given))
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stages.core.config import option
-from stages.models.adapters import Asked
+from stages.models.adapters import LoraOptions
 from stages.tasks import TASKS, Split
 from stages.tasks.templates import SLOT, TEMPLATES
 
 if TYPE_CHECKING:
-    from stages.models.adapters import Asked
+    from stages.models.adapters import LoraOptions
 
 DATA_HELP = (
     "a Parquet, JSONL or CSV file, a directory of them or of one per task, a data set on the Hugging Face hub, or hub "
@@ -100,7 +100,7 @@ class EngineFlags(MachineFlags, VllmFlags):
     )
 
     def engine_options(self) -> dict[str, Any]:
-        """Return these options as `stages.sampling.protocol.open_sampler` takes them."""
+        """Return these options as `stages.sampling.pool.SamplerPool.open` takes them."""
         return {field.name: getattr(self, field.name) for field in fields(EngineFlags)}
 
 
@@ -165,9 +165,9 @@ class LoraFlags:
         "Write the base with the adapter merged into it, too, in OUT/merged.", default=False, result=False
     )
 
-    def adapter(self) -> Asked:
+    def adapter(self) -> LoraOptions:
         """Return the adapter that these options describe, as `stages.models.lora.plan` takes it."""
-        return Asked(self.lora_r, self.lora_alpha, self.lora_target_modules, self.merge)
+        return LoraOptions(self.lora_r, self.lora_alpha, self.lora_target_modules, self.merge)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,8 +23,9 @@ from stages.estimators.segments import Cuts, check_vocabulary, chunk_by_question
 from stages.maths.advantages import chain_advantages
 from stages.maths.gae import generalized_advantages
 from stages.maths.ragged import Ragged, offsets_of
-from stages.models import checkpoints
+from stages.models import checkpoints, loading
 from stages.optimization.critic import Critic, Visited, has_head, open_critic, score_states
+from stages.sampling.pool import SamplerPool
 from stages.shards.lineage import model_source
 from stages.shards.parts import Artefact, Part
 
@@ -40,7 +41,12 @@ class Settings:
 
 
 def prepare(
-    options: EstimatorOptions, cutpoints: Artefact, trajectories: Artefact, out: Path, progress: Progress
+    options: EstimatorOptions,
+    cutpoints: Artefact,
+    trajectories: Artefact,
+    out: Path,
+    progress: Progress,
+    pool: SamplerPool,
 ) -> Estimator:
     """As `stages.estimators.Prepare`."""
     if options.critic is None:
@@ -68,9 +74,9 @@ def check_states(cuts: Cuts, directory: Path) -> None:
     Raises:
       UserError: an empty state, one longer than its context, a token that it does not know.
     """
-    config = checkpoints.load_config(directory)
-    check_vocabulary(cuts, checkpoints.vocabulary_size(config), str(directory))
-    room = checkpoints.context_length(config)
+    config = loading.load_config(directory)
+    check_vocabulary(cuts, loading.vocabulary_size(config), str(directory))
+    room = loading.context_length(config)
     of = cuts.segments
     tokens = cuts.prompts.lengths[of.trajectory] + of.start
     for wrong, problem in (

@@ -39,9 +39,10 @@ from stages.estimators.segments import Cuts, check_room, check_vocabulary, chunk
 from stages.maths.advantages import Advantages, chain_advantages
 from stages.maths.ragged import gather_ranges
 from stages.maths.values import monte_carlo_values
-from stages.models import checkpoints
-from stages.sampling.installed import engine_packages, with_engine
-from stages.sampling.protocol import SamplingParams, batch_dependent, open_sampler
+from stages.models import checkpoints, loading
+from stages.sampling.engines import engine_packages, with_engine
+from stages.sampling.pool import SamplerPool
+from stages.sampling.protocol import SamplingParams, batch_dependent
 from stages.shards.lineage import model_source, task_source
 from stages.shards.origin import check_sampling_model, sampling_model
 from stages.shards.parts import Artefact, Part, artefact_source
@@ -71,7 +72,12 @@ class Settings(EngineFlags):
 
 
 def prepare(
-    options: EstimatorOptions, cutpoints: Artefact, trajectories: Artefact, out: Path, progress: Progress
+    options: EstimatorOptions,
+    cutpoints: Artefact,
+    trajectories: Artefact,
+    out: Path,
+    progress: Progress,
+    pool: SamplerPool,
 ) -> Estimator:
     """As `stages.estimators.Prepare`."""
     settings = complete(options, trajectories)
@@ -85,11 +91,11 @@ def prepare(
         check_room(cuts, settings.max_tokens)
         if settings.best_of is not None:
             check_chances(cuts.trajectories["reward"].to_numpy(), cuts.trajectories["trajectory_id"])
-        check_vocabulary(cuts, checkpoints.vocabulary_size(checkpoints.load_config(directory)), settings.model)
+        check_vocabulary(cuts, loading.vocabulary_size(loading.load_config(directory)), settings.model)
         allotment = allot(settings, cutpoints, trajectories)
         drawing = Drawing(
-            open_sampler(model_dir=directory, **settings.engine_options(), progress=progress),
-            checkpoints.load_tokenizer(directory),
+            pool.open(model_dir=directory, **settings.engine_options(), progress=progress),
+            loading.load_tokenizer(directory),
             task,
             SamplingParams(settings.temperature, settings.top_p, settings.top_k, settings.stop),
             settings.max_tokens,

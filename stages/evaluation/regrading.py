@@ -24,7 +24,7 @@ from stages.core.errors import UserError
 from stages.core.paths import is_path_reference, relative_path
 from stages.core.progress import Progress, Silent, Summary
 from stages.evaluation.summaries import score_accuracies, summarise
-from stages.models import checkpoints
+from stages.models import checkpoints, loading
 from stages.responses.grading import decode, grade_texts
 from stages.shards.lineage import Source, describe, task_source
 from stages.shards.origin import foreign_notes, sampling_model
@@ -187,7 +187,7 @@ def _decoder(config: Config, saved: Artefact) -> Decode | None:
     model = config.tokenizer or sampling_model(saved, "--tokenizer")
     if model is None:
         raise UserError(f"{saved.path} does not say which model sampled it: pass --tokenizer MODEL to read its tokens")
-    tokenizer = checkpoints.load_tokenizer(checkpoints.resolve(model))
+    tokenizer = loading.load_tokenizer(checkpoints.resolve(model))
     return lambda responses: decode(tokenizer, responses)
 
 

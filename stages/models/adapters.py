@@ -1,16 +1,19 @@
-"""What the directory of a low-rank adapter says (LoRA, arXiv 2106.09685): W + α/r · B A for some matrices W of a base.
+"""Read the directories of low-rank adapters (LoRA, arXiv 2106.09685): W + α/r · B A for some matrices W of a base model.
 
-    adapter_config.json          r, α, the adapted layers; the base: a directory, or a name on the hub
+    adapter_config.json          r, α, the adapted layers, and the base: a directory, or a name on the hub
     adapter_model.safetensors    A and B of every adapted layer
-    base.json                    where the base lies as seen from here, and its digest, so that both may move together
+    base.json                    the path of the base relative to this directory, and its digest
 
-The first two are peft's own format, which peft and vLLM load as it is. Nothing here computes: `stages.models.lora`.
+The first two files have peft's format; peft and vLLM load them unchanged. `base.json` keeps the adapter usable when
+adapter and base move together. This module imports nothing heavy: the command line imports it. `stages.models.lora`
+plans and merges adapters, `stages.models.loading` loads them.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +23,18 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 BASE_FILE = "base.json"
 MERGED = "merged"
-"""Within an adapter's directory, the whole model: base and adapter in one."""
+"""Subdirectory of an adapter's directory with the merged model: base and adapter in one set of weights."""
+PEFT_NAME = "default"
+"""Name of the adapter inside peft's layers, which can hold several."""
 
 
 @dataclass(frozen=True)
 class Lora:
-    """What is trained in place of the weights.
+    """The shape of an adapter.
 
     Attributes:
       r: the rank.
-      alpha: the change is scaled by alpha / r.
+      alpha: the update is scaled by alpha / r.
       targets: names of the adapted linear layers, such as `q_proj`, sorted.
     """
 
@@ -38,17 +43,17 @@ class Lora:
     targets: tuple[str, ...]
 
     def options(self) -> dict[str, Any]:
-        """As the flags that ask for it are named."""
+        """Return the values under the names of their command-line options."""
         return {"lora_r": self.r, "lora_alpha": self.alpha, "lora_target_modules": self.targets}
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a user says of an adapter; None and () where nothing is said.
+class LoraOptions:
+    """What the command line says about an adapter; None and () for options that are not given.
 
     Attributes:
       r, alpha, targets: as in `Lora`.
-      merge: the whole model is to be written beside it.
+      merge: also write the merged model.
     """
 
     r: int | None = None
@@ -57,79 +62,98 @@ class Asked:
     merge: bool = False
 
 
+def require_peft() -> None:
+    """Raise a UserError unless peft is installed."""
+    if find_spec("peft") is None:
+        raise UserError("adapters need the package peft, which is not installed: pip install 'spo-cli[lora]'")
+
+
+def is_adapted(model: Any) -> bool:
+    """Return whether a module has an adapter on it."""
+    return bool(getattr(model, "peft_config", None))
+
+
+def peft_config(model: Any) -> Any:
+    """Return peft's configuration (`LoraConfig`) of the adapter on a module."""
+    return model.peft_config[PEFT_NAME]
+
+
 def is_adapter(directory: Path) -> bool:
-    """Whether a model directory holds an adapter instead of whole weights."""
+    """Return whether a model directory holds an adapter instead of full weights."""
     return (directory / CONFIG_FILE).is_file()
 
 
 def read_lora(directory: Path) -> Lora:
-    """What an adapter is.
+    """Read the shape of an adapter.
 
     Raises:
-      UserError: it cannot be read, or is no LoRA over named layers.
+      UserError: the configuration is unreadable, or not of LoRA over named layers.
     """
-    told = read_settings(directory)
-    targets = told.get("target_modules")
-    if told.get("peft_type") != "LORA" or not isinstance(targets, list):
-        raise UserError(f"{directory / CONFIG_FILE} is of {told.get('peft_type')}; expected LORA over named layers")
-    return Lora(int(told["r"]), float(told["lora_alpha"]), tuple(sorted(targets)))
+    config = read_config(directory)
+    targets = config.get("target_modules")
+    if config.get("peft_type") != "LORA" or not isinstance(targets, list):
+        raise UserError(
+            f"{directory / CONFIG_FILE} has peft_type {config.get('peft_type')}; expected LORA with a list of layer names"
+        )
+    return Lora(int(config["r"]), float(config["lora_alpha"]), tuple(sorted(targets)))
 
 
 def bases(directory: Path) -> list[tuple[str, str | None]]:
-    """Where the base of an adapter may be, likeliest first: beside it, or as it is named (a path, or a name on the hub
-    with its revision if one is meant).
+    """Return candidates for the base of an adapter as (path or hub name, hub revision), the most likely one first.
+
+    The first candidate is the relative path in `base.json`, the second the name in `adapter_config.json`.
 
     Raises:
-      UserError: the adapter does not say.
+      UserError: neither file names a base.
     """
-    told, beside = read_settings(directory), directory / _base(directory).get("path", "")
+    config, relative = read_config(directory), directory / _read_base_file(directory).get("path", "")
     found: list[tuple[str, str | None]] = []
-    if beside != directory and beside.is_dir():
-        found.append((str(beside.resolve()), None))
-    name = told.get("base_model_name_or_path")
+    if relative != directory and relative.is_dir():
+        found.append((str(relative.resolve()), None))
+    name = config.get("base_model_name_or_path")
     if isinstance(name, str) and name:
-        found.append((name, None if Path(name).is_dir() else told.get("revision")))
+        found.append((name, None if Path(name).is_dir() else config.get("revision")))
     if not found:
-        raise UserError(f"{directory / CONFIG_FILE} names no base model (base_model_name_or_path)")
+        raise UserError(f"{directory / CONFIG_FILE} names no base model; set base_model_name_or_path")
     return found
 
 
 def base_digest(directory: Path) -> str | None:
-    """What the base's digest was when the adapter was written; None for an adapter from elsewhere."""
-    return _base(directory).get("digest")
+    """Return the digest that the base had when the adapter was written; None for an adapter of another tool."""
+    return _read_base_file(directory).get("digest")
 
 
 def settings_that_matter(directory: Path) -> str:
-    """The adapter's configuration as one text, without where the base lies: equal adapters give equal texts."""
-    told = read_settings(directory)
-    passed_over = {"base_model_name_or_path", "revision", "peft_version", "inference_mode"}
-    return json.dumps({name: _ordered(told[name]) for name in sorted(told) if name not in passed_over})
+    """Return the adapter's configuration as one text without the location of the base: equal adapters, equal texts."""
+    config = read_config(directory)
+    ignored = {"base_model_name_or_path", "revision", "peft_version", "inference_mode"}
+    return json.dumps({name: _ordered(config[name]) for name in sorted(config) if name not in ignored})
 
 
-def read_settings(directory: Path) -> dict[str, Any]:
-    """`adapter_config.json`.
+def read_config(directory: Path) -> dict[str, Any]:
+    """Read `adapter_config.json`.
 
     Raises:
-      UserError: it cannot be read.
+      UserError: it cannot be read, or holds no JSON object.
     """
-    return _read(directory / CONFIG_FILE)
+    return _read_json(directory / CONFIG_FILE)
 
 
-def _base(directory: Path) -> dict[str, Any]:
+def _read_base_file(directory: Path) -> dict[str, Any]:
     path = directory / BASE_FILE
-    return _read(path) if path.is_file() else {}
+    return _read_json(path) if path.is_file() else {}
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        told = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-    if not isinstance(told, dict):
-        raise UserError(f"{path} holds no JSON object")
-    return told
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds {type(content).__name__}; expected a JSON object")
+    return content
 
 
 def _ordered(value: Any) -> Any:
-    """peft writes sets in any order."""
+    """Sort a list: peft writes sets in any order."""
     return sorted(value, key=str) if isinstance(value, list) else value

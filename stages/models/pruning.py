@@ -58,7 +58,7 @@ def check_weights(directory: Path) -> None:
         )
 
 
-def check_optimiser(directory: Path) -> None:
+def check_optimizer(directory: Path) -> None:
     """Called before an optimiser's state is continued.
 
     Raises:

@@ -1,22 +1,27 @@
-"""Owns writing model directories: whole or not at all, in the Hugging Face layout that `checkpoints` reads."""
+"""Write model directories atomically, in the Hugging Face layout that `stages.models.loading` reads."""
 
 from __future__ import annotations
 
 import copy
+import json
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stages.core import storage
 from stages.core.errors import UserError, first_line
 from stages.core.paths import StorePath
-from stages.models import transfer
-from stages.models.silence import quietly
+from stages.models import adapters, checkpoints, transfer
+from stages.models.silence import silenced_transformers
 
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+_PEFT_PREFIX = "base_model.model."  # peft's wrapper puts it before every name in its files
 
 
 def save_directory(
@@ -24,33 +29,28 @@ def save_directory(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     write_more: Callable[[Path], None] | None = None,
-    state: dict[str, torch.Tensor] | None = None,
+    state: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write a model directory atomically; one that was there is replaced.
+    """Write a model directory atomically; an existing one is replaced.
 
     Args:
-      directory: where it shall lie; parents are made.
-      model: of one with an adapter on it, the adapter alone is written.
-      write_more: called with the unfinished directory, to put more files into it (lineage, metrics,
-        optimiser state).
-      state: the weights by the model's own names, where it does not hold them whole, or not as they are to be written
-        (an engine gathers its float32 masters); left out, the model's.
+      directory: the target; missing parents are created.
+      model: if it has an adapter on it, only the adapter is written.
+      write_more: called with the unfinished directory to write further files (lineage, metrics, the optimizer's state).
+      state: weights by the model's own names, for a model that does not hold the full weights to be written (an engine
+        gathers its float32 masters). Default: the model's weights.
 
     Raises:
-      UserError: the disk is full or the place is not writable; nothing is left half-written.
+      UserError: the disk is full, or the directory is not writable; no partial output is left.
     """
-    from safetensors import SafetensorError
-
-    from stages.models import lora
-
     unfinished = transfer.building(directory)
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        if lora.is_adapted(model):
-            lora.write_adapter(model, unfinished, state)
+        if adapters.is_adapted(model):
+            write_adapter(model, unfinished, state)
         else:
-            with quietly():
+            with silenced_transformers():
                 (_skeleton(model) if state else model).save_pretrained(unfinished, state_dict=state)
         tokenizer.save_pretrained(unfinished)
         if write_more:
@@ -58,16 +58,40 @@ def save_directory(
         replace_directory(unfinished, directory)
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"cannot write {directory}: {first_line(error)}; make room or choose another place, then run this again"
+            f"cannot write {directory}: {first_line(error)}; free disk space or choose another directory, then rerun"
         ) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _skeleton(model: PreTrainedModel) -> PreTrainedModel:
-    """The same model in float32 and without weights, to describe those that are written in its place."""
-    import torch
+def write_adapter(model: PreTrainedModel, directory: Path, state: Mapping[str, Tensor] | None = None) -> None:
+    """Write an adapter's files (see `stages.models.adapters`) into an existing directory.
 
+    Args:
+      model: a model with the adapter on it.
+      state: the adapter's parameters by the model's own names, for a model that does not hold the full parameters (an
+        engine gathers them from its ranks). Default: the model's parameters.
+    """
+    from peft.utils import get_peft_model_state_dict
+
+    config = adapters.peft_config(model)
+    base = Path(str(config.base_model_name_or_path))
+    settings = {name: sorted(value) if isinstance(value, set) else value for name, value in config.to_dict().items()}
+    settings["inference_mode"] = True  # other tools load it frozen unless they ask for training
+    (directory / adapters.CONFIG_FILE).write_text(json.dumps(settings, indent=2, sort_keys=True))
+    found = get_peft_model_state_dict(
+        model, dict(state) if state else None, adapters.PEFT_NAME, save_embedding_layers=False
+    )
+    weights = {_PEFT_PREFIX + name: value.detach().float().contiguous().cpu() for name, value in found.items()}
+    save_file(weights, directory / adapters.WEIGHTS[0], metadata={"format": "pt"})
+    if base.is_dir():
+        relative = Path(os.path.relpath(base, directory.resolve())).as_posix()
+        content = {"path": relative, "digest": checkpoints.digest(base)}
+        (directory / adapters.BASE_FILE).write_text(json.dumps(content) + "\n")
+
+
+def _skeleton(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the same architecture in float32 without weights, to write a configuration that fits the given state."""
     config = copy.deepcopy(model.config)
     config.dtype = torch.float32
     with torch.device("meta"):
@@ -77,13 +101,13 @@ def _skeleton(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def replace_directory(finished: Path, directory: Path) -> None:
-    """Flush `finished` to disk and give it the name `directory`; a directory of that name is moved aside, then removed.
+    """Flush `finished` to disk and rename it to `directory`; upload it if `directory` is in an object store.
 
-    One in a store it is put into (`transfer.publish`).
-
-    A crash leaves the old directory, the new one, or (between two renames) the old one as `.<name>.replaced`.
+    An existing directory is moved aside, then removed. A crash leaves the old directory, the new one, or (between two
+    renames) the old one as `.<name>.replaced`.
     """
-    readable = finished.stat().st_mode & 0o666  # as the umask has it; safetensors files come out for the owner alone
+    # safetensors creates files with mode 600; give them the mode that the umask asks for.
+    readable = finished.stat().st_mode & 0o666
     for path in [*finished.rglob("*"), finished]:
         if path.is_file():
             path.chmod(readable)

@@ -1,4 +1,4 @@
-"""Owns silence: what transformers prints while it reads and writes models stays off the terminal."""
+"""Keep what transformers prints while it reads and writes models off the terminal; the command line draws its own."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 
+from transformers.utils import logging
+
 
 @contextmanager
-def quietly() -> Iterator[None]:
-    """Keep the progress bars and reports of transformers off the terminal: drawing is the surface's business.
+def silenced_transformers() -> Iterator[None]:
+    """Silence progress bars and reports of transformers, and anything printed to stdout, inside the block.
 
-    Nor may what it imports print: accelerate looks for DeepSpeed where that is installed.
+    stdout is redirected because accelerate, which transformers imports, prints while it probes for DeepSpeed.
     """
-    from transformers.utils import logging
-
-    were_on, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    had_progress_bar, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
@@ -23,5 +23,5 @@ def quietly() -> Iterator[None]:
             yield
     finally:
         logging.set_verbosity(verbosity)
-        if were_on:
+        if had_progress_bar:
             logging.enable_progress_bar()

@@ -26,8 +26,9 @@ from torch import Tensor, nn
 
 from stages.core.errors import UserError
 from stages.maths.gae import value_loss
-from stages.models import checkpoints, saving
-from stages.optimization.optimizer import DEFAULTS, OPTIMISER_FILE, Adam, Optimiser
+from stages.models import checkpoints, devices, loading, saving
+from stages.models.checkpoints import OPTIMIZER_FILE
+from stages.optimization.optimizer import DEFAULTS, Adam, Optimiser
 from stages.optimization.torch import checkpoint_layers
 
 if TYPE_CHECKING:
@@ -79,8 +80,8 @@ class Critic:
           compute: type of the backbone's matrix products; left out, that of the weights.
         """
         self.model = _ValueModel(backbone.eval(), head)  # no dropout: a state has one value
-        self.context_length = checkpoints.context_length(backbone.config)
-        self.vocabulary = checkpoints.vocabulary_size(backbone.config)
+        self.context_length = loading.context_length(backbone.config)
+        self.vocabulary = loading.vocabulary_size(backbone.config)
         self._compute = compute or backbone.dtype
         self.optimiser = Optimiser(self.model, adam)
 
@@ -110,7 +111,7 @@ class Critic:
 
         def write_rest(unfinished: Path) -> None:
             save_file(self.model.head.state_dict(), unfinished / checkpoints.VALUE_HEAD_FILE)
-            self.optimiser.save(unfinished / OPTIMISER_FILE)
+            self.optimiser.save(unfinished / OPTIMIZER_FILE)
             if write_more:
                 write_more(unfinished)
 
@@ -136,17 +137,17 @@ def open_critic(
     A directory without a value head gives a critic whose head is zero.
 
     Raises:
-      UserError: see `checkpoints.load_backbone`, `adam.Optimiser.load`; a head of another width, or torn.
+      UserError: see `loading.load_backbone`, `adam.Optimiser.load`; a head of another width, or torn.
     """
-    place = checkpoints.pick_device(device)
-    backbone = checkpoints.load_backbone(directory, place, torch.float32)
+    place = devices.pick_device(device)
+    backbone = loading.load_backbone(directory, place, torch.float32)
     head = nn.Linear(backbone.config.get_text_config().hidden_size, 1)
     _load_head(head, directory)
     if gradient_checkpointing:
         checkpoint_layers(backbone)
-    critic = Critic(backbone, head.to(place), adam, compute=checkpoints.pick_dtype(dtype, place))
-    if continue_optimiser and has_head(directory) and (directory / OPTIMISER_FILE).is_file():
-        critic.optimiser.load(directory / OPTIMISER_FILE)
+    critic = Critic(backbone, head.to(place), adam, compute=devices.pick_dtype(dtype, place))
+    if continue_optimiser and has_head(directory) and (directory / OPTIMIZER_FILE).is_file():
+        critic.optimiser.load(directory / OPTIMIZER_FILE)
     return critic
 
 

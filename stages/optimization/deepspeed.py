@@ -29,10 +29,12 @@ import torch
 from torch import Tensor, nn
 
 from stages.core.errors import UserError, first_line
-from stages.models import checkpoints, lora, saving
+from stages.models import devices, saving
+from stages.models.checkpoints import OPTIMIZER_FILE
+from stages.optimization import lora
 from stages.optimization.batches import MicroBatch
 from stages.optimization.head import Scored
-from stages.optimization.optimizer import MOMENTS, OPTIMISER_FILE, Adam, load_state, make_adamw, save_state
+from stages.optimization.optimizer import MOMENTS, Adam, load_state, make_adamw, save_state
 from stages.optimization.ranks import Ranks
 from stages.optimization.torch import TorchEngine
 from stages.optimization.zero import Zero
@@ -116,7 +118,7 @@ class DeepSpeedEngine:
             state |= {f"step.{name}": torch.tensor(steps) for name in moments[MOMENTS[0]]}
 
         def write_rest(unfinished: Path) -> None:
-            save_state(unfinished / OPTIMISER_FILE, state)
+            save_state(unfinished / OPTIMIZER_FILE, state)
             write_more(unfinished)
 
         parameters = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
@@ -159,7 +161,7 @@ def open_engine(
     """
     if zero.bfloat16 is not None:
         dtype = "bfloat16" if zero.bfloat16 else "float32"
-    compute = checkpoints.pick_dtype(dtype, device)
+    compute = devices.pick_dtype(dtype, device)
     policy = TorchEngine(
         lora.open_to_train(directory, torch.device("cpu"), compute, adapter, seed),
         adam,
@@ -168,7 +170,7 @@ def open_engine(
         head_chunk=head_chunk,
     )
     check(policy)
-    state = directory / OPTIMISER_FILE
+    state = directory / OPTIMIZER_FILE
     return DeepSpeedEngine(policy, adam, zero, ranks, device, state if continue_optimiser and state.is_file() else None)
 
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from stages.core.errors import UserError
 
-OPTIMISER_FILE = "optimizer.safetensors"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 

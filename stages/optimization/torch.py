@@ -18,10 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from stages.core.errors import UserError
-from stages.models import checkpoints, lora, saving
+from stages.models import devices, loading, saving
+from stages.models.checkpoints import OPTIMIZER_FILE
+from stages.optimization import lora
 from stages.optimization.batches import Example, MicroBatch, Tree, padded
 from stages.optimization.head import Scored, selected_log_probs
-from stages.optimization.optimizer import DEFAULTS, OPTIMISER_FILE, Adam, Optimiser
+from stages.optimization.optimizer import DEFAULTS, Adam, Optimiser
 from stages.optimization.packing import packed
 
 if TYPE_CHECKING:
@@ -59,7 +61,7 @@ class TorchEngine:
           UserError: the model's logits are not its output head's product alone.
         """
         self.model = model.eval()  # no dropout: the old log-probabilities are of the same function
-        self.context_length = checkpoints.context_length(model.config)
+        self.context_length = loading.context_length(model.config)
         self._decoder = cast("nn.Module", model.get_decoder())
         self._head = cast("nn.Linear", model.get_output_embeddings())
         self.vocabulary = self._head.weight.shape[0]
@@ -155,7 +157,7 @@ class TorchEngine:
         write_more: Callable[[Path], None],
     ) -> None:
         def write_rest(unfinished: Path) -> None:
-            self.optimiser.save(unfinished / OPTIMISER_FILE)
+            self.optimiser.save(unfinished / OPTIMIZER_FILE)
             write_more(unfinished)
 
         saving.save_directory(directory, self.model, tokenizer, write_rest)
@@ -201,8 +203,8 @@ def open_engine(
     Raises:
       UserError: see `lora.open_to_train`, `TorchEngine` and `adam.Optimiser.load`.
     """
-    place = checkpoints.pick_device(device)
-    compute = checkpoints.pick_dtype(dtype, place)
+    place = devices.pick_device(device)
+    compute = devices.pick_dtype(dtype, place)
     engine = TorchEngine(
         lora.open_to_train(directory, place, compute, adapter, seed),
         adam,
@@ -210,8 +212,8 @@ def open_engine(
         gradient_checkpointing=gradient_checkpointing,
         head_chunk=head_chunk,
     )
-    if continue_optimiser and (directory / OPTIMISER_FILE).is_file():
-        engine.optimiser.load(directory / OPTIMISER_FILE)
+    if continue_optimiser and (directory / OPTIMIZER_FILE).is_file():
+        engine.optimiser.load(directory / OPTIMIZER_FILE)
     return engine
 
 

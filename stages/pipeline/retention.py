@@ -13,9 +13,8 @@ from pathlib import Path
 
 from stages.core import storage
 from stages.models import adapters
-from stages.models.checkpoints import WEIGHTS
+from stages.models.checkpoints import OPTIMIZER_FILE, WEIGHTS
 from stages.models.pruning import PRUNED_FILE, Kind, read_pruned
-from stages.optimization.optimizer import OPTIMISER_FILE
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def prune(directory: Path, *, weights: bool) -> bool:
       Whether there was anything to delete.
     """
 
-    going: dict[Kind, tuple[str, ...]] = {"optimizer": (OPTIMISER_FILE,)}
+    going: dict[Kind, tuple[str, ...]] = {"optimizer": (OPTIMIZER_FILE,)}
     if weights:
         going["weights"] = (*WEIGHTS, *adapters.WEIGHTS)
     found = False

@@ -1,4 +1,4 @@
-"""What a training call starts from, found through the lineage: tables, models, temperature, optimiser state."""
+"""Find what a training call starts from through the lineage: tables, models, temperature, optimizer state."""
 
 from __future__ import annotations
 
@@ -9,61 +9,62 @@ from pathlib import Path
 
 from stages.core.errors import UserError
 from stages.core.paths import is_path_reference, relative_path
-from stages.models import checkpoints, lora
-from stages.models.adapters import Asked, Lora, is_adapter
-from stages.models.pruning import check_optimiser, check_weights, digest_of
+from stages.models import checkpoints, loading, lora
+from stages.models.adapters import Lora, LoraOptions, is_adapter
+from stages.models.checkpoints import OPTIMIZER_FILE
+from stages.models.pruning import check_optimizer, check_weights, digest_of
 from stages.models.transfer import origin
-from stages.optimization.optimizer import OPTIMISER_FILE
 from stages.shards.lineage import Source, model_source, read_lineage
 from stages.shards.origin import check_sampling_model, foreign_notes, sampling_model, trace_back
 from stages.shards.parts import Artefact, artefact_source, open_artefact
 from stages.shards.schemas import ADVANTAGES, TRAJECTORIES
 
 SCHEDULE_STEPS = "schedule_steps"
-"""The count, in a policy's lineage, of all optimiser steps that led to it, those skipped included."""
+"""Name of a count in a policy's lineage: all optimizer steps that led to it, including skipped ones."""
 LOST = "-"
-"""In the place of an iteration whose advantages are lost, so that the others keep their age."""
+"""Stands for an iteration whose advantages are lost, so that the other iterations keep their age."""
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """The experience of one iteration.
+class Iteration:
+    """The artefacts of one iteration.
 
     Attributes:
-      age: iterations since: 0 for this one's.
-      sampler: directory of the model that sampled it; None where nobody asks for it.
-      own: whether that is the policy, and recorded log-probabilities are there to be compared with its own.
+      age: iterations since then; 0 for the current one.
+      sampler: directory of the model that sampled it; None if it is not needed.
+      sampled_by_policy: whether the policy itself sampled it, so that the recorded log-probabilities can be compared
+        with the policy's.
     """
 
     advantages: Artefact
     trajectories: Artefact
     age: int
     sampler: Path | None
-    own: bool = False
+    sampled_by_policy: bool = False
 
 
 @dataclass(frozen=True)
 class StartingPoint:
-    """Everything found, and how the lineage names it.
+    """The inputs of a training call.
 
     Attributes:
-      sampled: the experience, oldest first.
-      policy, reference: model directories; reference None where it is the policy itself, or not asked for.
-      adapter: what is trained in place of the policy's weights; None: all of them.
-      base: the directory of the weights that an adapter changes; None where there is none.
-      optimiser: whether the policy's directory holds a state to continue.
-      steps_before: optimiser steps of the calls that this one continues.
-      temperature: of the distribution that the trajectories were sampled from.
-      model, inputs: for the lineage of the work.
-      notes: what a reader should know.
+      iterations: the experience, oldest first.
+      policy, reference: model directories; reference is None if it is the policy itself or there is no KL term.
+      adapter: the adapter that is trained instead of the policy's weights; None: all weights are trained.
+      base: directory of the weights that the adapter changes; None without an adapter.
+      resumes_optimizer: whether the optimizer state in the policy's directory is continued.
+      steps_before: optimizer steps of the calls that this one continues.
+      temperature: sampling temperature of the trajectories.
+      model, inputs: sources for the lineage of the output.
+      notes: messages for the user.
     """
 
-    sampled: tuple[Sampled, ...]
+    iterations: tuple[Iteration, ...]
     policy: Path
     reference: Path | None
     adapter: Lora | None
     base: Path | None
-    optimiser: bool
+    resumes_optimizer: bool
     steps_before: int
     temperature: float
     model: Source
@@ -71,17 +72,17 @@ class StartingPoint:
     notes: tuple[str, ...]
 
     def check_not_pruned(self) -> None:
-        """Called before work begins; where it has been done already, nobody needs the files.
+        """Check that every model still has its weights. Call it only if the output is not up to date.
 
         Raises:
-          UserError: weights, or the optimiser's state, that were pruned.
+          UserError: weights or the optimizer state were pruned.
         """
-        samplers = (sampled.sampler for sampled in self.sampled)
+        samplers = (iteration.sampler for iteration in self.iterations)
         for directory in dict.fromkeys((self.policy, self.base, self.reference, *samplers)):
             if directory:
                 check_weights(directory)
-        if self.optimiser:
-            check_optimiser(self.policy)
+        if self.resumes_optimizer:
+            check_optimizer(self.policy)
 
 
 def find_starting_point(
@@ -92,181 +93,200 @@ def find_starting_point(
     model: str | None,
     reference_model: str | None,
     temperature: float | None,
-    continue_optimiser: bool,
-    adapter: Asked,
-    life: int | None = None,
+    continue_optimizer: bool,
+    adapter: LoraOptions,
+    replay_window: int | None = None,
     recorded: bool = False,
 ) -> StartingPoint:
-    """Resolve what was left out (None) through the trajectories' lineage.
+    """Open the inputs, and resolve options that were not given (None) through the lineage of the trajectories.
 
     Args:
-      advantages: oldest first; `-` holds the place of an iteration whose artefact is lost.
-      trajectories: theirs, in the same order.
-      adapter: what is said of the adapter that is to be trained.
-      life: artefacts older than so many iterations are passed over.
-      recorded: nobody needs the models that sampled.
+      out: directory of the output; the lineage has paths relative to it.
+      advantages: oldest first; `-` stands for an iteration whose artefact is lost.
+      trajectories: the trajectories of the advantages, in the same order.
+      adapter: the options of the adapter to train.
+      replay_window: skip artefacts that are this many iterations old or older; None: use all.
+      recorded: use the recorded log-probabilities, so that the models that sampled are not needed.
 
     Raises:
-      UserError: something is neither given nor told by a lineage, or is no longer there; the output is the policy; an
+      UserError: an option is neither given nor recorded in a lineage; a file is missing; the output is the policy; an
         artefact is given twice.
-      IncompleteInput: an input is not whole.
+      IncompleteInput: parts of an input are missing.
     """
-    opened, notes = _open_inputs(advantages, trajectories, life)
+    opened, notes = _open_inputs(advantages, trajectories, replay_window)
     newest = opened[-1][1]
     name = model or _sampling_model(newest)
-    policy = checkpoints.resolve(name, whole=continue_optimiser).resolve()
+    policy = checkpoints.resolve(name, whole=continue_optimizer).resolve()
     if out.resolve() in (policy, origin(policy)):
         raise UserError(f"--out {out} is the policy to start from; expected another directory")
-    mine = model_source(name, checkpoints.digest(policy), out)
+    policy_source = model_source(name, checkpoints.digest(policy), out)
     trained = lora.plan(policy, adapter)
     base = checkpoints.base_of(policy).resolve() if trained else None
-    notes += [f"training an adapter of rank {trained.r}; the weights in {base} stay as they are"] if trained else []
+    notes += [f"training an adapter of rank {trained.r}; the weights in {base} do not change"] if trained else []
     notes += [*foreign_notes(*(artefact for rows, sampled, _ in opened for artefact in (rows, sampled)))]
-    notes += check_sampling_model(newest, mine, named=model is not None)
-    experience = tuple(
-        Sampled(
+    notes += check_sampling_model(newest, policy_source, named=model is not None)
+    iterations = tuple(
+        Iteration(
             rows,
             sampled,
             age,
-            None if recorded else _find_sampler(sampled, policy, mine, age),
-            _is_own(sampled, mine, age, recorded),
+            None if recorded else _find_sampler(sampled, policy, policy_source, age),
+            _is_sampled_by_policy(sampled, policy_source, age, recorded),
         )
         for rows, sampled, age in opened
     )
     inputs = [artefact_source(artefact, out) for rows, sampled, _ in opened for artefact in (rows, sampled)]
-    reference, anchor = _find_reference(reference_model, policy, mine, out, base)
-    inputs += [anchor] if anchor else []
-    state, before = policy / OPTIMISER_FILE, None
+    reference, reference_source = _find_reference(reference_model, policy, policy_source, out, base)
+    inputs += [reference_source] if reference_source else []
+    state, before = policy / OPTIMIZER_FILE, None
+    # The state beside whole weights is not one of an adapter: a new adapter starts with a fresh optimizer.
     content = digest_of(state, "optimizer") if trained is None or is_adapter(policy) else None
-    continues = continue_optimiser and content is not None
+    continues = continue_optimizer and content is not None
     if content and continues:
         inputs.append(Source(relative_path(origin(policy) / state.name, out), content, "optimizer"))
         before = read_lineage(policy)
     if temperature is None:
         temperature = _sampling_temperature([sampled for _, sampled, _ in opened])
     return StartingPoint(
-        sampled=experience,
+        iterations=iterations,
         policy=policy,
         reference=reference,
         adapter=trained,
         base=base,
-        optimiser=continues,
+        resumes_optimizer=continues,
         steps_before=before.counts.get(SCHEDULE_STEPS, 0) if before else 0,
         temperature=temperature,
-        model=mine,
+        model=policy_source,
         inputs=tuple(inputs),
         notes=tuple(dict.fromkeys(notes)),
     )
 
 
 def _open_inputs(
-    advantages: Sequence[Path], trajectories: Sequence[Path] | None, life: int | None
+    advantages: Sequence[Path], trajectories: Sequence[Path] | None, replay_window: int | None
 ) -> tuple[list[tuple[Artefact, Artefact, int]], list[str]]:
-    """Advantages, their trajectories and their age, oldest first; and what a reader should know."""
+    """Return advantages, their trajectories and their age, oldest first; and notes for the user."""
     if trajectories and len(trajectories) != len(advantages):
         raise UserError(
-            f"{len(advantages)} advantages but {len(trajectories)} --trajectories; expected one of each, in one order"
+            f"{len(advantages)} advantages but {len(trajectories)} --trajectories; expected one for each of the "
+            "advantages, in the same order"
         )
     if str(advantages[-1]) == LOST:
-        raise UserError(f"the last of the advantages is this iteration's; expected a path, got {LOST}")
+        raise UserError(f"the last of the advantages is the current iteration; expected a path, got {LOST}")
     opened: list[tuple[Artefact, Artefact, int]] = []
-    for place, path in enumerate(advantages):
-        age = len(advantages) - 1 - place
-        if str(path) != LOST and (life is None or age < life):
+    for index, path in enumerate(advantages):
+        age = len(advantages) - 1 - index
+        if str(path) != LOST and (replay_window is None or age < replay_window):
             rows = open_artefact(path, ADVANTAGES)
-            opened.append((rows, trace_back(rows, TRAJECTORIES, trajectories[place] if trajectories else None), age))
+            opened.append((rows, trace_back(rows, TRAJECTORIES, trajectories[index] if trajectories else None), age))
     seen: dict[str, Path] = {}
     for rows, _, _ in opened:
-        twice = seen.setdefault(rows.fingerprint(), rows.path)
-        if twice is not rows.path:
-            raise UserError(f"{twice} and {rows.path} are the same advantages; expected each iteration's once")
-    passed_over = max(0, len(advantages) - life) if life else 0
-    return opened, [f"passed over {passed_over} artefacts older than {life} iterations"] if passed_over else []
+        first = seen.setdefault(rows.fingerprint(), rows.path)
+        if first is not rows.path:
+            raise UserError(f"{first} and {rows.path} are the same advantages; expected every iteration once")
+    skipped = max(0, len(advantages) - replay_window) if replay_window else 0
+    if not skipped:
+        return opened, []
+    return opened, [f"skipped {skipped} artefacts from outside the replay window of {replay_window} iterations"]
 
 
-def _find_sampler(trajectories: Artefact, policy: Path, mine: Source, age: int) -> Path:
-    """The model that sampled, whose probabilities the ratios are taken to; the policy, where it is that one.
+def _find_sampler(trajectories: Artefact, policy: Path, policy_source: Source, age: int) -> Path:
+    """Return the model that sampled, for the denominators of the ratios; the policy if it is the same model.
 
-    Trajectories of this iteration that do not say are taken to be the policy's.
+    Trajectories of the current iteration without a recorded model count as sampled by the policy.
+
+    Raises:
+      UserError: the model is not recorded, is missing or has changed.
     """
-    lineage = trajectories.lineage
-    told = lineage.model if lineage else None
-    if (told is None and age == 0) or (told and told.fingerprint == mine.fingerprint):
+    recorded = trajectories.lineage.model if trajectories.lineage else None
+    if (recorded is None and age == 0) or (recorded and recorded.fingerprint == policy_source.fingerprint):
         return policy
-    remedy = "pass --old-logprobs recorded to take the ones that were recorded when sampling"
-    if told is None:
-        raise UserError(f"{trajectories.path} does not say which model sampled it, so it cannot be scored: {remedy}")
-    there = trajectories.locate(told.path)
-    if not there.exists() and is_path_reference(told.path):
-        raise UserError(f"the model that sampled {trajectories.path} lies no longer at {there}: {remedy}")
-    found = checkpoints.resolve(str(there) if there.exists() else told.path).resolve()
-    if checkpoints.digest(found) != told.fingerprint:
-        raise UserError(f"the model {told.path} has changed since {trajectories.path} was sampled with it: {remedy}")
+    remedy = "pass --old-logprobs recorded to use the log-probabilities that were recorded while sampling"
+    if recorded is None:
+        raise UserError(f"{trajectories.path} does not record which model sampled it, so it cannot be scored: {remedy}")
+    located = trajectories.locate(recorded.path)
+    if not located.exists() and is_path_reference(recorded.path):
+        raise UserError(f"the model that sampled {trajectories.path} is no longer at {located}: {remedy}")
+    found = checkpoints.resolve(str(located) if located.exists() else recorded.path).resolve()
+    if checkpoints.digest(found) != recorded.fingerprint:
+        raise UserError(f"the model {recorded.path} has changed since it sampled {trajectories.path}: {remedy}")
     return found
 
 
-def _is_own(trajectories: Artefact, mine: Source, age: int, recorded: bool) -> bool:
-    """Whether the policy sampled them; of those that do not say, if this iteration's are taken as the old ones."""
-    told = trajectories.lineage.model if trajectories.lineage else None
-    return told.fingerprint == mine.fingerprint if told else recorded and age == 0
+def _is_sampled_by_policy(trajectories: Artefact, policy_source: Source, age: int, recorded: bool) -> bool:
+    """Return whether the policy sampled these trajectories.
+
+    If the model is not recorded, it counts as the policy only in the current iteration under recorded log-probabilities.
+    """
+    model = trajectories.lineage.model if trajectories.lineage else None
+    return model.fingerprint == policy_source.fingerprint if model else recorded and age == 0
 
 
 def _find_reference(
-    name: str | None, policy: Path, mine: Source, out: Path, base: Path | None
+    name: str | None, policy: Path, policy_source: Source, out: Path, base: Path | None
 ) -> tuple[Path | None, Source | None]:
-    """The reference's directory, and how the lineage names it; None twice where it is the policy, or not asked for.
+    """Return the directory of the reference and its source for the lineage; None twice if it is the policy or unused.
 
     Args:
-      mine: the policy's own source.
-      base: the weights that an adapter changes: a copy of them is known by its digest, and not loaded beside them.
+      name: the reference model; None without a KL term, or for the policy.
+      base: directory of the weights that an adapter changes. A reference with the same weights is this directory, so
+        that they are in memory once.
+
+    Raises:
+      UserError: the reference has another vocabulary.
     """
     if name is None:
         return None, None
     directory = checkpoints.resolve(name).resolve()
-    anchor = dataclasses.replace(model_source(name, checkpoints.digest(directory), out), stage="reference")
-    if anchor.fingerprint == mine.fingerprint:
+    source = dataclasses.replace(model_source(name, checkpoints.digest(directory), out), stage="reference")
+    if source.fingerprint == policy_source.fingerprint:
         return None, None
-    if base and anchor.fingerprint == checkpoints.digest(base):
-        return base, anchor
+    if base and source.fingerprint == checkpoints.digest(base):
+        return base, source
     _check_vocabulary(policy, directory)
-    return directory, anchor
+    return directory, source
 
 
 def _check_vocabulary(policy: Path, reference: Path) -> None:
-    """A KL compares probabilities of the same tokens; another tokenizer gives the ids another meaning."""
-    mine, theirs = (checkpoints.load_tokenizer(directory).get_vocab() for directory in (policy, reference))
-    if mine != theirs:
+    """Refuse a reference with another vocabulary: the KL divergence compares probabilities of the same tokens."""
+    of_policy, of_reference = (loading.load_tokenizer(directory).get_vocab() for directory in (policy, reference))
+    if of_policy != of_reference:
         raise UserError(
-            f"the reference {reference} has another vocabulary ({len(theirs)} tokens) than the policy {policy} "
-            f"({len(mine)}): pass a --reference-model of the same tokenizer, or --beta 0"
+            f"the reference {reference} has another vocabulary ({len(of_reference)} tokens) than the policy {policy} "
+            f"({len(of_policy)}): pass a --reference-model with the same tokenizer, or --beta 0"
         )
 
 
 def _sampling_model(trajectories: Artefact) -> str:
+    """Return the model that sampled the trajectories.
+
+    Raises:
+      UserError: it is not recorded.
+    """
     model = sampling_model(trajectories)
     if model is None:
-        raise UserError(f"{trajectories.path} does not say which model sampled it: pass --model")
+        raise UserError(f"{trajectories.path} does not record which model sampled it: pass --model")
     return model
 
 
 def _sampling_temperature(trajectories: Sequence[Artefact]) -> float:
-    """The one temperature that all were sampled at.
+    """Return the one temperature at which all trajectories were sampled.
 
     Raises:
-      UserError: one does not say, was sampled greedily, or at another temperature than the rest.
+      UserError: a temperature is not recorded, is 0 (greedy), or differs from the others.
     """
     found: dict[float, Path] = {}
     for artefact in trajectories:
         temperature = artefact.lineage.config.get("temperature") if artefact.lineage else None
         if temperature is None:
-            raise UserError(f"{artefact.path} does not say its sampling temperature: pass --temperature")
+            raise UserError(f"{artefact.path} does not record its sampling temperature: pass --temperature")
         if temperature == 0:
             raise UserError(
-                f"{artefact.path} was sampled greedily (temperature 0), which leaves nothing to choose between; "
+                f"{artefact.path} was sampled greedily (temperature 0), so all responses to a question are alike; "
                 "expected trajectories sampled at a temperature above 0"
             )
         found.setdefault(float(temperature), artefact.path)
     if len(found) > 1:
-        told = ", ".join(f"{path} at {temperature:g}" for temperature, path in found.items())
-        raise UserError(f"the trajectories were sampled at several temperatures ({told}); expected one of all")
+        several = ", ".join(f"{path} at {temperature:g}" for temperature, path in found.items())
+        raise UserError(f"the trajectories were sampled at several temperatures ({several}); expected a single one")
     return next(iter(found))

@@ -13,7 +13,7 @@ import torch
 from stages import estimate
 from stages.core.errors import FingerprintMismatch, UserError
 from stages.core.progress import Summary
-from stages.models import checkpoints
+from stages.models import checkpoints, loading
 from stages.optimization.critic import Critic, Visited, open_critic, update_critic
 from stages.optimization.optimizer import Adam
 from tests.chains import cut, footer, rows, with_context
@@ -26,7 +26,7 @@ def critic(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for _ in range(3):
         update_critic(critic, [Visited(tokens, np.arange(1, 20), np.zeros(19), np.linspace(0, 1, 19))], 1, 1e-2, None)
     directory = tmp_path_factory.mktemp("critic") / "critic"
-    critic.save(directory, checkpoints.load_tokenizer(policy))
+    critic.save(directory, loading.load_tokenizer(policy))
     return directory
 
 
@@ -91,7 +91,7 @@ def test_its_lineage_names_the_critic_and_only_what_it_reads(chain: Path, critic
     assert (tmp_path / "advantages" / named["path"]).resolve() == critic.resolve()
     assert named["fingerprint"] == checkpoints.digest(critic)
     assert judge(tmp_path / "advantages", chain / "cutpoints", critic, seed=5, model="elsewhere").up_to_date
-    with pytest.raises(FingerprintMismatch, match=r"gae_lambda: 0\.95 there, 0\.5 asked"):
+    with pytest.raises(FingerprintMismatch, match=r"gae_lambda: found 0\.95, requested 0\.5"):
         judge(tmp_path / "advantages", chain / "cutpoints", critic, gae_lambda=0.5)
 
 

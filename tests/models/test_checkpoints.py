@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.core.errors import UserError
-from stages.models import checkpoints, saving
+from stages.models import checkpoints, devices, loading, saving
 from stages.models.presets import CONTEXT_LENGTH, PRESETS, make_byte_tokenizer, make_model
 from stages.shards.lineage import Lineage, read_lineage, write_lineage
 
@@ -43,7 +43,7 @@ def test_the_byte_tokenizer_reads_any_text(text: str):
 
 def test_the_tokenizer_survives_saving(directory: Path):
     text = "1B+0C\0\r\n\t🙂 don 't , ñ ./ <|endoftext|>"
-    tokenizer = checkpoints.load_tokenizer(directory)
+    tokenizer = loading.load_tokenizer(directory)
     assert tokenizer(text)["input_ids"] == TOKENIZER(text)["input_ids"]
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     assert (tokenizer.eos_token_id, tokenizer.pad_token_id, len(tokenizer)) == (256, 257, 258)
@@ -62,7 +62,7 @@ def test_a_preset_depends_on_its_seed_alone():
 def test_a_preset_is_a_qwen2_with_room_for_a_worked_solution(preset: str):
     model, tokenizer = make_model(preset, 0)
     assert model.config.model_type == "qwen2"
-    assert checkpoints.context_length(model.config) == CONTEXT_LENGTH >= 1024
+    assert loading.context_length(model.config) == CONTEXT_LENGTH >= 1024
     assert model.config.vocab_size == len(tokenizer)
     assert model.config.eos_token_id == model.generation_config.eos_token_id == tokenizer.eos_token_id
 
@@ -73,11 +73,11 @@ def test_an_unknown_preset_names_the_known_ones():
 
 
 def test_a_saved_model_is_the_same_model(original: Path):
-    loaded = checkpoints.load_model(checkpoints.resolve(str(original)), CPU, torch.float32)
+    loaded = loading.load_model(checkpoints.resolve(str(original)), CPU, torch.float32)
     made = make_model("tiny", 0)[0].state_dict()
     assert all(torch.equal(tensor, made[name]) for name, tensor in loaded.state_dict().items())
     assert not loaded.training
-    assert checkpoints.load_model(original, CPU, torch.bfloat16).dtype == torch.bfloat16
+    assert loading.load_model(original, CPU, torch.bfloat16).dtype == torch.bfloat16
 
 
 def test_the_digest_is_of_what_the_model_says_and_of_nothing_else(directory: Path):
@@ -131,10 +131,10 @@ def test_weights_that_are_torn_or_lack_tensors_are_refused(directory: Path):
     del tensors["model.norm.weight"]
     save_file(tensors, path, metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"lack 1 tensors, the first is model\.norm\.weight"):
-        checkpoints.load_model(directory, CPU, torch.float32)
+        loading.load_model(directory, CPU, torch.float32)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UserError, match="cannot be loaded"):
-        checkpoints.load_model(directory, CPU, torch.float32)
+        loading.load_model(directory, CPU, torch.float32)
 
 
 def test_a_model_that_brings_code_is_refused_and_its_code_not_run(directory: Path, tmp_path: Path):
@@ -143,7 +143,7 @@ def test_a_model_that_brings_code_is_refused_and_its_code_not_run(directory: Pat
     (directory / "config.json").write_text(json.dumps(config))
     (directory / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     with pytest.raises(UserError, match="cannot be loaded"):
-        checkpoints.load_model(directory, CPU, torch.float32)
+        loading.load_model(directory, CPU, torch.float32)
     assert not (tmp_path / "ran").exists()
 
 
@@ -151,7 +151,7 @@ def test_a_tokenizer_without_an_end_token_is_refused(directory: Path):
     path = directory / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token": None}))
     with pytest.raises(UserError, match="no end-of-text token"):
-        checkpoints.load_tokenizer(directory)
+        loading.load_tokenizer(directory)
 
 
 def test_the_lineage_lies_beside_the_weights(directory: Path):
@@ -164,12 +164,12 @@ def test_the_lineage_lies_beside_the_weights(directory: Path):
 
 
 def test_devices_and_number_formats_are_picked_or_refused():
-    assert checkpoints.pick_device("cpu") == CPU
-    assert checkpoints.pick_dtype("auto", CPU) == torch.float32
-    assert checkpoints.pick_dtype("bfloat16", CPU) == torch.bfloat16
+    assert devices.pick_device("cpu") == CPU
+    assert devices.pick_dtype("auto", CPU) == torch.float32
+    assert devices.pick_dtype("bfloat16", CPU) == torch.bfloat16
     with pytest.raises(UserError, match="--device warp"):
-        checkpoints.pick_device("warp")
+        devices.pick_device("warp")
     with pytest.raises(UserError, match="CUDA devices; use cpu or auto"):
-        checkpoints.pick_device(f"cuda:{torch.cuda.device_count()}")
+        devices.pick_device(f"cuda:{torch.cuda.device_count()}")
     with pytest.raises(UserError, match="--dtype must be one of auto, float32"):
-        checkpoints.pick_dtype("int8", CPU)
+        devices.pick_dtype("int8", CPU)

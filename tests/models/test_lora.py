@@ -13,12 +13,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from stages.core.errors import UserError
-from stages.models import adapters, checkpoints, lora, saving
-from stages.models.adapters import Asked, Lora
+from stages.models import adapters, checkpoints, loading, lora, saving
+from stages.models.adapters import Lora, LoraOptions
+from stages.models.checkpoints import OPTIMIZER_FILE
 from stages.models.presets import make_model
 from stages.optimization.batches import Example, collate
+from stages.optimization.lora import BaseScorer
 from stages.optimization.objective import Objective
-from stages.optimization.optimizer import OPTIMISER_FILE, Adam
+from stages.optimization.optimizer import Adam
 from stages.optimization.step import update
 from stages.optimization.torch import TorchEngine, open_engine
 
@@ -59,7 +61,7 @@ def train(engine: TorchEngine, steps: int) -> TorchEngine:
 
 
 def save(engine: TorchEngine, directory: Path) -> Path:
-    engine.save(directory, checkpoints.load_tokenizer(_base(engine)), lambda unfinished: None)
+    engine.save(directory, loading.load_tokenizer(_base(engine)), lambda unfinished: None)
     return directory
 
 
@@ -74,7 +76,7 @@ def logits(model: torch.nn.Module) -> Tensor:
 
 def test_a_new_adapter_changes_nothing_and_its_parameters_alone_are_trained(base: Path):
     engine = open_engine(base, device="cpu", adapter=SMALL)
-    whole = checkpoints.load_model(base, CPU, torch.float32)
+    whole = loading.load_model(base, CPU, torch.float32)
     assert torch.equal(logits(engine.model), logits(whole))
     before = {name: value.clone() for name, value in engine.model.named_parameters()}
     train(engine, 2)
@@ -84,7 +86,7 @@ def test_a_new_adapter_changes_nothing_and_its_parameters_alone_are_trained(base
 
 
 def test_the_optimiser_s_state_is_of_the_adapter_alone(base: Path, adapter: Path):
-    state = load_file(adapter / OPTIMISER_FILE)
+    state = load_file(adapter / OPTIMIZER_FILE)
     assert state
     assert all("lora_" in name for name in state)
     # 2 layers, 2 matrices each of 64 × 64: A has 4 × 64 numbers, B 64 × 4; two moments of each
@@ -95,7 +97,7 @@ def test_an_adapter_written_and_read_again_goes_on_bit_for_bit(base: Path, adapt
     straight = train(open_engine(base, device="cpu", adapter=SMALL), 4)
     resumed = train(open_engine(adapter, device="cpu", continue_optimiser=True), 2)
     one, other = (save(engine, tmp_path / name) for engine, name in ((straight, "one"), (resumed, "other")))
-    for name in (adapters.WEIGHTS[0], adapters.CONFIG_FILE, OPTIMISER_FILE):
+    for name in (adapters.WEIGHTS[0], adapters.CONFIG_FILE, OPTIMIZER_FILE):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
@@ -108,10 +110,10 @@ def test_peft_loads_it_as_it_is(adapter: Path):
 
 
 def test_what_samplers_load_is_base_and_adapter_in_one(base: Path, adapter: Path):
-    trained, merged = open_engine(adapter, device="cpu").model, checkpoints.load_model(adapter, CPU, torch.float32)
+    trained, merged = open_engine(adapter, device="cpu").model, loading.load_model(adapter, CPU, torch.float32)
     torch.testing.assert_close(logits(merged), logits(trained), rtol=0, atol=1e-4)
-    assert not torch.allclose(logits(merged), logits(checkpoints.load_model(base, CPU, torch.float32)), atol=1e-2)
-    assert not lora.is_adapted(merged)
+    assert not torch.allclose(logits(merged), logits(loading.load_model(base, CPU, torch.float32)), atol=1e-2)
+    assert not adapters.is_adapted(merged)
     assert {type(module).__module__ for name, module in merged.named_modules() if name.endswith("_proj")} == {
         "torch.nn.modules.linear"
     }
@@ -120,8 +122,8 @@ def test_what_samplers_load_is_base_and_adapter_in_one(base: Path, adapter: Path
 def test_the_merged_directory_needs_neither_base_nor_peft(adapter: Path, tmp_path: Path):
     lora.write_merged(adapter, tmp_path / "merged")
     assert not adapters.is_adapter(tmp_path / "merged")
-    whole = checkpoints.load_model(checkpoints.resolve(str(tmp_path / "merged")), CPU, torch.float32)
-    assert torch.equal(logits(whole), logits(checkpoints.load_model(adapter, CPU, torch.float32)))
+    whole = loading.load_model(checkpoints.resolve(str(tmp_path / "merged")), CPU, torch.float32)
+    assert torch.equal(logits(whole), logits(loading.load_model(adapter, CPU, torch.float32)))
 
 
 def test_an_engine_that_reads_no_adapters_gets_whole_weights(base: Path, adapter: Path, tmp_path: Path):
@@ -139,7 +141,7 @@ def test_an_engine_that_reads_no_adapters_gets_whole_weights(base: Path, adapter
 
 def test_the_base_is_there_with_the_adapter_switched_off(base: Path, adapter: Path):
     engine, batch = open_engine(adapter, device="cpu"), collate(examples())
-    off = lora.BaseOf(engine, engine.model).score(batch, 0.7).logprobs
+    off = BaseScorer(engine, engine.model).score(batch, 0.7).logprobs
     assert torch.equal(off, open_engine(base, device="cpu").score(batch, 0.7).logprobs.detach())
     on = engine.score(batch, 0.7).logprobs
     assert on.requires_grad
@@ -209,40 +211,44 @@ def test_a_torn_adapter_is_told(adapter: Path, base: Path, tmp_path: Path):
 
     save_file(weights, torn / adapters.WEIGHTS[0])
     with pytest.raises(UserError, match="missing adapter keys"):
-        checkpoints.load_model(torn, CPU, torch.float32)
+        loading.load_model(torn, CPU, torch.float32)
     (torn / adapters.WEIGHTS[0]).write_bytes((adapter / adapters.WEIGHTS[0]).read_bytes()[:100])
     with pytest.raises(UserError, match="cannot be put on"):
-        checkpoints.load_model(torn, CPU, torch.float32)
+        loading.load_model(torn, CPU, torch.float32)
 
 
 def test_the_plan_is_a_new_adapter_the_policy_s_own_or_none(base: Path, adapter: Path):
-    assert lora.plan(base, Asked()) is None
-    assert lora.plan(base, Asked(r=4)) == Lora(4, 8.0, LAYERS)
-    assert lora.plan(base, Asked(4, 1.0, ("v_proj", "q_proj"))) == Lora(4, 1.0, ("q_proj", "v_proj"))
-    assert lora.plan(adapter, Asked()) == lora.plan(adapter, Asked(4, 8.0, ("v_proj", "q_proj"))) == SMALL
+    assert lora.plan(base, LoraOptions()) is None
+    assert lora.plan(base, LoraOptions(r=4)) == Lora(4, 8.0, LAYERS)
+    assert lora.plan(base, LoraOptions(4, 1.0, ("v_proj", "q_proj"))) == Lora(4, 1.0, ("q_proj", "v_proj"))
+    assert lora.plan(adapter, LoraOptions()) == lora.plan(adapter, LoraOptions(4, 8.0, ("v_proj", "q_proj"))) == SMALL
 
 
 @pytest.mark.parametrize(
     ("on", "asked", "told"),
     [
-        ("base", Asked(alpha=3.0), "pass --lora-r"),
-        ("base", Asked(merge=True), "--merge"),
-        ("base", Asked(4, None, ("q_proj", "attention")), "--lora-target-modules attention: .* has down_proj, gate"),
-        ("base", Asked(4, None, ("lm_head",)), "--lora-target-modules lm_head"),
-        ("adapter", Asked(8), "is an adapter of rank 4, alpha 8 on q_proj, v_proj"),
-        (None, Asked(4), "pass --model"),
+        ("base", LoraOptions(alpha=3.0), "pass --lora-r"),
+        ("base", LoraOptions(merge=True), "--merge"),
+        (
+            "base",
+            LoraOptions(4, None, ("q_proj", "attention")),
+            "--lora-target-modules attention: .* has down_proj, gate",
+        ),
+        ("base", LoraOptions(4, None, ("lm_head",)), "--lora-target-modules lm_head"),
+        ("adapter", LoraOptions(8), "is an adapter of rank 4, alpha 8 on q_proj, v_proj"),
+        (None, LoraOptions(4), "pass --model"),
     ],
 )
-def test_what_cannot_be_planned_is_told(base: Path, adapter: Path, on: str | None, asked: Asked, told: str):
+def test_what_cannot_be_planned_is_told(base: Path, adapter: Path, on: str | None, asked: LoraOptions, told: str):
     policy = {"base": base, "adapter": adapter, None: None}[on]
     with pytest.raises(UserError, match=told):
         lora.plan(policy, asked)
 
 
 def test_without_peft_one_line_says_what_to_install(base: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(lora, "find_spec", lambda name: None)
+    monkeypatch.setattr(adapters, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'spo-cli\[lora\]'"):
-        lora.plan(base, Asked(r=4))
+        lora.plan(base, LoraOptions(r=4))
 
 
 def test_a_critic_may_begin_from_an_adapter(adapter: Path):

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Model
 
 from stages.core.errors import UserError
-from stages.models import checkpoints
+from stages.models import checkpoints, loading
 from stages.models.presets import make_byte_tokenizer
 from stages.optimization.critic import Critic, Visited, has_head, open_critic, score_states, update_critic
 from stages.optimization.optimizer import Adam
@@ -203,7 +203,7 @@ def test_its_directory_is_a_hugging_face_one_whose_digest_knows_the_head(tmp_pat
 def test_a_critic_is_no_policy(tmp_path: Path) -> None:
     open_trained(tmp_path / "critic", tmp_path)
     with pytest.raises(UserError, match=r"critic is a critic's; expected a language model"):
-        checkpoints.load_model(tmp_path / "critic", torch.device("cpu"), torch.float32)
+        loading.load_model(tmp_path / "critic", torch.device("cpu"), torch.float32)
 
 
 def test_a_head_of_another_width_is_refused(tmp_path: Path) -> None:

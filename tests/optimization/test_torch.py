@@ -13,9 +13,10 @@ import torch
 from transformers import CohereConfig, CohereForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from stages.core.errors import UserError
+from stages.models.checkpoints import OPTIMIZER_FILE
 from stages.optimization.batches import Example, MicroBatch, collate, micro_batches
 from stages.optimization.objective import Objective
-from stages.optimization.optimizer import OPTIMISER_FILE, Adam
+from stages.optimization.optimizer import Adam
 from stages.optimization.step import score_all, update
 from stages.optimization.torch import TorchEngine
 
@@ -235,9 +236,9 @@ def test_saved_state_continues_as_if_the_optimiser_had_never_stopped(tmp_path: P
 
     engine = TorchEngine(parted, ADAM)
     update(engine, first, OBJECTIVE, 3, RATE)
-    engine.optimiser.save(tmp_path / OPTIMISER_FILE)
+    engine.optimiser.save(tmp_path / OPTIMIZER_FILE)
     engine = TorchEngine(parted, ADAM)
-    engine.optimiser.load(tmp_path / OPTIMISER_FILE)
+    engine.optimiser.load(tmp_path / OPTIMIZER_FILE)
     update(engine, second, OBJECTIVE, 3, RATE)
     assert_same(whole, parted, 0.0)
 
@@ -245,9 +246,9 @@ def test_saved_state_continues_as_if_the_optimiser_had_never_stopped(tmp_path: P
 def test_the_state_of_another_model_is_refused(tmp_path: Path) -> None:
     engine = TorchEngine(make_model(tied=False), ADAM)
     update(engine, make_examples(), OBJECTIVE, 3, RATE)
-    engine.optimiser.save(tmp_path / OPTIMISER_FILE)
+    engine.optimiser.save(tmp_path / OPTIMIZER_FILE)
     with pytest.raises(UserError, match=r"another model \(lm_head.weight\).*--optimizer-state fresh"):
-        TorchEngine(make_model(tied=True), ADAM).optimiser.load(tmp_path / OPTIMISER_FILE)
+        TorchEngine(make_model(tied=True), ADAM).optimiser.load(tmp_path / OPTIMIZER_FILE)
 
 
 def test_bfloat16_computes_narrow_but_keeps_float32_masters() -> None:

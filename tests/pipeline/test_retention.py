@@ -16,8 +16,8 @@ from stages import evaluate, train
 from stages.core.errors import UserError
 from stages.core.progress import Summary
 from stages.models import checkpoints
+from stages.models.checkpoints import OPTIMIZER_FILE
 from stages.models.pruning import PRUNED_FILE, lost
-from stages.optimization.optimizer import OPTIMISER_FILE
 from stages.pipeline import iterate, retention
 from stages.pipeline.retention import Retention, prune
 from tests.command_lives import Commands
@@ -72,7 +72,7 @@ def run(recipe: Path, out: Path, policy: Path, *overrides: str, progress: Any = 
 
 def results(out: Path) -> dict[str, bytes]:
     """Every file of a run but logs, metrics, weights and states."""
-    large = ("metrics.jsonl", "model.safetensors", OPTIMISER_FILE, PRUNED_FILE)
+    large = ("metrics.jsonl", "model.safetensors", OPTIMIZER_FILE, PRUNED_FILE)
     return {name: content for name, content in files(out).items() if not name.endswith(large)}
 
 
@@ -85,7 +85,7 @@ def holds(out: Path, name: str) -> list[int]:
 def model(policy: Path, tmp_path: Path) -> Path:
     """A copy that a test may prune, with an optimiser's state."""
     copy = shutil.copytree(policy, tmp_path / "model")
-    (copy / OPTIMISER_FILE).write_bytes(b"state")
+    (copy / OPTIMIZER_FILE).write_bytes(b"state")
     return copy
 
 
@@ -99,13 +99,13 @@ def test_a_pruned_model_is_known_for_what_it_was(model: Path):
     before = checkpoints.digest(model)
     assert prune(model, weights=True)
     assert not (model / "model.safetensors").exists()
-    assert not (model / OPTIMISER_FILE).exists()
+    assert not (model / OPTIMIZER_FILE).exists()
     assert checkpoints.resolve(str(model)) == model
     assert checkpoints.digest(model) == before
     assert not prune(model, weights=True), "nothing is left to delete"
 
 
-@pytest.mark.parametrize("kept", [("model.safetensors", OPTIMISER_FILE), ("model.safetensors",), ()])
+@pytest.mark.parametrize("kept", [("model.safetensors", OPTIMIZER_FILE), ("model.safetensors",), ()])
 def test_pruning_may_be_killed_at_any_moment(model: Path, kept: tuple[str, ...]):
     """After the record was written, and any of the files deleted."""
     before, content = checkpoints.digest(model), {name: (model / name).read_bytes() for name in kept}
@@ -152,7 +152,7 @@ def test_a_run_that_prunes_makes_what_one_makes_that_keeps_all(recipe: Path, pol
     run(recipe, tmp_path / "few", policy, "run.keep_every=3", keep_checkpoints=1, progress=notes)
     assert results(tmp_path / "few") == results(tmp_path / "all")
     assert holds(tmp_path / "few", "model.safetensors") == [2, 3]
-    assert holds(tmp_path / "few", OPTIMISER_FILE) == [3]
+    assert holds(tmp_path / "few", OPTIMIZER_FILE) == [3]
     assert sum("was pruned" in line for line in notes.lines) == 3
 
     left = files(tmp_path / "few")
@@ -169,7 +169,7 @@ def test_under_replay_the_samplers_that_are_still_scored_keep_their_weights(reci
     replay = ("train.replay=2", "train.lr_scheduler_type=constant", "segment.partition=trajectory")
     run(recipe, tmp_path / "few", policy, *replay, keep_checkpoints=1)
     assert holds(tmp_path / "few", "model.safetensors") == [2, 3]
-    assert holds(tmp_path / "few", OPTIMISER_FILE) == [3]
+    assert holds(tmp_path / "few", OPTIMIZER_FILE) == [3]
     older = tuple(tmp_path / "few" / name / "advantages" for name in ("001", "002", "003"))
     with pytest.raises(UserError, match=r"the weights in .*000/checkpoint were pruned"):
         train.run(train.Config(advantages=older, replay=3, out=tmp_path / "new", optimizer_state="fresh"))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from stages.core.paths import StorePath
-from stages.models import adapters, checkpoints, transfer
+from stages.models import adapters, checkpoints, loading, transfer
 from stages.train import Config, run
 from tests.chains import cut, sample, value
 from tests.stores.bucket import Bucket
@@ -32,5 +32,5 @@ def test_an_adapter_in_a_store_names_its_base_there(endpoint: str, policy: Path,
     adapter, merged = (checkpoints.resolve(str(place)) for place in (out, out / "merged"))
     assert adapters.bases(adapter)[-1] == (str(start), None)
     assert checkpoints.base_of(adapter) == checkpoints.resolve(str(start))
-    ours, theirs = (checkpoints.load_model(place, torch.device("cpu"), torch.float32) for place in (adapter, merged))
+    ours, theirs = (loading.load_model(place, torch.device("cpu"), torch.float32) for place in (adapter, merged))
     assert all(torch.equal(one, theirs.state_dict()[name]) for name, one in ours.state_dict().items())

@@ -22,7 +22,7 @@ import torch
 from transformers import AttentionInterface
 
 from stages.core.errors import UserError
-from stages.models import checkpoints
+from stages.models import devices, loading
 from stages.sampling.embedded import invariance
 from stages.sampling.embedded.batch import LOOK_EVERY, Batch, Queue
 from stages.sampling.embedded.forward import LlamaForward, make_forward
@@ -71,7 +71,7 @@ class TransformersSampler:
         """
         if max_batch_rows is not None and max_batch_rows < 1:
             raise UserError(f"max_batch_rows must be at least 1; got {max_batch_rows}")
-        context_length = checkpoints.context_length(model.config)
+        context_length = loading.context_length(model.config)
         self.context_length = min(context_length, max_model_len or context_length)
         _require_full_attention(model.config, self.context_length)
         _require_plain_head(model)
@@ -90,9 +90,9 @@ class TransformersSampler:
         cls, model_dir: Path, *, device: str = "auto", dtype: str = "auto", **options: int | None
     ) -> TransformersSampler:
         """Loads a model directory; the options are those of the constructor."""
-        place = checkpoints.pick_device(device)
-        model = checkpoints.load_model(model_dir, place, checkpoints.pick_dtype(dtype, place))
-        return cls(model, checkpoints.load_tokenizer(model_dir), **options)
+        place = devices.pick_device(device)
+        model = loading.load_model(model_dir, place, devices.pick_dtype(dtype, place))
+        return cls(model, loading.load_tokenizer(model_dir), **options)
 
     @torch.inference_mode()
     def sample(

@@ -21,8 +21,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stages.core.errors import UserError
-from stages.models import checkpoints
-from stages.sampling.protocol import Request, Sample, SamplingParams, Usage, check_request, close_sampler
+from stages.models import devices, loading
+from stages.models.checkpoints import OPTIMIZER_FILE
+from stages.models.lora import whole_directory
+from stages.sampling.protocol import Request, Sample, SamplingParams, Usage, check_request
 from stages.sampling.stopping import end_tokens
 from stages.sampling.vllm.launch import (
     Log,
@@ -55,11 +57,11 @@ class _Model:
     def read(cls, model_dir: Path) -> _Model:
         from transformers import GenerationConfig
 
-        config, tokenizer = checkpoints.load_config(model_dir), checkpoints.load_tokenizer(model_dir)
+        config, tokenizer = loading.load_config(model_dir), loading.load_tokenizer(model_dir)
         has_settings = (model_dir / "generation_config.json").is_file()
         settings = GenerationConfig.from_pretrained(model_dir) if has_settings else config.get_text_config()
         return cls(
-            tokenizer, np.flatnonzero(end_tokens(settings, tokenizer, checkpoints.vocabulary_size(config))).tolist()
+            tokenizer, np.flatnonzero(end_tokens(settings, tokenizer, loading.vocabulary_size(config))).tolist()
         )
 
 
@@ -74,18 +76,16 @@ class _Merged:
 
         Of a checkpoint, links to all but the optimiser's state: vLLM takes every safetensors file for weights.
         """
-        from stages.models.lora import whole_directory
-        from stages.optimization.optimizer import OPTIMISER_FILE
 
         scratch = Path(self._scratch.name)
         whole = whole_directory(model_dir, scratch, self.dtype)
-        if not (whole / OPTIMISER_FILE).is_file():
+        if not (whole / OPTIMIZER_FILE).is_file():
             return whole
         links = scratch / "checkpoint"
         shutil.rmtree(links, ignore_errors=True)
         links.mkdir()
         for file in whole.iterdir():
-            if file.is_file() and file.name != OPTIMISER_FILE:
+            if file.is_file() and file.name != OPTIMIZER_FILE:
                 (links / file.name).symlink_to(file.resolve())
         return links
 
@@ -103,7 +103,7 @@ class VllmSampler:
         self.llm, self.model, self.architecture, self.log, self.merged = llm, model, architecture, log, merged
         self.context_length = int(llm.model_config.max_model_len)
         self.numbers = count()
-        self.asleep = self.ended = False
+        self.asleep = self.closed = False
 
     @classmethod
     def open(
@@ -119,13 +119,13 @@ class VllmSampler:
         gpu_memory_utilization: float | None = None,
         enforce_eager: bool = False,
         engine_arg: Sequence[str] = (),
-        sleeps: bool = False,
+        can_free_memory: bool = False,
     ) -> VllmSampler:
         """Starts vLLM, which takes a minute or so.
 
         Args:
           device: auto, or what this build of vLLM runs on.
-          dtype: as `checkpoints.pick_dtype` takes it.
+          dtype: as `devices.pick_dtype` takes it.
           max_batch_rows: most sequences in flight; None lets vLLM choose.
           max_model_len: the context ends here, if the model's own does not end before.
           threads: of a worker on a CPU, which are then bound to no core; None lets vLLM choose and bind.
@@ -134,7 +134,7 @@ class VllmSampler:
             own share of a GPU, up to 4 GiB of a CPU's memory for the cache.
           enforce_eager: neither compile nor capture graphs.
           engine_arg: further arguments of vLLM as `key=value`.
-          sleeps: able to give a GPU's memory back (`rest`).
+          can_free_memory: start vLLM so that `free_memory` can free a GPU's memory.
 
         Raises:
           UserError: whatever keeps vLLM from starting, in one line.
@@ -146,8 +146,8 @@ class VllmSampler:
 
         on_cpu = current_platform.is_cpu()
         _check_device(device, on_cpu)
-        whole = checkpoints.context_length(checkpoints.load_config(model_dir))
-        number_format = checkpoints.pick_dtype(dtype, torch.device("cpu" if on_cpu else "cuda"))
+        whole = loading.context_length(loading.load_config(model_dir))
+        number_format = devices.pick_dtype(dtype, torch.device("cpu" if on_cpu else "cuda"))
         merged = _Merged(number_format)
         model_dir = merged.whole(model_dir)
         model = _Model.read(model_dir)
@@ -155,7 +155,7 @@ class VllmSampler:
             "enable_prefix_caching": True,
             "disable_log_stats": True,
             "seed": 0,
-            **(_cpu_arguments(gpu_memory_utilization) if on_cpu else {"enable_sleep_mode": sleeps}),
+            **(_cpu_arguments(gpu_memory_utilization) if on_cpu else {"enable_sleep_mode": can_free_memory}),
             **engine_arguments(engine_arg),
             "model": str(model_dir),
             "dtype": str(number_format).removeprefix("torch."),
@@ -215,13 +215,12 @@ class VllmSampler:
         told = explain(error, self.log) if isinstance(error, VLLMError) else None
         if told:
             self.log = Log()  # the old one stays, to be read
-        close_sampler()
         self.close()
         if told:
             raise told from error
 
     def reload(self, model_dir: Path) -> bool:
-        """See `sampling.LastingSampler.reload`."""
+        """See `sampling.protocol.ReloadableSampler.reload`."""
         model_dir = self.merged.whole(model_dir)
         if _architecture(model_dir) != self.architecture:
             return False
@@ -240,17 +239,17 @@ class VllmSampler:
         self.model = _Model.read(model_dir)
         return True
 
-    def rest(self) -> None:
-        """See `sampling.LastingSampler.rest`. On a CPU vLLM cannot: its cache stays."""
+    def free_memory(self) -> None:
+        """See `sampling.protocol.ReloadableSampler.free_memory`. vLLM on a CPU cannot: its cache stays."""
         if getattr(self.llm.model_config, "enable_sleep_mode", False):
             self.llm.sleep(level=2)
             self.asleep = True
 
     def close(self) -> None:
         """Ends vLLM and its processes, once."""
-        if self.ended:
+        if self.closed:
             return
-        self.ended = True
+        self.closed = True
         with self.log.taking_output():  # it warns of ending them as it was told to
             self.llm.llm_engine.engine_core.shutdown(timeout=1)  # vLLM itself would wait 5 s for its worker in vain
         self.log.close()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.models import checkpoints
+from stages.models import loading
 from stages.models.adapters import Lora
 from stages.optimization.torch import open_engine
 from stages.sampling.embedded.engine import TransformersSampler
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.xdist_group("vllm")
 def test_it_says_what_the_embedded_engine_says_of_the_same_adapter(vllm: Vllm, tmp_path: Path):
     torch.set_num_threads(1)
     adapted = open_engine(vllm.random, device="cpu", adapter=Lora(4, 8.0, ("down_proj", "q_proj", "v_proj")))
-    train(adapted, 2).save(tmp_path / "adapter", checkpoints.load_tokenizer(vllm.random), lambda directory: None)
+    train(adapted, 2).save(tmp_path / "adapter", loading.load_tokenizer(vllm.random), lambda directory: None)
     requests, params = (
         [request(prefix, 1, 30, name) for name, prefix in enumerate(random_prefixes([20, 33]))],
         SamplingParams(0),

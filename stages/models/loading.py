@@ -1,0 +1,137 @@
+"""Load models, configurations and tokenizers from model directories (`stages.models.checkpoints` finds them).
+
+Code that a model brings along is never run (`trust_remote_code=False`). `transformers` is imported as a module and torch
+only inside functions that need it: transformers imports torch when a class is first looked up, so that stages which
+read a tokenizer at most start fast.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import transformers
+from safetensors import SafetensorError
+
+from stages.core.errors import UserError, first_line
+from stages.models import adapters, checkpoints, pruning
+from stages.models.silence import silenced_transformers
+
+if TYPE_CHECKING:  # torch takes seconds to import, peft is optional
+    import torch
+    from peft import PeftModel
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+_LOAD_ERRORS = (OSError, ValueError, ImportError, KeyError, TypeError)
+"""What transformers raises for files that are missing, torn, or of a model that it does not know."""
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model directory; of an adapter without tokenizer files, that of its base.
+
+    Raises:
+      UserError: it cannot be read, or has no end-of-text token.
+    """
+    if not checkpoints.has_tokenizer(directory):
+        directory = checkpoints.base_of(directory)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
+    except _LOAD_ERRORS as error:
+        raise UserError(f"the tokenizer in {directory} cannot be loaded: {first_line(error)}") from error
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer in {directory} has no end-of-text token (eos_token); responses could never end")
+    return cast("PreTrainedTokenizerBase", tokenizer)
+
+
+def load_config(directory: Path) -> PretrainedConfig:
+    """Load the configuration of a model directory; of an adapter, that of its base.
+
+    Raises:
+      UserError: it cannot be read, or is of a model that needs its own code.
+    """
+    try:
+        return transformers.AutoConfig.from_pretrained(str(checkpoints.base_of(directory)), trust_remote_code=False)
+    except _LOAD_ERRORS as error:
+        raise UserError(f"the configuration in {directory} cannot be read: {first_line(error)}") from error
+
+
+def load_model(directory: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """Load a causal language model in evaluation mode; an adapter is merged into its base.
+
+    The sum W + α/r · B A is computed in float32 and rounded to `dtype` once.
+
+    Raises:
+      UserError: torn or missing weights, not a causal language model, or one that needs its own code.
+    """
+    if (directory / checkpoints.VALUE_HEAD_FILE).is_file():
+        # With tied embeddings transformers would load the backbone as a language model that writes nonsense.
+        raise UserError(f"{directory} is a critic; expected a language model")
+    if adapters.is_adapter(directory):
+        merged = cast("Any", load_adapted(directory, device, dtype, trainable=False)).merge_and_unload()
+        return merged.requires_grad_(True).eval()
+    return _load(transformers.AutoModelForCausalLM, directory, device, dtype)
+
+
+def load_backbone(directory: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """Load a model up to its last hidden states, without an output head; otherwise like `load_model`."""
+    if adapters.is_adapter(directory):
+        return cast("PreTrainedModel", load_model(directory, device, dtype).base_model)
+    return _load(transformers.AutoModel, directory, device, dtype)
+
+
+def load_adapted(directory: Path, device: torch.device, dtype: torch.dtype, *, trainable: bool) -> PeftModel:
+    """Load the base of an adapter with the adapter on it, in peft's wrapper and in evaluation mode.
+
+    Raises:
+      UserError: peft is not installed; the base cannot be loaded; the adapter is torn or does not fit the base.
+    """
+    adapters.require_peft()
+    from peft import PeftModel
+
+    pruning.check_weights(directory)
+    base = checkpoints.base_of(directory)
+    model = load_model(base, device, dtype)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Found missing adapter keys")  # they would stay random
+            wrapped = PeftModel.from_pretrained(
+                model, str(directory), adapter_name=adapters.PEFT_NAME, is_trainable=trainable
+            )
+    except (*_LOAD_ERRORS, RuntimeError, SafetensorError, UserWarning) as error:
+        raise UserError(f"the adapter in {directory} does not load onto {base}: {first_line(error)}") from error
+    config = adapters.peft_config(model)
+    config.base_model_name_or_path, config.revision = checkpoints.public_name(base)
+    return cast("PeftModel", wrapped.eval())
+
+
+def _load(kind: Any, directory: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    pruning.check_weights(directory)
+    try:
+        with silenced_transformers():
+            loaded = kind.from_pretrained(
+                str(directory), dtype=dtype, trust_remote_code=False, output_loading_info=True
+            )
+    except (*_LOAD_ERRORS, RuntimeError, SafetensorError) as error:
+        raise UserError(f"the model in {directory} cannot be loaded: {first_line(error)}") from error
+    model, report = cast("tuple[PreTrainedModel, dict[str, set[str]]]", loaded)
+    if absent := sorted(report["missing_keys"]):  # transformers would fill them with random numbers
+        raise UserError(f"the weights in {directory} lack {len(absent)} tensors, the first is {absent[0]}")
+    return model.to(device).eval()  # pyright: ignore[reportArgumentType]
+
+
+def context_length(config: PretrainedConfig) -> int:
+    """Return the longest sequence, prompt and response together, that a model supports, in tokens.
+
+    Raises:
+      UserError: the configuration does not say.
+    """
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(length, int):
+        raise UserError(f"the {config.model_type} configuration has no max_position_embeddings; expected a number")
+    return length
+
+
+def vocabulary_size(config: PretrainedConfig) -> int:
+    """Return the number of token ids that a model knows; they start at 0."""
+    return config.get_text_config().vocab_size
