@@ -29,8 +29,8 @@ from stages.models import checkpoints, devices, loading, lora, presets, saving
 from stages.models.adapters import Lora
 from stages.models.presets import make_model
 from stages.optimization.batches import Example, collate, micro_batches
-from stages.optimization.optimizer import Adam
-from stages.optimization.step import Engine, schedule
+from stages.optimization.optimizer import AdamWConfig
+from stages.optimization.step import Engine, learning_rate_factor
 from stages.optimization.torch import TorchEngine, open_engine
 from stages.responses.prompts import with_template
 from stages.shards.lineage import Lineage, describe, model_source, task_source
@@ -146,7 +146,7 @@ def _open(config: Config, base: Path | None, checkpoint: Path | None, adapter: L
 
     if config.threads:
         torch.set_num_threads(config.threads)
-    adam = Adam(
+    adam = AdamWConfig(
         config.adam_beta1,
         config.adam_beta2,
         weight_decay=config.weight_decay,
@@ -159,7 +159,7 @@ def _open(config: Config, base: Path | None, checkpoint: Path | None, adapter: L
             device=config.device,
             dtype=config.dtype,
             gradient_checkpointing=config.gradient_checkpointing,
-            continue_optimiser=checkpoint is not None,
+            continue_optimizer=checkpoint is not None,
             adapter=adapter,
             seed=config.seed,
         )
@@ -210,7 +210,7 @@ def _step(config: Config, engine: Engine, batch: Sequence[Example], step: int, s
         engine.backward(loss)
         total += loss.item()
     warmup = round(config.warmup_ratio * steps)
-    rate = config.peak_learning_rate * schedule(step, steps, warmup, config.lr_scheduler_type)
+    rate = config.peak_learning_rate * learning_rate_factor(step, steps, warmup, config.lr_scheduler_type)
     try:
         norm = engine.step(rate)
     except FloatingPointError as error:

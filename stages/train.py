@@ -1,10 +1,10 @@
-"""`spo train`: move the policy by its segments' advantages → a model directory.
+"""`spo train`: update the policy with the advantages of its segments, and write a model directory.
 
-PPO-clip on the kept tokens (the probability mask), advantages whitened over each optimiser batch, KL to a reference as
-a loss term (arXiv 2505.23564, section 4.3); or the distillation of the advantages (its appendix B). The advantages may
-be of several iterations, each segment used once. The directory is an ordinary Hugging Face one that
-`spo rollout --model` takes as it is; beside the weights lie the optimiser's state, which the next call continues,
-`metrics.jsonl` and `spo.json`.
+The loss is PPO-clip on the kept tokens (the probability mask), with advantages whitened over each optimizer batch and a
+KL divergence to a reference (arXiv 2505.23564, section 4.3), or the distillation of the advantages (its appendix B).
+The advantages may be of several iterations; each segment is used once. The output is an ordinary Hugging Face directory
+that `spo rollout --model` accepts. It also holds the optimizer state, which the next call continues, `metrics.jsonl`
+and `spo.json`.
 
 A killed call leaves `.NAME.partial/` beside the output; the same command resumes there and ends with the same weights.
 """
@@ -15,20 +15,22 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 
 from stages.configs.train import MAX_PER_QUESTION, Config
-from stages.core.config import option, results_config
+from stages.core.config import results_config
 from stages.core.launcher import read_launch
 from stages.core.progress import Progress, Silent, Summary
 from stages.models import loading
-from stages.optimization.batches import padded, padded_whole
+from stages.optimization.batches import Example, Layout, padded, padded_fixed_batches
 from stages.optimization.objective import Objective
-from stages.optimization.optimizer import Adam
+from stages.optimization.optimizer import AdamWConfig
 from stages.optimization.packing import packed
-from stages.optimization.step import update
+from stages.optimization.ranks import Ranks
+from stages.optimization.step import Engine, update
 from stages.shards.lineage import Lineage, describe
 from stages.tracking.metrics_log import MetricsLog, open_stage_log
 from stages.training import mismatch
@@ -36,199 +38,267 @@ from stages.training.critic import CriticStart, CriticTrainer, find_critic
 from stages.training.execution import ExecutionPlan, plan_execution
 from stages.training.merging import write_merged_model
 from stages.training.models import Models
-from stages.training.pool import fill_pool
+from stages.training.pool import ExamplePool, fill_pool
 from stages.training.resumable import ResumableRun, discard_partial, find_finished, open_resumable_run, write_records
-from stages.training.scores import Fixed
+from stages.training.scores import FixedLogprobs
 from stages.training.starting_point import StartingPoint, find_starting_point
-from stages.training.steps import Rates, count_steps, plan_batches, summarize, take_steps
+from stages.training.steps import LearningRates, count_steps, plan_batches, summarize, take_steps
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Resolved(Config):
-    """A Config with its defaults resolved: the source of the fingerprint."""
+@dataclass(frozen=True)
+class _Work:
+    """What a call has to do; rank 0 determines it for all ranks.
 
-    temperature: float = option("As given or recorded.")
-    whiten: Literal["batch", "micro-batch", "none"] = option("As given, or the loss's own.")
-    trajectories_per_step: int = option("Batch size times accumulation; how it is split changes nothing.")
-    trajectories_per_pass: int | None = option("The split, where advantages are whitened by forward pass.")
-    steps_before: int = option("Steps of the schedule that earlier calls took.")
-    ages: tuple[int, ...] = option("Iterations since each of the advantages; 0 is this one.")
-    deepspeed: dict[str, Any] | None = option("What --deepspeed-config says that may change more than rounding.")
+    Attributes:
+      config: the options with their defaults resolved.
+      start: the inputs.
+      critic: the critic to train; None if none is trained.
+      lineage: lineage of the requested output, without counts and summary.
+      finished: lineage of the existing output if it is up to date; None if the output must be made.
+    """
+
+    config: Config
+    start: StartingPoint
+    critic: CriticStart | None
+    lineage: Lineage
+    finished: Lineage | None
 
 
 def run(config: Config, progress: Progress = Silent(), report: MetricsLog | None = None) -> Summary:
-    """Trains the policy on the advantages of one iteration, or of several.
+    """Train the policy on the advantages of one or several iterations.
 
     Args:
-      report: of the run that this is part of; left out, its own where one is asked for.
+      report: log of the run that this call is part of; None: a log of this call, if one is requested.
 
     Raises:
-      UserError: wrong options, inputs that do not fit together or the model, a place that is taken.
-      IncompleteInput: parts of an input are missing or torn.
-      FingerprintMismatch: the output is there, made with another configuration.
+      UserError: the options are wrong, the inputs fit neither together nor the model, or the output path is taken.
+      IncompleteInput: parts of an input are missing or corrupt.
+      FingerprintMismatch: the output exists and was made with another configuration.
     """
-
-    sharing = plan_execution(config, config.device, config.dtype, read_launch())
-    if sharing.ranks.rank:
-        progress = Silent()
+    plan = plan_execution(config, config.device, config.dtype, read_launch())
+    if plan.ranks.rank:
+        progress = Silent()  # rank 0 alone reports
     with (
-        sharing.ranks.agreed(),
+        plan.ranks.propagate_errors(),
         open_stage_log(config.out, config.report_to, results_config(config), progress, report) as opened,
     ):
-        return _run(config, sharing, progress, opened)
+        return _run(config, plan, progress, opened)
 
 
-def _run(config: Config, sharing: ExecutionPlan, progress: Progress, report: MetricsLog | None) -> Summary:
-
-    began, first = time.monotonic(), sharing.ranks.first
-    resume = config.optimizer_state == "resume"
-    start = first(
-        lambda: find_starting_point(
-            config.out,
-            config.advantages,
-            config.trajectories,
-            model=config.model,
-            reference_model=config.reference_model if config.beta else None,
-            temperature=config.temperature,
-            continue_optimiser=resume,
-            life=config.replay,
-            recorded=config.old_logprobs == "recorded",
-            adapter=config.adapter(),
-        )
-    )
-    resolved = _resolve(config, start, sharing)
-    critic = None
-    if config.critic_learning_rate:
-        critic = find_critic(start.sampled, config.critic, config.out, continue_optimiser=resume)
-    inputs = (*start.inputs, *(critic.sources if critic else ()))
-    packages = ("torch", "transformers", *["peft"] * bool(start.adapter), *["deepspeed"] * bool(sharing.zero))
-    lineage = first(lambda: describe("train", None, resolved, inputs, start.model, packages))
-    done = first(
-        lambda: find_finished(config.out, lineage, overwrite=config.overwrite, progress=progress, report=report)
-    )
-    if done is None:
-        start.check_not_pruned()
-        if critic:
-            critic.check_not_pruned()
-        for note in (str(sharing), *start.notes):
-            progress.note(note)
-        with open_resumable_run(
-            config.out,
-            lineage,
-            overwrite=config.overwrite,
-            progress=progress,
-            report=report,
-            ranks=sharing.ranks,
-        ) as unfinished:
-            lineage = _train(resolved, sharing, start, critic, lineage, unfinished, progress)
-    first(lambda: discard_partial(config.out))
-    if config.merge:
-        first(lambda: write_merged_model(config.out, progress))
-    made = done or lineage
+def _run(config: Config, plan: ExecutionPlan, progress: Progress, report: MetricsLog | None) -> Summary:
+    """Make the output unless it is up to date, and return the summary."""
+    began = time.monotonic()
+    work = plan.ranks.first(lambda: _prepare(config, plan, progress, report))
+    lineage = work.finished or _make_output(work, plan, progress, report)
+    plan.ranks.first(lambda: _clean_up(config, progress))
     return Summary(
         stage="train",
         out=str(config.out),
-        rows=made.counts["trajectories"],
+        rows=lineage.counts["trajectories"],
         seconds=time.monotonic() - began,
-        up_to_date=done is not None,
-        reward=made.summary.get("reward"),
-        figures={name: value for name, value in made.summary.items() if name != "reward"},
-        notes=(*start.notes, *mismatch.warn(made.summary)),
+        up_to_date=work.finished is not None,
+        reward=lineage.summary.get("reward"),
+        figures={name: value for name, value in lineage.summary.items() if name != "reward"},
+        notes=(*work.start.notes, *mismatch.warn(lineage.summary)),
     )
 
 
-def _resolve(config: Config, start: StartingPoint, sharing: ExecutionPlan) -> _Resolved:
-    whiten = config.whiten or ("batch" if config.loss == "ppo" else "none")
-    found = {
+def _prepare(config: Config, plan: ExecutionPlan, progress: Progress, report: MetricsLog | None) -> _Work:
+    """Find the inputs, describe the output, and check whether it is up to date."""
+    resumes_optimizer = config.optimizer_state == "resume"
+    start = find_starting_point(
+        config.out,
+        config.advantages,
+        config.trajectories,
+        model=config.model,
+        reference_model=config.reference_model if config.beta else None,
+        temperature=config.temperature,
+        continue_optimizer=resumes_optimizer,
+        replay_window=config.replay,
+        recorded=config.old_logprobs == "recorded",
+        adapter=config.adapter(),
+    )
+    critic = None
+    if config.critic_learning_rate:
+        critic = find_critic(start.iterations, config.critic, config.out, continue_optimizer=resumes_optimizer)
+    resolved = _resolve(config, start)
+    lineage = describe(
+        "train",
+        None,
+        resolved,
+        inputs=(*start.inputs, *(critic.sources if critic else ())),
+        model=start.model,
+        packages=("torch", "transformers", *["peft"] * bool(start.adapter), *["deepspeed"] * bool(plan.zero)),
+        derived=_derived_values(resolved, start, plan),
+    )
+    finished = find_finished(config.out, lineage, overwrite=config.overwrite, progress=progress, report=report)
+    return _Work(resolved, start, critic, lineage, finished)
+
+
+def _resolve(config: Config, start: StartingPoint) -> Config:
+    """Return the options with the defaults that the inputs or other options decide."""
+    resolved: dict[str, Any] = {
         "temperature": start.temperature,
-        "whiten": whiten,
+        "whiten": _whitening(config),
         "max_per_question": (config.max_per_question or MAX_PER_QUESTION) if config.replay else None,
-        "trajectories_per_step": config.batch_size,
-        "trajectories_per_pass": config.per_device_batch_size if whiten == "micro-batch" else None,
-        "steps_before": start.steps_before,
-        "ages": tuple(sampled.age for sampled in start.sampled),
-        "deepspeed": sharing.zero.of_numbers() if sharing.zero else None,
     }
-    given: dict[str, Any] = vars(config) | found | (start.adapter.options() if start.adapter else {})
-    return _Resolved(**given)
+    return dataclasses.replace(config, **resolved | (start.adapter.options() if start.adapter else {}))
 
 
-def _train(
-    config: _Resolved,
-    sharing: ExecutionPlan,
-    start: StartingPoint,
-    critic: CriticStart | None,
-    lineage: Lineage,
-    unfinished: ResumableRun,
-    progress: Progress,
-) -> Lineage:
-    """Reads, scores, takes all steps after the last checkpoint; publishes the policy and returns its lineage."""
+def _whitening(config: Config) -> Literal["batch", "micro-batch", "none"]:
+    """Return over what advantages are whitened: as given, else the default of the loss."""
+    return config.whiten or ("batch" if config.loss == "ppo" else "none")
 
+
+def _derived_values(config: Config, start: StartingPoint, plan: ExecutionPlan) -> dict[str, Any]:
+    """Return what can change the result beyond the options themselves, for the lineage; `config` is resolved."""
+    return {
+        # The product of batch size and accumulation. Its factors change rounding only, and are no part of the lineage …
+        "trajectories_per_step": config.batch_size,
+        # … unless advantages are whitened within each forward pass.
+        "trajectories_per_pass": config.per_device_batch_size if config.whiten == "micro-batch" else None,
+        "steps_before": start.steps_before,
+        "ages": [iteration.age for iteration in start.iterations],
+        "deepspeed": plan.zero.numerical_settings() if plan.zero else None,
+    }
+
+
+def _make_output(work: _Work, plan: ExecutionPlan, progress: Progress, report: MetricsLog | None) -> Lineage:
+    """Train, starting at the last checkpoint if there is one, and return the lineage of the written policy."""
+    config = work.config
+    work.start.check_not_pruned()
+    if work.critic:
+        work.critic.check_not_pruned()
+    for note in (str(plan), *work.start.notes):
+        progress.note(note)
+    with open_resumable_run(
+        config.out,
+        work.lineage,
+        overwrite=config.overwrite,
+        progress=progress,
+        report=report,
+        ranks=plan.ranks,
+    ) as resumable:
+        return _train(work, plan, resumable, progress)
+
+
+def _clean_up(config: Config, progress: Progress) -> None:
+    """Remove the unfinished run of a published output, and write the merged model if it is requested."""
+    discard_partial(config.out)
+    if config.merge:
+        write_merged_model(config.out, progress)
+
+
+def _train(work: _Work, plan: ExecutionPlan, resumable: ResumableRun, progress: Progress) -> Lineage:
+    """Score the examples, take all steps after the last checkpoint, and publish the policy; return its lineage."""
+    config, start, checkpoint = work.config, work.start, resumable.checkpoint
     if config.threads:
         torch.set_num_threads(config.threads)
     tokenizer = loading.load_tokenizer(start.policy)
-    recorded = config.old_logprobs == "recorded"
-    pool = fill_pool(config, start.sampled, recorded=recorded)
+    pool = fill_pool(config, start.iterations, recorded=config.old_logprobs == "recorded")
     if not pool.examples:
-        progress.note("there is no segment to learn from: the policy stays as it is")
-    pack = pool.stretches and config.whiten != "micro-batch" if config.packing is None else config.packing
-    layout = packed if pack else padded_whole if config.whiten == "micro-batch" else padded
-    size, ranks, adam = config.per_device_batch_size, sharing.ranks, _adam(config)
-    order = plan_batches(pool.ids, config.seed, config.epochs, config.batch_size, pool.groups)
-    numbers = {"dtype": config.dtype, "gradient_checkpointing": config.gradient_checkpointing}
-    models = Models(
-        start,
-        unfinished.checkpoint,
-        sharing,
-        adam,
-        lambda engine, directory: pool.check_fits(engine, directory, packed=pack),
-        **numbers,
-        head_chunk=config.head_chunk,
-        seed=config.seed,
-    )
-    untouched = frozenset(order[0]) if config.epochs == 1 and order else frozenset[int]()
-    reference = (start.reference or start.policy) if config.beta else None
-    fixed = Fixed(pool.samplers, start.policy, reference, untouched)
-    scores = unfinished.cached_arrays(
-        "scores",
-        lambda: fixed.compute(pool.examples, models.open_to_score, size, config.temperature, layout, progress, ranks),
-    )
-    examples, objective = fixed.attach(pool.examples, scores), _objective(config)
-    engine = models.open(unfinished.checkpoint or start.policy)
-    judge = None
-    if critic:
-        sampled, checkpoint = start.sampled[-1], unfinished.checkpoint
-        judge = CriticTrainer.open(critic, sampled, checkpoint, adam, config, device=config.device, **numbers)
-
-    def step(batch: Sequence[int], rate: float) -> dict[str, float]:
-        taken = [examples[index] for index in batch]
-        if recorded and batch is not order[0]:  # the policy has moved, and nobody has scored it as it was
-            taken = [dataclasses.replace(example, sampled=None) for example in taken]
-        figures = update(engine, taken, objective, size, rate, layout, ranks)
-        if judge:
-            figures |= judge.step([pool.ids[index] for index in batch], rate / config.learning_rate)
-        return figures
-
-    work = judge.beside(engine) if judge else engine
-    rates = Rates.of(config, config.steps_before)
-    metrics = take_steps(step, rates, order, work, tokenizer, unfinished, config.save_steps, progress)
-    counts = {"trajectories": len(examples), **pool.counts, **count_steps(metrics, config.steps_before)}
-    lineage = dataclasses.replace(lineage, counts=counts, summary=summarize(metrics) | pool.figures)
-    work.save(config.out, tokenizer, lambda directory: write_records(directory, lineage, metrics))
+        progress.note("there is no segment to train on: the policy does not change")
+    batches = plan_batches(pool.ids, config.seed, config.epochs, config.batch_size, pool.groups)
+    layout, adam = _choose_layout(config, pool), _adam(config)
+    precision = {"dtype": config.dtype, "gradient_checkpointing": config.gradient_checkpointing}
+    check = partial(pool.check_fits, packed=layout is packed)
+    options = precision | {"head_chunk": config.head_chunk, "seed": config.seed}
+    models = Models(start, checkpoint, plan, adam, check, **options)
+    examples = _with_fixed_logprobs(work, pool, batches, models, layout, plan.ranks, resumable, progress)
+    engine = models.open(checkpoint or start.policy)
+    critic = None
+    if work.critic:
+        newest = start.iterations[-1]
+        critic = CriticTrainer.open(work.critic, newest, checkpoint, adam, config, device=config.device, **precision)
+    step = _Step(config, engine, examples, pool.ids, _objective(config, start.temperature), layout, plan.ranks, critic)
+    writer = critic.combined_with(engine) if critic else engine
+    rates = LearningRates.from_options(config, start.steps_before)
+    metrics = take_steps(step, rates, batches, writer, tokenizer, resumable, config.save_steps, progress)
+    counts = {"trajectories": len(examples), **pool.counts, **count_steps(metrics, start.steps_before)}
+    lineage = dataclasses.replace(work.lineage, counts=counts, summary=summarize(metrics) | pool.figures)
+    writer.save(config.out, tokenizer, lambda directory: write_records(directory, lineage, metrics))
     models.close()
     return lineage
 
 
-def _adam(config: _Resolved) -> Adam:
+def _choose_layout(config: Config, pool: ExamplePool) -> Layout:
+    """Return how examples share forward passes; `config` is resolved."""
+    if config.packing or (config.packing is None and pool.from_trees and config.whiten != "micro-batch"):
+        return packed
+    # Whitening by forward pass depends on which examples share one: the number of ranks must not change that.
+    return padded_fixed_batches if config.whiten == "micro-batch" else padded
 
-    return Adam(config.adam_beta1, config.adam_beta2, config.adam_epsilon, config.weight_decay, config.max_grad_norm)
+
+def _with_fixed_logprobs(
+    work: _Work,
+    pool: ExamplePool,
+    batches: Sequence[Sequence[int]],
+    models: Models,
+    layout: Layout,
+    ranks: Ranks,
+    resumable: ResumableRun,
+    progress: Progress,
+) -> list[Example]:
+    """Return the examples with the log-probabilities of the old policies and of the reference.
+
+    They are computed once; a resumed run reads them.
+    """
+    config, start = work.config, work.start
+    # With one epoch, the examples of the first batch are used before the policy has moved and never again.
+    in_first_step = frozenset(batches[0]) if config.epochs == 1 and batches else frozenset[int]()
+    reference = (start.reference or start.policy) if config.beta else None
+    fixed = FixedLogprobs(pool.samplers, start.policy, reference, in_first_step)
+    size, open_model = config.per_device_batch_size, models.open_to_score
+    scores = resumable.cached_arrays(
+        "scores",
+        lambda: fixed.compute(pool.examples, open_model, size, start.temperature, layout, progress, ranks),
+    )
+    return fixed.attach(pool.examples, scores)
 
 
-def _objective(config: _Resolved) -> Objective:
+@dataclass(frozen=True)
+class _Step:
+    """One optimizer step of the policy, and of the critic if one is trained: a `steps.Step`.
 
+    Attributes:
+      examples, ids: all examples of the call, and the `trajectory_id` of each.
+    """
+
+    config: Config
+    engine: Engine
+    examples: Sequence[Example]
+    ids: Sequence[str]
+    objective: Objective
+    layout: Layout
+    ranks: Ranks
+    critic: CriticTrainer | None
+
+    def __call__(self, number: int, batch: Sequence[int], learning_rate: float) -> dict[str, float]:
+        config = self.config
+        examples = [self.examples[index] for index in batch]
+        # The recorded log-probabilities are compared with those of the policy at the start of the call. If they are
+        # also the old ones, that policy scores nothing in advance, so only the first step still has its scores.
+        if number > 0 and config.old_logprobs == "recorded":
+            examples = [dataclasses.replace(example, sampled=None) for example in examples]
+        size = config.per_device_batch_size
+        metrics = update(self.engine, examples, self.objective, size, learning_rate, self.layout, self.ranks)
+        if self.critic:
+            metrics |= self.critic.step([self.ids[index] for index in batch], learning_rate / config.learning_rate)
+        return metrics
+
+
+def _adam(config: Config) -> AdamWConfigWConfig:
+    """Return the settings of the optimizer."""
+    return AdamWConfig(
+        config.adam_beta1, config.adam_beta2, config.adam_epsilon, config.weight_decay, config.max_grad_norm
+    )
+
+
+def _objective(config: Config, temperature: float) -> Objective:
+    """Return the loss that the options describe."""
     return Objective(
         loss=config.loss,
-        temperature=config.temperature,
+        temperature=temperature,
         epsilon=config.epsilon,
         epsilon_high=config.epsilon_high,
         importance_cap=config.importance_cap if config.old_logprobs == "recorded" else None,
@@ -236,6 +306,6 @@ def _objective(config: _Resolved) -> Objective:
         kl=config.kl,
         normalization=config.loss_normalization,
         constant=config.loss_constant,
-        whiten=config.whiten,
+        whiten=_whitening(config),
         max_ratio=config.max_ratio,
     )

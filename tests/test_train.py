@@ -24,7 +24,7 @@ from stages.core.errors import FingerprintMismatch, Interrupted, UserError
 from stages.core.progress import Silent
 from stages.models import checkpoints, loading, saving
 from stages.models.presets import make_model
-from stages.optimization.step import schedule
+from stages.optimization.step import learning_rate_factor
 from stages.shards.lineage import describe, model_source, read_lineage, write_lineage
 from stages.shards.parts import artefact_source, open_artefact
 from stages.shards.schemas import ADVANTAGES, TRAJECTORIES
@@ -320,9 +320,22 @@ def test_a_schedule_over_all_calls_goes_on_where_the_last_one_stopped(chain: Pat
 
 
 def test_schedules_by_hand() -> None:
-    assert [schedule(position, 10, 4, "constant") for position in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
-    assert [schedule(position, 4, 0, "linear") for position in (0, 1, 3, 4, 9)] == [1.0, 0.75, 0.25, 0.0, 0.0]
-    assert [schedule(position, 4, 0, "cosine") for position in (0, 2, 4)] == pytest.approx([1.0, 0.5, 0.0])
+    assert [learning_rate_factor(position, 10, 4, "constant") for position in range(6)] == [
+        0.25,
+        0.5,
+        0.75,
+        1.0,
+        1.0,
+        1.0,
+    ]
+    assert [learning_rate_factor(position, 4, 0, "linear") for position in (0, 1, 3, 4, 9)] == [
+        1.0,
+        0.75,
+        0.25,
+        0.0,
+        0.0,
+    ]
+    assert [learning_rate_factor(position, 4, 0, "cosine") for position in (0, 2, 4)] == pytest.approx([1.0, 0.5, 0.0])
 
 
 def test_recorded_log_probabilities_that_agree_give_the_recomputed_step(chain: Path, tmp_path: Path) -> None:

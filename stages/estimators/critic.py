@@ -24,7 +24,7 @@ from stages.maths.advantages import chain_advantages
 from stages.maths.gae import generalized_advantages
 from stages.maths.ragged import Ragged, offsets_of
 from stages.models import checkpoints, loading
-from stages.optimization.critic import Critic, Visited, has_head, open_critic, score_states
+from stages.optimization.critic import Critic, CriticExample, has_head, open_critic, score_states
 from stages.sampling.pool import SamplerPool
 from stages.shards.lineage import model_source
 from stages.shards.parts import Artefact, Part
@@ -95,7 +95,7 @@ def estimate(settings: Settings, cuts: Cuts, chunk: range, critic: Critic) -> Es
     offsets = offsets_of(np.bincount(segments.trajectory, minlength=len(chunk)))
     starts = Ragged(segments.start, offsets)
     visited = [
-        Visited(np.concatenate([cuts.prompts[row], cuts.responses[row]]), cuts.prompts[row].size + starts[i])
+        CriticExample(np.concatenate([cuts.prompts[row], cuts.responses[row]]), cuts.prompts[row].size + starts[i])
         for i, row in enumerate(chunk)
     ]
     values = np.empty(len(segments))

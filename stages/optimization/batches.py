@@ -28,7 +28,7 @@ class Example:
       reference: likewise of the reference policy; None where no KL is asked for or it is the policy as it is now.
       sampled: floating [M] log-probabilities as the sampler recorded them, to be compared with those of the policy as
         it is when the call starts (`old`, or its own while it has not moved); None where there is nothing to compare.
-      segment_of: int64 [M], never falling: the segment that each kept token belongs to; None: there is one segment.
+      segment_ids: int64 [M], never falling: the segment that each kept token belongs to; None: there is one segment.
       response_tokens: of the response, or of the stretch alone. segments, reward: what the metrics count beside them.
     """
 
@@ -38,22 +38,22 @@ class Example:
     old: NDArray[np.floating] | None = None
     reference: NDArray[np.floating] | None = None
     sampled: NDArray[np.floating] | None = None
-    segment_of: NDArray[np.int64] | None = None
+    segment_ids: NDArray[np.int64] | None = None
     response_tokens: int = 0
     segments: int = 1
     reward: float = float("nan")
 
     @property
-    def fed(self) -> int:
+    def forward_tokens(self) -> int:
         """Tokens the model must read: all that come before the last kept one."""
         return int(self.kept[-1]) if self.kept.size else 0
 
     @property
     def segment_starts(self) -> NDArray[np.int64]:
         """[S] indices into `kept`: where each segment that has a kept token begins."""
-        if self.segment_of is None:
+        if self.segment_ids is None:
             return np.arange(min(self.kept.size, 1))
-        return np.flatnonzero(np.diff(self.segment_of, prepend=-1))
+        return np.flatnonzero(np.diff(self.segment_ids, prepend=-1))
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -70,11 +70,11 @@ class MicroBatch:
     input_ids: NDArray[np.int64]
     positions: NDArray[np.int64]
     targets: NDArray[np.int64]
-    tree: Tree | None = None
+    tree: TokenTree | None = None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Tree:
+class TokenTree:
     """Rows that are trees of tokens in pre-order: a token sees itself and the tokens on the way to it.
 
     Token j is on the way to token i exactly if j ≤ i < ends[j].
@@ -89,14 +89,14 @@ class Tree:
 
 
 @dataclass(frozen=True)
-class Part:
-    """Share `index` of `count`, from 0, of the examples of a batch."""
+class RankSubset:
+    """LossAndMetrics `index` of `count`, from 0, of the examples of a batch."""
 
     index: int = 0
     count: int = 1
 
 
-WHOLE = Part()
+ALL_EXAMPLES = RankSubset()
 
 
 class Layout(Protocol):
@@ -106,28 +106,32 @@ class Layout(Protocol):
     """
 
     def __call__(
-        self, examples: Sequence[Example], size: int, part: Part = WHOLE, /
+        self, examples: Sequence[Example], size: int, part: RankSubset = ALL_EXAMPLES, /
     ) -> Iterator[tuple[list[int], MicroBatch]]:
         """The passes of one part."""
         ...
 
 
-def padded(examples: Sequence[Example], size: int, part: Part = WHOLE, /) -> Iterator[tuple[list[int], MicroBatch]]:
+def padded(
+    examples: Sequence[Example], size: int, part: RankSubset = ALL_EXAMPLES, /
+) -> Iterator[tuple[list[int], MicroBatch]]:
     """The layout of one example a row, at most `size` a pass; see `Layout`."""
     filled = [index for index, example in enumerate(examples) if example.kept.size]
-    share = balanced_groups([examples[index].fed for index in filled], part.count)[part.index]
+    share = balanced_groups([examples[index].forward_tokens for index in filled], part.count)[part.index]
     mine = [filled[place] for place in share]
     for group in micro_batches([examples[index] for index in mine], size):
         indices = [mine[place] for place in group]
         yield indices, collate([examples[index] for index in indices])
 
 
-def padded_whole(
-    examples: Sequence[Example], size: int, part: Part = WHOLE, /
+def padded_fixed_batches(
+    examples: Sequence[Example], size: int, part: RankSubset = ALL_EXAMPLES, /
 ) -> Iterator[tuple[list[int], MicroBatch]]:
     """The same, where a pass must not depend on the number of parts: those of one part are dealt out whole."""
     groups = micro_batches(examples, size)
-    for number in balanced_groups([len(group) * examples[group[0]].fed for group in groups], part.count)[part.index]:
+    for number in balanced_groups([len(group) * examples[group[0]].forward_tokens for group in groups], part.count)[
+        part.index
+    ]:
         yield groups[number], collate([examples[index] for index in groups[number]])
 
 
@@ -137,16 +141,16 @@ def micro_batches(examples: Sequence[Example], size: int) -> list[list[int]]:
     The longest come first so that a batch too large for the memory fails at once.
     """
     filled = [index for index, example in enumerate(examples) if example.kept.size]
-    filled.sort(key=lambda index: -examples[index].fed)
+    filled.sort(key=lambda index: -examples[index].forward_tokens)
     return [filled[start : start + size] for start in range(0, len(filled), size)]
 
 
 def collate(examples: Sequence[Example]) -> MicroBatch:
     """Pad examples, each with at least one kept token, into one micro-batch."""
-    length = max(example.fed for example in examples)
+    length = max(example.forward_tokens for example in examples)
     input_ids = np.zeros((len(examples), length), np.int64)
     for row, example in enumerate(examples):
-        input_ids[row, : example.fed] = example.tokens[: example.fed]
+        input_ids[row, : example.forward_tokens] = example.tokens[: example.forward_tokens]
     positions = [row * length + example.kept - 1 for row, example in enumerate(examples)]
     targets = [example.tokens[example.kept] for example in examples]
     return MicroBatch(input_ids, np.concatenate(positions), np.concatenate(targets).astype(np.int64))

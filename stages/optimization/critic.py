@@ -28,7 +28,7 @@ from stages.core.errors import UserError
 from stages.maths.gae import value_loss
 from stages.models import checkpoints, devices, loading, saving
 from stages.models.checkpoints import OPTIMIZER_FILE
-from stages.optimization.optimizer import DEFAULTS, Adam, Optimiser
+from stages.optimization.optimizer import DEFAULT_ADAMW, AdamWConfig, Optimizer
 from stages.optimization.torch import checkpoint_layers
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ TOKENS_PER_PASS = 16384
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Visited:
+class CriticExample:
     """The states of one trajectory that have a value.
 
     Attributes:
@@ -68,7 +68,7 @@ class Critic:
         self,
         backbone: PreTrainedModel,
         head: nn.Linear,
-        adam: Adam = DEFAULTS,
+        adam: AdamWConfig = DEFAULT_ADAMW,
         *,
         compute: torch.dtype | None = None,
     ) -> None:
@@ -83,9 +83,9 @@ class Critic:
         self.context_length = loading.context_length(backbone.config)
         self.vocabulary = loading.vocabulary_size(backbone.config)
         self._compute = compute or backbone.dtype
-        self.optimiser = Optimiser(self.model, adam)
+        self.optimizer = Optimizer(self.model, adam)
 
-    def value(self, group: Sequence[Visited]) -> Tensor:
+    def value(self, group: Sequence[CriticExample]) -> Tensor:
         """V of every state of some trajectories, end to end [M], at least float32; differentiable unless `no_grad`.
 
         Attention is causal and padding stands on the right, so no mask is needed; what lies behind a trajectory's last
@@ -111,7 +111,7 @@ class Critic:
 
         def write_rest(unfinished: Path) -> None:
             save_file(self.model.head.state_dict(), unfinished / checkpoints.VALUE_HEAD_FILE)
-            self.optimiser.save(unfinished / OPTIMIZER_FILE)
+            self.optimizer.save(unfinished / OPTIMIZER_FILE)
             if write_more:
                 write_more(unfinished)
 
@@ -125,19 +125,19 @@ def has_head(directory: Path) -> bool:
 
 def open_critic(
     directory: Path,
-    adam: Adam = DEFAULTS,
+    adam: AdamWConfig = DEFAULT_ADAMW,
     *,
     device: str = "auto",
     dtype: str = "auto",
     gradient_checkpointing: bool = False,
-    continue_optimiser: bool = False,
+    continue_optimizer: bool = False,
 ) -> Critic:
     """The critic of a directory with float32 masters; with its optimiser's state if that is there and asked for.
 
     A directory without a value head gives a critic whose head is zero.
 
     Raises:
-      UserError: see `loading.load_backbone`, `adam.Optimiser.load`; a head of another width, or torn.
+      UserError: see `loading.load_backbone`, `adam.Optimizer.load`; a head of another width, or torn.
     """
     place = devices.pick_device(device)
     backbone = loading.load_backbone(directory, place, torch.float32)
@@ -146,8 +146,8 @@ def open_critic(
     if gradient_checkpointing:
         checkpoint_layers(backbone)
     critic = Critic(backbone, head.to(place), adam, compute=devices.pick_dtype(dtype, place))
-    if continue_optimiser and has_head(directory) and (directory / OPTIMIZER_FILE).is_file():
-        critic.optimiser.load(directory / OPTIMIZER_FILE)
+    if continue_optimizer and has_head(directory) and (directory / OPTIMIZER_FILE).is_file():
+        critic.optimizer.load(directory / OPTIMIZER_FILE)
     return critic
 
 
@@ -172,7 +172,7 @@ def _load_head(head: nn.Linear, directory: Path) -> None:
 
 
 def score_states(
-    critic: Critic, visited: Sequence[Visited], size: int | None = None
+    critic: Critic, visited: Sequence[CriticExample], size: int | None = None
 ) -> Iterator[tuple[int, NDArray[np.floating]]]:
     """Values of all states, without gradient: pairs of a trajectory's index and its [M].
 
@@ -188,7 +188,7 @@ def score_states(
 
 
 def update_critic(
-    critic: Critic, batch: Sequence[Visited], size: int, learning_rate: float, clip: float | None
+    critic: Critic, batch: Sequence[CriticExample], size: int, learning_rate: float, clip: float | None
 ) -> dict[str, float]:
     """One optimiser step towards the returns, in passes of at most `size` trajectories: the split does not matter.
 
@@ -219,7 +219,7 @@ def update_critic(
             sums[name] = sums[name] + value.double() if name in sums else value.double()
     totals = dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
     if not math.isfinite(totals["loss"]):
-        critic.optimiser.discard()
+        critic.optimizer.discard()
         raise FloatingPointError(f"the critic's loss is {totals['loss']}")
     figures = {
         "critic/loss": totals["loss"],
@@ -230,10 +230,10 @@ def update_critic(
     if spread > 0:
         unexplained = totals["squared_error"] / states - (totals["error"] / states) ** 2
         figures["critic/explained_variance"] = 1 - unexplained / spread
-    return figures | {"critic/grad_norm": critic.optimiser.step(learning_rate)}
+    return figures | {"critic/grad_norm": critic.optimizer.step(learning_rate)}
 
 
-def _groups(visited: Sequence[Visited], size: int | None) -> list[list[int]]:
+def _groups(visited: Sequence[CriticExample], size: int | None) -> list[list[int]]:
     """Trajectories with a state, by length, the longest first: like lengths share a pass, so little is padding."""
     filled = [index for index, one in enumerate(visited) if one.lengths.size]
     filled.sort(key=lambda index: -int(visited[index].lengths[-1]))

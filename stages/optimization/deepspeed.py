@@ -34,10 +34,10 @@ from stages.models.checkpoints import OPTIMIZER_FILE
 from stages.optimization import lora
 from stages.optimization.batches import MicroBatch
 from stages.optimization.head import Scored
-from stages.optimization.optimizer import MOMENTS, Adam, load_state, make_adamw, save_state
+from stages.optimization.optimizer import MOMENTS, AdamWConfig, load_state, make_adamw, save_state
 from stages.optimization.ranks import Ranks
 from stages.optimization.torch import TorchEngine
-from stages.optimization.zero import Zero
+from stages.optimization.zero import DeepSpeedSettings
 from stages.optimization.zero_state import ZeroState
 
 if TYPE_CHECKING:
@@ -52,13 +52,13 @@ class DeepSpeedEngine:
     def __init__(
         self,
         policy: TorchEngine,
-        adam: Adam,
-        zero: Zero,
+        adam: AdamWConfig,
+        zero: DeepSpeedSettings,
         ranks: Ranks,
         device: torch.device,
         state: Path | None = None,
     ) -> None:
-        """Share a policy out.
+        """LossAndMetrics a policy out.
 
         Args:
           policy: on the CPU, the same on every rank.
@@ -123,7 +123,7 @@ class DeepSpeedEngine:
 
         parameters = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
         buffers = {name: one for name, one in self.model.state_dict().items() if name not in parameters}
-        self._ranks.first(
+        self._ranks.broadcast_from_main(
             lambda: saving.save_directory(directory, self.model, tokenizer, write_rest, weights | buffers)
         )
 
@@ -137,8 +137,8 @@ class DeepSpeedEngine:
 
 def open_engine(
     directory: Path,
-    adam: Adam,
-    zero: Zero,
+    adam: AdamWConfig,
+    zero: DeepSpeedSettings,
     ranks: Ranks,
     device: torch.device,
     *,
@@ -146,7 +146,7 @@ def open_engine(
     dtype: str = "auto",
     gradient_checkpointing: bool = False,
     head_chunk: int | None = None,
-    continue_optimiser: bool = False,
+    continue_optimizer: bool = False,
     adapter: Lora | None = None,
     seed: int = 0,
 ) -> DeepSpeedEngine:
@@ -171,7 +171,7 @@ def open_engine(
     )
     check(policy)
     state = directory / OPTIMIZER_FILE
-    return DeepSpeedEngine(policy, adam, zero, ranks, device, state if continue_optimiser and state.is_file() else None)
+    return DeepSpeedEngine(policy, adam, zero, ranks, device, state if continue_optimizer and state.is_file() else None)
 
 
 class _Scoring(nn.Module):
@@ -214,7 +214,9 @@ def _import(device: torch.device) -> Any:
     return deepspeed
 
 
-def _initialise(deepspeed: Any, module: _Scoring, adam: Adam, settings: dict[str, Any], path: Path | None) -> Any:
+def _initialise(
+    deepspeed: Any, module: _Scoring, adam: AdamWConfig, settings: dict[str, Any], path: Path | None
+) -> Any:
     head = cast("nn.Module", module.model.get_output_embeddings())
     if settings["zero_optimization"]["stage"] == 3:  # the head is used without being called
         for parameter in head.parameters(recurse=False):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-LOGITS_IN_HAND = 2**24
+LOGITS_PER_CHUNK = 2**24
 """Logits of one chunk where no chunk size is asked for: 64 MiB in float32."""
 
 
@@ -47,7 +47,7 @@ def selected_log_probs(
       bias: [V] or None.
       targets: int64 [M] in [0, V).
       temperature: τ > 0.
-      chunk: positions per chunk; left out, as many as make `LOGITS_IN_HAND` logits.
+      chunk: positions per chunk; left out, as many as make `LOGITS_PER_CHUNK` logits.
 
     Raises:
       ValueError: shapes that do not fit, a temperature or chunk that is not positive.
@@ -59,7 +59,7 @@ def selected_log_probs(
         )
     if temperature <= 0 or (chunk is not None and chunk < 1):
         raise ValueError(f"temperature and chunk must be positive; got {temperature} and {chunk}")
-    chunk = chunk or max(16, LOGITS_IN_HAND // weight.shape[0])
+    chunk = chunk or max(16, LOGITS_PER_CHUNK // weight.shape[0])
     return Scored(*_Head.apply(hidden, weight, bias, targets, temperature, chunk))  # pyright: ignore[reportArgumentType]
 
 

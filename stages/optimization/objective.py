@@ -18,11 +18,11 @@ from stages.optimization.head import Scored
 
 Loss = Literal["ppo", "distill"]
 Whitening = Literal["batch", "micro-batch", "none"]
-LARGEST = "mismatch/logp_difference_max"
+MAX_METRIC = "mismatch/logp_difference_max"
 """The one metric of which micro-batches and ranks have the greatest, not the sum."""
-Share = tuple[Tensor, dict[str, Tensor]]
+LossAndMetrics = tuple[Tensor, dict[str, Tensor]]
 """A micro-batch's part of the batch's loss, and of each metric: the sum over micro-batches is the batch's (but for
-`LARGEST`)."""
+`MAX_METRIC`)."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Objective:
 
 
 @dataclass(frozen=True, eq=False)
-class Whole:
+class BatchTotals:
     """What the shares of a batch are measured by: counts of the whole of it.
 
     Attributes:
@@ -70,7 +70,7 @@ class Whole:
     divisors: NDArray[np.float64]
 
     @classmethod
-    def of(cls, batch: Sequence[Example], objective: Objective) -> Whole:
+    def of(cls, batch: Sequence[Example], objective: Objective) -> BatchTotals:
         """The counts of a batch."""
         lengths = np.array([example.kept.size for example in batch], np.int64)
         divisors = losses.token_divisors(lengths, objective.normalization, objective.constant)
@@ -80,7 +80,7 @@ class Whole:
 
 
 @dataclass(frozen=True, eq=False)
-class Group:
+class MicroBatchExamples:
     """The examples of one forward pass.
 
     Attributes:
@@ -94,7 +94,9 @@ class Group:
     advantages: NDArray[np.floating]
 
 
-def share_of_loss(objective: Objective, group: Group, scored: Scored, whole: Whole) -> Share:
+def micro_batch_loss(
+    objective: Objective, group: MicroBatchExamples, scored: Scored, whole: BatchTotals
+) -> LossAndMetrics:
     """The loss of a group's tokens, and metrics: means over the batch's kept tokens if not said otherwise."""
     logprobs, entropy = scored
     old = _beside(logprobs, group.examples, [example.old for example in group.examples])
@@ -107,7 +109,7 @@ def share_of_loss(objective: Objective, group: Group, scored: Scored, whole: Who
 
 
 def _compare(
-    objective: Objective, examples: list[Example], own: Tensor, old: Tensor, whole: Whole
+    objective: Objective, examples: list[Example], own: Tensor, old: Tensor, whole: BatchTotals
 ) -> dict[str, Tensor]:
     """The sampler's log-probabilities against the policy's as it was when the call started."""
     none = [np.full(example.kept.size, np.nan) for example in examples]
@@ -120,13 +122,18 @@ def _compare(
         "mismatch/logp_difference_mean": found.difference / whole.compared,
         "mismatch/kl": found.kl / whole.compared,
         "mismatch/truncated": found.truncated / whole.compared,
-        LARGEST: found.largest,
+        MAX_METRIC: found.largest,
     }
 
 
 def _ppo(
-    objective: Objective, group: Group, logprobs: Tensor, old: Tensor, reference: Tensor | None, whole: Whole
-) -> Share:
+    objective: Objective,
+    group: MicroBatchExamples,
+    logprobs: Tensor,
+    old: Tensor,
+    reference: Tensor | None,
+    whole: BatchTotals,
+) -> LossAndMetrics:
     token_losses, watched = losses.ppo_clip(
         logprobs,
         old,
@@ -153,8 +160,13 @@ def _ppo(
 
 
 def _distill(
-    objective: Objective, group: Group, logprobs: Tensor, old: Tensor, reference: Tensor | None, whole: Whole
-) -> Share:
+    objective: Objective,
+    group: MicroBatchExamples,
+    logprobs: Tensor,
+    old: Tensor,
+    reference: Tensor | None,
+    whole: BatchTotals,
+) -> LossAndMetrics:
     assert reference is not None, "the distillation has a beta above 0"
     lengths = [example.kept.size for example in group.examples]
     firsts = np.repeat(np.cumsum([0, *lengths[:-1]]), [example.segment_starts.size for example in group.examples])
@@ -181,7 +193,9 @@ def _distill(
     }
 
 
-_SHARES: dict[Loss, Callable[[Objective, Group, Tensor, Tensor, Tensor | None, Whole], Share]] = {
+_SHARES: dict[
+    Loss, Callable[[Objective, MicroBatchExamples, Tensor, Tensor, Tensor | None, BatchTotals], LossAndMetrics]
+] = {
     "ppo": _ppo,
     "distill": _distill,
 }

@@ -16,7 +16,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
-class Adam:
+class AdamWConfig:
     """AdamW's settings; the learning rate comes with each step. Vectors (biases, norms) are not decayed."""
 
     beta1: float = 0.9
@@ -26,10 +26,12 @@ class Adam:
     max_grad_norm: float = 1.0
 
 
-DEFAULTS = Adam()
+DEFAULT_ADAMW = AdamWConfig()
 
 
-def make_adamw(module: nn.Module, adam: Adam, kind: type[torch.optim.AdamW] = torch.optim.AdamW) -> torch.optim.AdamW:
+def make_adamw(
+    module: nn.Module, adam: AdamWConfig, kind: type[torch.optim.AdamW] = torch.optim.AdamW
+) -> torch.optim.AdamW:
     """torch's AdamW over what of a module is trained."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups = [
@@ -67,10 +69,10 @@ def load_state(path: Path, parameters: Mapping[str, torch.Size]) -> dict[str, Te
     return state
 
 
-class Optimiser:
+class Optimizer:
     """AdamW of one module."""
 
-    def __init__(self, module: nn.Module, adam: Adam) -> None:
+    def __init__(self, module: nn.Module, adam: AdamWConfig) -> None:
         self._module = module
         self._max_grad_norm = adam.max_grad_norm
         self._adamw = make_adamw(module, adam)

@@ -1,7 +1,7 @@
 """Owns the packed layout: examples that begin alike share what they have in common, and the model reads it once.
 
 The examples of a row form a trie of tokens, laid out in pre-order: a token's position is its depth, and it sees its
-ancestors and itself (`batches.Tree`), so its hidden state is the one that it has in a sequence of its own. Siblings of
+ancestors and itself (`batches.TokenTree`), so its hidden state is the one that it has in a sequence of its own. Siblings of
 a tree share their whole path, responses to one question their prompt. What the model then reads is each distinct token
 of a row once, in place of the whole prefix again for every example.
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from stages.maths.balancing import contiguous_slices
 from stages.maths.prefixes import common_prefix_length, sortable_bytes
-from stages.optimization.batches import WHOLE, Example, MicroBatch, Part, Tree
+from stages.optimization.batches import ALL_EXAMPLES, Example, MicroBatch, RankSubset, TokenTree
 
 ROW_LIMIT = 3.0
 """The longest row, in lengths of the longest example: what it shares is paid for by attention over what it does not."""
@@ -31,7 +31,7 @@ class Row:
     """A trie of examples in pre-order.
 
     Attributes:
-      tokens, depth, ends: int64 [L], as in `MicroBatch.input_ids` and `Tree`.
+      tokens, depth, ends: int64 [L], as in `MicroBatch.input_ids` and `TokenTree`.
       examples: indices of its examples.
       paths: of each of them, int64 [fed]: the places of its tokens in the row.
     """
@@ -43,7 +43,9 @@ class Row:
     paths: list[NDArray[np.int64]]
 
 
-def packed(examples: Sequence[Example], size: int, part: Part = WHOLE, /) -> Iterator[tuple[list[int], MicroBatch]]:
+def packed(
+    examples: Sequence[Example], size: int, part: RankSubset = ALL_EXAMPLES, /
+) -> Iterator[tuple[list[int], MicroBatch]]:
     """The layout of shared prefixes, in passes that hold no more tokens than `size` of the longest examples do.
 
     Examples without a kept token are left out. Parts are stretches of the order in which neighbours share most, so
@@ -52,7 +54,7 @@ def packed(examples: Sequence[Example], size: int, part: Part = WHOLE, /) -> Ite
     filled = [index for index, example in enumerate(examples) if example.kept.size]
     if not filled:
         return
-    longest = max(examples[index].fed for index in filled)
+    longest = max(examples[index].forward_tokens for index in filled)
     budget = size * longest
     rows = pack(examples, filled, min(budget, int(ROW_LIMIT * longest)), part)
     rows.sort(key=lambda row: -row.tokens.size)  # stable; the longest first, so that what is too large fails at once
@@ -62,12 +64,12 @@ def packed(examples: Sequence[Example], size: int, part: Part = WHOLE, /) -> Ite
         yield [index for row in group for index in row.examples], collate_rows(examples, group)
 
 
-def pack(examples: Sequence[Example], indices: Sequence[int], limit: int, part: Part = WHOLE) -> list[Row]:
+def pack(examples: Sequence[Example], indices: Sequence[int], limit: int, part: RankSubset = ALL_EXAMPLES) -> list[Row]:
     """Rows of at most `limit` tokens (or of one example that is longer).
 
     Neighbours in the order of their tokens share most, so a row takes them one after the other until it is full.
     """
-    fed = {index: examples[index].tokens[: examples[index].fed] for index in indices}
+    fed = {index: examples[index].tokens[: examples[index].forward_tokens] for index in indices}
     order = sorted(indices, key=lambda index: sortable_bytes(fed[index]))
     common = [0, *(common_prefix_length(fed[one], fed[other]) for one, other in pairwise(order))]
     mine = contiguous_slices(
@@ -99,7 +101,7 @@ def collate_rows(examples: Sequence[Example], rows: Sequence[Row]) -> MicroBatch
             positions.append(number * length + path[kept - 1])
             targets.append(examples[index].tokens[kept])
     flat = np.concatenate(targets).astype(np.int64)
-    return MicroBatch(input_ids, np.concatenate(positions), flat, Tree(depth, ends))
+    return MicroBatch(input_ids, np.concatenate(positions), flat, TokenTree(depth, ends))
 
 
 def _row(sequences: Sequence[NDArray[np.int32]], shared: Sequence[int], indices: list[int]) -> Row:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from stages.core.errors import SpoError, UserError, first_line
 from stages.core.launcher import Launch
-from stages.optimization.batches import Part
+from stages.optimization.batches import RankSubset
 
 T = TypeVar("T")
 
@@ -40,9 +40,9 @@ class Ranks:
     _over: bool = False
 
     @property
-    def part(self) -> Part:
+    def subset(self) -> RankSubset:
         """The share of a batch that is this rank's."""
-        return Part(self.rank, self.size)
+        return RankSubset(self.rank, self.size)
 
     def gather(self, value: T) -> list[T]:
         """What every rank says, in their order; all must call it, the same number of times.
@@ -52,7 +52,7 @@ class Ranks:
         """
         return [said for said, _ in self._exchange(value, None)]
 
-    def first(self, compute: Callable[[], T]) -> T:
+    def broadcast_from_main(self, compute: Callable[[], T]) -> T:
         """What rank 0 computes, for all: nobody else does it."""
         return self.gather(compute() if self.rank == 0 else None)[0]  # pyright: ignore[reportReturnType]
 
@@ -64,7 +64,7 @@ class Ranks:
                 total[name] = total.get(name, 0.0) + value
         return total
 
-    def in_step(self, passes: Iterable[T]) -> Iterator[tuple[T | None, bool]]:
+    def lockstep(self, passes: Iterable[T]) -> Iterator[tuple[T | None, bool]]:
         """This rank's passes, then None for as long as another has one; and whether it is the last for all.
 
         An engine's ranks work on a pass together, whatever each of them feeds to it.
@@ -79,7 +79,7 @@ class Ranks:
             now = following
 
     @contextmanager
-    def agreed(self) -> Iterator[None]:
+    def propagate_errors(self) -> Iterator[None]:
         """A block that ends on all ranks with the same error, if it is one that is told to the user.
 
         Raises:

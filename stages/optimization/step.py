@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from stages.maths import statistics
 from stages.maths.mismatch import multiplicative_error
-from stages.optimization.batches import Example, Layout, MicroBatch, Part, padded
+from stages.optimization.batches import Example, Layout, MicroBatch, RankSubset, padded
 from stages.optimization.head import Scored
-from stages.optimization.objective import LARGEST, Group, Objective, Whole, share_of_loss
+from stages.optimization.objective import MAX_METRIC, BatchTotals, MicroBatchExamples, Objective, micro_batch_loss
 from stages.optimization.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
@@ -103,29 +103,29 @@ def update(
     Raises:
       FloatingPointError: the loss or the gradient is not finite; the weights are as they were.
     """
-    metrics = describe_batch(batch)
-    whole = Whole.of(batch, objective)
+    metrics = batch_metrics(batch)
+    whole = BatchTotals.of(batch, objective)
     if whole.tokens == 0:
         return metrics | {"skipped/empty": 1.0}
     totals: dict[str, torch.Tensor] = {}
     fed = 0
-    for work, last in ranks.in_step(_groups(batch, size, objective, layout, ranks.part)):
+    for work, last in ranks.lockstep(_groups(batch, size, objective, layout, ranks.subset)):
         if work is None:
             engine.backward(_idle(engine), last=last)
             continue
         group, inputs = work
-        loss, sums = share_of_loss(objective, group, engine.score(inputs, objective.temperature), whole)
+        loss, sums = micro_batch_loss(objective, group, engine.score(inputs, objective.temperature), whole)
         engine.backward(loss, last=last)
         fed += inputs.input_ids.size
         for name, value in sums.items():  # tensors: one copy from the device per step, not per pass
-            add = torch.maximum if name == LARGEST else torch.add
+            add = torch.maximum if name == MAX_METRIC else torch.add
             totals[name] = add(totals[name], value) if name in totals else value
     values = torch.stack([value.double() for value in totals.values()]).tolist() if totals else []
     found = dict(zip(totals, values, strict=True))
-    largest = found.pop(LARGEST, 0.0)
+    largest = found.pop(MAX_METRIC, 0.0)
     metrics |= ranks.sum({"tokens/fed": float(fed)} | found)
     if whole.compared:
-        metrics |= {LARGEST: max(ranks.gather(largest)), "mismatch/tokens": float(whole.compared)}
+        metrics |= {MAX_METRIC: max(ranks.gather(largest)), "mismatch/tokens": float(whole.compared)}
         metrics["mismatch/error"] = multiplicative_error(metrics["mismatch/logp_difference_mean"])
     metrics["tokens/fed_per_trained"] = metrics["tokens/fed"] / whole.tokens
     if not math.isfinite(metrics["loss"]):
@@ -150,7 +150,7 @@ def score_all(
     Each rank gives those of its share.
     """
     with torch.no_grad():
-        for work, _ in ranks.in_step(layout(examples, size, ranks.part)):
+        for work, _ in ranks.lockstep(layout(examples, size, ranks.subset)):
             if work is None:
                 _idle(engine)
                 continue
@@ -167,8 +167,8 @@ def _idle(engine: Scorer) -> torch.Tensor:
 
 
 def _groups(
-    batch: Sequence[Example], size: int, objective: Objective, layout: Layout, part: Part
-) -> Iterator[tuple[Group, MicroBatch]]:
+    batch: Sequence[Example], size: int, objective: Objective, layout: Layout, part: RankSubset
+) -> Iterator[tuple[MicroBatchExamples, MicroBatch]]:
     """A part's forward passes, with the advantages as the loss takes them."""
     advantages = [example.advantages for example in batch]
     if objective.whiten == "batch":
@@ -178,10 +178,10 @@ def _groups(
         values = np.concatenate([advantages[index] for index in indices])
         if objective.whiten == "micro-batch":
             values = statistics.whiten(values)
-        yield Group(indices, [batch[index] for index in indices], values), inputs
+        yield MicroBatchExamples(indices, [batch[index] for index in indices], values), inputs
 
 
-def describe_batch(batch: Sequence[Example]) -> dict[str, float]:
+def batch_metrics(batch: Sequence[Example]) -> dict[str, float]:
     """What is known of a batch before the model sees it: reward, mask, advantages, counts."""
     advantages = np.concatenate([example.advantages for example in batch])
     rewards = [example.reward for example in batch if not math.isnan(example.reward)]
@@ -200,7 +200,9 @@ def describe_batch(batch: Sequence[Example]) -> dict[str, float]:
     return figures
 
 
-def schedule(position: int, total: int, warmup: int, kind: Literal["constant", "linear", "cosine"]) -> float:
+def learning_rate_factor(
+    position: int, total: int, warmup: int, kind: Literal["constant", "linear", "cosine"]
+) -> float:
     """The factor on the learning rate at a step: rises over `warmup` steps, then stays, or falls to 0 at `total`.
 
     Args:

@@ -21,9 +21,9 @@ from stages.core.errors import UserError
 from stages.models import devices, loading, saving
 from stages.models.checkpoints import OPTIMIZER_FILE
 from stages.optimization import lora
-from stages.optimization.batches import Example, MicroBatch, Tree, padded
+from stages.optimization.batches import Example, MicroBatch, TokenTree, padded
 from stages.optimization.head import Scored, selected_log_probs
-from stages.optimization.optimizer import DEFAULTS, Adam, Optimiser
+from stages.optimization.optimizer import DEFAULT_ADAMW, AdamWConfig, Optimizer
 from stages.optimization.packing import packed
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class TorchEngine:
     def __init__(
         self,
         model: PreTrainedModel,
-        adam: Adam = DEFAULTS,
+        adam: AdamWConfig = DEFAULT_ADAMW,
         *,
         compute: torch.dtype | None = None,
         gradient_checkpointing: bool = False,
@@ -68,7 +68,7 @@ class TorchEngine:
         self.compute = compute or model.dtype
         self.mixed = any(parameter.dtype != self.compute for parameter in model.parameters())
         self._chunk = head_chunk
-        self.optimiser = Optimiser(model, adam)
+        self.optimizer = Optimizer(model, adam)
         if gradient_checkpointing:
             checkpoint_layers(model)
         self._check_head()
@@ -93,7 +93,7 @@ class TorchEngine:
             hidden: Tensor = self._decoder(input_ids=ids, use_cache=False, **seen).last_hidden_state
         return hidden.flatten(0, 1).index_select(0, positions).to(compute)
 
-    def _tree_inputs(self, tree: Tree, compute: torch.dtype) -> dict[str, Tensor]:
+    def _tree_inputs(self, tree: TokenTree, compute: torch.dtype) -> dict[str, Tensor]:
         """Positions [B, L] and the attention mask [B, 1, L, L] of rows that are trees."""
         depth, ends = (torch.from_numpy(array).to(self._head.weight.device) for array in (tree.depth, tree.ends))
         place = torch.arange(ends.shape[1], device=ends.device)
@@ -145,10 +145,10 @@ class TorchEngine:
         loss.backward()
 
     def step(self, learning_rate: float) -> float:
-        return self.optimiser.step(learning_rate)
+        return self.optimizer.step(learning_rate)
 
     def discard(self) -> None:
-        self.optimiser.discard()
+        self.optimizer.discard()
 
     def save(
         self,
@@ -157,14 +157,14 @@ class TorchEngine:
         write_more: Callable[[Path], None],
     ) -> None:
         def write_rest(unfinished: Path) -> None:
-            self.optimiser.save(unfinished / OPTIMIZER_FILE)
+            self.optimizer.save(unfinished / OPTIMIZER_FILE)
             write_more(unfinished)
 
         saving.save_directory(directory, self.model, tokenizer, write_rest)
 
     def close(self) -> None:
         """See `optimisation.Engine.close`: nothing else holds the weights."""
-        del self.model, self._decoder, self._head, self.optimiser
+        del self.model, self._decoder, self._head, self.optimizer
 
     def _check_head(self) -> None:
         """Some families scale or cap the logits after the head; scored here they would be silently wrong."""
@@ -184,13 +184,13 @@ class TorchEngine:
 
 def open_engine(
     directory: Path,
-    adam: Adam = DEFAULTS,
+    adam: AdamWConfig = DEFAULT_ADAMW,
     *,
     device: str = "auto",
     dtype: str = "auto",
     gradient_checkpointing: bool = False,
     head_chunk: int | None = None,
-    continue_optimiser: bool = False,
+    continue_optimizer: bool = False,
     adapter: Lora | None = None,
     seed: int = 0,
 ) -> TorchEngine:
@@ -201,7 +201,7 @@ def open_engine(
       seed: of a new adapter.
 
     Raises:
-      UserError: see `lora.open_to_train`, `TorchEngine` and `adam.Optimiser.load`.
+      UserError: see `lora.open_to_train`, `TorchEngine` and `adam.Optimizer.load`.
     """
     place = devices.pick_device(device)
     compute = devices.pick_dtype(dtype, place)
@@ -212,8 +212,8 @@ def open_engine(
         gradient_checkpointing=gradient_checkpointing,
         head_chunk=head_chunk,
     )
-    if continue_optimiser and (directory / OPTIMIZER_FILE).is_file():
-        engine.optimiser.load(directory / OPTIMIZER_FILE)
+    if continue_optimizer and (directory / OPTIMIZER_FILE).is_file():
+        engine.optimizer.load(directory / OPTIMIZER_FILE)
     return engine
 
 

@@ -37,25 +37,25 @@ _FREE |= {"flops_profiler", "wall_clock_breakdown", "steps_per_print", "dump_sta
 
 
 @dataclass(frozen=True)
-class Zero:
+class DeepSpeedSettings:
     """How DeepSpeed shares a model out over ranks.
 
     Attributes:
       stage: 0: nothing is shared; from 1 the optimiser's state, from 2 the gradients, at 3 the parameters as well.
-      offload_optimiser, offload_parameters: kept in the memory of the host.
+      offload_optimizer, offload_parameters: kept in the memory of the host.
       bfloat16: what a file says of bf16; None: nothing.
       more: what else a file says.
       path: that file.
     """
 
     stage: int = DEFAULT_STAGE
-    offload_optimiser: bool = False
+    offload_optimizer: bool = False
     offload_parameters: bool = False
     bfloat16: bool | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
     path: Path | None = None
 
-    def of_numbers(self) -> dict[str, Any] | None:
+    def numerical_settings(self) -> dict[str, Any] | None:
         """What a file says that may change results by more than rounding; None where it says nothing of the kind."""
         moved = self.more.get("zero_optimization", {}).items()
         rounded = {name: value for name, value in moved if "quantized" in name}
@@ -69,7 +69,7 @@ class Zero:
             parameters run under autocast.
         """
         zero: dict[str, Any] = {**self.more.get("zero_optimization", {}), "stage": self.stage}
-        for name, wanted in (("offload_optimizer", self.offload_optimiser), ("offload_param", self.offload_parameters)):
+        for name, wanted in (("offload_optimizer", self.offload_optimizer), ("offload_param", self.offload_parameters)):
             if wanted:
                 zero[name] = {"device": "cpu", **zero.get(name, {})}
         formats = {}
@@ -96,9 +96,9 @@ def require_deepspeed() -> None:
         raise UserError("--engine deepspeed needs DeepSpeed, which is not installed: pip install 'spo-cli[deepspeed]'")
 
 
-def plan_zero(
-    path: Path | None, *, stage: int | None, offload_optimiser: bool, offload_parameters: bool, dtype: str
-) -> Zero:
+def plan_deepspeed(
+    path: Path | None, *, stage: int | None, offload_optimizer: bool, offload_parameters: bool, dtype: str
+) -> DeepSpeedSettings:
     """What flags and a DeepSpeed file come to.
 
     Args:
@@ -122,7 +122,7 @@ def plan_zero(
         raise UserError(f"--zero-stage {stage}, but {path} says stage {found}: say one of them")
     offload = {}
     for name, flag, asked in (
-        ("offload_optimizer", "--offload-optimizer", offload_optimiser),
+        ("offload_optimizer", "--offload-optimizer", offload_optimizer),
         ("offload_param", "--offload-parameters", offload_parameters),
     ):
         device = _table(zero, name, path).get("device", "none")
@@ -136,7 +136,7 @@ def plan_zero(
     bfloat16 = _table(more, "bf16", path).get("enabled")
     if bfloat16 is not None and dtype != "auto" and bfloat16 != (dtype == "bfloat16"):
         raise UserError(f'--dtype {dtype}, but {path} sets "bf16" to {json.dumps(bfloat16)}: say one of them')
-    return Zero(found, offload["offload_optimizer"], offload["offload_param"], bfloat16, more, path)
+    return DeepSpeedSettings(found, offload["offload_optimizer"], offload["offload_param"], bfloat16, more, path)
 
 
 def _read(path: Path) -> Any:

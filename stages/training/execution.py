@@ -11,7 +11,7 @@ from stages.core.errors import UserError
 from stages.core.launcher import Launch
 from stages.models import devices
 from stages.optimization.ranks import ALONE, Ranks, join
-from stages.optimization.zero import Zero, plan_zero, require_deepspeed
+from stages.optimization.zero import DeepSpeedSettings, plan_deepspeed, require_deepspeed
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class ExecutionPlan:
 
     device: torch.device
     ranks: Ranks = field(default_factory=lambda: ALONE)
-    zero: Zero | None = None
+    zero: DeepSpeedSettings | None = None
 
     def __str__(self) -> str:
         """Describe the engine and the number of ranks to the user."""
@@ -44,20 +44,20 @@ def plan_execution(options: LearningOptions, device: str, dtype: str, launch: La
       launch: how the launcher (torchrun, deepspeed, srun or none) started this process.
 
     Raises:
-      UserError: as `choose_engine` and `plan_zero`; or a device that does not fit the launch.
+      UserError: as `choose_engine` and `plan_deepspeed`; or a device that does not fit the launch.
     """
     if choose_engine(options, launch.size) == "torch":
         return ExecutionPlan(devices.pick_device(device))
     own_device = _device_of_rank(device, launch)
     ranks = join(launch, own_device.type)
-    with ranks.agreed():
+    with ranks.propagate_errors():
         require_deepspeed()
         # Rank 0 alone reads --deepspeed-config, so that all ranks use the same settings.
-        zero = ranks.first(
-            lambda: plan_zero(
+        zero = ranks.broadcast_from_main(
+            lambda: plan_deepspeed(
                 options.deepspeed_config,
                 stage=options.zero_stage,
-                offload_optimiser=options.offload_optimizer,
+                offload_optimizer=options.offload_optimizer,
                 offload_parameters=options.offload_parameters,
                 dtype=dtype,
             )

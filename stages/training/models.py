@@ -1,4 +1,4 @@
-"""Owns which models a training call has in memory: one at a time, with its engine, looked at before it is used."""
+"""Open the models of a training call, one at a time, each checked before it is used."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from stages.optimization import deepspeed
 from stages.optimization.lora import BaseScorer
-from stages.optimization.optimizer import Adam
+from stages.optimization.optimizer import AdamWConfig
 from stages.optimization.step import Engine, Scorer
 from stages.optimization.torch import TorchEngine, open_engine
 from stages.training.execution import ExecutionPlan
@@ -16,32 +16,35 @@ from stages.training.starting_point import StartingPoint
 
 
 class Models:
-    """The policy, the models that sampled and the reference, by their directories."""
+    """Opens the policy, the models that sampled, and the reference; at most one is in memory."""
 
     def __init__(
         self,
         start: StartingPoint,
         checkpoint: Path | None,
-        sharing: ExecutionPlan,
-        adam: Adam,
+        plan: ExecutionPlan,
+        adam: AdamWConfig,
         check: Callable[[TorchEngine, Path], None],
         **options: Any,
     ) -> None:
-        """
+        """Remember how models are opened; none is opened yet.
+
         Args:
-          checkpoint: of unfinished work: the policy as it was then.
-          check: looks at a model before it is used, and may refuse it.
-          options: `dtype`, `gradient_checkpointing`, `head_chunk` and `seed`, as engines are opened with.
+          checkpoint: policy of an unfinished run, to resume from; None if there is none.
+          check: called with each model and its directory after it is opened; raises a UserError to refuse it.
+          options: `dtype`, `gradient_checkpointing`, `head_chunk` and `seed` of the engines' `open_engine`.
         """
-        self._start, self._checkpoint, self._sharing = start, checkpoint, sharing
+        self._start, self._checkpoint, self._plan = start, checkpoint, plan
         self._adam, self._check, self._options = adam, check, options
         self._opened: tuple[Path, Engine] | None = None
 
     def open(self, directory: Path) -> Engine:
-        """The model of a directory; the last one stays open: the policy is scored last, and trained next.
+        """Return the engine of a model; close the one before, unless it is the same model.
+
+        The policy scores last and is trained next, so it is opened once for both.
 
         Raises:
-          UserError: as the engines' `open_engine`, and `check`.
+          UserError: as `open_engine` of the engine, and `check`.
         """
         if self._opened is None or self._opened[0] != directory:
             self.close()
@@ -49,35 +52,35 @@ class Models:
         return self._opened[1]
 
     def open_to_score(self, directory: Path) -> Scorer:
-        """The same; the base of an adapter is in memory with it."""
+        """Return a scorer of a model. The base of an adapter is scored with the policy that contains it."""
         if directory != self._start.base or directory == self._start.policy:
             return self.open(directory)
         engine = self.open(self._start.policy)
         return BaseScorer(engine, engine.model)
 
     def close(self) -> None:
-        """Give back the memory of the one that is open."""
+        """Free the memory of the open model, if there is one."""
         if self._opened:
             self._opened[1].close()
         self._opened = None
 
     def _open(self, directory: Path) -> Engine:
         is_policy = directory == self._start.policy
-        given = self._options | {
-            "continue_optimiser": directory == self._checkpoint or (is_policy and self._start.optimiser),
+        options = self._options | {
+            "continue_optimizer": directory == self._checkpoint or (is_policy and self._start.resumes_optimizer),
             "adapter": self._start.adapter if is_policy else None,
         }
-        where = self._sharing
-        if where.zero:
+        plan = self._plan
+        if plan.zero:
             return deepspeed.open_engine(
                 directory,
                 self._adam,
-                where.zero,
-                where.ranks,
-                where.device,
+                plan.zero,
+                plan.ranks,
+                plan.device,
                 check=lambda policy: self._check(policy, directory),
-                **given,
+                **options,
             )
-        engine = open_engine(directory, self._adam, device=str(where.device), **given)
+        engine = open_engine(directory, self._adam, device=str(plan.device), **options)
         self._check(engine, directory)
         return engine

@@ -1,4 +1,4 @@
-"""Owns what one training call learns from: the picks of every iteration's experience, as one pool of examples."""
+"""Collect the examples of one training call: the selections from the experience of every iteration."""
 
 from __future__ import annotations
 
@@ -11,97 +11,111 @@ from stages.core.errors import UserError
 from stages.optimization.batches import Example
 from stages.optimization.torch import TorchEngine
 from stages.training.experience import load_experience
-from stages.training.replay import limit_questions, limit_samples, pick
-from stages.training.starting_point import Sampled
+from stages.training.replay import limit_questions, limit_samples, select_by_age
+from stages.training.starting_point import Iteration
 
 
 @dataclass(frozen=True)
-class Pool:
-    """Examples to learn from, those of older iterations first.
+class ExamplePool:
+    """The examples of a training call, those of older iterations first.
 
     Attributes:
-      ids: of each, unlike any other's: `trajectory_id`, with its age where that is not 0.
-      groups: names that those share which stand side by side in a batch (siblings of a tree).
-      examples: the same, as the policy step takes them.
-      samplers: the model that sampled each; None where its log-probabilities were recorded.
-      stretches: whether some are stretches of trees.
-      counts: for the lineage: what was left out, what waits for its turn, what aged out unused or was crowded out.
+      ids: unique name of each example: `trajectory_id`, followed by its age if that is not 0.
+      groups: group of each example; a batch keeps a group (the siblings in a tree) together.
+      examples: the examples themselves.
+      samplers: directory of the model that sampled each example; None if the recorded log-probabilities are used.
+      from_trees: whether some examples are nodes of trees.
+      counts: counts for the lineage: examples and questions left out, waiting, aged out unused, and so on.
     """
 
     ids: list[str]
     groups: list[str]
     examples: list[Example]
     samplers: list[Path | None]
-    stretches: bool
+    from_trees: bool
     counts: dict[str, int]
 
     @property
     def figures(self) -> dict[str, float]:
-        """What the closing summary tells of it."""
+        """The counts for the closing summary."""
         return {name: float(count) for name, count in self.counts.items() if name != "segments"}
 
     def check_fits(self, engine: TorchEngine, model: Path, *, packed: bool) -> None:
-        """Refuse what a model cannot read.
+        """Check that a model can read every example.
+
+        Args:
+          engine: the opened model.
+          model: its directory, for the messages.
+          packed: whether forward passes have a tree attention mask.
 
         Raises:
-          UserError: a trajectory longer than its context, or with a token that it does not know; trees.
+          UserError: a trajectory is longer than the model's context or has a token outside its vocabulary, or the
+            model supports no tree attention mask.
         """
         for identifier, example in zip(self.ids, self.examples, strict=True):
             if example.tokens.size > engine.context_length:
                 raise UserError(
                     f"trajectory {identifier} has {example.tokens.size} tokens with its prompt, but the context of "
-                    f"{model} is {engine.context_length}; expected trajectories that were sampled within it "
-                    "(--max-tokens)"
+                    f"{model} is {engine.context_length}; expected trajectories that fit: sample with a smaller "
+                    "--max-tokens"
                 )
             if example.tokens.size and example.tokens.max() >= engine.vocabulary:
                 raise UserError(
-                    f"trajectory {identifier} holds token {example.tokens.max()}, but {model} knows "
-                    f"{engine.vocabulary}: it was sampled by a model with another vocabulary"
+                    f"trajectory {identifier} holds token {example.tokens.max()}, but {model} has a vocabulary of "
+                    f"{engine.vocabulary} tokens: it was sampled by a model with another vocabulary"
                 )
         if packed:
-            engine.check_trees(max((example.fed for example in self.examples), default=0))
+            engine.check_trees(max((example.forward_tokens for example in self.examples), default=0))
 
 
-def fill_pool(options: ExperienceOptions, sampled: Sequence[Sampled], *, recorded: bool) -> Pool:
-    """Reads each iteration's experience and takes from it what this iteration's turn is.
+def fill_pool(options: ExperienceOptions, iterations: Sequence[Iteration], *, recorded: bool) -> ExamplePool:
+    """Read the experience of each iteration, and select the examples that this call trains on.
+
+    Args:
+      iterations: oldest first.
+      recorded: use the log-probabilities that the sampler recorded as the old ones.
 
     Raises:
       UserError: as `load_experience`.
     """
     left_out: dict[str, int] = {}
-    picks = []
-    for one in sampled:
+    selections = []
+    for iteration in iterations:
         experience = load_experience(
-            one.advantages,
-            one.trajectories,
+            iteration.advantages,
+            iteration.trajectories,
             options.mask,
             recorded=recorded,
-            compared=one.own,
+            compared=iteration.sampled_by_policy,
             drop_uniform=options.drop_uniform_groups,
             drop_unfinished=options.mask_truncated_completions,
         )
         for reason, number in experience.left_out.items():
             left_out[reason] = left_out.get(reason, 0) + number
-        picks.append(pick(experience, one.age, options.replay, options.max_per_question))
-    crowded = 0
+        selections.append(select_by_age(experience, iteration.age, options.replay, options.max_per_question))
+    crowded_out = 0
     if options.replay and options.max_per_question:
-        picks, crowded = limit_questions(picks, options.max_per_question)
-    picks, beyond = limit_samples(picks, options.samples_per_iteration)
-    counts = left_out | {"segments": sum(e.segments for one in picks for e in one.experience.examples)}
+        selections, crowded_out = limit_questions(selections, options.max_per_question)
+    selections, beyond_limit = limit_samples(selections, options.samples_per_iteration)
+    counts = left_out | {"segments": sum(e.segments for one in selections for e in one.experience.examples)}
     if options.replay:
-        counts |= {name: sum(getattr(one, name) for one in picks) for name in ("waiting", "aged_out")}
-        counts["crowded_out"] = crowded
+        counts["waiting"] = sum(one.waiting for one in selections)
+        counts["aged_out"] = sum(one.aged_out for one in selections)
+        counts["crowded_out"] = crowded_out
     if options.samples_per_iteration:
-        counts["beyond_limit"] = beyond
-
-    def named(names: Sequence[str], age: int) -> list[str]:
-        return [f"{name} of {age} iterations ago" if age else name for name in names]
-
-    return Pool(
-        ids=[name for one in picks for name in named(one.experience.ids, one.age)],
-        groups=[name for one in picks for name in named(one.experience.groups, one.age)],
-        examples=[example for one in picks for example in one.experience.examples],
-        samplers=[source.sampler for source, one in zip(sampled, picks, strict=True) for _ in one.experience.ids],
-        stretches=any(one.experience.stretches for one in picks),
+        counts["beyond_limit"] = beyond_limit
+    return ExamplePool(
+        ids=[name for one in selections for name in _with_age(one.experience.ids, one.age)],
+        groups=[name for one in selections for name in _with_age(one.experience.groups, one.age)],
+        examples=[example for one in selections for example in one.experience.examples],
+        samplers=[
+            iteration.sampler for iteration, one in zip(iterations, selections, strict=True) for _ in one.experience.ids
+        ],
+        from_trees=any(one.experience.from_trees for one in selections),
         counts=counts,
     )
+
+
+def _with_age(names: Sequence[str], age: int) -> list[str]:
+    """Return names that differ from those of other iterations; those of the current one (age 0) are unchanged."""
+    return [f"{name} of {age} iterations ago" if age else name for name in names]

@@ -89,7 +89,7 @@ class ResumableRun:
             return len(metrics) % every == 0 if every else time.monotonic() - self._saved_at >= SAVE_SECONDS
 
         # The clocks of the ranks differ, and all of them must save together: rank 0 decides.
-        if not self._ranks.first(is_due):
+        if not self._ranks.broadcast_from_main(is_due):
             return
         checkpoint = self.directory / f"step-{len(metrics):08d}"
         writer.save(checkpoint, tokenizer, lambda directory: write_records(directory, self._lineage, metrics))
@@ -103,7 +103,7 @@ class ResumableRun:
     ) -> dict[str, NDArray[np.floating]]:
         """Return arrays that the first attempt computes, on all ranks together, and later attempts read from disk."""
         path = self.directory / f"{name}.safetensors"
-        if self._ranks.first(path.exists):
+        if self._ranks.broadcast_from_main(path.exists):
             return load_file(path)
         arrays = compute()
         if self._ranks.rank == 0:
@@ -140,7 +140,7 @@ def open_resumable_run(
         stack.enter_context(disk_errors(directory))
         if ranks.rank == 0 and not stack.enter_context(locked(directory)):
             progress.note(f"{directory} has no file locks: let no other process work on {out}")
-        checkpoint, metrics = ranks.first(lambda: _start_or_resume(directory, lineage, overwrite))
+        checkpoint, metrics = ranks.broadcast_from_main(lambda: _start_or_resume(directory, lineage, overwrite))
         series = report and report.open_series(lineage.stage, out, lineage.fingerprint, metrics)
         if metrics:
             progress.note(f"resuming {out} after step {len(metrics)}")

@@ -1,4 +1,4 @@
-"""Owns the course of a policy's training: in which batches, at what learning rates, step by step; and what it tells."""
+"""Run the optimizer steps of a training call: batches, learning rates, metrics, checkpoints."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from stages.configs.train import PaceOptions
 from stages.core.errors import UserError
 from stages.core.progress import Progress
 from stages.maths.randomness import random_key
-from stages.optimization.step import schedule
+from stages.optimization.step import learning_rate_factor
 from stages.training import mismatch
 from stages.training.resumable import Metrics, ModelWriter, ResumableRun
 from stages.training.starting_point import SCHEDULE_STEPS
 
-Step = Callable[[Sequence[int], float], dict[str, float]]
-"""One optimiser step on a batch (numbers of examples) at a learning rate → metrics, `num_tokens` among them."""
+Step = Callable[[int, Sequence[int], float], dict[str, float]]
+"""One optimizer step: its number in the call (from 0), a batch (indices of examples), a learning rate → metrics, among
+them `num_tokens`."""
 
+# Metrics whose means over the steps are in the closing summary and the lineage.
 _MEANS = (
     "reward",
     "loss",
@@ -38,15 +40,16 @@ _MEANS = (
 
 
 @dataclass(frozen=True)
-class Rates:
-    """The learning rate of each step of a call.
+class LearningRates:
+    """The schedule of the learning rate.
 
     Attributes:
-      peak: the highest.
-      kind: what follows the warm-up.
-      warmup_ratio, warmup_steps: how long it warms up: a share of the schedule, or so many steps in its place.
-      total: steps of the schedule over all calls that continue one optimiser; None: each call has its own.
-      before: steps that the earlier ones took.
+      peak: highest learning rate.
+      kind: course after the warm-up.
+      warmup_ratio: length of the warm-up as a fraction of the schedule.
+      warmup_steps: length of the warm-up in steps; None: given by `warmup_ratio`.
+      total: length of the schedule in steps, over all calls that continue one optimizer; None: the steps of one call.
+      before: steps that the earlier calls took.
     """
 
     peak: float
@@ -57,8 +60,8 @@ class Rates:
     before: int = 0
 
     @classmethod
-    def of(cls, options: PaceOptions, before: int) -> Rates:
-        """As the options say."""
+    def from_options(cls, options: PaceOptions, before: int) -> LearningRates:
+        """Return the schedule that the options describe."""
         return cls(
             options.learning_rate,
             options.lr_scheduler_type,
@@ -69,22 +72,23 @@ class Rates:
         )
 
     def at(self, number: int, steps: int) -> float:
-        """Of step `number`, from 0, of a call of `steps`."""
+        """Return the learning rate of step `number`, from 0, of a call with `steps` steps."""
         total, before = (self.total, self.before) if self.total else (steps, 0)
         warmup = math.ceil(self.warmup_ratio * total) if self.warmup_steps is None else self.warmup_steps
-        return self.peak * schedule(before + number, total, warmup, self.kind)
+        return self.peak * learning_rate_factor(before + number, total, warmup, self.kind)
 
 
 def plan_batches(
     ids: Sequence[str], seed: int, epochs: int, size: int, groups: Sequence[str] | None = None
 ) -> list[list[int]]:
-    """The examples of each optimiser step: every epoch in an order drawn from (seed, epoch, id).
+    """Return the indices of the examples of each optimizer step; every epoch has an order drawn from (seed, epoch, id).
 
-    So the order does not depend on how an artefact was cut into parts. The last batch of an epoch may be smaller.
+    The order does not depend on how an artefact was divided into parts. The last batch of an epoch may be smaller.
 
     Args:
-      groups: examples of one name stay side by side, so that a step shares what they have in common, and the groups
-        are shuffled; left out, each example by itself.
+      size: number of examples in a batch.
+      groups: name of each example's group. Groups are shuffled and their examples stay adjacent, so that a step
+        computes their common prefix once. Default: every example is its own group.
     """
     names = ids if groups is None else groups
     batches = []
@@ -97,47 +101,52 @@ def plan_batches(
 
 def take_steps(
     step: Step,
-    rates: Rates,
+    rates: LearningRates,
     batches: Sequence[Sequence[int]],
-    work: ModelWriter,
+    writer: ModelWriter,
     tokenizer: PreTrainedTokenizerBase,
-    unfinished: ResumableRun,
+    resumable: ResumableRun,
     save_steps: int | None,
     progress: Progress,
 ) -> Metrics:
-    """One optimiser step per batch, from the last checkpoint on; the metrics of all steps.
+    """Take one optimizer step per batch, starting after the last checkpoint; return the metrics of all steps.
+
+    Args:
+      writer: writes the checkpoints.
+      save_steps: steps between checkpoints; None: `resumable.SAVE_SECONDS` between them.
 
     Raises:
-      UserError: a loss or gradient that is not finite, naming the step.
+      UserError: a loss or gradient is not finite; the message names the step.
     """
-    metrics = unfinished.metrics
+    metrics = resumable.metrics
     progress.start("train", sum(map(len, batches)), "trajectories")
     progress.advance(sum(map(len, batches[: len(metrics)])))
     for number in range(len(metrics), len(batches)):
         began = time.monotonic()
         try:
-            figures = step(batches[number], rates.at(number, len(batches)))
+            figures = step(number, batches[number], rates.at(number, len(batches)))
         except FloatingPointError as error:
             raise UserError(
                 f"step {number + 1} of {len(batches)}: {error}; take a lower --learning-rate, or another model if this "
-                "is its first step"
+                "is the first step"
             ) from error
         tokens, seconds = figures["num_tokens"], time.monotonic() - began
         before = metrics[-1]["num_tokens"] if metrics else 0.0
         line = {"step": number + 1, **figures, "num_tokens": before + tokens}
-        for note in mismatch.warn(figures) if not number else ():
-            progress.note(note)
+        if number == 0:  # a warning per step would hide everything else; the closing summary repeats it
+            for note in mismatch.warn(figures):
+                progress.note(note)
         metrics.append(line | {"step_time": seconds, "tokens_per_second": tokens / seconds})
-        unfinished.log(metrics[-1])
+        resumable.log(metrics[-1])
         shown = {name: figures[name] for name in ("reward", "loss", "kl") if name in figures}
         progress.advance(len(batches[number]), int(tokens), **shown)
         if number + 1 < len(batches):
-            unfinished.save_if_due(work, tokenizer, metrics, save_steps)
+            resumable.save_if_due(writer, tokenizer, metrics, save_steps)
     return metrics
 
 
 def count_steps(metrics: Metrics, before: int) -> dict[str, int]:
-    """Whole numbers for the lineage; `before` are the steps of the calls that this one continues."""
+    """Return the counts for the lineage; `before` is the number of steps of the calls that this one continues."""
 
     def total(name: str) -> int:
         return int(sum(line.get(name, 0.0) for line in metrics))
@@ -154,14 +163,15 @@ def count_steps(metrics: Metrics, before: int) -> dict[str, int]:
 
 
 def summarize(metrics: Metrics) -> dict[str, float]:
-    """What the closing summary tells: how many steps there were, means over them, and what a trained token cost."""
+    """Return the figures of the closing summary: number of steps, means over them, forward tokens per trained token."""
     skipped = sum("skipped/ratio" in line or "skipped/empty" in line for line in metrics)
     figures = {"steps": float(len(metrics)), "steps/skipped": float(skipped)}
     for name in _MEANS:
         values = [line[name] for line in metrics if name in line]
         if values:
             figures[name] = sum(values) / len(values)
-    fed, trained = (sum(line[f"tokens/{what}"] for line in metrics) for what in ("fed", "trained"))
-    if trained:
-        figures["tokens/fed_per_trained"] = fed / trained
+    forward_tokens = sum(line["tokens/fed"] for line in metrics)
+    trained_tokens = sum(line["tokens/trained"] for line in metrics)
+    if trained_tokens:
+        figures["tokens/fed_per_trained"] = forward_tokens / trained_tokens
     return figures | mismatch.summarize(metrics)

@@ -24,11 +24,11 @@ import torch
 from stages.core.launcher import Launch
 from stages.optimization.deepspeed import DeepSpeedEngine
 from stages.optimization.objective import Objective
-from stages.optimization.optimizer import DEFAULTS
+from stages.optimization.optimizer import DEFAULT_ADAMW
 from stages.optimization.ranks import join
 from stages.optimization.step import Engine, update
 from stages.optimization.torch import TorchEngine
-from stages.optimization.zero import Zero
+from stages.optimization.zero import DeepSpeedSettings
 from tests.bench.bench_train import KEPT, SIZE, make_batch, make_examples, make_model
 
 VOCABULARY = 5_000
@@ -46,7 +46,7 @@ def main(steps: int = 5) -> None:
 
     engines: dict[str, Engine] = {"torch": policy()}
     for stage in range(4):
-        engines[f"ZeRO {stage}"] = DeepSpeedEngine(policy(), DEFAULTS, Zero(stage), ranks, cpu)
+        engines[f"ZeRO {stage}"] = DeepSpeedEngine(policy(), DEFAULT_ADAMW, DeepSpeedSettings(stage), ranks, cpu)
     seconds: dict[str, list[float]] = {name: [] for name in engines}
     losses: dict[str, float] = {}
     for _ in range(steps + 1):

@@ -14,17 +14,19 @@ from stages import estimate
 from stages.core.errors import FingerprintMismatch, UserError
 from stages.core.progress import Summary
 from stages.models import checkpoints, loading
-from stages.optimization.critic import Critic, Visited, open_critic, update_critic
-from stages.optimization.optimizer import Adam
+from stages.optimization.critic import Critic, CriticExample, open_critic, update_critic
+from stages.optimization.optimizer import AdamWConfig
 from tests.chains import cut, footer, rows, with_context
 
 
 @pytest.fixture(scope="module")
 def critic(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The policy with a value head that has moved."""
-    critic, tokens = open_critic(policy, Adam(), device="cpu"), np.arange(40, 60, dtype=np.int32)
+    critic, tokens = open_critic(policy, AdamWConfig(), device="cpu"), np.arange(40, 60, dtype=np.int32)
     for _ in range(3):
-        update_critic(critic, [Visited(tokens, np.arange(1, 20), np.zeros(19), np.linspace(0, 1, 19))], 1, 1e-2, None)
+        update_critic(
+            critic, [CriticExample(tokens, np.arange(1, 20), np.zeros(19), np.linspace(0, 1, 19))], 1, 1e-2, None
+        )
     directory = tmp_path_factory.mktemp("critic") / "critic"
     critic.save(directory, loading.load_tokenizer(policy))
     return directory

@@ -20,7 +20,7 @@ from stages.models.presets import make_model
 from stages.optimization.batches import Example, collate
 from stages.optimization.lora import BaseScorer
 from stages.optimization.objective import Objective
-from stages.optimization.optimizer import Adam
+from stages.optimization.optimizer import AdamWConfig
 from stages.optimization.step import update
 from stages.optimization.torch import TorchEngine, open_engine
 
@@ -95,7 +95,7 @@ def test_the_optimiser_s_state_is_of_the_adapter_alone(base: Path, adapter: Path
 
 def test_an_adapter_written_and_read_again_goes_on_bit_for_bit(base: Path, adapter: Path, tmp_path: Path):
     straight = train(open_engine(base, device="cpu", adapter=SMALL), 4)
-    resumed = train(open_engine(adapter, device="cpu", continue_optimiser=True), 2)
+    resumed = train(open_engine(adapter, device="cpu", continue_optimizer=True), 2)
     one, other = (save(engine, tmp_path / name) for engine, name in ((straight, "one"), (resumed, "other")))
     for name in (adapters.WEIGHTS[0], adapters.CONFIG_FILE, OPTIMIZER_FILE):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
@@ -213,7 +213,7 @@ def test_a_torn_adapter_is_told(adapter: Path, base: Path, tmp_path: Path):
     with pytest.raises(UserError, match="missing adapter keys"):
         loading.load_model(torn, CPU, torch.float32)
     (torn / adapters.WEIGHTS[0]).write_bytes((adapter / adapters.WEIGHTS[0]).read_bytes()[:100])
-    with pytest.raises(UserError, match="cannot be put on"):
+    with pytest.raises(UserError, match="does not load onto"):
         loading.load_model(torn, CPU, torch.float32)
 
 
@@ -254,5 +254,5 @@ def test_without_peft_one_line_says_what_to_install(base: Path, monkeypatch: pyt
 def test_a_critic_may_begin_from_an_adapter(adapter: Path):
     from stages.optimization.critic import open_critic
 
-    critic = open_critic(adapter, Adam(), device="cpu")
+    critic = open_critic(adapter, AdamWConfig(), device="cpu")
     assert all(parameter.requires_grad for parameter in critic.model.parameters())

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.optimization.batches import Example, Layout, Part, padded, padded_whole
+from stages.optimization.batches import Example, Layout, RankSubset, padded, padded_fixed_batches
 from stages.optimization.packing import packed
 
-LAYOUTS = pytest.mark.parametrize("layout", [padded, padded_whole, packed])
+LAYOUTS = pytest.mark.parametrize("layout", [padded, padded_fixed_batches, packed])
 
 
 def example(tokens: list[int], kept: list[int]) -> Example:
@@ -24,7 +24,7 @@ EXAMPLES = st.lists(
 )
 
 
-def seen(layout: Layout, examples: list[Example], size: int, part: Part) -> list[tuple[int, list[int]]]:
+def seen(layout: Layout, examples: list[Example], size: int, part: RankSubset) -> list[tuple[int, list[int]]]:
     """Examples in a part's passes, each with the tokens that are its targets."""
     found = []
     for indices, batch in layout(examples, size, part):
@@ -39,7 +39,7 @@ def seen(layout: Layout, examples: list[Example], size: int, part: Part) -> list
 def test_parts_hold_every_example_with_a_kept_token_once(
     layout: Layout, examples: list[Example], size: int, count: int
 ):
-    found = sorted(one for index in range(count) for one in seen(layout, examples, size, Part(index, count)))
+    found = sorted(one for index in range(count) for one in seen(layout, examples, size, RankSubset(index, count)))
     assert found == [(i, one.tokens[one.kept].tolist()) for i, one in enumerate(examples) if one.kept.size]
 
 
@@ -53,7 +53,7 @@ def many(count: int) -> list[Example]:
 def test_parts_are_about_as_much_to_read(layout: Layout):
     examples = many(64)
     loads = [
-        sum(batch.input_ids.size for _, batch in layout(examples, 2, Part(index, 4)))  # padding included
+        sum(batch.input_ids.size for _, batch in layout(examples, 2, RankSubset(index, 4)))  # padding included
         for index in range(4)
     ]
     assert max(loads) <= 1.25 * min(loads)
@@ -61,12 +61,12 @@ def test_parts_are_about_as_much_to_read(layout: Layout):
 
 def test_passes_that_are_dealt_out_whole_are_those_of_one_part():
     examples = many(13)
-    whole = sorted(tuple(indices) for indices, _ in padded_whole(examples, 3))
-    assert whole == sorted(tuple(i) for n in range(4) for i, _ in padded_whole(examples, 3, Part(n, 4)))
+    whole = sorted(tuple(indices) for indices, _ in padded_fixed_batches(examples, 3))
+    assert whole == sorted(tuple(i) for n in range(4) for i, _ in padded_fixed_batches(examples, 3, RankSubset(n, 4)))
 
 
 def test_neighbours_in_a_tree_stay_together():
     """Four families that share 40 tokens each: in four parts, nobody reads a family's beginning but its own."""
     families = [example([f] * 40 + [k, 4 + k], [41]) for f in range(4) for k in range(4)]
-    reads = [sum(batch.input_ids.size for _, batch in packed(families, 4, Part(index, 4))) for index in range(4)]
+    reads = [sum(batch.input_ids.size for _, batch in packed(families, 4, RankSubset(index, 4))) for index in range(4)]
     assert reads == [40 + 4] * 4

@@ -14,10 +14,10 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Model
 from stages.core.errors import UserError
 from stages.models import checkpoints, loading
 from stages.models.presets import make_byte_tokenizer
-from stages.optimization.critic import Critic, Visited, has_head, open_critic, score_states, update_critic
-from stages.optimization.optimizer import Adam
+from stages.optimization.critic import Critic, CriticExample, has_head, open_critic, score_states, update_critic
+from stages.optimization.optimizer import AdamWConfig
 
-ADAM = Adam(weight_decay=0.1, max_grad_norm=0.5)
+ADAM = AdamWConfig(weight_decay=0.1, max_grad_norm=0.5)
 CLIP = 0.2
 
 
@@ -39,7 +39,7 @@ def make_critic(seed: int = 0) -> Critic:
     return Critic(Qwen2Model(configuration()).double(), nn.Linear(16, 1).double(), ADAM)
 
 
-def make_visited(seed: int = 0, count: int = 7) -> list[Visited]:
+def make_visited(seed: int = 0, count: int = 7) -> list[CriticExample]:
     """Trajectories of uneven length with some of their states; the third has none."""
     generator = np.random.default_rng(seed)
     found = []
@@ -48,18 +48,18 @@ def make_visited(seed: int = 0, count: int = 7) -> list[Visited]:
         lengths = prompt + np.flatnonzero(generator.random(response) < (0.0 if index == 2 else 0.5))
         old = generator.normal(size=lengths.size)
         tokens = generator.integers(23, size=prompt + response).astype(np.int32)
-        found.append(Visited(tokens, lengths.astype(np.int64), old, old + generator.normal(size=lengths.size)))
+        found.append(CriticExample(tokens, lengths.astype(np.int64), old, old + generator.normal(size=lengths.size)))
     return found
 
 
-def plain_values(critic: Critic, visited: Visited) -> torch.Tensor:
+def plain_values(critic: Critic, visited: CriticExample) -> torch.Tensor:
     """One trajectory alone, all of it fed, under an attention mask."""
     ids = torch.from_numpy(visited.tokens).long()[None]
     hidden = critic.model.backbone(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0]
     return critic.model.head(hidden).squeeze(-1)[torch.from_numpy(visited.lengths - 1)]
 
 
-def plain_step(critic: Critic, batch: Sequence[Visited], rate: float) -> float:
+def plain_step(critic: Critic, batch: Sequence[CriticExample], rate: float) -> float:
     """The whole step the naive way."""
     model = critic.model
     decayed = [p for p in model.parameters() if p.ndim > 1]
@@ -100,7 +100,7 @@ def test_a_state_knows_nothing_of_what_comes_after_it() -> None:
     critic, (visited, *_) = make_critic(), make_visited()
     cut = int(visited.lengths[0])
     ((_, whole),) = score_states(critic, [visited])
-    ((_, parted),) = score_states(critic, [Visited(visited.tokens[:cut], visited.lengths[:1])])
+    ((_, parted),) = score_states(critic, [CriticExample(visited.tokens[:cut], visited.lengths[:1])])
     np.testing.assert_allclose(parted[0], whole[0], rtol=0, atol=1e-12)
 
 
@@ -140,14 +140,16 @@ def test_figures_are_those_of_numpy() -> None:
 
 def test_returns_that_agree_have_no_variance_to_explain() -> None:
     one = make_visited()[0]
-    same = Visited(one.tokens, one.lengths, one.old_values, np.ones(one.lengths.size))
+    same = CriticExample(one.tokens, one.lengths, one.old_values, np.ones(one.lengths.size))
     assert "critic/explained_variance" not in update_critic(make_critic(), [same], 1, 0.0, CLIP)
 
 
 def test_a_loss_that_is_not_finite_is_an_error_and_moves_nothing() -> None:
     critic, (one, *_) = make_critic(), make_visited()
     with pytest.raises(FloatingPointError, match="the critic's loss is nan"):
-        update_critic(critic, [Visited(one.tokens, one.lengths, one.old_values, one.lengths * np.nan)], 1, 1e-2, CLIP)
+        update_critic(
+            critic, [CriticExample(one.tokens, one.lengths, one.old_values, one.lengths * np.nan)], 1, 1e-2, CLIP
+        )
     assert_same(critic, make_critic(), 0.0)
 
 
@@ -178,7 +180,7 @@ def open_trained(directory: Path, tmp_path: Path, steps: int = 1) -> Critic:
 
 def test_a_saved_critic_says_the_same_and_trains_on_as_if_it_had_never_stopped(tmp_path: Path) -> None:
     critic = open_trained(tmp_path / "critic", tmp_path)
-    again = open_critic(tmp_path / "critic", ADAM, device="cpu", continue_optimiser=True)
+    again = open_critic(tmp_path / "critic", ADAM, device="cpu", continue_optimizer=True)
     assert_same(critic, again, 0.0)
     for one in (critic, again):
         update_critic(one, make_visited(5), 4, 1e-2, CLIP)
@@ -241,12 +243,13 @@ def test_it_learns_what_a_state_is_worth() -> None:
     critic = make_critic()
     generator = np.random.default_rng(0)
 
-    def draw(count: int) -> list[Visited]:
+    def draw(count: int) -> list[CriticExample]:
         tokens = generator.integers(23, size=(count, 16)).astype(np.int32)
         seen = (tokens == 7).cumsum(1) > 0
         lengths = np.arange(1, 17)
         return [
-            Visited(row, lengths, np.zeros(16), found.astype(float)) for row, found in zip(tokens, seen, strict=True)
+            CriticExample(row, lengths, np.zeros(16), found.astype(float))
+            for row, found in zip(tokens, seen, strict=True)
         ]
 
     first = update_critic(critic, draw(16), 16, 1e-2, None)

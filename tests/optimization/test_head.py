@@ -126,7 +126,7 @@ def test_no_tensor_is_larger_than_one_chunk_of_logits(chunk: int | None, monkeyp
         return linear(hidden, weight, bias)
 
     monkeypatch.setattr("stages.optimization.head.F.linear", watched)
-    monkeypatch.setattr("stages.optimization.head.LOGITS_IN_HAND", 16 * 11)
+    monkeypatch.setattr("stages.optimization.head.LOGITS_PER_CHUNK", 16 * 11)
     hidden, weight, offset, targets = problem(40)
     selected_log_probs(hidden.requires_grad_(), weight, offset, targets, chunk=chunk).logprobs.sum().backward()
     assert max(rows) == (chunk or 16)

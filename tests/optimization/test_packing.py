@@ -26,7 +26,7 @@ from transformers import (
 
 from stages.core.errors import UserError
 from stages.optimization.batches import Example, padded
-from stages.optimization.objective import Group, Objective, Whole, share_of_loss
+from stages.optimization.objective import BatchTotals, MicroBatchExamples, Objective, micro_batch_loss
 from stages.optimization.packing import ROW_LIMIT, collate_rows, pack, packed
 from stages.optimization.step import score_all, update
 from stages.optimization.torch import TorchEngine
@@ -79,11 +79,13 @@ def tree(shape: tuple[int, ...] = (3, 2, 2), length: int = 4, questions: int = 2
 def gradients(model: PreTrainedModel, examples: list[Example], layout: Any, size: int) -> dict[str, torch.Tensor]:
     """Of the whole batch's loss, clip, KL and all."""
     engine, objective = TorchEngine(model), Objective(temperature=0.7, beta=0.05)
-    whole = Whole.of(examples, objective)
+    whole = BatchTotals.of(examples, objective)
     for indices, inputs in layout(examples, size):
         group = [examples[index] for index in indices]
         advantages = np.concatenate([one.advantages for one in group])
-        loss, _ = share_of_loss(objective, Group(indices, group, advantages), engine.score(inputs, 0.7), whole)
+        loss, _ = micro_batch_loss(
+            objective, MicroBatchExamples(indices, group, advantages), engine.score(inputs, 0.7), whole
+        )
         engine.backward(loss)
     return {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
 
@@ -146,7 +148,7 @@ def test_every_example_is_there_once_and_reads_exactly_its_own_tokens(
         sees = (place <= place[:, None]) & (place[:, None] < row.ends)
         prefixes = set()
         for index, path in zip(row.examples, row.paths, strict=True):
-            fed = examples[index].tokens[: examples[index].fed]
+            fed = examples[index].tokens[: examples[index].forward_tokens]
             assert row.tokens[path].tolist() == fed.tolist()
             assert row.depth[path].tolist() == list(range(fed.size))
             for depth, node in enumerate(path):  # an ancestor and itself, and nothing else
@@ -156,7 +158,7 @@ def test_every_example_is_there_once_and_reads_exactly_its_own_tokens(
         assert row.tokens.size <= limit or len(row.examples) == 1 or len({len(path) for path in row.paths}) == 1
     passes = list(packed(examples, size))
     assert sorted(index for indices, _ in passes for index in indices) == list(range(len(examples)))
-    longest = max(one.fed for one in examples)
+    longest = max(one.forward_tokens for one in examples)
     for _, batch in passes:
         assert batch.input_ids.size <= size * longest
         assert batch.input_ids.shape[1] <= ROW_LIMIT * longest
@@ -179,7 +181,7 @@ def test_families_with_masked_attention_score_trees_as_sequences(make: Any) -> N
     torch.manual_seed(0)
     engine = TorchEngine(make().double())
     examples = tree(questions=1)
-    engine.check_trees(max(one.fed for one in examples))
+    engine.check_trees(max(one.forward_tokens for one in examples))
     expected, found = (dict(score_all(engine, examples, 8, 1.0, layout)) for layout in (padded, packed))
     assert found.keys() == expected.keys()
     for index, logprobs in expected.items():

@@ -16,12 +16,12 @@ from stages.core.errors import UserError
 from stages.models.checkpoints import OPTIMIZER_FILE
 from stages.optimization.batches import Example, MicroBatch, collate, micro_batches
 from stages.optimization.objective import Objective
-from stages.optimization.optimizer import Adam
+from stages.optimization.optimizer import AdamWConfig
 from stages.optimization.step import score_all, update
 from stages.optimization.torch import TorchEngine
 
 VOCABULARY = 23
-ADAM = Adam(weight_decay=0.1, max_grad_norm=0.5)
+ADAM = AdamWConfig(weight_decay=0.1, max_grad_norm=0.5)
 RATE = 1e-2
 
 
@@ -64,7 +64,7 @@ def make_examples(seed: int = 0, count: int = 7) -> list[Example]:
 OBJECTIVE = Objective(temperature=0.7, epsilon=0.2, epsilon_high=0.3, beta=0.05, max_ratio=1e9)
 
 
-def plain_update(model: PreTrainedModel, examples: Sequence[Example], objective: Objective, adam: Adam) -> float:
+def plain_update(model: PreTrainedModel, examples: Sequence[Example], objective: Objective, adam: AdamWConfig) -> float:
     """The whole step the naive way: attention mask, [B, T, V] logits, masks that multiply, torch's AdamW."""
     length = max(example.tokens.size for example in examples)
     shape = (len(examples), length)
@@ -167,7 +167,7 @@ def test_nothing_after_the_last_kept_token_is_fed() -> None:
 def test_micro_batches_hold_like_lengths_and_leave_out_what_has_nothing_to_learn() -> None:
     examples = make_examples(count=9)
     groups = micro_batches(examples, 3)
-    fed = [examples[index].fed for group in groups for index in group]
+    fed = [examples[index].forward_tokens for group in groups for index in group]
     assert fed == sorted(fed, reverse=True)
     assert sorted(index for group in groups for index in group) == [0, 1, 3, 4, 5, 6, 7, 8]
 
@@ -236,9 +236,9 @@ def test_saved_state_continues_as_if_the_optimiser_had_never_stopped(tmp_path: P
 
     engine = TorchEngine(parted, ADAM)
     update(engine, first, OBJECTIVE, 3, RATE)
-    engine.optimiser.save(tmp_path / OPTIMIZER_FILE)
+    engine.optimizer.save(tmp_path / OPTIMIZER_FILE)
     engine = TorchEngine(parted, ADAM)
-    engine.optimiser.load(tmp_path / OPTIMIZER_FILE)
+    engine.optimizer.load(tmp_path / OPTIMIZER_FILE)
     update(engine, second, OBJECTIVE, 3, RATE)
     assert_same(whole, parted, 0.0)
 
@@ -246,9 +246,9 @@ def test_saved_state_continues_as_if_the_optimiser_had_never_stopped(tmp_path: P
 def test_the_state_of_another_model_is_refused(tmp_path: Path) -> None:
     engine = TorchEngine(make_model(tied=False), ADAM)
     update(engine, make_examples(), OBJECTIVE, 3, RATE)
-    engine.optimiser.save(tmp_path / OPTIMIZER_FILE)
+    engine.optimizer.save(tmp_path / OPTIMIZER_FILE)
     with pytest.raises(UserError, match=r"another model \(lm_head.weight\).*--optimizer-state fresh"):
-        TorchEngine(make_model(tied=True), ADAM).optimiser.load(tmp_path / OPTIMIZER_FILE)
+        TorchEngine(make_model(tied=True), ADAM).optimizer.load(tmp_path / OPTIMIZER_FILE)
 
 
 def test_bfloat16_computes_narrow_but_keeps_float32_masters() -> None:

@@ -10,16 +10,16 @@ import pytest
 
 from stages.configs.train import LearningOptions, choose_engine
 from stages.core.errors import UserError
-from stages.optimization.zero import Zero, plan_zero
+from stages.optimization.zero import DeepSpeedSettings, plan_deepspeed
 
 
-def plan(folder: Path, file: Any = None, **flags: Any) -> Zero:
+def plan(folder: Path, file: Any = None, **flags: Any) -> DeepSpeedSettings:
     path = None
     if file is not None:
         path = folder / "ds.json"
         path.write_text(json.dumps(file))
-    given = {"stage": None, "offload_optimiser": False, "offload_parameters": False, "dtype": "auto"}
-    return plan_zero(path, **given | flags)
+    given = {"stage": None, "offload_optimizer": False, "offload_parameters": False, "dtype": "auto"}
+    return plan_deepspeed(path, **given | flags)
 
 
 def test_left_out_it_is_stage_2_of_float32_weights_and_our_own_counts(tmp_path: Path):
@@ -58,7 +58,7 @@ def test_a_file_of_transformers_is_taken_with_what_it_leaves_to_others(tmp_path:
         plan(tmp_path, file)
     del file["optimizer"]
     found = plan(tmp_path, file)
-    assert (found.stage, found.offload_parameters, found.offload_optimiser, found.bfloat16) == (3, True, False, None)
+    assert (found.stage, found.offload_parameters, found.offload_optimizer, found.bfloat16) == (3, True, False, None)
     settings = found.settings(bfloat16=False, max_grad_norm=1.0)
     assert settings["zero_optimization"] == {"stage": 3, "offload_param": {"device": "cpu"}}
     assert settings["steps_per_print"] == 100
@@ -66,15 +66,15 @@ def test_a_file_of_transformers_is_taken_with_what_it_leaves_to_others(tmp_path:
 
 def test_what_only_moves_work_about_changes_no_result(tmp_path: Path):
     file = {"zero_optimization": {"stage": 1}, "wall_clock_breakdown": True}
-    assert plan(tmp_path, file).of_numbers() is None
-    assert plan(tmp_path, file | {"communication_data_type": "bf16"}).of_numbers() == {
+    assert plan(tmp_path, file).numerical_settings() is None
+    assert plan(tmp_path, file | {"communication_data_type": "bf16"}).numerical_settings() == {
         "communication_data_type": "bf16"
     }
 
 
 def test_what_is_quantised_on_its_way_is_told(tmp_path: Path):
     file = {"zero_optimization": {"stage": 3, "zero_quantized_gradients": True, "reduce_bucket_size": 1000}}
-    assert plan(tmp_path, file).of_numbers() == {"zero_quantized_gradients": True}
+    assert plan(tmp_path, file).numerical_settings() == {"zero_quantized_gradients": True}
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_what_is_quantised_on_its_way_is_told(tmp_path: Path):
             'offloads to "none" .*expected cpu, which is what --offload-parameters means',
         ),
         ({"bf16": {"enabled": True}}, {"dtype": "float32"}, '--dtype float32, but .* sets "bf16" to true'),
-        (None, {"stage": 0, "offload_optimiser": True}, "take stage 1 to 3"),
+        (None, {"stage": 0, "offload_optimizer": True}, "take stage 1 to 3"),
         (None, {"offload_parameters": True}, "stage 3 alone, and this is stage 2"),
         ([], {}, "holds no JSON object"),
     ],
@@ -104,7 +104,7 @@ def test_contradictions_are_told(tmp_path: Path, file: Any, flags: dict[str, Any
 
 def test_a_file_that_is_not_there_is_told(tmp_path: Path):
     with pytest.raises(UserError, match="cannot be read"):
-        plan_zero(tmp_path / "x.json", stage=None, offload_optimiser=False, offload_parameters=False, dtype="auto")
+        plan_deepspeed(tmp_path / "x.json", stage=None, offload_optimizer=False, offload_parameters=False, dtype="auto")
 
 
 def test_auto_is_deepspeed_where_ranks_are_several():
