@@ -14,6 +14,7 @@ from stages.configs.estimate import Config, EstimatorName
 from stages.core.errors import UserError
 from stages.core.progress import Progress, Silent, Summary
 from stages.estimators import Portion, Prepare
+from stages.sampling.pool import SamplerPool, use_pool
 from stages.shards import schemas
 from stages.shards.lineage import describe
 from stages.shards.origin import foreign_notes, trace_back
@@ -22,8 +23,11 @@ from stages.shards.sharding import resolve_shards, split
 from stages.shards.writing import PartWriter, open_part
 
 
-def run(config: Config, progress: Progress = Silent()) -> Summary:
+def run(config: Config, progress: Progress = Silent(), pool: SamplerPool | None = None) -> Summary:
     """Estimates the parts of this shard; each part of the cutpoints becomes the part of the same number.
+
+    Args:
+      pool: of the run that this is part of; None: the call makes its own.
 
     Raises:
       UserError: wrong options, an input of another stage, missing columns, a model or task that cannot be told.
@@ -34,30 +38,31 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
     cutpoints = open_artefact(config.cutpoints, schemas.CUTPOINTS)
     trajectories = trace_back(cutpoints, schemas.TRAJECTORIES, config.trajectories)
     _check_graded_as_asked(config, trajectories)
-    estimator = find_estimator(config.estimator)(config, cutpoints, trajectories, config.out, progress)
-    sampled, prefilled, written = 0, 0.0, []
-    for part in [cutpoints.parts[i] for i in split(len(cutpoints.parts), *resolve_shards(config))]:
-        inputs = (
-            artefact_source(cutpoints, config.out, part),
-            artefact_source(trajectories, config.out),
-            *estimator.inputs,
-        )
-        lineage = describe(
-            "estimate", schemas.ADVANTAGES, estimator.settings, inputs, estimator.model, estimator.packages
-        )
-        with open_part(
-            config.out,
-            part.index,
-            part.count,
-            lineage,
-            schemas.ADVANTAGES,
-            overwrite=config.overwrite,
-            progress=progress,
-        ) as writer:
-            if not writer.up_to_date:
-                of_part = _estimate(estimator.read(part), part, writer, progress)
-                sampled, prefilled = sampled + of_part[0], prefilled + of_part[1]
-        written.append(writer)
+    with use_pool(pool) as opened:
+        estimator = find_estimator(config.estimator)(config, cutpoints, trajectories, config.out, progress, opened)
+        sampled, prefilled, written = 0, 0.0, []
+        for part in [cutpoints.parts[i] for i in split(len(cutpoints.parts), *resolve_shards(config))]:
+            inputs = (
+                artefact_source(cutpoints, config.out, part),
+                artefact_source(trajectories, config.out),
+                *estimator.inputs,
+            )
+            lineage = describe(
+                "estimate", schemas.ADVANTAGES, estimator.settings, inputs, estimator.model, estimator.packages
+            )
+            with open_part(
+                config.out,
+                part.index,
+                part.count,
+                lineage,
+                schemas.ADVANTAGES,
+                overwrite=config.overwrite,
+                progress=progress,
+            ) as writer:
+                if not writer.up_to_date:
+                    of_part = _estimate(estimator.read(part), part, writer, progress)
+                    sampled, prefilled = sampled + of_part[0], prefilled + of_part[1]
+            written.append(writer)
     figures = _figures([writer.lineage.counts for writer in written])
     lost = figures.pop("ungradable", 0)
     notes = [f"{lost:,} rollouts could not be graded and count as wrong"] if lost else []

@@ -1,8 +1,8 @@
-"""`spo eval`: k responses to each question of one or more tasks, graded under every budget → eval/.
+"""`spo eval`: sample k responses to each question of one or more tasks and grade them under every budget → eval/.
 
-Responses are sampled once, up to the largest budget, and cut off at the smaller ones: a row for each response and
-budget, the same rows as an evaluation with that budget alone would have. The accuracies of a part, each with its
-standard error over questions, stand in its footer.
+Responses are sampled once, up to the largest budget, and truncated to the smaller ones. There is one row per response
+and budget, the same row as in an evaluation with that budget alone. The footer of a part holds its accuracies, each with
+its standard error over questions.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from stages.core.errors import IncompleteInput, UserError
 from stages.core.progress import Progress, Silent, Summary
 from stages.evaluation.artefacts import read_evaluation
 from stages.evaluation.scores import COLUMNS
-from stages.evaluation.summaries import accuracies, score_accuracies, summarise
+from stages.evaluation.summaries import accuracies, score_accuracies, summarize
 from stages.models import checkpoints, loading
 from stages.responses.generation import Response, Sampling, respond
 from stages.responses.grading import grade
@@ -40,23 +41,32 @@ from stages.tracking.metrics_log import MetricsLog, open_stage_log
 from stages.tracking.trackers import check_trackers
 
 
+@dataclass(frozen=True)
+class _Chunk:
+    """Questions of one task whose responses are committed together, under a name that identifies them in the part."""
+
+    name: str
+    task: Task
+    questions: list[Question]
+
+
 def run(
     config: Config,
     progress: Progress = Silent(),
     report: MetricsLog | None = None,
     pool: SamplerPool | None = None,
 ) -> Summary:
-    """Evaluates this shard's questions.
+    """Evaluate this shard's questions.
 
     Args:
-      report: of the run that this is part of; left out, its own where one is asked for, once all parts are there.
-      pool: of the run that this is part of; None: the call makes its own.
+      report: metrics log of the run that this call belongs to; None: the call opens its own if --report-to is given. The
+        accuracies are reported once all parts exist.
+      pool: sampler pool of the run that this call belongs to; None: the call makes its own.
 
     Raises:
-      UserError: wrong options, an unusable model, a task without questions, a question longer than the context.
+      UserError: wrong options, an unusable model, a task without questions, or a question longer than the context.
       FingerprintMismatch: the part exists and was made with another configuration.
     """
-
     check_trackers(config.report_to)
     with use_pool(pool) as opened:
         summary = _run(config, progress, opened)
@@ -65,11 +75,11 @@ def run(
 
 
 def _run(config: Config, progress: Progress, pool: SamplerPool) -> Summary:
-
+    """Write the parts of this shard and summarize them."""
     started, shards = time.monotonic(), sharding.resolve_shards(config)
     config = dataclasses.replace(with_template(config), max_tokens=tuple(sorted(set(config.max_tokens))))
     tasks = [open_task(*choice) for choice in config.tasks]
-    questions = _select(config, tasks)
+    questions = _select_questions(config, tasks)
     model_dir = checkpoints.resolve(config.model)
     inputs = tuple(
         task_source(choice.name, choice.data, task.digest, config.out)
@@ -84,39 +94,37 @@ def _run(config: Config, progress: Progress, pool: SamplerPool) -> Summary:
             config.out, shard.index, shard.count, lineage, EVALUATION, overwrite=config.overwrite, progress=progress
         ) as part:
             if not part.up_to_date:
-                mine = [questions[i] for i in sharding.split(len(questions), shard)]
-                of_part = _answer(config, mine, model_dir, part, progress, pool)
-                sampled, prefilled = sampled + of_part[0], prefilled + of_part[1]
+                own_questions = [questions[i] for i in sharding.split(len(questions), shard)]
+                usage = _sample_part(config, own_questions, model_dir, part, progress, pool)
+                sampled, prefilled = sampled + usage[0], prefilled + usage[1]
                 rows = part.committed(COLUMNS)
                 part.finish(score_accuracies(rows, tasks=len(tasks), budgets=len(config.max_tokens)))
         written.append(part)
-    return summarise(written, config.out, started, tokens_sampled=sampled, tokens_prefilled=prefilled)
+    return summarize(written, config.out, started, tokens_sampled=sampled, tokens_prefilled=prefilled)
 
 
 def _report(config: Config, progress: Progress, report: MetricsLog | None) -> None:
-    """Tells the accuracies of all parts, if this was the last to be finished."""
-
+    """Report the accuracies of the whole evaluation if all parts exist."""
     if not (report or config.report_to):
         return
     try:
         scores = read_evaluation(config.out).scores
-    except IncompleteInput:
+    except IncompleteInput:  # other shards have not finished: the last one reports
         return
-    told = accuracies(scores, several_tasks=len(config.task) > 1, several_budgets=len(set(config.max_tokens)) > 1)
-    figures = {name: mean for name, (mean, _) in told.items()}
-    figures |= {f"{name} standard error": error for name, (_, error) in told.items()}
+    found = accuracies(scores, several_tasks=len(config.task) > 1, several_budgets=len(set(config.max_tokens)) > 1)
+    figures = {name: mean for name, (mean, _) in found.items()}
+    figures |= {f"{name} standard error": error for name, (_, error) in found.items()}
     with open_stage_log(config.out, config.report_to, results_config(config), progress, report) as opened:
         if opened:
             opened.log_figures("eval", config.out, figures)
 
 
-def _select(config: Config, tasks: Sequence[Task]) -> list[tuple[Task, Question]]:
-    """The questions of all tasks, task by task.
+def _select_questions(config: Config, tasks: Sequence[Task]) -> list[tuple[Task, Question]]:
+    """Return the questions of all tasks, task by task.
 
     Raises:
-      UserError: two of them have the same id, or as `stages.tasks.selection.select_questions`.
+      UserError: two questions have the same id; also as `stages.tasks.selection.select_questions`.
     """
-
     chosen: dict[str, tuple[Task, Question]] = {}
     for task in tasks:
         for question in select_questions(
@@ -125,14 +133,14 @@ def _select(config: Config, tasks: Sequence[Task]) -> list[tuple[Task, Question]
             if question.id in chosen:
                 other = chosen[question.id][0].name
                 raise UserError(
-                    f"{other} and {task.name} both have a question {question.id}: evaluate them one by one, each with "
-                    "its own --out"
+                    f"{other} and {task.name} both have a question {question.id}: evaluate one task at a time, each "
+                    "with its own --out"
                 )
             chosen[question.id] = task, question
     return list(chosen.values())
 
 
-def _answer(
+def _sample_part(
     config: Config,
     questions: Sequence[tuple[Task, Question]],
     model_dir: Path,
@@ -140,19 +148,19 @@ def _answer(
     progress: Progress,
     pool: SamplerPool,
 ) -> tuple[int, int]:
-    """Commits the rows of all questions, chunk by chunk; returns the tokens sampled and prefilled by this call."""
-
+    """Sample and commit the rows of a part, chunk by chunk; return the tokens that this call sampled and prefilled."""
     tokenizer = loading.load_tokenizer(model_dir)
     sampler = pool.open(model_dir=model_dir, **config.engine_options(), progress=progress)
     chunks = _chunks(questions, config.chunk_questions)
-    prompts = [make_prompts(tokenizer, of, task, config, sampler.context_length) for _, task, of in chunks]
-    _tell_lack_of_room(prompts, sampler.context_length, config.max_tokens[-1], progress)
+    # All prompts first: a question that does not fit is an error before anything is sampled.
+    prompts = [make_prompts(tokenizer, chunk.questions, chunk.task, config, sampler.context_length) for chunk in chunks]
+    _note_short_context(prompts, sampler.context_length, config.max_tokens[-1], progress)
     params = SamplingParams(config.temperature, config.top_p, config.top_k, config.stop)
-    missing = list(part.missing([name for name, *_ in chunks]))
-    progress.start("eval", sum(len(chunks[i][2]) for i in missing) * config.num_generations, "responses")
+    missing = list(part.missing([chunk.name for chunk in chunks]))
+    progress.start("eval", sum(len(chunks[i].questions) for i in missing) * config.num_generations, "responses")
     sampled = prefilled = 0
     for i in missing:
-        sampling = Sampling(sampler, tokenizer, chunks[i][1], params, config.max_tokens[-1], (config.seed, "eval"))
+        sampling = Sampling(sampler, tokenizer, chunks[i].task, params, config.max_tokens[-1], (config.seed, "eval"))
         responses, usage = respond(*prompts[i], sampling, progress.advance, num_generations=config.num_generations)
         rows = response_rows(responses, sampling, config.max_tokens)
         counts = {"sampled": usage.sampled, "ungradable": rows["reward"].null_count}
@@ -162,37 +170,43 @@ def _answer(
     return sampled, prefilled
 
 
-def _tell_lack_of_room(
+def _note_short_context(
     prompts: Sequence[tuple[list[Question], list[np.ndarray]]], context: int, budget: int, progress: Progress
 ) -> None:
-    """A budget beyond the model's context is no mistake, but its figures are those of the context."""
-    cramped = sum(prompt.size + budget > context for _, of_chunk in prompts for prompt in of_chunk)
-    if cramped:
+    """Report how many responses the context ends before the budget: allowed, but accuracies are those of the context."""
+    limited = sum(prompt.size + budget > context for _, token_ids in prompts for prompt in token_ids)
+    if limited:
         progress.note(
-            f"the context of {context:,} tokens ends responses to {cramped:,} questions before {budget:,} tokens"
+            f"the context of {context:,} tokens ends responses to {limited:,} questions before {budget:,} tokens"
         )
 
 
-def _chunks(questions: Sequence[tuple[Task, Question]], size: int) -> list[tuple[str, Task, list[Question]]]:
-    """At most `size` questions each, of one task, with the name under which a part commits them."""
-    chunks: list[tuple[str, Task, list[Question]]] = []
+def _chunks(questions: Sequence[tuple[Task, Question]], size: int) -> list[_Chunk]:
+    """Divide the questions into chunks of at most `size` questions of one task."""
+    chunks: list[_Chunk] = []
     for _, pairs in groupby(questions, key=lambda pair: id(pair[0])):
         (task, *_), own = zip(*pairs, strict=True)
         chunks += [
-            (f"questions of {task.name} {first}-{min(first + size, len(own))}", task, list(own[first : first + size]))
+            _Chunk(
+                f"questions of {task.name} {first}-{min(first + size, len(own))}", task, list(own[first : first + size])
+            )
             for first in range(0, len(own), size)
         ]
     return chunks
 
 
 def response_rows(responses: Sequence[Response], sampling: Sampling, budgets: Sequence[int]) -> pa.Table:
-    """A row of `schemas.EVALUATION` for each response under each budget, ascending; the responses have the last one."""
+    """Return a row of `schemas.EVALUATION` for each response under each budget.
 
-    by_budget = [*(_cut_off(responses, sampling, budget) for budget in budgets[:-1]), responses]
+    Args:
+      responses: sampled with the largest budget.
+      budgets: ascending, in tokens.
+    """
+    by_budget = [*(_truncate(responses, sampling, budget) for budget in budgets[:-1]), responses]
     rows = [
         (budget, response)
-        for each in zip(*by_budget, strict=True)
-        for budget, response in zip(budgets, each, strict=True)
+        for versions in zip(*by_budget, strict=True)
+        for budget, response in zip(budgets, versions, strict=True)
     ]
     columns = {
         "response_id": [f"{one.question.id}/{one.index}" for _, one in rows],
@@ -215,29 +229,28 @@ def response_rows(responses: Sequence[Response], sampling: Sampling, budgets: Se
     return pa.table(columns, schema=EVALUATION.arrow)
 
 
-def _cut_off(responses: Sequence[Response], sampling: Sampling, budget: int) -> list[Response]:
-    """The responses as a smaller budget leaves them: longer ones end there, unfinished, and are graded as they are."""
-
-    cut = {
-        place: dataclasses.replace(
+def _truncate(responses: Sequence[Response], sampling: Sampling, budget: int) -> list[Response]:
+    """Truncate the responses to a smaller budget; longer ones are unfinished there, and are graded again."""
+    truncated = {
+        i: dataclasses.replace(
             one.sample,
             token_ids=one.sample.token_ids[:budget],
             logprobs=one.sample.logprobs[:budget],
             finish_reason="length",
         )
-        for place, one in enumerate(responses)
+        for i, one in enumerate(responses)
         if len(one.sample.token_ids) > budget
     }
-    if not cut:
+    if not truncated:
         return list(responses)
     grades = grade(
         sampling.tokenizer,
         sampling.task,
-        [sample.token_ids for sample in cut.values()],
-        ["length"] * len(cut),
-        [responses[place].question.reference for place in cut],
+        [sample.token_ids for sample in truncated.values()],
+        ["length"] * len(truncated),
+        [responses[i].question.reference for i in truncated],
     )
-    shortened = list(responses)
-    for (place, sample), found in zip(cut.items(), grades, strict=True):
-        shortened[place] = dataclasses.replace(responses[place], sample=sample, grade=found)
-    return shortened
+    result = list(responses)
+    for (i, sample), verdict in zip(truncated.items(), grades, strict=True):
+        result[i] = dataclasses.replace(responses[i], sample=sample, grade=verdict)
+    return result

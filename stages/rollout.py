@@ -1,7 +1,7 @@
 """`spo rollout`: sample K responses to each question, or a tree of them → trajectories/.
 
-One row per response, in a tree per stretch of one: the exact token ids, their log-probabilities, the answer that was
-read, the reward.
+Without a tree a row is a response; in a tree a row is a node: the tokens between two branchings. A row holds the exact
+token ids, their log-probabilities, the extracted answer and the reward.
 """
 
 # pyarrow.compute makes its functions at import time:
@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -29,8 +28,9 @@ from stages.models import checkpoints, loading
 from stages.responses import chains, trees
 from stages.responses.generation import OnTokens, Sampling
 from stages.responses.prompts import make_prompts, with_template
-from stages.sampling.installed import engine_packages, with_engine
-from stages.sampling.protocol import SamplingParams, Usage, batch_dependent, open_sampler
+from stages.sampling.engines import engine_packages, with_engine
+from stages.sampling.pool import SamplerPool, use_pool
+from stages.sampling.protocol import SamplingParams, Usage, batch_dependent
 from stages.shards import sharding
 from stages.shards.lineage import describe, model_source, task_source
 from stages.shards.schemas import TRAJECTORIES
@@ -38,26 +38,36 @@ from stages.shards.writing import PartWriter, open_part
 from stages.tasks import Question, Task, open_task
 from stages.tasks.selection import select_questions
 
-if TYPE_CHECKING:
-    Answer = Callable[[Sequence[Question], Sequence[np.ndarray], Sampling, OnTokens], tuple[pa.Table, Usage]]
-    """(questions, their prompts as int32 [P] token ids, by whom, whom to tell) → their rows, what the engine did."""
+Answer = Callable[[Sequence[Question], Sequence[np.ndarray], Sampling, OnTokens], tuple[pa.Table, Usage]]
+"""(questions, their prompts as int32 [P] token ids, sampling, progress callback) → rows, token counts."""
 
-_SUMMARISED = ("trajectory_id", "parent_id", "question_id", "token_ids", "finish_reason", "reward")
+_STATISTICS_COLUMNS = ("trajectory_id", "parent_id", "question_id", "token_ids", "finish_reason", "reward")
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Resolved(ResponseFlags):
-    """A Config with its defaults resolved: the source of the fingerprint."""
+class _ResolvedConfig(ResponseFlags):
+    """A Config with its defaults resolved: what the lineage records and the fingerprint covers.
 
-    num_generations: int | None = option("As given, or the default; none in a tree.")
+    A class of its own because the lineage records other values than the user gives: the branches of a tree as a list
+    of numbers, and only the options of the mode in use (`--tree`, or independent responses).
+    """
+
+    num_generations: int | None = option("As given, or the default; None in a tree.")
     tree: tuple[int, ...] | None = option("Branches per level.")
-    segment_tokens: int | None = option("As given, or the default; none without a tree.")
+    segment_tokens: int | None = option("As given, or the default; None without a tree.")
     unfinished_reward: float = option("As given.")
 
 
 @dataclass(frozen=True)
-class _Way:
-    """How a chunk of questions becomes rows, how many `unit`s a question takes, and what is said of all rows."""
+class RolloutMode:
+    """How `spo rollout` answers questions: by independent responses, or by trees.
+
+    Attributes:
+      answer: makes the rows of a chunk of questions.
+      per_question: number of rows per question (in a tree, the maximum), for the progress display.
+      unit: name of a row in the progress display.
+      statistics: summary of all rows of a part, from `_STATISTICS_COLUMNS`.
+    """
 
     answer: Answer
     per_question: int
@@ -65,41 +75,53 @@ class _Way:
     statistics: Callable[[pa.Table], dict[str, float]]
 
 
-def run(config: Config, progress: Progress = Silent()) -> Summary:
-    """Samples this shard's questions.
+def run(config: Config, progress: Progress = Silent(), pool: SamplerPool | None = None) -> Summary:
+    """Sample responses to this shard's questions.
+
+    Args:
+      pool: the sampler pool of the run that this call belongs to; None: the call makes its own.
 
     Raises:
       UserError: wrong options, an unusable model, a task without questions, a question longer than the context.
       FingerprintMismatch: the part exists and was made with another configuration.
     """
-
     started, shards = time.monotonic(), sharding.resolve_shards(config)
-    way, asked = _way(config), with_template(_resolve(config))
-    task = open_task(asked.task, asked.data, asked.task_arg)
-    questions = select_questions(task, asked.split, asked.num_questions, asked.skip_questions, asked.shuffle_seed)
-    model_dir = checkpoints.resolve(asked.model)
-    inputs = (task_source(asked.task, asked.data, task.digest, asked.out),)
-    model = model_source(asked.model, checkpoints.digest(model_dir), asked.out)
-    asked = with_engine(asked, progress)
-    lineage = describe("rollout", TRAJECTORIES, asked, inputs, model, engine_packages(asked.engine))
+    mode, resolved = _find_mode(config), with_template(_resolve(config))
+    task = open_task(resolved.task, resolved.data, resolved.task_arg)
+    questions = select_questions(
+        task, resolved.split, resolved.num_questions, resolved.skip_questions, resolved.shuffle_seed
+    )
+    model_dir = checkpoints.resolve(resolved.model)
+    inputs = (task_source(resolved.task, resolved.data, task.digest, resolved.out),)
+    model = model_source(resolved.model, checkpoints.digest(model_dir), resolved.out)
+    resolved = with_engine(resolved, progress)
+    lineage = describe("rollout", TRAJECTORIES, resolved, inputs, model, engine_packages(resolved.engine))
     sampled, prefilled, written = 0, 0, []
-    for shard in shards:
-        with open_part(
-            asked.out, shard.index, shard.count, lineage, TRAJECTORIES, overwrite=asked.overwrite, progress=progress
-        ) as part:
-            if not part.up_to_date:
-                mine = [questions[i] for i in sharding.split(len(questions), shard)]
-                of_part = _answer(asked, way, task, mine, model_dir, part, progress)
-                sampled, prefilled = sampled + of_part[0], prefilled + of_part[1]
-                part.finish(way.statistics(part.committed(_SUMMARISED)))
-        written.append(part)
+    with use_pool(pool) as samplers:
+        for shard in shards:
+            writer = open_part(
+                config.out,
+                shard.index,
+                shard.count,
+                lineage,
+                TRAJECTORIES,
+                overwrite=config.overwrite,
+                progress=progress,
+            )
+            with writer as part:
+                if not part.up_to_date:
+                    own = [questions[i] for i in sharding.split(len(questions), shard)]
+                    usage = _commit_rows(resolved, mode, task, own, model_dir, part, progress, samplers)
+                    sampled, prefilled = sampled + usage[0], prefilled + usage[1]
+                    part.finish(mode.statistics(part.committed(_STATISTICS_COLUMNS)))
+            written.append(part)
     return _summary(config, written, time.monotonic() - started, sampled, prefilled)
 
 
 def _summary(config: Config, parts: Sequence[PartWriter], seconds: float, sampled: int, prefilled: int) -> Summary:
-    """How a call that wrote these parts ended; their statistics are told where it wrote one part."""
+    """Return the summary of a call that was responsible for these parts; with statistics if there is only one part."""
     figures = dict(parts[0].lineage.summary) if len(parts) == 1 else {}
-    lost = sum(part.lineage.counts.get("ungradable", 0) for part in parts)
+    ungradable = sum(part.lineage.counts.get("ungradable", 0) for part in parts)
     return Summary(
         stage="rollout",
         out=str(config.out),
@@ -110,68 +132,72 @@ def _summary(config: Config, parts: Sequence[PartWriter], seconds: float, sample
         tokens_prefilled=prefilled,
         reward=figures.pop("reward", None),
         figures=figures,
-        notes=(f"{lost:,} responses could not be graded and count as wrong",) if lost else (),
+        notes=(f"{ungradable:,} responses could not be graded and count as wrong",) if ungradable else (),
     )
 
 
-def _answer(
-    asked: _Resolved,
-    way: _Way,
+def _commit_rows(
+    config: _ResolvedConfig,
+    mode: RolloutMode,
     task: Task,
     questions: Sequence[Question],
     model_dir: Path,
     part: PartWriter,
     progress: Progress,
+    pool: SamplerPool,
 ) -> tuple[int, int]:
-    """Commits the rows of all questions, chunk by chunk; returns the tokens sampled and prefilled by this call."""
-
+    """Commit the rows of all questions, chunk by chunk; return the tokens sampled and prefilled by this call."""
     tokenizer = loading.load_tokenizer(model_dir)
-    sampler = open_sampler(model_dir=model_dir, **asked.engine_options(), progress=progress)
-    questions, prompts = make_prompts(tokenizer, questions, task, asked, sampler.context_length)
-    params = SamplingParams(asked.temperature, asked.top_p, asked.top_k, asked.stop)
-    key = (asked.seed, "rollout")
-    sampling = Sampling(sampler, tokenizer, task, params, asked.max_tokens, key, asked.unfinished_reward)
-    size = asked.chunk_questions
+    sampler = pool.open(model_dir=model_dir, **config.engine_options(), progress=progress)
+    questions, prompts = make_prompts(tokenizer, questions, task, config, sampler.context_length)
+    params = SamplingParams(config.temperature, config.top_p, config.top_k, config.stop)
+    key = (config.seed, "rollout")
+    sampling = Sampling(sampler, tokenizer, task, params, config.max_tokens, key, config.unfinished_reward)
+    size = config.chunk_questions
     chunks = [slice(i, min(i + size, len(questions))) for i in range(0, len(questions), size)]
     missing = list(part.missing([f"questions {chunk.start}-{chunk.stop}" for chunk in chunks]))
-    left = sum(chunks[i].stop - chunks[i].start for i in missing)
-    progress.start("rollout", left * way.per_question, way.unit)
+    questions_left = sum(chunks[i].stop - chunks[i].start for i in missing)
+    progress.start("rollout", questions_left * mode.per_question, mode.unit)
     sampled = prefilled = 0
     for i in missing:
-        rows, usage = way.answer(questions[chunks[i]], prompts[chunks[i]], sampling, progress.advance)
-        rows, ungradable = _without_verdict(rows)
+        rows, usage = mode.answer(questions[chunks[i]], prompts[chunks[i]], sampling, progress.advance)
+        rows, ungradable = _grade_missing_as_zero(rows)
         counts = {"sampled": usage.sampled, "ungradable": ungradable, **batch_dependent(sampler, rows.num_rows)}
+        # How many tokens were prefilled depends on memory and crashes, so it goes to the log and not into the part.
         part.commit(i, rows, counts, {"prefilled": usage.prefilled})
         sampled, prefilled = sampled + usage.sampled, prefilled + usage.prefilled
     return sampled, prefilled
 
 
-def _resolve(config: Config) -> _Resolved:
+def _resolve(config: Config) -> _ResolvedConfig:
+    """Return the configuration with its defaults resolved."""
     shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(ResponseFlags)}
     in_tree = config.branches is not None
-    return _Resolved(
+    return _ResolvedConfig(
         **shared,
         tree=config.branches,
         num_generations=None if in_tree else config.responses_per_question,
-        segment_tokens=config.segment_tokens or SEGMENT_TOKENS if in_tree else None,
+        segment_tokens=(config.segment_tokens or SEGMENT_TOKENS) if in_tree else None,
         unfinished_reward=config.unfinished_reward,
     )
 
 
-def _way(config: Config) -> _Way:
-
+def _find_mode(config: Config) -> RolloutMode:
+    """Return how the questions are answered: by trees if there are branches, else by independent responses."""
     if config.branches is None:
         count = config.responses_per_question
-        return _Way(partial(chains.answer, num_generations=count), count, "responses", chains.statistics)
+        return RolloutMode(partial(chains.answer, num_generations=count), count, "responses", chains.statistics)
     tokens = config.segment_tokens or SEGMENT_TOKENS
     answer = partial(trees.answer, branches=config.branches, segment_tokens=tokens)
-    return _Way(answer, trees.max_nodes(config.branches), "stretches", trees.statistics)
+    return RolloutMode(answer, trees.max_nodes(config.branches), "nodes", trees.statistics)
 
 
-def _without_verdict(rows: pa.Table) -> tuple[pa.Table, int]:
-    """The rows with reward 0 where a response could not be graded, and how many of those there are."""
+def _grade_missing_as_zero(rows: pa.Table) -> tuple[pa.Table, int]:
+    """Return the rows with reward 0 for responses that could not be graded, and the number of those.
 
-    lost = pc.and_(pc.is_null(rows["reward"]), pc.not_equal(rows["finish_reason"], "segment"))
-    place = rows.column_names.index("reward")
-    mended = rows.set_column(place, rows.field(place), pc.if_else(lost, pa.scalar(0.0, pa.float32()), rows["reward"]))
-    return mended, pc.sum(lost).as_py() or 0
+    Inner nodes of trees (finish_reason "segment") keep their null: they have no reward.
+    """
+    ungradable = pc.and_(pc.is_null(rows["reward"]), pc.not_equal(rows["finish_reason"], "segment"))
+    column = rows.column_names.index("reward")
+    rewards = pc.if_else(ungradable, pa.scalar(0.0, pa.float32()), rows["reward"])
+    return rows.set_column(column, rows.field(column), rewards), pc.sum(ungradable).as_py() or 0

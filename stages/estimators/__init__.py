@@ -2,7 +2,7 @@
 
 Each estimator is a module here with one function,
 
-    prepare(options, cutpoints, trajectories, out, progress) -> Estimator
+    prepare(options, cutpoints, trajectories, out, progress, pool) -> Estimator
 
 named in the dict of `stages.estimate`. `prepare` checks what can be checked before work begins, and resolves what was
 left out: `Estimator.settings` is a frozen dataclass of the options that this estimator reads, and nothing else enters
@@ -25,6 +25,7 @@ import pyarrow as pa
 
 from stages.configs.estimate import EstimatorOptions
 from stages.core.progress import Progress
+from stages.sampling.pool import SamplerPool
 from stages.shards.lineage import Source
 from stages.shards.parts import Artefact, Part
 
@@ -87,13 +88,20 @@ class Prepare(Protocol):
     """The function of an estimator's module that `stages.estimate` calls."""
 
     def __call__(
-        self, options: EstimatorOptions, cutpoints: Artefact, trajectories: Artefact, out: Path, progress: Progress
+        self,
+        options: EstimatorOptions,
+        cutpoints: Artefact,
+        trajectories: Artefact,
+        out: Path,
+        progress: Progress,
+        pool: SamplerPool,
     ) -> Estimator:
         """Checks the options against the inputs and fills in what was left out.
 
         Args:
           out: directory of the artefact that is written: paths in its lineage start there.
           progress: told of rollouts as they are drawn.
+          pool: where an estimator that samples opens its model.
 
         Raises:
           UserError: options that do not fit the inputs, a model or task that cannot be told.

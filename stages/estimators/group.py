@@ -23,6 +23,7 @@ from stages.estimators.rows import count_questions, estimated
 from stages.estimators.segments import Cuts, load_cuts, load_whole_questions
 from stages.maths.advantages import Advantages, dr_grpo, grpo, rloo
 from stages.maths.ragged import gather_ranges
+from stages.sampling.pool import SamplerPool
 from stages.shards.parts import Artefact, Part
 from stages.shards.tables import encode_names, rows_by_name
 
@@ -42,7 +43,12 @@ class Settings:
 
 
 def prepare(
-    options: EstimatorOptions, cutpoints: Artefact, trajectories: Artefact, out: Path, progress: Progress
+    options: EstimatorOptions,
+    cutpoints: Artefact,
+    trajectories: Artefact,
+    out: Path,
+    progress: Progress,
+    pool: SamplerPool,
 ) -> Estimator:
     """As `stages.estimators.Prepare`."""
     settings = chosen(Settings, options)

@@ -25,6 +25,7 @@ from stages.maths.advantages import Baseline, chain_advantages, leave_own_reward
 from stages.maths.prefixes import responses_with_prefix, shared_prefixes
 from stages.maths.ragged import gather_ranges
 from stages.maths.values import monte_carlo_values
+from stages.sampling.pool import SamplerPool
 from stages.shards.parts import Artefact, Part
 from stages.shards.tables import encode_names, ragged, rows_by_name
 
@@ -40,7 +41,12 @@ class Settings:
 
 
 def prepare(
-    options: EstimatorOptions, cutpoints: Artefact, trajectories: Artefact, out: Path, progress: Progress
+    options: EstimatorOptions,
+    cutpoints: Artefact,
+    trajectories: Artefact,
+    out: Path,
+    progress: Progress,
+    pool: SamplerPool,
 ) -> Estimator:
     """As `stages.estimators.Prepare`."""
     settings = chosen(Settings, options)

@@ -27,9 +27,10 @@ from stages.estimators.segments import load_whole_questions
 from stages.maths.advantages import Advantages, Baseline, sibling_advantages
 from stages.maths.ragged import gather_ranges
 from stages.maths.tree_structure import is_leaf
-from stages.maths.trees import leaves_below, node_values, preorder, states_above
+from stages.maths.trees import leaves_below, node_values, preorder, start_states
 from stages.maths.values import group_std
 from stages.responses.trees import parent_rows
+from stages.sampling.pool import SamplerPool
 from stages.shards.parts import Artefact, Part
 from stages.shards.tables import encode_names, rows_by_name
 
@@ -48,7 +49,12 @@ class Settings:
 
 
 def prepare(
-    options: EstimatorOptions, cutpoints: Artefact, trajectories: Artefact, out: Path, progress: Progress
+    options: EstimatorOptions,
+    cutpoints: Artefact,
+    trajectories: Artefact,
+    out: Path,
+    progress: Progress,
+    pool: SamplerPool,
 ) -> Estimator:
     """As `stages.estimators.Prepare`."""
     settings = chosen(Settings, options)
@@ -102,7 +108,7 @@ def estimate(settings: Settings, rows: pa.Table, nodes: pa.Table, parent: np.nda
     place = np.argsort(order)
     parent, tree, reward = np.where(parent < 0, -1, place[parent])[order], tree[order], reward[order]
 
-    value, group = node_values(parent, reward), states_above(parent, tree)
+    value, group = node_values(parent, reward), start_states(parent, tree)
     advantages = sibling_advantages(value, group, baseline=settings.baseline, scale=settings.normalize_by == "siblings")
     leaf = is_leaf(parent)
     first, count = leaves_below(parent, tree)

@@ -25,7 +25,7 @@ from stages.core.paths import as_path
 from stages.core.progress import Progress, Silent, Summary
 from stages.pipeline.planning import Config, Iteration, Plan, make_plan, open_tasks
 from stages.pipeline.retention import prune_run
-from stages.sampling.protocol import lasting_sampler, rest_sampler
+from stages.sampling.pool import SamplerPool
 from stages.tracking.metrics_log import MetricsLog, open_run_log
 
 
@@ -80,28 +80,33 @@ def carry_out(plan: Plan, progress: Progress = Silent()) -> Iterator[Done]:
     """
 
     open_tasks(plan)
-    with lasting_sampler(), open_run_log(plan.out, plan.report_to, plan.settings, progress) as report:
+    with (
+        SamplerPool(keep_while_training=True) as pool,
+        open_run_log(plan.out, plan.report_to, plan.settings, progress) as report,
+    ):
         warm_start = {"sft": sft.run(plan.start, progress, report)} if plan.start else {}
-        yield _evaluated(plan, Done(-1, warm_start), progress, report)
+        yield _evaluated(plan, Done(-1, warm_start), progress, report, pool)
         for number, iteration in enumerate(plan.iterations):
-            done = _evaluated(plan, _iterated(number, iteration, progress, report), progress, report)
+            done = _evaluated(plan, _iterated(number, iteration, progress, report, pool), progress, report, pool)
             prune(plan, number, progress)
             yield done
 
 
-def _iterated(number: int, iteration: Iteration, progress: Progress, report: MetricsLog | None) -> Done:
+def _iterated(
+    number: int, iteration: Iteration, progress: Progress, report: MetricsLog | None, pool: SamplerPool
+) -> Done:
     """One iteration, up to its checkpoint."""
 
     stages = {
-        "rollout": rollout.run(iteration.rollout, progress),
+        "rollout": rollout.run(iteration.rollout, progress, pool),
         "segment": segment.run(iteration.segment, progress),
-        "estimate": estimate.run(iteration.estimate, progress),
+        "estimate": estimate.run(iteration.estimate, progress, pool),
     }
     if report:
         for summary in stages.values():
             figures = ({} if summary.reward is None else {"reward": summary.reward}) | summary.figures
             report.log_figures(summary.stage, as_path(summary.out), figures)
-    rest_sampler()
+    pool.free_memory()
     stages["train"] = train.run(iteration.train, progress, report)
     if report:
         report.steps += int(stages["train"].figures["steps"])
@@ -124,11 +129,11 @@ def prune(plan: Plan, number: int, progress: Progress) -> list[Path]:
     return pruned
 
 
-def _evaluated(plan: Plan, done: Done, progress: Progress, report: MetricsLog | None) -> Done:
+def _evaluated(plan: Plan, done: Done, progress: Progress, report: MetricsLog | None, pool: SamplerPool) -> Done:
     """The iteration with its evaluation, where one is due."""
     if done.number not in plan.evaluations:
         return done
-    evaluation = evaluate.run(plan.evaluations[done.number], progress, report)
+    evaluation = evaluate.run(plan.evaluations[done.number], progress, report, pool)
     figures = ", ".join(f"{name} {value:.3f}" for name, value in evaluation.figures.items())
     progress.note(f"{_name(done.number)}: {figures}")
     return dataclasses.replace(done, evaluation=evaluation)

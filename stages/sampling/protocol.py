@@ -1,37 +1,31 @@
-"""What a stage asks of a sampling engine, and how it gets one. Nothing here knows about tasks or files.
+"""The interface of a sampling engine: requests, samples and `Sampler`. Nothing here knows about tasks or files.
 
 An engine takes prefixes as token ids and draws continuations. Token t of a sample with key κ is chosen by the uniform
-number `uniforms(κ, t)`, so a sample depends on the model, its prefix, its key and the sampling parameters alone: not
-on what else is in the batch, nor on order, shards or crashes.
+number `uniforms(κ, t)`, so a sample depends only on the model, its prefix, its key and the sampling parameters: not on
+the rest of the batch, nor on order, shards or crashes. `stages.sampling.pool` opens a sampler.
 """
 
 from __future__ import annotations
 
-import atexit
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
 
 from stages.core.errors import UserError
-from stages.core.progress import Progress, Silent
-from stages.models.pruning import check_weights
-from stages.sampling.installed import EngineName, choose_engine
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are chosen, the same for every request of a call.
+    """How tokens are chosen; the same for every request of a call.
 
     Attributes:
-      temperature: divides the logits. 0 is greedy; its log-probabilities are those of temperature 1.
-      top_p: smallest set of most probable tokens whose probability reaches top_p; 1 keeps all.
-      top_k: the k most probable tokens; 0 keeps all.
-      stop: a sample ends after the token that completes one of these strings (the end-of-text tokens always end it).
+      temperature: divides the logits. 0 is greedy decoding, with the log-probabilities at temperature 1.
+      top_p: keeps the smallest set of most probable tokens whose probability reaches top_p; 1 keeps all.
+      top_k: keeps the k most probable tokens; 0 keeps all.
+      stop: a sample ends after the token that completes one of these strings. End-of-text tokens always end it.
     """
 
     temperature: float = 1.0
@@ -52,14 +46,14 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Request:
-    """Continuations wanted from one state.
+    """A number of continuations of one prefix.
 
     Attributes:
       prefix: int32 [P], P ≥ 1: prompt and response so far, as token ids.
       keys: one 64-bit key per sample; their number is the number of samples.
-      max_new_tokens: most tokens per sample; the model's context bounds it too.
-      text_start: where the response begins in the prefix, so that a stop string may begin in the part of the response
-        that is already there; None: behind the prefix. Without stop strings it means nothing.
+      max_new_tokens: maximum number of tokens per sample; the model's context limits it too.
+      text_start: index in the prefix where the response begins: a stop string may begin in the response so far. None:
+        the response begins after the prefix. Used only with stop strings.
     """
 
     prefix: np.ndarray
@@ -76,7 +70,7 @@ class Sample:
       token_ids: int32 [T], T ≥ 1, the end-of-text token included.
       logprobs: float32 [T], natural logs under the temperature-scaled distribution over the full vocabulary, also
         where top-p or top-k narrowed the choice.
-      finish_reason: "stop" (end of text or a stop string) or "length" (max_new_tokens or the context).
+      finish_reason: "stop" (end of text or a stop string) or "length" (max_new_tokens or the context length).
     """
 
     token_ids: np.ndarray
@@ -86,12 +80,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens that one call cost.
+    """Token counts of one call.
 
     Attributes:
       sampled: tokens drawn.
-      prefilled: prefix tokens run through the model (padding not counted), without those that the call before left.
-      distinct_prefix_tokens: nodes of the trie of all prefixes: the least that can be prefilled from nothing.
+      prefilled: prefix tokens that ran through the model, without padding and without tokens that the previous call
+        left in memory.
+      distinct_prefix_tokens: number of nodes in the trie of all prefixes: the minimum that must be prefilled when
+        nothing is in memory.
     """
 
     sampled: int
@@ -100,16 +96,16 @@ class Usage:
 
 
 class Sampler(Protocol):
-    """A model that is ready to sample."""
+    """A model that is loaded for sampling."""
 
     @property
     def context_length(self) -> int:
-        """Most tokens of prefix and continuation together."""
+        """Maximum number of tokens of prefix and continuation together."""
         ...
 
     @property
     def caveat(self) -> str | None:
-        """Why samples may depend on their batch where the engine promises that they do not; None: they do not."""
+        """Why samples may depend on their batch although the engine guarantees otherwise; None: the guarantee holds."""
         ...
 
     def sample(
@@ -120,33 +116,36 @@ class Sampler(Protocol):
         *,
         remember: bool = False,
     ) -> tuple[list[list[Sample]], Usage]:
-        """Draws every sample of every request.
+        """Draw every sample of every request.
 
         Args:
-          requests: in any order; common prefixes are found and prefilled once.
+          requests: in any order; a prefix that several requests share is prefilled once.
           params: how tokens are chosen.
-          on_tokens: called now and then with (samples finished, tokens drawn) since the last call.
-          remember: for samples that go on from samples. The keys and values of every prefix and sample stay until the
-            next call has ended (or the sampler is closed); a prefix of that call which goes on from where one of
-            these samples ended costs only what is new in it. What finds no room in memory is prefilled again and
-            counted. It changes speed, never results.
+          on_tokens: called from time to time with (samples finished, tokens drawn) since its last call.
+          remember: keep the keys and values of every prefix and sample until the next call has ended (or the sampler is
+            closed), for calls whose prefixes extend the samples of this one: only their new tokens are prefilled.
+            Sequences for which there is no memory are prefilled again and counted. It changes speed, never results.
 
         Returns:
-          one list per request with one sample per key, in order; and what it cost.
+          One list per request with one sample per key, in order; and the token counts.
 
         Raises:
-          UserError: a prefix that is empty or leaves no room in the context.
+          UserError: a prefix is empty or leaves no room in the context.
         """
         ...
 
 
 def batch_dependent(sampler: Sampler, samples: int) -> dict[str, int]:
-    """Return the count that marks samples whose bits may depend on their batch; empty where they do not."""
+    """Return the count that marks samples whose bits may depend on their batch; empty if they do not."""
     return {"batch_dependent": samples} if sampler.caveat else {}
 
 
 def check_request(request: Request, context_length: int) -> None:
-    """Raises UserError for a request that no engine can answer."""
+    """Check that a request can be sampled.
+
+    Raises:
+      UserError: the prefix is empty or fills the context, or max_new_tokens is below 1.
+    """
     if len(request.prefix) == 0:
         raise UserError("a prefix to sample from is empty; expected at least one token")
     if request.max_new_tokens < 1:
@@ -154,122 +153,27 @@ def check_request(request: Request, context_length: int) -> None:
     if len(request.prefix) >= context_length:
         raise UserError(
             f"a prefix of {len(request.prefix)} tokens leaves no room in the model's context of "
-            f"{context_length} tokens; leave it out, or take a model with a longer context"
+            f"{context_length} tokens; remove it, or use a model with a longer context"
         )
 
 
 @runtime_checkable
-class LastingSampler(Sampler, Protocol):
-    """A sampler that takes long to start, and so outlives its model."""
+class ReloadableSampler(Sampler, Protocol):
+    """A sampler that takes long to start, so that it is worth keeping when its model changes."""
 
-    def reload(self, model_dir: Path) -> bool:
-        """Takes another model's weights in place, awake again; False where the models differ in more than that."""
+    @property
+    def closed(self) -> bool:
+        """Whether it has ended, by `close` or after a failure; then it cannot be used again."""
         ...
 
-    def rest(self) -> None:
-        """Gives its memory back, as far as it can, until `reload`."""
+    def reload(self, model_dir: Path) -> bool:
+        """Load the weights of another model in place; return False if the models differ in more than their weights."""
+        ...
+
+    def free_memory(self) -> None:
+        """Free as much memory as possible; `reload` takes it again."""
         ...
 
     def close(self) -> None:
-        """Ends it and its processes."""
+        """End it and its processes. A second call does nothing."""
         ...
-
-
-@dataclass
-class _Open:
-    """The sampler that is kept: how it was asked for, and of which model it is (None: at rest)."""
-
-    asked: tuple[object, ...]
-    model: object
-    sampler: Sampler
-
-
-_open: _Open | None = None
-_lasting = False
-
-
-def open_sampler(
-    engine: EngineName,
-    model_dir: Path,
-    *,
-    device: str = "auto",
-    dtype: str = "auto",
-    max_batch_rows: int | None = None,
-    threads: int | None = None,
-    max_model_len: int | None = None,
-    progress: Progress = Silent(),
-    **vllm: Any,
-) -> Sampler:
-    """The sampler for a model directory; the last one is kept, so that a whole iteration loads a model once.
-
-    Args:
-      engine: which engine; `auto` as `choose_engine` says.
-      model_dir: a local Hugging Face directory (see `checkpoints.resolve`).
-      device, dtype: as `checkpoints.pick_device` and `checkpoints.pick_dtype` take them.
-      max_batch_rows: most samples in flight; None lets the engine choose. It changes speed, never results.
-      threads: CPU threads; None leaves them to the engine.
-      max_model_len: the context ends here, if the model's own does not end before.
-      progress: receives the sampler's caveat.
-      vllm: further options of `stages.sampling.vllm.engine.VllmSampler.open`.
-    """
-    global _open
-    engine = choose_engine(engine, device)
-    check_weights(model_dir)
-    files = tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(model_dir.iterdir()))
-    model = (model_dir.resolve(), files)
-    shared = {"device": device, "dtype": dtype, "max_batch_rows": max_batch_rows, "max_model_len": max_model_len}
-    asked = (engine, *shared.values())
-    if engine == "vllm":
-        asked = (*asked, threads, *sorted(vllm.items()))
-    elif threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
-    if _open and _open.asked == asked and _open.model == model:
-        return _open.sampler
-    if _open and _open.asked == asked and isinstance(_open.sampler, LastingSampler) and _open.sampler.reload(model_dir):
-        _open.model = model
-        return _open.sampler
-    close_sampler()  # frees the previous model before the next one is loaded
-    if engine == "vllm":
-        from stages.sampling.vllm.engine import VllmSampler
-
-        sampler: Sampler = VllmSampler.open(model_dir, **shared, threads=threads, sleeps=_lasting, **vllm)
-        atexit.register(close_sampler)
-    else:
-        from stages.sampling.embedded.engine import TransformersSampler
-
-        sampler = TransformersSampler.open(model_dir, **shared)
-    if sampler.caveat:
-        progress.note(sampler.caveat)
-    _open = _Open(asked, model, sampler)
-    return sampler
-
-
-def rest_sampler() -> None:
-    """Frees the sampler's memory for training. One that takes long to start lives on within `lasting_sampler`."""
-    if _lasting and _open and isinstance(_open.sampler, LastingSampler):
-        _open.sampler.rest()
-        _open.model = None
-    else:
-        close_sampler()
-
-
-def close_sampler() -> None:
-    """Ends the sampler that `open_sampler` keeps."""
-    global _open
-    last, _open = _open, None
-    if last and isinstance(last.sampler, LastingSampler):
-        last.sampler.close()
-
-
-@contextmanager
-def lasting_sampler() -> Iterator[None]:
-    """Within: samplers that take long to start outlive training, and take its result in place. All end with it."""
-    global _lasting
-    _lasting = True
-    try:
-        yield
-    finally:
-        _lasting = False
-        close_sampler()

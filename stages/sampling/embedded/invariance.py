@@ -2,8 +2,8 @@
 
 A matrix product may add in another order when its shape changes, and one changed bit can change a sampled token. Which
 shapes are safe depends on the processor, the BLAS library and the number of threads, so nothing is assumed here: a
-`Plan` says how the products are computed, and `stages.sampling.embedded.probe` finds, when a model is loaded, the fastest plan
-that leaves every row's bits alone on this machine. Two ideas serve all plans:
+`Plan` says how the products are computed, and `stages.sampling.embedded.probe` finds, when a model is loaded, the
+fastest plan that leaves every row's bits alone on this machine. Two ideas serve all plans:
 
 - padding: rows come in multiples of a number, because libraries treat products of very few rows differently;
 - blocks: products of one fixed shape, which leave a row's result to depend on nothing but its own numbers.

@@ -60,9 +60,7 @@ class _Model:
         config, tokenizer = loading.load_config(model_dir), loading.load_tokenizer(model_dir)
         has_settings = (model_dir / "generation_config.json").is_file()
         settings = GenerationConfig.from_pretrained(model_dir) if has_settings else config.get_text_config()
-        return cls(
-            tokenizer, np.flatnonzero(end_tokens(settings, tokenizer, loading.vocabulary_size(config))).tolist()
-        )
+        return cls(tokenizer, np.flatnonzero(end_tokens(settings, tokenizer, loading.vocabulary_size(config))).tolist())
 
 
 class _Merged:

@@ -1,0 +1,164 @@
+"""Open a model directory for sampling, and reuse the open sampler in the calls that follow.
+
+torch and the engines are imported when a sampler is opened: a stage whose output is up to date must not wait for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from stages.core.progress import Progress, Silent
+from stages.models.pruning import check_weights
+from stages.sampling.engines import EngineName, choose_engine
+from stages.sampling.protocol import ReloadableSampler, Sampler
+
+
+@dataclass
+class _Kept:
+    """The open sampler.
+
+    Attributes:
+      settings: engine and options that it was opened with.
+      model: directory of its model, with names, sizes and times of the files; None: its memory is freed.
+    """
+
+    settings: tuple[object, ...]
+    model: object
+    sampler: Sampler
+
+
+class SamplerPool:
+    """A place for one open sampler: stages that share a pool load a model once.
+
+    `spo run` holds one pool for the whole run and passes it to its stages; a single command makes its own (`use_pool`).
+    Leaving the `with` block closes the sampler.
+    """
+
+    def __init__(self, *, keep_while_training: bool = False) -> None:
+        """Make an empty pool.
+
+        Args:
+          keep_while_training: whether `free_memory` keeps the processes of a sampler that takes long to start (vLLM),
+            which then loads the weights of the trained model in place.
+        """
+        self.keep_while_training = keep_while_training
+        self._kept: _Kept | None = None
+
+    def open(
+        self,
+        engine: EngineName,
+        model_dir: Path,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        max_batch_rows: int | None = None,
+        threads: int | None = None,
+        max_model_len: int | None = None,
+        progress: Progress = Silent(),
+        **vllm: Any,
+    ) -> Sampler:
+        """Return a sampler for a model directory: the open one if model and options are the same, else a new one.
+
+        A sampler that can load other weights in place does so when only the model differs. Any other sampler is closed
+        before the next model is loaded, so that two models are never in memory at once.
+
+        Args:
+          engine: which engine; `auto` is resolved by `choose_engine`.
+          model_dir: a local Hugging Face directory (see `checkpoints.resolve`).
+          device, dtype: as in `devices.pick_device` and `devices.pick_dtype`.
+          max_batch_rows: maximum number of samples in flight; None: set by the engine. It changes speed, never results.
+          threads: CPU threads; None: set by the engine.
+          max_model_len: upper limit of the context length, in tokens; None: the model's own.
+          progress: receives the sampler's caveat.
+          vllm: further options of `stages.sampling.vllm.engine.VllmSampler.open`.
+
+        Raises:
+          UserError: the weights were pruned, the engine is not installed, or it cannot sample from this model.
+        """
+        engine = choose_engine(engine, device)
+        check_weights(model_dir)
+        model = _identify(model_dir)
+        shared = {"device": device, "dtype": dtype, "max_batch_rows": max_batch_rows, "max_model_len": max_model_len}
+        settings = (engine, *shared.values())
+        if engine == "vllm":
+            settings = (*settings, threads, *sorted(vllm.items()))
+        elif threads is not None:
+            import torch
+
+            torch.set_num_threads(threads)
+        if (sampler := self._reuse(settings, model, model_dir)) is not None:
+            return sampler
+        self.close()
+        if engine == "vllm":
+            from stages.sampling.vllm.engine import VllmSampler
+
+            sampler = VllmSampler.open(
+                model_dir, **shared, threads=threads, can_free_memory=self.keep_while_training, **vllm
+            )
+        else:
+            from stages.sampling.embedded.engine import TransformersSampler
+
+            sampler = TransformersSampler.open(model_dir, **shared)
+        if sampler.caveat:
+            progress.note(sampler.caveat)
+        self._kept = _Kept(settings, model, sampler)
+        return sampler
+
+    def _reuse(self, settings: tuple[object, ...], model: object, model_dir: Path) -> Sampler | None:
+        """Return the open sampler with this model, loaded in place if necessary; None if that is impossible."""
+        kept = self._kept
+        if kept is None or kept.settings != settings:
+            return None
+        sampler = kept.sampler
+        if isinstance(sampler, ReloadableSampler) and sampler.closed:  # it ended itself after a failure
+            return None
+        if kept.model == model:
+            return sampler
+        if isinstance(sampler, ReloadableSampler) and sampler.reload(model_dir):
+            kept.model = model
+            return sampler
+        return None
+
+    def free_memory(self) -> None:
+        """Free the sampler's memory for training; with `keep_while_training` its processes stay."""
+        kept = self._kept
+        if self.keep_while_training and kept and isinstance(kept.sampler, ReloadableSampler):
+            kept.sampler.free_memory()
+            kept.model = None
+        else:
+            self.close()
+
+    def close(self) -> None:
+        """Close the sampler; the pool is empty then and may be used again."""
+        kept, self._kept = self._kept, None
+        if kept and isinstance(kept.sampler, ReloadableSampler):
+            kept.sampler.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@contextmanager
+def use_pool(pool: SamplerPool | None) -> Iterator[SamplerPool]:
+    """Yield the caller's pool, which stays open, or a new one that is closed at the end."""
+    if pool is not None:
+        yield pool
+        return
+    with SamplerPool() as own:
+        yield own
+
+
+def _identify(model_dir: Path) -> object:
+    """Return what differs when a model directory has changed: its path, and names, sizes and times of its files."""
+    files = tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(model_dir.iterdir()))
+    return model_dir.resolve(), files
