@@ -169,7 +169,7 @@ def test_columns_that_cannot_be_right_are_refused(tmp_path: Path, columns, messa
 
 
 def test_an_input_of_another_stage_is_refused_with_the_command_that_takes_it(chain: Path, tmp_path: Path):
-    with pytest.raises(UserError, match=r"made by `spo segment`.*`spo estimate` takes it"):
+    with pytest.raises(UserError, match=r"made by `spo segment`.*`spo estimate` reads it"):
         cut(tmp_path / "out", chain / "cutpoints")
 
 
@@ -345,8 +345,8 @@ def test_a_function_of_the_users_says_where_segments_begin(
         ("fractions", r"must return a list of token offsets; got \[0.5\]"),
         ("text", "must return a list of token offsets; got '3'"),
         ("nested", "my_cuts:nested"),
-        ("falling", r"must rise and lie in \[0, 10\)"),
-        ("outside", r"must rise and lie in \[0, 10\)"),
+        ("falling", r"must increase and be in \[0, 10\)"),
+        ("outside", r"must increase and be in \[0, 10\)"),
         ("changing", "my_cuts:changing failed: ValueError"),
         ("absent", "has no absent"),
     ],

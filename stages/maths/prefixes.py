@@ -1,4 +1,4 @@
-"""Owns which token sequences share a prefix: a group of responses, say, read as a tree that grew unplanned."""
+"""Find token sequences with common prefixes; the responses of a group form a prefix tree."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from numpy.typing import NDArray
 
 
 def sortable_bytes(tokens: NDArray[np.int32]) -> bytes:
-    """Token ids [T] as bytes that compare as the ids do: big-endian."""
+    """Return token ids [T] as big-endian bytes, whose order is the lexicographic order of the ids."""
     return np.ascontiguousarray(tokens, dtype=">u4").tobytes()
 
 
 def common_prefix_length(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
-    """How many tokens two sequences begin with in common."""
+    """Return the number of leading tokens that two sequences have in common."""
     shorter = min(a.size, b.size)
     differ = a[:shorter] != b[:shorter]
     return int(differ.argmax()) if differ.any() else shorter
 
 
 def shared_prefixes(responses: Sequence[NDArray[np.int32]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Orders responses as in a dictionary, where those that share a prefix stand side by side.
+    """Sort responses lexicographically, so that responses with a common prefix are adjacent.
 
     Args:
-      responses: n of token ids [T].
+      responses: n arrays of token ids [T].
 
     Returns:
-      order: [n] the responses so ordered. common: [n − 1], the tokens that each shares with the next in that order.
+      order: [n] int64, the indices of the responses in sorted order.
+      common: [n − 1] int64, the number of leading tokens that each response shares with the next in that order.
     """
     keys = [sortable_bytes(tokens) for tokens in responses]
     order = sorted(range(len(keys)), key=keys.__getitem__)
@@ -37,21 +38,24 @@ def shared_prefixes(responses: Sequence[NDArray[np.int32]]) -> tuple[NDArray[np.
 
 
 def responses_with_prefix(
-    common: NDArray[np.int64], place: NDArray[np.int64], length: NDArray[np.int64]
+    common: NDArray[np.int64], position: NDArray[np.int64], length: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Which responses begin with the same tokens as a given one.
+    """Return which responses begin with the same tokens as a given one, as ranges of the sorted order.
 
     Args:
-      common: [n − 1] of `shared_prefixes`.
-      place: [S] places of responses in that order. length: [S] how many tokens must agree, at most the response's own.
+      common: [n − 1], from `shared_prefixes`.
+      position: [S] positions of responses in the sorted order.
+      length: [S] number of leading tokens that must agree, at most the length of the response.
 
     Returns:
-      [S] each: the first place and the number of places of those that agree, the response itself among them.
+      [S] each: the first position and the number of the responses that agree, the given response included.
     """
-    parts = common[None, :] < length[:, None]  # [S, n − 1]: between which neighbours the prefix ends
-    between = np.arange(common.size)
-    first = np.max(np.where(parts & (between < place[:, None]), between + 1, 0), axis=1, initial=0)
+    # [S, n − 1]: whether the responses at positions i and i + 1 differ within the first `length` tokens. The range of
+    # a response extends in both directions to the nearest such border.
+    differs = common[None, :] < length[:, None]
+    index = np.arange(common.size)
+    first = np.max(np.where(differs & (index < position[:, None]), index + 1, 0), axis=1, initial=0)
     stop = np.min(
-        np.where(parts & (between >= place[:, None]), between + 1, common.size + 1), axis=1, initial=common.size + 1
+        np.where(differs & (index >= position[:, None]), index + 1, common.size + 1), axis=1, initial=common.size + 1
     )
     return first, stop - first

@@ -142,7 +142,7 @@ def mean_and_standard_error(per_question: ArrayLike) -> tuple[float, float]:
     """
     values = np.asarray(per_question, np.float64)
     if values.ndim != 1 or values.size == 0 or not np.isfinite(values).all():
-        raise ValueError(f"expected one finite value per question, at least one; got {values} of shape {values.shape}")
+        raise ValueError(f"expected one finite value per question, at least one; got shape {values.shape}")
     error = values.std(ddof=1) / np.sqrt(values.size) if values.size > 1 else np.nan
     return float(values.mean()), float(error)
 
@@ -190,7 +190,7 @@ def _integer_units(differences: NDArray[np.float64]) -> NDArray[np.int64] | None
 
 
 def _exact_p_value(units: NDArray[np.int64]) -> float:
-    """Compute the distribution of Σ ±u from its characteristic function, Π cos(t u), by a discrete Fourier transform."""
+    """Compute the distribution of Σ ±u from its characteristic function, Π cos(t u), by a Fourier transform."""
     largest, observed = int(np.abs(units).sum()), int(abs(units.sum()))
     if observed == 0:
         return 1.0

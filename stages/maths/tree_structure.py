@@ -1,7 +1,7 @@
-"""Owns what follows from who continues whom: nodes of trees as rows, each knowing the row of its parent.
+"""Compute depths, leaves and sums along paths of trees whose nodes are rows.
 
-`parent` is [N] int64: the row of the node that a node continues, −1 for one that continues the prompt. Rows may come in
-any order and belong to any number of trees.
+`parent` is [N] int64: the row of the node that a node continues, or −1 for a node that continues the prompt. Rows may
+be in any order and belong to any number of trees.
 """
 
 from __future__ import annotations
@@ -13,32 +13,35 @@ from stages.core.errors import UserError
 
 
 def depths(parent: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[N] int64: how many nodes lie between a node and the prompt.
+    """Return the number of nodes between each node and the prompt: [N] int64.
 
     Raises:
-      UserError: nodes that continue each other in a circle.
+      UserError: the parents form a cycle.
     """
-    found = np.where(parent < 0, 0, -1)
-    waiting = np.flatnonzero(found < 0)
-    while waiting.size:
-        above = found[parent[waiting]]
-        known = above >= 0
+    depth = np.where(parent < 0, 0, -1)  # −1: not known yet
+    remaining = np.flatnonzero(depth < 0)
+    while remaining.size:
+        parent_depth = depth[parent[remaining]]
+        known = parent_depth >= 0
         if not known.any():
-            raise UserError(f"stretches continue each other in a circle: row {waiting[0]} never leads to a prompt")
-        found[waiting[known]] = above[known] + 1
-        waiting = waiting[~known]
-    return found
+            raise UserError(f"the parents of nodes form a cycle: no path leads from row {remaining[0]} to a prompt")
+        depth[remaining[known]] = parent_depth[known] + 1
+        remaining = remaining[~known]
+    return depth
 
 
 def is_leaf(parent: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """[N]: whether no node continues it."""
+    """Return whether each node has no children: [N] bool."""
     leaf = np.ones(parent.size, np.bool_)
     leaf[parent[parent >= 0]] = False
     return leaf
 
 
 def sum_from_root(parent: NDArray[np.int64], values: ArrayLike) -> NDArray:
-    """[N]: the sum of the values from the prompt down to each node, e.g. the length of the response so far."""
+    """Return the sum of the values on the path from the prompt to each node, itself included: [N].
+
+    For the lengths of nodes, that is the length of the response up to the end of each node.
+    """
     sums = np.array(values)
     for rows in levels(parent)[1:]:
         sums[rows] += sums[parent[rows]]
@@ -46,26 +49,28 @@ def sum_from_root(parent: NDArray[np.int64], values: ArrayLike) -> NDArray:
 
 
 def path_probabilities(parent: NDArray[np.int64], tree: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The chance of passing through each node when every branch is equally likely: Π 1 / siblings on the way.
+    """Return the probability of passing through each node if every branch is equally likely: Π 1 / siblings.
 
-    Over the leaves of a tree it sums to 1, and Σ share · reward is the mean of its children's means: V(prompt).
+    Over the leaves of a tree the probabilities sum to 1, and Σ probability · reward is V(prompt), the mean of the
+    values of its children.
 
     Args:
-      tree: [N] int64, a number from 0 for the question of each node.
+      parent: [N] int64.
+      tree: [N] int64, the question of each node, numbers from 0.
 
     Returns:
       [N] float64.
     """
-    above = np.where(parent < 0, parent.size + tree, parent)  # a prompt stands behind the nodes
-    siblings = np.bincount(above, minlength=parent.size + 1)[above]
-    found = 1.0 / siblings
+    start_state = np.where(parent < 0, parent.size + tree, parent)  # prompts are numbered after the nodes
+    siblings = np.bincount(start_state, minlength=parent.size + 1)[start_state]
+    probability = 1.0 / siblings
     for rows in levels(parent)[1:]:
-        found[rows] *= found[parent[rows]]
-    return found
+        probability[rows] *= probability[parent[rows]]
+    return probability
 
 
 def levels(parent: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """The rows of each depth, from the prompt down."""
+    """Return the rows of each depth, from the prompt down."""
     depth = depths(parent)
     order = np.argsort(depth, kind="stable")
     return np.split(order, np.flatnonzero(np.diff(depth[order])) + 1) if parent.size else [order]

@@ -1,7 +1,7 @@
-"""Owns the values of a tree's nodes: from the rewards of its leaves up to the prompt, level by level.
+"""Compute the values of tree nodes from the rewards of the leaves, and the order of nodes.
 
-`parent` is [N] int64 as in `stages.maths.paths`: the row that a node continues, −1 for the prompt. `tree` is [N] int64,
-the number (from 0) of the question that a node belongs to.
+`parent` is [N] int64 as in `stages.maths.tree_structure`: the row of the node that a node continues, or −1 for the
+prompt. `tree` is [N] int64, the question of each node, numbers from 0. The functions work level by level.
 """
 
 from __future__ import annotations
@@ -12,22 +12,28 @@ from numpy.typing import ArrayLike, NDArray
 from stages.maths.tree_structure import is_leaf, levels
 
 
-def states_above(parent: NDArray[np.int64], tree: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[N] the number of the state that each node starts from: its parent's row, or N + tree for the prompt.
+def start_states(parent: NDArray[np.int64], tree: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return a number for the state that each node starts from: the row of its parent, or N + tree for a prompt.
 
-    Siblings are the nodes of one such number.
+    Nodes with the same number are siblings.
+
+    Returns:
+      [N] int64.
     """
     return np.where(parent < 0, parent.size + tree, parent)
 
 
 def node_values(parent: NDArray[np.int64], reward: ArrayLike) -> NDArray[np.float64]:
-    """V of a leaf is its reward, V of an inner node the mean of its children's (arXiv 2505.23564, SPO-tree).
+    """Return V of each node: the reward of a leaf, the mean over the children of an inner node.
+
+    (arXiv 2505.23564, SPO-tree.)
 
     Args:
-      reward: [N] of the leaves; what stands at inner nodes is not read.
+      parent: [N] int64.
+      reward: [N] rewards of the leaves; entries of inner nodes are ignored.
 
     Returns:
-      [N] float64: V at each node's end.
+      [N] float64, V of the state at the end of each node.
 
     Raises:
       ValueError: the reward of a leaf is not finite.
@@ -35,46 +41,56 @@ def node_values(parent: NDArray[np.int64], reward: ArrayLike) -> NDArray[np.floa
     value = np.array(reward, np.float64)
     if not np.isfinite(value[is_leaf(parent)]).all():
         raise ValueError("every leaf must have a finite reward")
-    for rows in levels(parent)[:0:-1]:
-        above, first, child, count = np.unique(parent[rows], return_index=True, return_inverse=True, return_counts=True)
-        origin = value[rows[first]]  # measured from a member: the mean of equal values is that value exactly
-        value[above] = origin + np.bincount(child, value[rows] - origin[child], above.size) / count
+    for rows in levels(parent)[:0:-1]:  # from the deepest level to depth 1
+        parents, first, child, count = np.unique(
+            parent[rows], return_index=True, return_inverse=True, return_counts=True
+        )
+        origin = value[rows[first]]  # subtracted before averaging: the mean of equal values is then exact
+        value[parents] = origin + np.bincount(child, value[rows] - origin[child], parents.size) / count
     return value
 
 
 def preorder(parent: NDArray[np.int64], tree: NDArray[np.int64], rank: ArrayLike) -> NDArray[np.int64]:
-    """The rows tree by tree, each node before its children, and siblings by their rank: int64 [N].
+    """Return the rows in pre-order: tree by tree, each node before its children, siblings by rank.
 
     Args:
-      rank: [N] what siblings are ordered by.
+      parent, tree: [N] int64.
+      rank: [N] sort key among siblings.
+
+    Returns:
+      [N] int64.
     """
-    above = states_above(parent, tree)
+    start_state = start_states(parent, tree)
+    # Number of nodes of each subtree, the node or prompt itself included.
     size = np.ones(parent.size + (int(tree.max(initial=-1)) + 1), np.int64)
     by_depth = levels(parent)
     for rows in by_depth[::-1]:
-        np.add.at(size, above[rows], size[rows])
-    # Position of each node and, behind them, of each prompt: one after its parent and its elder siblings' trees.
-    place = np.zeros(size.size, np.int64)
-    place[parent.size :] = np.cumsum(size[parent.size :]) - size[parent.size :]
+        np.add.at(size, start_state[rows], size[rows])
+    # Positions of the nodes and, after them, of the prompts. A node comes directly after its parent and the subtrees
+    # of its earlier siblings.
+    position = np.zeros(size.size, np.int64)
+    position[parent.size :] = np.cumsum(size[parent.size :]) - size[parent.size :]
     for rows in by_depth:
-        rows = rows[np.lexsort((np.asarray(rank)[rows], above[rows]))]
+        rows = rows[np.lexsort((np.asarray(rank)[rows], start_state[rows]))]
         before = np.cumsum(size[rows]) - size[rows]
-        begins = np.diff(above[rows], prepend=-1) != 0
-        place[rows] = place[above[rows]] + 1 + before - before[begins][np.cumsum(begins) - 1]
-    return np.argsort(place[: parent.size])
+        is_first = np.diff(start_state[rows], prepend=-1) != 0
+        position[rows] = position[start_state[rows]] + 1 + before - before[is_first][np.cumsum(is_first) - 1]
+    return np.argsort(position[: parent.size])
 
 
 def leaves_below(parent: NDArray[np.int64], tree: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Which leaves lie below the state that each node starts from, for rows in pre-order.
+    """Return the leaves that descend from the start state of each node, for rows in pre-order.
+
+    In pre-order these leaves are contiguous among all leaves.
 
     Returns:
-      [N] each: the first of them, counted among the leaves, and how many there are. They stand side by side.
+      [N] int64 each: the number of the first of these leaves among all leaves, and how many there are.
     """
-    leaf, above = is_leaf(parent).astype(np.int64), states_above(parent, tree)
+    leaf, start_state = is_leaf(parent).astype(np.int64), start_states(parent, tree)
     count = np.concatenate([leaf, np.zeros(int(tree.max(initial=-1)) + 1, np.int64)])
     for rows in levels(parent)[::-1]:
-        np.add.at(count, above[rows], count[rows])
-    before = np.cumsum(leaf) - leaf
+        np.add.at(count, start_state[rows], count[rows])
+    leaves_before = np.cumsum(leaf) - leaf
     first = np.full(count.size, parent.size)
-    np.minimum.at(first, above, before)
-    return first[above], count[above]
+    np.minimum.at(first, start_state, leaves_before)
+    return first[start_state], count[start_state]

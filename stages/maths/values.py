@@ -1,4 +1,4 @@
-"""Owns the value of a state: as the mean reward of the rollouts drawn from it, and to the best of n attempts."""
+"""Estimate the values of states from the rewards of rollouts."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from stages.maths.ragged import Ragged
 
 
 class ValueEstimates(NamedTuple):
-    """What S sets of rollouts say.
+    """Hold the value estimates of S states.
 
     Attributes:
-      mean: [S] float64, NaN where no rollout was drawn (the state was not estimated).
-      std: [S] float64, of single rewards around the mean (ddof 1), NaN where fewer than two were drawn.
-      rollouts: [S] int64, how many.
+      mean: [S] float64, the estimate V̂; NaN for a state without rollouts.
+      std: [S] float64, standard deviation of the rewards (ddof 1); NaN for fewer than two rollouts.
+      rollouts: [S] int64, number of rollouts.
     """
 
     mean: NDArray[np.float64]
@@ -25,22 +25,22 @@ class ValueEstimates(NamedTuple):
 
 
 def monte_carlo_values(rewards: Ragged) -> ValueEstimates:
-    """V̂(s) = 1/N Σ_j R_j over N independent rollouts from s (arXiv 2505.23564, chain-based estimation).
+    """Return V̂(s) = 1/N Σ_j R_j over N independent rollouts from s (arXiv 2505.23564, chain-based estimation).
 
     Args:
-      rewards: S ragged rows of real numbers, the rewards of each state's rollouts.
+      rewards: S ragged rows, the rewards of the rollouts from each state.
 
     Raises:
-      ValueError: a reward that is not finite.
+      ValueError: a reward is not finite.
     """
     values, count = rewards.flat.astype(np.float64), rewards.lengths
     if not np.isfinite(values).all():
-        raise ValueError("every rollout must have a finite reward: leave out those that could not be graded")
+        raise ValueError("rewards of rollouts must be finite; leave out rollouts that could not be graded")
     estimated = count > 0
     starts = (rewards.offsets[:-1] - rewards.offsets[0])[estimated]
 
     mean, std = np.full(count.size, np.nan), np.full(count.size, np.nan)
-    if starts.size:  # reduceat takes neither empty rows nor an empty list of them
+    if starts.size:  # reduceat supports neither empty rows nor an empty list of rows
         mean[estimated] = np.add.reduceat(values, starts) / count[estimated]
         squares = np.square(values - np.repeat(mean[estimated], count[estimated]))
         with np.errstate(invalid="ignore"):
@@ -49,10 +49,11 @@ def monte_carlo_values(rewards: Ragged) -> ValueEstimates:
 
 
 def group_std(values: NDArray[np.float64], groups: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Standard deviation (ddof 1) of the values of each one's group: [N], NaN in a group of one.
+    """Return the standard deviation (ddof 1) of the group of each value: [N] float64, NaN in a group of one.
 
     Args:
-      values: [N] finite. groups: [N]; equal numbers are one group, in any order.
+      values: [N] finite.
+      groups: [N] int; values with equal numbers form a group, in any order.
     """
     _, group, count = np.unique(groups, return_inverse=True, return_counts=True)
     mean = np.bincount(group, values, count.size) / count
@@ -62,10 +63,11 @@ def group_std(values: NDArray[np.float64], groups: NDArray[np.int64]) -> NDArray
 
 
 def all_equal(values: NDArray, groups: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Whether all values of a group are one and the same, so that none stands out: [G].
+    """Return whether all values of each group are equal: [G] bool. Such a group has no advantages to learn from.
 
     Args:
-      values: [N]. groups: [N] numbers from 0 to G − 1, in any order.
+      values: [N].
+      groups: [N] numbers from 0 to G − 1, in any order.
     """
     size = groups.max(initial=-1) + 1
     low, high = np.full(size, np.inf), np.full(size, -np.inf)
@@ -75,18 +77,19 @@ def all_equal(values: NDArray, groups: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 
 def best_of_n_values(values: ArrayLike, n: int) -> NDArray[np.float64]:
-    """V_μ = 1 − (1 − V)ⁿ: the chance that the best of n attempts from a state is right (arXiv 2505.23564, appendix C).
+    """Return V_μ = 1 − (1 − V)ⁿ, the probability that the best of n attempts succeeds (arXiv 2505.23564, appendix C).
 
     Args:
-      values: chances of a single attempt, any shape. n: attempts, at least 1.
+      values: V, the probability that a single attempt succeeds; any shape.
+      n: number of attempts, at least 1.
 
     Returns:
       float64 of the same shape.
 
     Raises:
-      ValueError: a value that is no probability, n below 1.
+      ValueError: a value is not a probability, or n is less than 1.
     """
     values = np.asarray(values, np.float64)
     if n < 1 or not np.all((values >= 0) & (values <= 1)):
-        raise ValueError("the best of n attempts is defined for n ≥ 1 and values that are probabilities, from 0 to 1")
+        raise ValueError(f"expected n ≥ 1 and values that are probabilities, from 0 to 1; got n = {n} and {values}")
     return 1.0 - (1.0 - values) ** n

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from stages.maths.advantages import Baseline, sibling_advantages
 from stages.maths.allocation import additional_rollouts
 from stages.maths.prefixes import responses_with_prefix, shared_prefixes
-from stages.maths.trees import node_values, states_above
+from stages.maths.trees import node_values, start_states
 
 CHAIN = np.array([[0.80, 0.15, 0.05], [0.30, 0.40, 0.30], [0.02, 0.08, 0.90]])
 """Which token follows which; a path begins as if after token 1."""
@@ -109,7 +109,7 @@ def tree(branches: tuple[int, ...], baseline: Baseline = "mean") -> Estimator:
         question = np.zeros(parent.size, np.int64)  # below the first level the parent tells it
         question[: groups * branches[0]] = np.arange(groups).repeat(branches[0])
         value = node_values(parent, end == 2)
-        found = sibling_advantages(value, states_above(parent, question), baseline=baseline)
+        found = sibling_advantages(value, start_states(parent, question), baseline=baseline)
         first = np.arange(groups) * branches[0]
         return _estimates(end[first], value[first], found.advantage[first], tokens / parent.size)
 

@@ -20,7 +20,7 @@ from stages.maths.partition import (
     segment_cutpoints,
 )
 from stages.maths.ragged import Ragged
-from stages.maths.trees import node_values, states_above
+from stages.maths.trees import node_values, start_states
 from stages.maths.values import best_of_n_values
 from tests.golden import assert_close, load_golden
 
@@ -128,7 +128,7 @@ def test_tree_values_and_advantages():
     dropped = refused = 0
     for case in load_golden("tree.json")["cases"]:
         names, parent, reward = flat_tree(case["inputs"]["tree"])
-        value, state = node_values(parent, reward), states_above(parent, np.zeros(parent.size, np.int64))
+        value, state = node_values(parent, reward), start_states(parent, np.zeros(parent.size, np.int64))
         released = case["outputs"]
         assert_close(value, [released["node_stats"][name]["reward"] for name in names], case)
         for method, scale in (("rloo", False), ("grpo", True)):

@@ -1,4 +1,4 @@
-"""Values of trees: hand-worked numbers, telescoping along every path, and the group methods as the flat case."""
+"""Values of trees: numbers worked by hand, telescoping along paths, and trees of one level as group methods."""
 
 import numpy as np
 import pytest
@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 
 from stages.core.errors import UserError
 from stages.maths.advantages import dr_grpo, grpo, rloo, sibling_advantages
-from stages.maths.trees import leaves_below, node_values, preorder, states_above
+from stages.maths.trees import leaves_below, node_values, preorder, start_states
 from stages.maths.values import group_std
 
 NAN = float("nan")
 #   0 ── 1 (R 1), 2 (R 0)
-#   3 (R 1)                       the prompt's children are 0 and 3
+#   3 (R 1)                       the children of the prompt are 0 and 3
 PARENT = np.array([-1, 0, 0, -1])
 REWARD = np.array([NAN, 1.0, 0.0, 1.0])
 ONE_TREE = np.zeros(4, np.int64)
@@ -21,30 +21,32 @@ ONE_TREE = np.zeros(4, np.int64)
 def test_two_levels_by_hand():
     value = node_values(PARENT, REWARD)
     assert value.tolist() == [0.5, 1, 0, 1]
-    found = sibling_advantages(value, states_above(PARENT, ONE_TREE))
+    found = sibling_advantages(value, start_states(PARENT, ONE_TREE))
     assert found.value_start.tolist() == [0.75, 0.5, 0.5, 0.75]
     assert found.advantage.tolist() == [-0.25, 0.5, -0.5, 0.25]
 
 
 def test_leave_one_out_by_hand():
-    found = sibling_advantages(node_values(PARENT, REWARD), states_above(PARENT, ONE_TREE), baseline="leave-one-out")
-    assert found.value_start.tolist() == [1, 0, 1, 0.5]  # each the value of its only sibling
+    found = sibling_advantages(node_values(PARENT, REWARD), start_states(PARENT, ONE_TREE), baseline="leave-one-out")
+    assert found.value_start.tolist() == [1, 0, 1, 0.5]  # the value of the only sibling
     assert found.advantage.tolist() == [-0.5, 1, -1, 0.5]
 
 
 def test_an_only_child_has_no_others_so_its_baseline_is_0():
     parent, tree = np.array([-1, 0, 0]), np.zeros(3, np.int64)
-    found = sibling_advantages(node_values(parent, [NAN, 1, 0]), states_above(parent, tree), baseline="leave-one-out")
+    found = sibling_advantages(node_values(parent, [NAN, 1, 0]), start_states(parent, tree), baseline="leave-one-out")
     assert (found.value_start[0], found.advantage[0]) == (0, 0.5)
 
 
-def test_divided_by_the_spread_of_the_siblings():
-    found = sibling_advantages(node_values(PARENT, REWARD), states_above(PARENT, ONE_TREE), scale=True)
-    np.testing.assert_allclose(found.advantage, [-1, 1, -1, 1], atol=1e-6)  # two siblings lie one std from their mean
-    assert found.value_start.tolist() == [0.75, 0.5, 0.5, 0.75], "the values stay values"
+def test_scaling_divides_by_the_standard_deviation_of_the_siblings():
+    found = sibling_advantages(node_values(PARENT, REWARD), start_states(PARENT, ONE_TREE), scale=True)
+    np.testing.assert_allclose(
+        found.advantage, [-1, 1, -1, 1], atol=1e-6
+    )  # each of two siblings is one std from their mean
+    assert found.value_start.tolist() == [0.75, 0.5, 0.5, 0.75], "values are not scaled"
 
 
-def test_a_rounding_error_is_no_spread():
+def test_rounding_errors_are_not_scaled_up():
     assert sibling_advantages([0.8, 0.8000000000000002], [0, 0], scale=True).advantage.tolist() == [0, 0]
 
 
@@ -53,43 +55,43 @@ def test_values_of_equal_leaves_are_exact():
     assert node_values(parent, [NAN] + [0.1] * 7)[0] == 0.1
 
 
-def test_the_spread_of_siblings_by_hand():
-    # 0.5 and 1 lie 0.25 from their mean: std = sqrt(2 · 0.0625 / 1)
+def test_group_std_by_hand():
+    # 0.5 and 1 are 0.25 from their mean: std = sqrt(2 · 0.0625 / 1)
     found = group_std(np.array([0.5, 1, 7, 1]), np.array([4, 4, 9, 5]))
     np.testing.assert_allclose(found, [np.sqrt(0.125), np.sqrt(0.125), NAN, NAN])
 
 
-def test_two_trees_in_any_order_become_pre_order():
+def test_two_trees_in_any_order_are_sorted_to_pre_order():
     #             a0   b0   a00  a1   b00  a01
     parent = np.array([-1, -1, 0, -1, 1, 0])
     tree = np.array([0, 1, 0, 0, 1, 0])
     assert preorder(parent, tree, np.arange(6)).tolist() == [0, 2, 5, 3, 1, 4]
-    assert preorder(parent, tree, -np.arange(6)).tolist() == [3, 0, 5, 2, 1, 4], "elder siblings first, by their rank"
+    assert preorder(parent, tree, -np.arange(6)).tolist() == [3, 0, 5, 2, 1, 4], "siblings are sorted by rank"
 
 
-def test_which_leaves_lie_below_the_start_of_each_node():
+def test_the_leaves_below_the_start_state_of_each_node():
     first, count = leaves_below(PARENT, ONE_TREE)
-    # leaves: rows 1, 2, 3; the prompt has all of them below it, node 0 the first two
+    # leaves: rows 1, 2, 3; all are below the prompt, the first two below node 0
     assert first.tolist() == [0, 0, 0, 0]
     assert count.tolist() == [3, 2, 2, 3]
 
 
-def test_no_tree_at_all():
-    nothing = np.empty(0, np.int64)
-    assert node_values(nothing, []).size == preorder(nothing, nothing, []).size == 0
-    assert leaves_below(nothing, nothing)[0].size == 0
+def test_no_trees():
+    empty = np.empty(0, np.int64)
+    assert node_values(empty, []).size == preorder(empty, empty, []).size == 0
+    assert leaves_below(empty, empty)[0].size == 0
 
 
-def test_a_leaf_without_reward_and_a_circle():
+def test_a_leaf_without_reward_and_a_cycle_are_refused():
     with pytest.raises(ValueError, match="leaf"):
         node_values(PARENT, [NAN, NAN, 0, 1])
-    with pytest.raises(UserError, match="circle"):
+    with pytest.raises(UserError, match="cycle"):
         node_values(np.array([1, 0]), [1, 1])
 
 
 @st.composite
 def forests(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """parent, tree and reward of some trees whose rows come in any order."""
+    """Draw parent, tree and reward of some trees with rows in any order."""
     count = draw(st.integers(1, 14))
     parent = [draw(st.integers(-1, i - 1)) for i in range(count)]
     tree: list[int] = []
@@ -104,7 +106,7 @@ def forests(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return shuffled_parent, np.unique(shuffled_tree, return_inverse=True)[1], reward
 
 
-def path(parent: np.ndarray, node: int) -> list[int]:
+def path_to(parent: np.ndarray, node: int) -> list[int]:
     rows = [node]
     while parent[rows[-1]] >= 0:
         rows.append(int(parent[rows[-1]]))
@@ -114,14 +116,14 @@ def path(parent: np.ndarray, node: int) -> list[int]:
 @given(forests())
 def test_advantages_telescope_along_every_path(forest):
     parent, tree, reward = forest
-    found = sibling_advantages(node_values(parent, reward), states_above(parent, tree))
+    found = sibling_advantages(node_values(parent, reward), start_states(parent, tree))
     for leaf in set(range(parent.size)) - set(parent.tolist()):
-        rows = path(parent, leaf)
+        rows = path_to(parent, leaf)
         np.testing.assert_allclose(found.advantage[rows].sum(), reward[leaf] - found.value_start[rows[0]], atol=1e-12)
 
 
 @given(forests())
-def test_pre_order_keeps_leaves_below_a_state_side_by_side(forest):
+def test_in_pre_order_the_leaves_below_a_state_are_contiguous(forest):
     parent, tree, reward = forest
     order = preorder(parent, tree, np.arange(parent.size))
     assert sorted(order.tolist()) == list(range(parent.size))
@@ -131,9 +133,9 @@ def test_pre_order_keeps_leaves_below_a_state_side_by_side(forest):
     assert np.all(np.diff(tree) >= 0)
     leaves = [row for row in range(parent.size) if row not in parent]
     first, count = leaves_below(parent, tree)
-    state = states_above(parent, tree)
+    state = start_states(parent, tree)
     for row in range(parent.size):
-        below = [leaf for leaf in leaves if state[row] in state[path(parent, leaf)]]
+        below = [leaf for leaf in leaves if state[row] in state[path_to(parent, leaf)]]
         assert leaves[first[row] : first[row] + count[row]] == below
 
 
@@ -148,10 +150,10 @@ def test_permuting_rows_permutes_the_values(forest, random):
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.floats(-2, 2)), min_size=1, max_size=20))
-def test_a_tree_of_one_level_is_the_group_method(members):
+def test_a_tree_of_one_level_equals_the_group_method(members):
     tree, reward = np.array([g for g, _ in members]), np.array([r for _, r in members])
     parent = np.full(tree.size, -1)
-    value, state = node_values(parent, reward), states_above(parent, tree)
+    value, state = node_values(parent, reward), start_states(parent, tree)
     pairs = (
         (sibling_advantages(value, state), dr_grpo),
         (sibling_advantages(value, state, scale=True), grpo),

@@ -62,7 +62,7 @@ def test_a_stretch_comes_behind_the_prompt_and_its_ancestors_and_alone_carries_l
     assert [one.advantages.tolist() for one in found.examples] == [[0.25], [-0.5, -0.5], [1.0, 1.0]]
     assert [one.response_tokens for one in found.examples] == [1, 2, 2]
     assert [one.reward == one.reward for one in found.examples] == [False, True, True]  # inner nodes have none
-    assert found.stretches
+    assert found.from_trees
 
 
 def test_siblings_share_a_group_and_whole_responses_stand_alone(tmp_path: Path) -> None:
@@ -129,10 +129,10 @@ def test_unfinished_responses_are_left_out_and_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "problem"),
     [
-        ({"parent_id": "q/7"}, "q/0.0 continues q/7, which is not there"),
+        ({"parent_id": "q/7"}, "q/0.0 continues q/7, which is missing"),
         (
             {"parent_id": "q/0.0"},
-            r"t\.parquet: stretches continue each other in a circle: row 1",
+            r"t\.parquet: the parents of nodes form a cycle: .* row 1",
         ),
     ],
 )
