@@ -20,7 +20,7 @@ from stages.core.errors import IncompleteInput, UserError
 from stages.core.paths import as_path
 from stages.core.progress import Progress, Silent, Summary
 from stages.evaluation import regrading
-from stages.evaluation.artefacts import Evaluation, read_evaluation, warnings
+from stages.evaluation.artefacts import Evaluation, comparison_warnings, read_evaluation
 from stages.evaluation.comparison import Comparison, compare
 from stages.evaluation.scores import GROUPS, Result
 from stages.shards.parts import part_name
@@ -114,7 +114,7 @@ def _compare(config: Compare) -> Report:
     found = compare(first.scores, second.scores)
     if not found:
         raise UserError(f"{first.path} and {second.path} have no question of the same task and budget in common")
-    notes = [f"A is {first.path}, B is {second.path}", *warnings(first, second), *_left_out(found)]
+    notes = [f"A is {first.path}, B is {second.path}", *comparison_warnings(first, second), *_left_out(found)]
     told = {"a": str(first.path), "b": str(second.path), "comparisons": [dataclasses.asdict(one) for one in found]}
     return Report(config.format, [comparison_table(found)], told, notes)
 

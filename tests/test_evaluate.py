@@ -1,4 +1,4 @@
-"""What `spo eval` measures: accuracies worked by hand, every response kept."""
+"""`spo eval`: accuracies worked by hand, one row per response and budget, resumable and shardable."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import pytest
 from stages import evaluate
 from stages.core.errors import FingerprintMismatch, UserError
 from stages.core.progress import Summary
+from stages.responses import grading
 from stages.shards.schemas import EVALUATION
+from stages.shards.writing import PartWriter
 from stages.tasks import open_task
-from tests.chains import ARITHMETIC, footer, rows, with_context
+from tests.chains import ARITHMETIC, footer, rows, sample, with_context
 from tests.evaluation.responses import standard_error
 from tests.shards.samples import Notes, files
 
@@ -27,7 +29,7 @@ def measure(out: Path, model: Path, **options: Any) -> Summary:
     return evaluate.run(evaluate.Config(out=out, model=str(model), **given))
 
 
-def test_greedy_keeps_one_response_of_every_question(policy: Path, tmp_path: Path):
+def test_a_greedy_evaluation_has_one_row_per_question(policy: Path, tmp_path: Path):
     summary = measure(tmp_path / "out", policy)
     found, task = rows(tmp_path / "out"), open_task("arithmetic", None, ARITHMETIC["task_arg"])
     assert list(found[0]) == list(EVALUATION.names)
@@ -50,22 +52,22 @@ def test_every_response_is_a_row_and_the_footer_holds_the_accuracies(policy: Pat
     summary = measure(tmp_path / "out", policy, num_generations=4, temperature=0.7, chunk_questions=2)
     found = rows(tmp_path / "out")
     assert [row["response_id"] for row in found] == [f"arithmetic-test-{q}/{i}" for q in range(5) for i in range(4)]
-    told = footer(tmp_path / "out" / PART)["summary"]
-    assert set(told) == {"avg@4", "maj@4", "pass@2", "pass@4"}
+    recorded = footer(tmp_path / "out" / PART)["summary"]
+    assert set(recorded) == {"avg@4", "maj@4", "pass@2", "pass@4"}
     rewards = np.array([row["reward"] for row in found]).reshape(5, 4)
     assert 0 < rewards.mean() < 1
     means = rewards.mean(axis=1)
-    assert told["avg@4"] == pytest.approx([means.mean(), standard_error(*means)])
-    assert told["pass@4"][0] == pytest.approx(rewards.any(axis=1).mean())
-    assert summary.figures["pass@4 standard error"] == told["pass@4"][1]
+    assert recorded["avg@4"] == pytest.approx([means.mean(), standard_error(*means)])
+    assert recorded["pass@4"][0] == pytest.approx(rewards.any(axis=1).mean())
+    assert summary.figures["pass@4 standard error"] == recorded["pass@4"][1]
     again = measure(tmp_path / "out", policy, num_generations=4, temperature=0.7)
     assert again.up_to_date
     assert again.figures == summary.figures
 
 
-def test_shards_keep_the_rows_of_the_whole(policy: Path, tmp_path: Path):
+def test_shards_have_the_rows_of_the_whole_evaluation(policy: Path, tmp_path: Path):
     measure(tmp_path / "one", policy)
-    for shard in range(7):  # two of them without a question
+    for shard in range(7):  # more shards than questions
         measure(tmp_path / "seven", policy, shard=f"{shard}/7")
     assert rows(tmp_path / "seven") == rows(tmp_path / "one")
     assert measure(tmp_path / "seven", policy, shard="0/7").figures == {}
@@ -78,9 +80,7 @@ def test_chunks_and_batches_do_not_change_a_byte(policy: Path, tmp_path: Path):
     assert files(tmp_path / "other") == files(tmp_path / "plain")
 
 
-def test_evaluation_and_rollout_draw_different_numbers(policy: Path, tmp_path: Path):
-    from tests.chains import sample
-
+def test_evaluation_and_rollout_use_different_random_numbers(policy: Path, tmp_path: Path):
     sample(tmp_path / "rollout", policy, num_questions=5, num_generations=2)
     measure(tmp_path / "eval", policy, split="train", num_generations=2, temperature=1.0)
     drawn = [[row["token_ids"] for row in rows(tmp_path / name)] for name in ("rollout", "eval")]
@@ -89,7 +89,7 @@ def test_evaluation_and_rollout_draw_different_numbers(policy: Path, tmp_path: P
 
 def test_another_number_of_responses_is_refused_by_name(policy: Path, tmp_path: Path):
     measure(tmp_path / "out", policy)
-    with pytest.raises(FingerprintMismatch, match="num_generations: 1 there, 2 asked"):
+    with pytest.raises(FingerprintMismatch, match="num_generations: found 1, requested 2"):
         measure(tmp_path / "out", policy, num_generations=2)
 
 
@@ -118,7 +118,7 @@ def test_a_response_that_ends_with_the_budget_is_finished_and_a_longer_one_earns
     assert {len(row["token_ids"]) for row in whole.values()} & {5, 6, 7, 8, 9, 10}, "some end with a budget"
 
 
-def test_several_budgets_are_told_apart_in_the_footer_and_sampled_once(policy: Path, tmp_path: Path):
+def test_several_budgets_are_named_in_the_footer_and_sampled_once(policy: Path, tmp_path: Path):
     several = measure(tmp_path / "several", policy, max_tokens=(4, 24))
     one = measure(tmp_path / "one", policy, max_tokens=24)
     assert several.tokens_sampled == one.tokens_sampled
@@ -141,13 +141,13 @@ def test_several_tasks_are_evaluated_in_one_run_each_with_its_own_questions(poli
         "arithmetic",
         "knights-and-knaves",
     ]
-    assert both.reward is None, "there is no one figure"
+    assert both.reward is None, "several tasks have no single figure"
     for shard in range(4):
         measure(tmp_path / "four", policy, task=("arithmetic", "knights-and-knaves"), shard=f"{shard}/4", **options)
     assert rows(tmp_path / "four") == found
 
 
-def test_several_tasks_read_each_its_own_data(policy: Path, tmp_path: Path):
+def test_each_of_several_tasks_reads_its_own_data(policy: Path, tmp_path: Path):
     numbers = tmp_path / "numbers.jsonl"
     numbers.write_text('{"question": "1 + 1?", "answer": "#### 2"}\n{"question": "2 + 2?", "answer": "#### 4"}\n')
     measure(
@@ -163,9 +163,9 @@ def test_several_tasks_read_each_its_own_data(policy: Path, tmp_path: Path):
     assert [row["reference"] for row in found[:2]] == ["2", "4"]
 
 
-def test_a_killed_evaluation_of_several_tasks_goes_on_where_it_was(policy: Path, tmp_path: Path, monkeypatch: Any):
-    from stages.shards.writing import PartWriter
-
+def test_a_killed_evaluation_of_several_tasks_resumes_with_the_same_bytes(
+    policy: Path, tmp_path: Path, monkeypatch: Any
+):
     options: dict[str, Any] = {
         "task": ("arithmetic", "knights-and-knaves"),
         "task_arg": ("arithmetic.operations=1",),
@@ -190,16 +190,14 @@ def test_a_killed_evaluation_of_several_tasks_goes_on_where_it_was(policy: Path,
     assert files(tmp_path / "killed") == files(tmp_path / "unbroken")
 
 
-def test_what_could_not_be_graded_is_null_counted_and_no_failure(policy: Path, tmp_path: Path, monkeypatch: Any):
-    from stages.responses import grading
+def test_ungradable_responses_have_a_null_reward_and_are_counted(policy: Path, tmp_path: Path, monkeypatch: Any):
+    original = grading.grade_texts
 
-    verdict = grading.grade_texts
-
-    def lose_every_other(*given: Any) -> list[grading.Grade]:
-        grades = verdict(*given)
+    def drop_every_other_reward(*given: Any) -> list[grading.Grade]:
+        grades = original(*given)
         return [grading.Grade(g.text, g.answer, None if i % 2 else g.reward) for i, g in enumerate(grades)]
 
-    monkeypatch.setattr(grading, "grade_texts", lose_every_other)
+    monkeypatch.setattr(grading, "grade_texts", drop_every_other_reward)
     summary = measure(tmp_path / "out", policy, num_generations=2, temperature=1.0)
     assert [row["reward"] is None for row in rows(tmp_path / "out")] == [False, True] * 5
     assert footer(tmp_path / "out" / PART)["counts"]["ungradable"] == 5
@@ -216,13 +214,13 @@ def test_what_could_not_be_graded_is_null_counted_and_no_failure(policy: Path, t
         ({"task": ("arithmetic", "arithmetic")}, "--task names arithmetic twice"),
     ],
 )
-def test_a_mistake_is_told_before_any_work(policy: Path, tmp_path: Path, options: dict[str, Any], message: str):
+def test_wrong_options_are_refused_before_any_work(policy: Path, tmp_path: Path, options: dict[str, Any], message: str):
     with pytest.raises(UserError, match=message):
         measure(tmp_path / "out", policy, **options)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_budget_beyond_the_context_is_told(policy: Path, tmp_path: Path):
+def test_a_budget_beyond_the_context_is_reported(policy: Path, tmp_path: Path):
     small, notes = with_context(policy, tmp_path / "small", 20), Notes()
     given: dict[str, Any] = {"num_questions": 3, "threads": 1, "task": ("arithmetic",), "task_arg": ("operations=1",)}
     evaluate.run(evaluate.Config(out=tmp_path / "out", model=str(small), max_tokens=(4, 24), **given), notes)

@@ -1,1 +1,1 @@
-"""What an evaluation comes to: its scores by task, budget and group, and two evaluations compared."""
+"""Score evaluations by task, budget and group, compare two evaluations, and grade saved responses again."""

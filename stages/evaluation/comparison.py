@@ -1,4 +1,4 @@
-"""Two evaluations paired by question: differences with their standard errors and p-values, questions won and lost."""
+"""Compare two evaluations by question: differences with standard errors and p-values, questions won and lost."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ class Comparison:
     """One accuracy of one task and budget in two evaluations, over the questions that both have.
 
     Attributes:
-      max_tokens: of the first and of the second.
-      accuracy: its name, `avg@4`; where the two differ in their number of responses, `avg@1, avg@4`.
-      questions: that are compared. only_first, only_second: that the other lacks, or has no graded response to.
+      max_tokens: budgets of the first and of the second evaluation.
+      accuracy: name such as `avg@4`; `avg@1, avg@4` if the numbers of responses differ.
+      questions: number of questions compared.
+      only_first, only_second: number of questions that the other evaluation lacks or could not grade.
       difference: second − first, with the standard error of the paired differences.
       p_value: two-sided, of the sign-flip permutation test on the differences by question.
-      won, lost, tied: questions that the second answers better than the first, worse, alike.
+      won, lost, tied: number of questions where the second evaluation is better, worse, equal.
     """
 
     task: str | None
@@ -41,12 +42,12 @@ class Comparison:
 
 
 def compare(first: Sequence[Scores], second: Sequence[Scores]) -> list[Comparison]:
-    """Every accuracy that both evaluations tell, task by task and budget by budget."""
+    """Compare every accuracy that both evaluations have, task by task and budget by budget."""
     return [found for pair in _pairs(first, second) for found in _compare(*pair)]
 
 
 def _pairs(first: Sequence[Scores], second: Sequence[Scores]) -> list[tuple[Scores, Scores]]:
-    """Scores of the same task and budget; of the same task where each has one budget alone."""
+    """Return the scores to compare: same task and budget; same task alone if each evaluation has a single budget."""
     pairs = []
     for task in dict.fromkeys(scores.task for scores in first):
         ours = {scores.max_tokens: scores for scores in first if scores.task == task}
@@ -59,27 +60,30 @@ def _pairs(first: Sequence[Scores], second: Sequence[Scores]) -> list[tuple[Scor
 
 
 def _compare(first: Scores, second: Scores) -> list[Comparison]:
-    at = {name: row for row, name in enumerate(second.question_ids)}
-    here = np.array([row for row, name in enumerate(first.question_ids) if name in at], np.int64)
-    there = np.array([at[first.question_ids[row]] for row in here], np.int64)
+    """Compare every common accuracy over the questions that both evaluations graded."""
+    row_in_second = {name: row for row, name in enumerate(second.question_ids)}
+    # [Q] rows of the common questions in either evaluation
+    ours = np.array([row for row, name in enumerate(first.question_ids) if name in row_in_second], np.int64)
+    theirs = np.array([row_in_second[first.question_ids[row]] for row in ours], np.int64)
     found = []
     for one, other in _common_accuracies(first, second):
         a, b = first.accuracies[one], second.accuracies[other]
-        both = ~np.isnan(a[here]) & ~np.isnan(b[there])
+        both = ~np.isnan(a[ours]) & ~np.isnan(b[theirs])
         if both.any():
             name = one if one == other else f"{one}, {other}"
-            found.append(_comparison(first, second, name, a[here][both], b[there][both]))
+            found.append(_comparison(first, second, name, a[ours][both], b[theirs][both]))
     return found
 
 
 def _common_accuracies(first: Scores, second: Scores) -> list[tuple[str, str]]:
-    """avg@k estimates the same, whatever k is; the others are comparable for the same k alone."""
+    """Return pairs of names: avg@k estimates the same quantity for every k; maj@k and pass@k need the same k."""
     average = f"avg@{first.samples}", f"avg@{second.samples}"
     same = [(name, name) for name in first.accuracies if name in second.accuracies and name != average[0]]
     return [average, *same]
 
 
 def _comparison(first: Scores, second: Scores, name: str, a: NDArray[np.float64], b: NDArray[np.float64]) -> Comparison:
+    """Compare one accuracy, given as [Q] values `a` and `b` of the same questions."""
     change = b - a
     won, lost = int((change > ROUNDING).sum()), int((change < -ROUNDING).sum())
     return Comparison(

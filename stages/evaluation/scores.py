@@ -1,10 +1,10 @@
-"""From graded responses to scores: accuracies, lengths and truncation per question; their means and standard errors.
+"""Score graded responses: accuracy, length and truncation per question, and their means with standard errors.
 
-A response that could not be graded (reward null) is left out of every accuracy and counted; it is never taken for a
-wrong one. A question of which nothing could be graded is left out of the accuracies, and counted too.
+A response that could not be graded (reward null) is excluded from every accuracy and counted; it does not count as
+wrong. A question without a graded response is excluded from the accuracies and counted as well.
 """
 
-# pyarrow.compute makes its functions when it is imported, out of the type checker's sight.
+# pyarrow.compute makes its functions at import time:
 # pyright: reportAttributeAccessIssue=false
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 from stages.maths.statistics import maj_at_k, mean_and_standard_error, pass_at_k, question_means
 
 COLUMNS = ("task", "max_tokens", "question_id", "subject", "level", "token_ids", "finish_reason", "answer", "reward")
-"""What the scores are made of."""
+"""Columns of `schemas.EVALUATION` that the scores are computed from."""
 
 GROUPS = ("subject", "level")
-"""What the questions of a task are told apart by."""
+"""Columns that divide the questions of a task into groups."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over questions and its standard error, clustered by question; NaN where it cannot be told."""
+    """A mean over questions and its standard error, clustered by question; NaN if it is undefined."""
 
     mean: float
     standard_error: float
@@ -36,16 +36,18 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Result:
-    """What the questions of one task, or one group of them, came to under one budget.
+    """The scores of one task under one budget, over all its questions or one group of them.
 
     Attributes:
-      task, max_tokens: None where the responses, brought from elsewhere, do not say.
-      group: what the questions have in common beside the task, such as a subject; None: all of the task.
-      samples: k, the responses per question (the most that a question has).
-      accuracies: `avg@k`, and for k > 1 `maj@k`, `pass@2`, `pass@4` … `pass@k`; empty where nothing could be graded.
-      length: tokens of a response. truncated: share of responses that the budget, or the context, cut off.
-      ungradable: responses that the verifier came to no verdict about.
-      unscored: questions of which no response could be graded.
+      task, max_tokens: None if the responses, written by another tool, do not record them.
+      group: the group's subject or level; None for all questions of the task.
+      questions: number of questions.
+      samples: k, the number of responses per question (the maximum over the questions).
+      accuracies: `avg@k`, and for k > 1 `maj@k`, `pass@2`, `pass@4` … `pass@k`; empty if nothing could be graded.
+      length: tokens of a response.
+      truncated: fraction of responses that the budget or the context truncated.
+      ungradable: number of responses without a verdict.
+      unscored: number of questions without a graded response.
     """
 
     task: str | None
@@ -62,13 +64,15 @@ class Result:
 
 @dataclass(frozen=True)
 class Scores:
-    """The questions of one task under one budget, one number each.
+    """The scores of each question of one task under one budget.
 
     Attributes:
+      task, max_tokens, samples: as in `Result`.
       question_ids: [Q] in order of first appearance.
-      groups: "subject" and "level" → [Q], None where the task tells none.
-      accuracies: as in `Result`, by name → [Q]; NaN where none of the question's responses could be graded.
-      length, truncated: [Q] means over its responses. ungradable: [Q] numbers of responses.
+      groups: "subject" and "level" → [Q]; None for a question without one.
+      accuracies: name as in `Result` → [Q]; NaN for a question without a graded response.
+      length, truncated: [Q] means over the responses to a question.
+      ungradable: [Q] numbers of responses.
     """
 
     task: str | None
@@ -81,25 +85,25 @@ class Scores:
     truncated: NDArray[np.float64]
     ungradable: NDArray[np.int64]
 
-    def result(self, chosen: NDArray[np.bool_] | None = None, group: str | None = None) -> Result:
-        """The means over all questions, or over the chosen ones, which `group` names."""
-        chosen = np.ones(len(self.question_ids), np.bool_) if chosen is None else chosen
-        scored = chosen & ~np.isnan(next(iter(self.accuracies.values())))
+    def result(self, members: NDArray[np.bool_] | None = None, group: str | None = None) -> Result:
+        """Return the means over all questions, or over the `members` [Q] of the group called `group`."""
+        members = np.ones(len(self.question_ids), np.bool_) if members is None else members
+        scored = members & ~np.isnan(next(iter(self.accuracies.values())))
         return Result(
             task=self.task,
             max_tokens=self.max_tokens,
             group=group,
-            questions=int(chosen.sum()),
+            questions=int(members.sum()),
             samples=self.samples,
-            accuracies={name: estimate(of[scored]) for name, of in self.accuracies.items() if scored.any()},
-            length=estimate(self.length[chosen]),
-            truncated=estimate(self.truncated[chosen]),
-            ungradable=int(self.ungradable[chosen].sum()),
-            unscored=int((chosen & ~scored).sum()),
+            accuracies={name: estimate(values[scored]) for name, values in self.accuracies.items() if scored.any()},
+            length=estimate(self.length[members]),
+            truncated=estimate(self.truncated[members]),
+            ungradable=int(self.ungradable[members].sum()),
+            unscored=int((members & ~scored).sum()),
         )
 
     def results_by(self, group: str) -> list[Result]:
-        """One result for each subject, or level; none where they do not tell the questions apart."""
+        """Return one result per subject or level, by name; none if there are fewer than two."""
         values = self.groups[group]
         names = sorted({value for value in values if value is not None})
         if len(names) < 2:
@@ -108,15 +112,18 @@ class Scores:
 
 
 def estimate(per_question: NDArray[np.float64]) -> Estimate:
-    """The mean of one value per question, with its standard error."""
+    """Return the mean of one value per question, with its standard error."""
     return Estimate(*mean_and_standard_error(per_question))
 
 
 def score(responses: pa.Table) -> list[Scores]:
-    """The scores of every task under every budget: tasks in order of first appearance, budgets from the smallest.
+    """Score every task under every budget.
 
     Args:
-      responses: `COLUMNS` of `schemas.EVALUATION`, in any order.
+      responses: `COLUMNS` of `schemas.EVALUATION`, rows in any order.
+
+    Returns:
+      Tasks in order of first appearance, budgets ascending.
     """
     lengths = pc.list_value_length(responses["token_ids"])
     rows = responses.drop_columns("token_ids").append_column("length", lengths)
@@ -124,18 +131,20 @@ def score(responses: pa.Table) -> list[Scores]:
 
 
 def _split(rows: pa.Table) -> Iterator[tuple[str | None, int | None, pa.Table]]:
+    """Yield (task, budget, their rows)."""
     for task in pc.unique(rows["task"]).to_pylist():
-        of_task = rows.filter(_equal(rows["task"], task))
-        for budget in sorted(pc.unique(of_task["max_tokens"]).to_pylist(), key=lambda value: value or 0):
-            yield task, budget, of_task.filter(_equal(of_task["max_tokens"], budget))
+        task_rows = rows.filter(_equal(rows["task"], task))
+        for budget in sorted(pc.unique(task_rows["max_tokens"]).to_pylist(), key=lambda value: value or 0):
+            yield task, budget, task_rows.filter(_equal(task_rows["max_tokens"], budget))
 
 
 def _equal(column: pa.ChunkedArray, value: str | int | None) -> pa.ChunkedArray:
+    """Return which values equal `value`; null equals None."""
     return pc.is_null(column) if value is None else pc.equal(column, value)
 
 
 def _score(task: str | None, budget: int | None, rows: pa.Table) -> Scores:
-    """One task under one budget, one row per response."""
+    """Score one task under one budget, given one row per response."""
     encoded = rows["question_id"].combine_chunks().dictionary_encode()
     question, ids = encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
     total, first = len(ids), np.unique(question, return_index=True)[1]
@@ -161,11 +170,19 @@ def _accuracies(
     graded: NDArray[np.bool_],
     total: int,
 ) -> tuple[dict[str, NDArray[np.float64]], int]:
-    """Accuracies by name, [Q] each, and k.
+    """Compute the accuracies of each question.
 
-    Where no response states an answer, and yet some earn a reward, a vote says nothing: there is no maj@k.
-    A response of reward 1 (or more) passes. Where fewer than j responses to a question could be graded, pass@j is that
-    of as many as could: a lower bound, so that pass@j never shrinks as j grows.
+    There is no maj@k if no response has an answer although some earn a reward: there is nothing to vote on. A response
+    with a reward of at least 1 passes. If only i < j responses to a question could be graded, its pass@j is its pass@i:
+    a lower bound, with which pass@j never decreases in j.
+
+    Args:
+      question: [N] number of each response's question, from 0.
+      answers, rewards, graded: [N] of each response.
+      total: Q, the number of questions.
+
+    Returns:
+      Accuracies by name, [Q] each, and k, the maximum number of responses to a question.
     """
     k = int(np.bincount(question).max())
     names = answers.combine_chunks().dictionary_encode().indices.fill_null(-1).to_numpy()
@@ -173,9 +190,9 @@ def _accuracies(
     count = np.bincount(question, minlength=total)
     scores = {f"avg@{k}": question_means(question, rewards, total)}
     if k > 1:
-        right = np.bincount(question, weights=rewards >= 1, minlength=total).astype(np.int64)
+        passed = np.bincount(question, weights=rewards >= 1, minlength=total).astype(np.int64)
         if (names >= 0).any() or not rewards.any():
             scores[f"maj@{k}"] = maj_at_k(question, names, rewards, total)
         for j in [*(2**i for i in range(1, k.bit_length()) if 2**i < k), k]:
-            scores[f"pass@{j}"] = pass_at_k(np.maximum(count, 1), right, np.clip(count, 1, j))
+            scores[f"pass@{j}"] = pass_at_k(np.maximum(count, 1), passed, np.clip(count, 1, j))
     return {name: np.where(count > 0, values, np.nan) for name, values in scores.items()}, k

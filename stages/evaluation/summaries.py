@@ -1,4 +1,4 @@
-"""What a part of an evaluation says of itself: its accuracies in the footer, and the summary of the call."""
+"""Summarize an evaluation: accuracies for the footer of a part, and the summary of a call."""
 
 from __future__ import annotations
 
@@ -18,21 +18,25 @@ from stages.shards.writing import PartWriter
 def accuracies(
     scores: Sequence[Scores], *, several_tasks: bool = False, several_budgets: bool = False
 ) -> dict[str, tuple[float, float]]:
-    """Mean and standard error of every accuracy: `avg@4`, or `math500/2048/avg@4` where there are several of each."""
+    """Return (mean, standard error) of every accuracy: `avg@4`, or `math500/2048/avg@4` with several of each."""
     found = {}
     for one in scores:
-        place = [str(one.task)] * several_tasks + [str(one.max_tokens)] * several_budgets
+        prefix = [str(one.task)] * several_tasks + [str(one.max_tokens)] * several_budgets
         for name, estimate in one.result().accuracies.items():
-            found["/".join([*place, name])] = (estimate.mean, estimate.standard_error)
+            found["/".join([*prefix, name])] = (estimate.mean, estimate.standard_error)
     return found
 
 
 def score_accuracies(responses: pa.Table, *, tasks: int, budgets: int) -> dict[str, tuple[float, float]]:
-    """The accuracies of the rows of a part, for its footer; tasks and budgets are those of the whole work."""
+    """Return the accuracies of the rows of a part, for its footer.
+
+    Args:
+      tasks, budgets: their numbers in the whole evaluation, so that all parts use the same names.
+    """
     return accuracies(score(responses), several_tasks=tasks > 1, several_budgets=budgets > 1)
 
 
-def summarise(
+def summarize(
     parts: Sequence[PartWriter],
     out: Path,
     started: float,
@@ -41,14 +45,18 @@ def summarise(
     tokens_prefilled: int = 0,
     notes: tuple[str, ...] = (),
 ) -> Summary:
-    """How a call that wrote these parts ended; the accuracies are told where it wrote one part."""
+    """Return the summary of a call that wrote these parts; it has accuracies only if there is one part.
+
+    Args:
+      started: `time.monotonic()` at the start of the call.
+    """
     figures = dict[str, float]()
-    told = parts[0].lineage.summary if len(parts) == 1 else {}
-    for name in sorted(told, key=_by_numbers):  # JSON has sorted them by letters
-        mean, error = told[name]
+    recorded = parts[0].lineage.summary if len(parts) == 1 else {}
+    for name in sorted(recorded, key=_natural_order):  # the JSON of the footer sorts names alphabetically
+        mean, error = recorded[name]
         figures |= {name: mean, f"{name} standard error": math.nan if error is None else error}
-    lost = sum(part.lineage.counts.get("ungradable", 0) for part in parts)
-    left_out = (f"{lost:,} rows could not be graded: the accuracies leave them out",) if lost else ()
+    ungradable = sum(part.lineage.counts.get("ungradable", 0) for part in parts)
+    left_out = (f"{ungradable:,} rows could not be graded: the accuracies leave them out",) if ungradable else ()
     return Summary(
         stage="eval",
         out=str(out),
@@ -63,6 +71,6 @@ def summarise(
     )
 
 
-def _by_numbers(name: str) -> list[str | int]:
-    """pass@2 comes before pass@16."""
-    return [int(piece) if piece.isdigit() else piece for piece in re.split(r"(\d+)", name)]
+def _natural_order(name: str) -> list[str | int]:
+    """Return a sort key that puts pass@2 before pass@16."""
+    return [int(token) if token.isdigit() else token for token in re.split(r"(\d+)", name)]

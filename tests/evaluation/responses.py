@@ -1,4 +1,4 @@
-"""Graded responses made by hand: as a table in memory, and as an evaluation on disk."""
+"""Make graded responses by hand: as a table in memory, and as an evaluation on disk."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from stages.shards.writing import open_part
 
 
 def graded(*questions: tuple[str, str], **columns: Any) -> pa.Table:
-    """Responses, one letter each: its answer (- none); upper case is right, `?` could not be graded: `("q", "Ab-?")`.
+    """Return rows of EVALUATION for (question, letters) pairs such as `("q", "Ab-?")`.
+
+    A letter is one response with this answer: upper case is right, lower case wrong, `-` has no answer and is wrong, and
+    `?` is ungradable.
 
     Args:
-      columns: other values of a column, for all rows or as a list.
+      columns: replaces values of a column: one value for all rows, or a list.
     """
     letters = [(name, number, letter) for name, responses in questions for number, letter in enumerate(responses)]
     count = len(letters)
@@ -47,7 +50,7 @@ def graded(*questions: tuple[str, str], **columns: Any) -> pa.Table:
 
 
 def write_evaluation(out: Path, *tables: pa.Table, settings: Mapping[str, Any] | None = None) -> Path:
-    """An evaluation of one part per table, with a lineage that says it was sampled with these settings."""
+    """Write an evaluation of one part per table, with a lineage that records these settings."""
     config = {"task": ["t"], "task_arg": [], "temperature": 0.0} | dict(settings or {})
     lineage = Lineage(stage="eval", schema_version=EVALUATION.version, config=config, seed=0, fingerprint="")
     for index, table in enumerate(tables):
@@ -57,5 +60,5 @@ def write_evaluation(out: Path, *tables: pa.Table, settings: Mapping[str, Any] |
 
 
 def standard_error(*values: float) -> float:
-    """Of a mean over questions."""
+    """Return the standard error of a mean over questions."""
     return float(np.std(values, ddof=1) / np.sqrt(len(values)))

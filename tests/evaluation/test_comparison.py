@@ -1,4 +1,4 @@
-"""Two evaluations paired by question, worked by hand; whatever makes the pairing doubtful is told."""
+"""Comparisons of two evaluations worked by hand, and the warnings about differences between them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from stages.evaluation.artefacts import read_evaluation, warnings
+from stages.evaluation.artefacts import comparison_warnings, read_evaluation
 from stages.evaluation.comparison import Comparison, compare
 from stages.evaluation.scores import score
 from tests.evaluation.responses import graded, standard_error, write_evaluation
@@ -19,7 +19,7 @@ def compared(first: pa.Table, second: pa.Table) -> list[Comparison]:
 
 
 def test_differences_worked_by_hand():
-    # by question: 1 → 0, 0 → 1, 0 → 1, 1 → 1, 0 → 0; of sign patterns of −1 +1 +1 all have |Σ| ≥ 1: p = 1
+    # by question: 1 → 0, 0 → 1, 0 → 1, 1 → 1, 0 → 0; every sign pattern of −1 +1 +1 has |Σ| ≥ 1, so p = 1
     first = graded(("q1", "A"), ("q2", "b"), ("q3", "b"), ("q4", "A"), ("q5", "b"))
     second = graded(("q5", "b"), ("q1", "b"), ("q2", "A"), ("q3", "A"), ("q4", "A"))
     (found,) = compared(first, second)
@@ -31,7 +31,7 @@ def test_differences_worked_by_hand():
 
 
 def test_pairing_takes_the_questions_difficulty_out_of_the_error():
-    """Each question is a quarter better answered: the difference is certain though the questions differ much."""
+    """Each question improves by 1/4: the difference has no error although the questions differ much."""
     first = graded(*((f"q{i}", "A" * (i % 4) + "b" * (4 - i % 4)) for i in range(8)))
     second = graded(*((f"q{i}", "A" * (i % 4 + 1) + "b" * (3 - i % 4)) for i in range(8)))
     found = {one.accuracy: one for one in compared(first, second)}
@@ -43,7 +43,7 @@ def test_pairing_takes_the_questions_difficulty_out_of_the_error():
     assert average.p_value == pytest.approx(2 / 2**8)
 
 
-def test_only_questions_that_both_have_are_compared_and_the_others_counted():
+def test_only_common_questions_are_compared_and_the_others_are_counted():
     (found,) = compared(graded(("q1", "A"), ("q2", "b"), ("q3", "A")), graded(("q3", "b"), ("q4", "A")))
     assert (found.questions, found.only_first, found.only_second) == (1, 2, 1)
     assert (found.first.mean, found.second.mean, found.lost) == (1, 0, 1)
@@ -55,7 +55,7 @@ def test_a_question_that_one_could_not_grade_is_left_out():
     assert (found.questions, found.only_first, found.only_second, found.tied) == (1, 1, 1, 1)
 
 
-def test_averages_of_unequal_numbers_of_responses_compare_and_nothing_else():
+def test_unequal_numbers_of_responses_compare_by_their_average_alone():
     (found,) = compared(graded(("q1", "A"), ("q2", "b")), graded(("q1", "AAbb"), ("q2", "Abbb")))
     assert (found.accuracy, found.difference.mean) == ("avg@1, avg@4", -0.125)
 
@@ -70,27 +70,29 @@ def test_each_task_and_budget_is_compared_with_its_own():
     ]
 
 
-def test_two_budgets_are_compared_where_each_has_one_alone():
+def test_different_budgets_are_compared_if_each_evaluation_has_a_single_one():
     (found,) = compared(graded(("q1", "b"), max_tokens=4), graded(("q1", "A"), max_tokens=16))
     assert (found.max_tokens, found.won) == ((4, 16), 1)
     assert compared(graded(("q1", "b"), task="a"), graded(("q1", "b"), task="b")) == []
 
 
-def test_settings_that_differ_are_told_and_seeds_and_questions_are_not(tmp_path: Path):
+def test_different_settings_cause_a_warning_but_seeds_and_questions_do_not(tmp_path: Path):
     settings = {"temperature": 0.0, "seed": 1, "num_questions": 2, "stop": []}
     other = {**settings, "temperature": 0.6, "seed": 2, "num_questions": None, "stop": ["x"]}
     first = read_evaluation(write_evaluation(tmp_path / "a", graded(("q1", "A")), settings=settings))
     second = read_evaluation(write_evaluation(tmp_path / "b", graded(("q1", "A")), settings=other))
-    assert warnings(first, second) == [
+    assert comparison_warnings(first, second) == [
         f"stop differs: nothing in {tmp_path}/a, x in {tmp_path}/b",
         f"temperature differs: 0.0 in {tmp_path}/a, 0.6 in {tmp_path}/b",
     ]
-    assert warnings(first, first) == []
+    assert comparison_warnings(first, first) == []
 
 
-def test_questions_that_changed_their_reference_are_told(tmp_path: Path):
+def test_changed_reference_answers_cause_a_warning(tmp_path: Path):
     first = read_evaluation(write_evaluation(tmp_path / "a", graded(("q1", "A"), ("q2", "A"))))
     second = read_evaluation(
         write_evaluation(tmp_path / "b", graded(("q1", "A"), ("q2", "A"), reference=["r", "changed"]))
     )
-    assert warnings(first, second) == [f"questions with another reference answer in {tmp_path}/b: 1, such as q2"]
+    assert comparison_warnings(first, second) == [
+        f"questions with another reference answer in {tmp_path}/b: 1, such as q2"
+    ]
