@@ -280,14 +280,14 @@ def test_the_same_advantages_twice_are_refused(iterations: list[Path], tmp_path:
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
-        ({"loss": "distill", "beta": 0.0}, "--loss distill .* expected one above 0"),
-        ({"loss": "distill", "loss_normalization": "sequence"}, "leave --loss-normalization out"),
+        ({"loss": "distill", "beta": 0.0}, "--loss distill .* expected --beta greater than 0"),
+        ({"loss": "distill", "loss_normalization": "sequence"}, "omit --loss-normalization"),
         ({"loss": "distill", "epsilon_high": 0.3}, "--loss distill clips no ratio"),
-        ({"importance_cap": 3.0}, "--importance-cap is for --old-logprobs recorded"),
-        ({"value_clip": 0.5}, "--value-clip is of a critic that is trained"),
+        ({"importance_cap": 3.0}, "--importance-cap requires --old-logprobs recorded"),
+        ({"value_clip": 0.5}, "--value-clip requires --critic-learning-rate"),
         ({"loss_normalization": "constant"}, "pass --loss-constant"),
-        ({"loss_constant": 3.0}, "--loss-constant is for --loss-normalization constant"),
-        ({"max_per_question": 3}, "--max-per-question is for --replay"),
+        ({"loss_constant": 3.0}, "--loss-constant requires --loss-normalization constant"),
+        ({"max_per_question": 3}, "--max-per-question requires --replay"),
         ({"packing": True, "whiten": "micro-batch"}, "--no-packing"),
     ],
 )

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages import estimate, evaluate, rollout, segment, sft, train
-from stages.configs.train import choose_engine
+from stages.configs.train import resolve_training_engine
 from stages.core.errors import FingerprintMismatch
 from stages.core.launcher import read_launch, require_single_process
 from stages.core.paths import as_path
@@ -64,7 +64,7 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
     require_single_process("spo run")
     plan = make_plan(config)
     for iteration in plan.iterations:
-        choose_engine(iteration.train, ranks=1)
+        resolve_training_engine(iteration.train, ranks=1)
     try:
         done = list(carry_out(plan, progress))
     except FingerprintMismatch as error:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from stages.configs.train import LearningOptions, choose_engine
+from stages.configs.train import LearningOptions, resolve_training_engine
 from stages.core.errors import UserError
 from stages.core.launcher import Launch
 from stages.models import devices
@@ -44,9 +44,9 @@ def plan_execution(options: LearningOptions, device: str, dtype: str, launch: La
       launch: how the launcher (torchrun, deepspeed, srun or none) started this process.
 
     Raises:
-      UserError: as `choose_engine` and `plan_deepspeed`; or a device that does not fit the launch.
+      UserError: as `resolve_training_engine` and `plan_deepspeed`; or a device that does not fit the launch.
     """
-    if choose_engine(options, launch.size) == "torch":
+    if resolve_training_engine(options, launch.size) == "torch":
         return ExecutionPlan(devices.pick_device(device))
     own_device = _device_of_rank(device, launch)
     ranks = join(launch, own_device.type)

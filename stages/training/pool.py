@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.configs.train import ExperienceOptions
+from stages.configs.train import LearningOptions
 from stages.core.errors import UserError
 from stages.optimization.batches import Example
 from stages.optimization.torch import TorchEngine
@@ -68,7 +68,7 @@ class ExamplePool:
             engine.check_trees(max((example.forward_tokens for example in self.examples), default=0))
 
 
-def fill_pool(options: ExperienceOptions, iterations: Sequence[Iteration], *, recorded: bool) -> ExamplePool:
+def fill_pool(options: LearningOptions, iterations: Sequence[Iteration], *, recorded: bool) -> ExamplePool:
     """Read the experience of each iteration, and select the examples that this call trains on.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from stages.configs.train import PaceOptions
+from stages.configs.train import LearningOptions
 from stages.core.errors import UserError
 from stages.core.progress import Progress
 from stages.maths.randomness import random_key
@@ -60,7 +60,7 @@ class LearningRates:
     before: int = 0
 
     @classmethod
-    def from_options(cls, options: PaceOptions, before: int) -> LearningRates:
+    def from_options(cls, options: LearningOptions, before: int) -> LearningRates:
         """Return the schedule that the options describe."""
         return cls(
             options.learning_rate,

@@ -196,8 +196,8 @@ def test_whatever_shares_the_work_it_is_the_same_work(two: Place, torch_alone: P
         ("held", "is working in"),
         ("unread", "rank 1: this disk is not there"),
         ("too-hot", "take a lower --learning-rate"),
-        ("no-torch", "--engine torch is one process, but the launcher has started 2"),
-        ("critic", "a critic is trained with --engine torch alone"),
+        ("no-torch", "--engine torch runs in one process, but the launcher started 2"),
+        ("critic", "--critic-learning-rate requires --engine torch"),
     ],
 )
 def test_an_error_of_any_rank_ends_all_with_one_line(two: Place, name: str, told: str):

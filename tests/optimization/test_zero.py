@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from stages.configs.train import LearningOptions, choose_engine
+from stages.configs.train import LearningOptions, resolve_training_engine
 from stages.core.errors import UserError
 from stages.optimization.zero import DeepSpeedSettings, plan_deepspeed
 
@@ -108,19 +108,19 @@ def test_a_file_that_is_not_there_is_told(tmp_path: Path):
 
 
 def test_auto_is_deepspeed_where_ranks_are_several():
-    assert [choose_engine(LearningOptions(), ranks) for ranks in (1, 2)] == ["torch", "deepspeed"]
-    assert choose_engine(LearningOptions(engine="deepspeed", zero_stage=3), 1) == "deepspeed"
+    assert [resolve_training_engine(LearningOptions(), ranks) for ranks in (1, 2)] == ["torch", "deepspeed"]
+    assert resolve_training_engine(LearningOptions(engine="deepspeed", zero_stage=3), 1) == "deepspeed"
 
 
 @pytest.mark.parametrize(
     ("options", "ranks", "told"),
     [
-        (LearningOptions(zero_stage=3), 1, "are DeepSpeed's: pass --engine deepspeed"),
-        (LearningOptions(engine="torch", offload_optimizer=True), 1, "are DeepSpeed's"),
-        (LearningOptions(engine="torch"), 4, "the launcher has started 4"),
-        (LearningOptions(critic_learning_rate=1e-4), 4, "--engine torch alone"),
+        (LearningOptions(zero_stage=3), 1, "require --engine deepspeed: pass it"),
+        (LearningOptions(engine="torch", offload_optimizer=True), 1, "require --engine deepspeed"),
+        (LearningOptions(engine="torch"), 4, "the launcher started 4"),
+        (LearningOptions(critic_learning_rate=1e-4), 4, "requires --engine torch"),
     ],
 )
 def test_an_engine_that_cannot_do_what_is_asked_is_told(options: LearningOptions, ranks: int, told: str):
     with pytest.raises(UserError, match=told):
-        choose_engine(options, ranks)
+        resolve_training_engine(options, ranks)
