@@ -1,1 +1,1 @@
-"""The options of every command: what the command line, recipes and fingerprints are built from. Nothing heavy is imported here."""
+"""Define the options of every command. Nothing heavy (torch, numpy, pyarrow) is imported in this package."""

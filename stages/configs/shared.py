@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from stages.core.config import option
 from stages.models.adapters import LoraOptions
 from stages.tasks import TASKS, Split
 from stages.tasks.templates import SLOT, TEMPLATES
-
-if TYPE_CHECKING:
-    from stages.models.adapters import LoraOptions
 
 DATA_HELP = (
     "a Parquet, JSONL or CSV file, a directory of them or of one per task, a data set on the Hugging Face hub, or hub "
@@ -27,7 +24,7 @@ TASK_ARG_HELP = (
 
 @dataclass(frozen=True, kw_only=True)
 class MachineFlags:
-    """Where and how fast a model runs."""
+    """Device and threads of a model."""
 
     GROUP = "Engine"
 
@@ -48,7 +45,7 @@ class MachineFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class VllmFlags:
-    """The options of vLLM alone."""
+    """Options that only vLLM reads."""
 
     GROUP = "vLLM"
 
@@ -106,13 +103,13 @@ class EngineFlags(MachineFlags, VllmFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class OutputFlags:
-    """Where a sharded artefact goes."""
+    """Output directory and shards of an artefact."""
 
     GROUP = "Output"
 
     out: Path = option("Directory of the artefact to write.", result=False, short="--output-dir")
     shard: str | None = option(
-        "Compute share I of N, with I from 0 to N-1.",
+        "Compute shard I of N, with I from 0 to N-1.",
         default=None,
         default_text="the SLURM array task, else 0/1",
         metavar="I/N",
@@ -120,7 +117,7 @@ class OutputFlags:
         result=False,
     )
     num_shards: int | None = option(
-        "Number of shares; task I of a SLURM array computes share I, and a call outside an array computes all.",
+        "Number of shards; task I of a SLURM array computes shard I, and a call outside an array computes all of them.",
         default=None,
         default_text="the size of the SLURM array, else 1",
         group="Shards",
@@ -128,7 +125,7 @@ class OutputFlags:
         result=False,
     )
     shards_per_task: int = option(
-        "With --num-shards N, the shares that each array task computes; the array then has N / K tasks.",
+        "With --num-shards N: number of shards that each array task computes; the array then has N / K tasks.",
         default=1,
         metavar="K",
         group="Shards",
@@ -141,43 +138,13 @@ class OutputFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraFlags:
-    """A low-rank adapter in place of the weights (peft)."""
-
-    GROUP = "LoRA"
-
-    lora_r: int | None = option(
-        "Train a LoRA adapter of this rank, without dropout, in place of the weights.",
-        default=None,
-        default_text="all weights, or the model's own adapter",
-        minimum=1,
-    )
-    lora_alpha: float | None = option(
-        "Scale of the adapter; its output is multiplied by alpha / rank.",
-        default=None,
-        default_text="twice the rank",
-        above=0,
-    )
-    lora_target_modules: tuple[str, ...] = option(
-        "Linear layer to adapt, such as q_proj.", default=(), default_text="all except the output head"
-    )
-    merge: bool = option(
-        "Write the base with the adapter merged into it, too, in OUT/merged.", default=False, result=False
-    )
-
-    def adapter(self) -> LoraOptions:
-        """Return the adapter that these options describe, as `stages.models.lora.plan` takes it."""
-        return LoraOptions(self.lora_r, self.lora_alpha, self.lora_target_modules, self.merge)
-
-
-@dataclass(frozen=True, kw_only=True)
 class ReportFlags:
-    """Where metrics go besides the JSON lines, which are always written."""
+    """Trackers of the metrics. JSON lines are always written."""
 
     GROUP = "Output"
 
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = option(
-        "Report metrics to TensorBoard or Weights & Biases, too. Their files are in _logs/ beside the output.",
+        "Also report metrics to TensorBoard or Weights & Biases. Their files are in _logs/ beside the output.",
         default=(),
         result=False,
         common=True,
@@ -185,8 +152,8 @@ class ReportFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingFlags(LoraFlags, MachineFlags):
-    """How a model is trained, and where it goes."""
+class TrainingFlags(MachineFlags):
+    """The options of `spo sft` and `spo train`: optimization, LoRA, output. Weights are kept in float32."""
 
     GROUP = "Optimization"
 
@@ -221,11 +188,38 @@ class TrainingFlags(LoraFlags, MachineFlags):
         group="Output",
         common=True,
     )
+    lora_r: int | None = option(
+        "Train a LoRA adapter of this rank, without dropout, in place of the weights.",
+        default=None,
+        default_text="all weights, or the model's own adapter",
+        minimum=1,
+        group="LoRA",
+    )
+    lora_alpha: float | None = option(
+        "Scale of the adapter; its output is multiplied by alpha / rank.",
+        default=None,
+        default_text="twice the rank",
+        above=0,
+        group="LoRA",
+    )
+    lora_target_modules: tuple[str, ...] = option(
+        "Linear layer to adapt, such as q_proj.", default=(), default_text="all except the output head", group="LoRA"
+    )
+    merge: bool = option(
+        "Also write the base model with the adapter merged into it, to OUT/merged.",
+        default=False,
+        result=False,
+        group="LoRA",
+    )
+
+    def adapter(self) -> LoraOptions:
+        """Return the adapter that these options describe, as `stages.models.lora.plan` takes it."""
+        return LoraOptions(self.lora_r, self.lora_alpha, self.lora_target_modules, self.merge)
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionFlags:
-    """Which questions of a task, and how they become prompts, whatever the task is."""
+    """Split of the questions, and the format of their prompts; the same for one task and for several."""
 
     GROUP = "Input"
 
@@ -249,7 +243,7 @@ class QuestionFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskFlags(QuestionFlags):
-    """Which task."""
+    """One task with its data and options."""
 
     GROUP = "Input"
 
@@ -267,7 +261,7 @@ class TaskFlags(QuestionFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingFlags(QuestionFlags, EngineFlags, OutputFlags):
-    """How many questions are answered, by which model, and how tokens are sampled."""
+    """Model, selection of questions, and sampling: the common options of `spo rollout` and `spo eval`."""
 
     GROUP = "Sampling"
 
@@ -307,7 +301,7 @@ class SamplingFlags(QuestionFlags, EngineFlags, OutputFlags):
     stop: tuple[str, ...] = option("Text that ends a response.", default=(), metavar="TEXT")
     seed: int = option("Seed of all random numbers.", default=0, common=True)
     chunk_questions: int = option(
-        "Questions whose responses are committed at once: the most that a killed job loses.",
+        "Number of questions whose responses are committed at once; a killed job loses at most these.",
         default=64,
         minimum=1,
         result=False,
@@ -317,7 +311,7 @@ class SamplingFlags(QuestionFlags, EngineFlags, OutputFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class ResponseFlags(SamplingFlags, TaskFlags):
-    """Responses to the questions of one task, with one maximum length."""
+    """Responses to the questions of one task, with one maximum length; `spo rollout` adds their number."""
 
     GROUP = "Sampling"
 

@@ -1,4 +1,4 @@
-"""Define the options of `spo train`: what is trained on, the loss, the optimization. Imports nothing heavy."""
+"""Define the options of `spo train`, and check the combinations of them."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from stages.core.config import option, validate
 from stages.core.errors import UserError
 
 MAX_PER_QUESTION = 32
-"""Of a question, the most segments that one iteration trains on under replay (arXiv 2505.23564, appendix H)."""
+"""Default maximum of segments per question and iteration under replay (arXiv 2505.23564, appendix H)."""
 
 CRITIC = "critic"
-"""The directory of a critic within that of its policy."""
+"""Name of the critic's directory inside the directory of its policy."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExperienceOptions:
-    """Which segments and tokens are trained on."""
+class LearningOptions:
+    """All options of `spo train` except its inputs and outputs."""
 
-    GROUP = "Tokens and segments"
-
+    # Segments and tokens to train on.
     mask: Literal["cutpoints", "all"] = option(
-        "Tokens to train on: those of the probability mask (cutpoints), or all.", default="cutpoints", common=True
+        "Tokens to train on: those of the probability mask (cutpoints), or all.",
+        default="cutpoints",
+        common=True,
+        group="Tokens and segments",
     )
     replay: int | None = option(
         "Lifetime of a segment in iterations; each segment is trained on in exactly one of them.",
@@ -33,87 +35,100 @@ class ExperienceOptions:
         default_text="off, train on everything given",
         minimum=1,
         common=True,
+        group="Tokens and segments",
     )
     max_per_question: int | None = option(
         "With --replay: maximum number of segments of a tree (trajectories of a chain) per question and iteration.",
         default=None,
         default_text=str(MAX_PER_QUESTION),
         minimum=1,
+        group="Tokens and segments",
     )
     samples_per_iteration: int | None = option(
         "Maximum number of segments (trees) or trajectories (chains) to train on.",
         default=None,
         default_text="no limit",
         minimum=1,
+        group="Tokens and segments",
     )
-    drop_uniform_groups: bool = option("Leave out questions whose segments all have an advantage of 0.", default=False)
-    mask_truncated_completions: bool = option("Leave out responses that reached the token limit without ending.", default=False)
+    drop_uniform_groups: bool = option(
+        "Leave out questions whose segments all have an advantage of 0.", default=False, group="Tokens and segments"
+    )
+    mask_truncated_completions: bool = option(
+        "Leave responses that reached the token limit without ending out of the loss.",
+        default=False,
+        group="Tokens and segments",
+    )
 
-
-@dataclass(frozen=True, kw_only=True)
-class LossOptions:
-    """What a step minimizes."""
-
-    GROUP = "Loss"
-
+    # Objective of a step.
     loss: Literal["ppo", "distill"] = option(
         "ppo is PPO-clip; distill is the squared error between advantage and --beta times the log-ratio of a segment.",
         default="ppo",
         common=True,
+        group="Loss",
     )
     loss_normalization: Literal["tokens", "sequence", "constant"] = option(
         "Average the loss over all kept tokens (tokens), over the sequences' means (sequence), or over sequences of "
         "--loss-constant tokens (constant).",
         default="tokens",
+        group="Loss",
     )
     loss_constant: float | None = option(
         "Length for --loss-normalization constant, e.g. the maximum response length (Dr. GRPO).",
         default=None,
         default_text="none",
         above=0,
+        group="Loss",
     )
     beta: float = option(
         "Weight of the KL divergence to the reference model; 0 needs no reference.",
         default=1e-4,
         minimum=0,
         common=True,
+        group="Loss",
     )
-    kl: Literal["k1", "k2", "k3"] = option("Estimator of the KL divergence.", default="k3")
-    epsilon: float = option("Clip range of the probability ratio.", default=0.2, minimum=0, below=1)
+    kl: Literal["k1", "k2", "k3"] = option("Estimator of the KL divergence.", default="k3", group="Loss")
+    epsilon: float = option("Clip range of the probability ratio.", default=0.2, minimum=0, below=1, group="Loss")
     epsilon_high: float | None = option(
-        "Upper clip range of the probability ratio.", default=None, default_text="the value of --epsilon", minimum=0
+        "Upper clip range of the probability ratio.",
+        default=None,
+        default_text="the value of --epsilon",
+        minimum=0,
+        group="Loss",
     )
     whiten: Literal["batch", "micro-batch", "none"] | None = option(
         "Whiten advantages over the kept tokens of an optimizer step (batch), of a forward pass (micro-batch), or not "
         "(none).",
         default=None,
         default_text="batch for ppo, none for distill",
+        group="Loss",
     )
     old_logprobs: Literal["recompute", "recorded"] = option(
         "Old log-probabilities: recomputed with the policy that sampled, or those recorded while sampling, with "
         "truncated ratios.",
         default="recompute",
+        group="Loss",
     )
     importance_cap: float = option(
-        "With --old-logprobs recorded: upper limit of the importance ratios.", default=2.0, minimum=1
+        "With --old-logprobs recorded: upper limit of the importance ratios.",
+        default=2.0,
+        minimum=1,
+        group="Loss",
     )
-    max_ratio: float = option("Skip a step whose mean probability ratio is above this.", default=10.0, above=0)
+    max_ratio: float = option(
+        "Skip a step whose mean probability ratio is above this.", default=10.0, above=0, group="Loss"
+    )
 
-
-@dataclass(frozen=True, kw_only=True)
-class PaceOptions:
-    """How large steps are, how many, and in how large passes."""
-
-    GROUP = "Optimization"
-
-    learning_rate: float = option("Peak learning rate.", default=1e-6, above=0, common=True)
-    epochs: int = option("Passes over the trajectories.", default=1, minimum=1, common=True)
+    # Size, number and learning rate of the steps.
+    learning_rate: float = option("Peak learning rate.", default=1e-6, above=0, common=True, group="Optimization")
+    epochs: int = option("Passes over the trajectories.", default=1, minimum=1, common=True, group="Optimization")
     per_device_batch_size: int = option(
         "Trajectories (segments of trees) per forward pass; a packed pass holds as many tokens as they have.",
         default=8,
         minimum=1,
         result=False,
         common=True,
+        group="Optimization",
     )
     gradient_accumulation_steps: int = option(
         "Forward passes per optimizer step, shared among the ranks.",
@@ -121,6 +136,7 @@ class PaceOptions:
         minimum=1,
         result=False,
         common=True,
+        group="Optimization",
     )
     packing: bool | None = option(
         "Compute prefixes that several examples share once, under a tree attention mask.",
@@ -129,22 +145,34 @@ class PaceOptions:
         group="Engine",
     )
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = option(
-        "Schedule of the learning rate after the warm-up.", default="constant"
+        "Schedule of the learning rate after the warm-up.",
+        default="constant",
+        group="Optimization",
     )
-    warmup_ratio: float = option("Share of the steps that warm up, from 0 to 1.", default=0.0, minimum=0, maximum=1)
+    warmup_ratio: float = option(
+        "Share of the steps that warm up, from 0 to 1.", default=0.0, minimum=0, maximum=1, group="Optimization"
+    )
     warmup_steps: int | None = option(
-        "Number of steps that warm up.", default=None, default_text="given by --warmup-ratio", minimum=0
+        "Number of steps that warm up.",
+        default=None,
+        default_text="given by --warmup-ratio",
+        minimum=0,
+        group="Optimization",
     )
     total_steps: int | None = option(
         "Length of the schedule in steps, over all calls that continue one optimizer.",
         default=None,
         default_text="the steps of this call",
         minimum=1,
+        group="Optimization",
     )
-    adam_epsilon: float = option("Term added to the root of Adam's second moment.", default=1e-8, above=0)
+    adam_epsilon: float = option(
+        "Term added to the root of Adam's second moment.", default=1e-8, above=0, group="Optimization"
+    )
     optimizer_state: Literal["resume", "fresh"] = option(
         "Resume the optimizer state in the policy's directory, if there is one, or start a fresh one.",
         default="resume",
+        group="Optimization",
     )
     head_chunk: int | None = option(
         "Tokens per pass through the output head.",
@@ -155,26 +183,19 @@ class PaceOptions:
         group="Engine",
     )
 
-    @property
-    def batch_size(self) -> int:
-        """Trajectories (segments of trees) of one optimiser step."""
-        return self.per_device_batch_size * self.gradient_accumulation_steps
-
-
-@dataclass(frozen=True, kw_only=True)
-class CriticOptions:
-    """How a critic learns beside the policy."""
-
-    GROUP = "Critic"
-
+    # Critic, trained beside the policy.
     critic_learning_rate: float | None = option(
         "Peak learning rate of the critic that made the advantages, on the policy's schedule.",
         default=None,
         default_text="no critic is trained",
         above=0,
+        group="Critic",
     )
     value_clip: float = option(
-        "Clip range of a value around the value before this call; 0 is no clipping.", default=0.2, minimum=0
+        "Clip range of a value around the value before this call; 0 is no clipping.",
+        default=0.2,
+        minimum=0,
+        group="Critic",
     )
     critic: str | None = option(
         "Critic to train.",
@@ -182,15 +203,10 @@ class CriticOptions:
         default_text="the one that made the advantages",
         result=False,
         metavar="MODEL",
+        group="Critic",
     )
 
-
-@dataclass(frozen=True, kw_only=True)
-class EngineOptions:
-    """What takes the steps. Device and number of ranks change nothing except rounding."""
-
-    GROUP = "DeepSpeed"
-
+    # Training engine. Device and number of ranks change the result by rounding only: none enters the fingerprint.
     engine: Literal["auto", "torch", "deepspeed"] = option(
         "torch is one process; deepspeed is the ranks that torchrun, deepspeed or srun started; auto is deepspeed if "
         "there are several ranks.",
@@ -206,64 +222,73 @@ class EngineOptions:
         result=False,
         minimum=0,
         maximum=3,
+        group="DeepSpeed",
     )
     offload_optimizer: bool = option(
-        "Keep the optimizer state in host memory, and step there (ZeRO 1 to 3).", default=False, result=False
+        "Keep the optimizer state in host memory, and step there (ZeRO 1 to 3).",
+        default=False,
+        result=False,
+        group="DeepSpeed",
     )
     offload_parameters: bool = option(
-        "Keep weights that are not in use in host memory (ZeRO 3).", default=False, result=False
+        "Keep weights that are not in use in host memory (ZeRO 3).",
+        default=False,
+        result=False,
+        group="DeepSpeed",
     )
     deepspeed_config: Path | None = option(
         'JSON file with other settings of DeepSpeed; a setting that an option decides must be left out or "auto".',
         default=None,
         default_text="none",
         result=False,
+        group="DeepSpeed",
     )
 
+    @property
+    def batch_size(self) -> int:
+        """Trajectories (segments of trees) per optimizer step."""
+        return self.per_device_batch_size * self.gradient_accumulation_steps
 
-@dataclass(frozen=True, kw_only=True)
-class LearningOptions(ExperienceOptions, LossOptions, PaceOptions, CriticOptions, EngineOptions):
-    """All options of learning."""
 
-
-def check_together(options: LearningOptions) -> None:
-    """Refuse options that do not go together.
+def check_combinations(options: LearningOptions) -> None:
+    """Check that options which depend on each other agree.
 
     Raises:
-      UserError: naming them, and what to do.
+      UserError: the message names the conflicting options and the remedy.
     """
     distill, constant = options.loss == "distill", options.loss_normalization == "constant"
     given = {field.name for field in dataclasses.fields(options) if getattr(options, field.name) != field.default}
     conflicts = {
-        "--loss distill weighs the log-ratio by --beta: expected one above 0": distill and not options.beta,
-        "--loss distill is a mean over segments: leave --loss-normalization out": (
+        "--loss distill multiplies the log-ratio by --beta: expected --beta greater than 0": distill
+        and not options.beta,
+        "--loss distill is a mean over segments: omit --loss-normalization": (
             distill and options.loss_normalization != "tokens"
         ),
-        "--loss distill clips no ratio: leave --epsilon and --epsilon-high out": (
+        "--loss distill clips no ratio: omit --epsilon and --epsilon-high": (
             distill and bool(given & {"epsilon", "epsilon_high"})
         ),
-        "--importance-cap is for --old-logprobs recorded: pass that too, or neither": (
+        "--importance-cap requires --old-logprobs recorded: pass both, or neither": (
             options.old_logprobs == "recompute" and "importance_cap" in given
         ),
-        "--value-clip is of a critic that is trained: pass --critic-learning-rate, or neither": (
+        "--value-clip requires --critic-learning-rate: pass both, or neither": (
             options.critic_learning_rate is None and "value_clip" in given
         ),
-        "--loss-normalization constant needs its length: pass --loss-constant": (
+        "--loss-normalization constant requires a length: pass --loss-constant": (
             constant and options.loss_constant is None
         ),
-        "--loss-constant is for --loss-normalization constant: pass that too, or neither": (
+        "--loss-constant requires --loss-normalization constant: pass both, or neither": (
             not constant and options.loss_constant is not None
         ),
-        "--max-per-question is for --replay: pass the iterations of a life, or neither": (
+        "--max-per-question requires --replay: pass both, or neither": (
             options.replay is None and options.max_per_question is not None
         ),
-        "--packing decides what shares a forward pass: take --whiten batch or none, or --no-packing": (
+        "--packing chooses the examples of a forward pass: pass --whiten batch or none, or --no-packing": (
             bool(options.packing) and options.whiten == "micro-batch"
         ),
-        "--critic is to be trained: pass --critic-learning-rate, or neither": (
+        "--critic requires --critic-learning-rate: pass both, or neither": (
             options.critic is not None and options.critic_learning_rate is None
         ),
-        "--critic-learning-rate learns from this iteration alone: leave --replay out": (
+        "a critic is trained on the current iteration only: omit --replay, or --critic-learning-rate": (
             options.critic_learning_rate is not None and options.replay is not None
         ),
     }
@@ -271,25 +296,30 @@ def check_together(options: LearningOptions) -> None:
         raise UserError(problem)
 
 
-def choose_engine(options: LearningOptions, ranks: int) -> Literal["torch", "deepspeed"]:
-    """The engine of a call that so many ranks were started for.
+def resolve_training_engine(options: LearningOptions, ranks: int) -> Literal["torch", "deepspeed"]:
+    """Return the engine for this number of ranks; `auto` is DeepSpeed if there are several.
 
     Raises:
-      UserError: options that it would not read, or that it cannot do.
+      UserError: the engine does not support an option, or the number of ranks.
     """
     engine = options.engine
     if engine == "auto":
         engine = "deepspeed" if ranks > 1 else "torch"
     if engine == "deepspeed" and options.critic_learning_rate is not None:
-        raise UserError("--critic-learning-rate: a critic is trained with --engine torch alone, in one process")
-    sharing = (options.zero_stage, options.deepspeed_config, options.offload_optimizer, options.offload_parameters)
-    if engine == "torch" and sharing != (None, None, False, False):
+        raise UserError("--critic-learning-rate requires --engine torch and a single process")
+    deepspeed_options = (
+        options.zero_stage,
+        options.deepspeed_config,
+        options.offload_optimizer,
+        options.offload_parameters,
+    )
+    if engine == "torch" and deepspeed_options != (None, None, False, False):
         raise UserError(
-            "--zero-stage, --offload-optimizer, --offload-parameters and --deepspeed-config are DeepSpeed's: pass "
-            "--engine deepspeed, or none of them"
+            "--zero-stage, --offload-optimizer, --offload-parameters and --deepspeed-config require --engine "
+            "deepspeed: pass it, or omit them"
         )
     if engine == "torch" and ranks > 1:
-        raise UserError(f"--engine torch is one process, but the launcher has started {ranks}")
+        raise UserError(f"--engine torch runs in one process, but the launcher started {ranks}")
     return engine
 
 
@@ -333,4 +363,4 @@ class Config(LearningOptions, TrainingFlags, ReportFlags):
 
     def __post_init__(self) -> None:
         validate(self)
-        check_together(self)
+        check_combinations(self)
