@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stages.configs.rollout import SEGMENT_TOKENS, Config
-from stages.configs.shared import ResponseFlags
+from stages.configs.shared import ResponseOptions
 from stages.core.config import option
 from stages.core.progress import Progress, Silent, Summary
 from stages.models import checkpoints, loading
@@ -45,7 +45,7 @@ _STATISTICS_COLUMNS = ("trajectory_id", "parent_id", "question_id", "token_ids",
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ResolvedConfig(ResponseFlags):
+class _ResolvedConfig(ResponseOptions):
     """A Config with its defaults resolved: what the lineage records and the fingerprint covers.
 
     A class of its own because the lineage records other values than the user gives: the branches of a tree as a list
@@ -171,7 +171,7 @@ def _commit_rows(
 
 def _resolve(config: Config) -> _ResolvedConfig:
     """Return the configuration with its defaults resolved."""
-    shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(ResponseFlags)}
+    shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(ResponseOptions)}
     in_tree = config.branches is not None
     return _ResolvedConfig(
         **shared,

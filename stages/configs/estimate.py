@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from stages.configs.shared import EngineFlags, OutputFlags
+from stages.configs.shared import EngineOptions, OutputOptions
 from stages.core.config import flag, option, validate
 from stages.core.errors import UserError
 
@@ -42,7 +42,7 @@ READ_BY: dict[str, tuple[EstimatorName, ...]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class EstimatorOptions(EngineFlags):
+class EstimatorOptions(EngineOptions):
     """How values are estimated. The default of a sampling option is the value that the trajectories were made with."""
 
     GROUP = "Values"
@@ -222,7 +222,7 @@ def chosen(settings: type[T], options: EstimatorOptions, **resolved: Any) -> T:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(EstimatorOptions, OutputFlags):
+class Config(EstimatorOptions, OutputOptions):
     """The options of `spo estimate`."""
 
     GROUP = "Input"

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from stages.configs.choices import TaskChoice, pair
-from stages.configs.shared import DATA_HELP, TASK_ARG_HELP, TASK_HELP, ReportFlags, SamplingFlags, Split
+from stages.configs.shared import DATA_HELP, TASK_ARG_HELP, TASK_HELP, ReportOptions, SamplingOptions, Split
 from stages.core.config import option, validate
 from stages.core.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(SamplingFlags, ReportFlags):
+class Config(SamplingOptions, ReportOptions):
     """The options of `spo eval`."""
 
     GROUP = "Sampling"

@@ -19,7 +19,7 @@ NOTE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class FormatFlags:
+class FormatOptions:
     """How results are printed."""
 
     GROUP = "Output"
@@ -28,17 +28,17 @@ class FormatFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(evaluate.Config, FormatFlags):
+class Config(evaluate.Config, FormatOptions):
     """The options of `spo eval`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Regrade(regrade.Config, FormatFlags):
+class Regrade(regrade.Config, FormatOptions):
     """Grade the saved responses of an evaluation again, without sampling."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compare(FormatFlags):
+class Compare(FormatOptions):
     """Compare two evaluations, paired by question."""
 
     compare: tuple[Path, ...] = option("Two evaluations, A and B: B is compared with A.", metavar="PATH")
@@ -50,7 +50,7 @@ class Compare(FormatFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Results(FormatFlags):
+class Results(FormatOptions):
     """Show one evaluation, or several side by side."""
 
     table: tuple[str, ...] = option("Evaluations to show, each under its name.", metavar="[NAME=]PATH")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.configs.shared import OutputFlags
+from stages.configs.shared import OutputOptions
 from stages.core.config import option, validate
 from stages.core.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(OutputFlags):
+class Config(OutputOptions):
     """The options of `spo eval --regrade`."""
 
     GROUP = "Input"

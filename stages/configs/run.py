@@ -8,7 +8,7 @@ from typing import Literal
 
 from stages.configs import estimate, evaluate, rollout, segment, sft, train
 from stages.configs.resources import ArrayResources, RankResources, Resources
-from stages.configs.shared import ReportFlags
+from stages.configs.shared import ReportOptions
 from stages.core.config import option, validate
 from stages.core.errors import UserError
 
@@ -63,7 +63,7 @@ class Config:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunTable(ReportFlags):
+class RunTable(ReportOptions):
     """The table [run] of a recipe; any option of a stage may stand there too, for all stages that have it."""
 
     out: Path = option("Directory of the run.")

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.configs.shared import OutputFlags
+from stages.configs.shared import OutputOptions
 from stages.core.config import option, validate
 from stages.core.errors import UserError
 
@@ -14,7 +14,7 @@ PARTITIONS = ("cutpoints", "fixed", "count", "delimiter", "token", "trajectory",
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(OutputFlags):
+class Config(OutputOptions):
     """The options of `spo segment`."""
 
     GROUP = "Segments"

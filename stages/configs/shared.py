@@ -23,7 +23,7 @@ TASK_ARG_HELP = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class MachineFlags:
+class MachineOptions:
     """Device and threads of a model."""
 
     GROUP = "Engine"
@@ -44,7 +44,7 @@ class MachineFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VllmFlags:
+class VllmOptions:
     """Options that only vLLM reads."""
 
     GROUP = "vLLM"
@@ -69,7 +69,7 @@ class VllmFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineFlags(MachineFlags, VllmFlags):
+class EngineOptions(MachineOptions, VllmOptions):
     """The sampling engine. Samples differ across engines and dtypes."""
 
     GROUP = "Engine"
@@ -98,11 +98,11 @@ class EngineFlags(MachineFlags, VllmFlags):
 
     def engine_options(self) -> dict[str, Any]:
         """Return these options as `stages.sampling.pool.SamplerPool.open` takes them."""
-        return {field.name: getattr(self, field.name) for field in fields(EngineFlags)}
+        return {field.name: getattr(self, field.name) for field in fields(EngineOptions)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutputFlags:
+class OutputOptions:
     """Output directory and shards of an artefact."""
 
     GROUP = "Output"
@@ -138,7 +138,7 @@ class OutputFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportFlags:
+class ReportOptions:
     """Trackers of the metrics. JSON lines are always written."""
 
     GROUP = "Output"
@@ -152,7 +152,7 @@ class ReportFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingFlags(MachineFlags):
+class TrainingOptions(MachineOptions):
     """The options of `spo sft` and `spo train`: optimization, LoRA, output. Weights are kept in float32."""
 
     GROUP = "Optimization"
@@ -218,7 +218,7 @@ class TrainingFlags(MachineFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuestionFlags:
+class QuestionOptions:
     """Split of the questions, and the format of their prompts; the same for one task and for several."""
 
     GROUP = "Input"
@@ -242,7 +242,7 @@ class QuestionFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskFlags(QuestionFlags):
+class TaskOptions(QuestionOptions):
     """One task with its data and options."""
 
     GROUP = "Input"
@@ -260,7 +260,7 @@ class TaskFlags(QuestionFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingFlags(QuestionFlags, EngineFlags, OutputFlags):
+class SamplingOptions(QuestionOptions, EngineOptions, OutputOptions):
     """Model, selection of questions, and sampling: the common options of `spo rollout` and `spo eval`."""
 
     GROUP = "Sampling"
@@ -310,7 +310,7 @@ class SamplingFlags(QuestionFlags, EngineFlags, OutputFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResponseFlags(SamplingFlags, TaskFlags):
+class ResponseOptions(SamplingOptions, TaskOptions):
     """Responses to the questions of one task, with one maximum length; `spo rollout` adds their number."""
 
     GROUP = "Sampling"

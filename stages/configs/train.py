@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from stages.configs.shared import ReportFlags, TrainingFlags
+from stages.configs.shared import ReportOptions, TrainingOptions
 from stages.core.config import option, validate
 from stages.core.errors import UserError
 
@@ -324,7 +324,7 @@ def resolve_training_engine(options: LearningOptions, ranks: int) -> Literal["to
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(LearningOptions, TrainingFlags, ReportFlags):
+class Config(LearningOptions, TrainingOptions, ReportOptions):
     """The options of `spo train`."""
 
     GROUP = "Input"

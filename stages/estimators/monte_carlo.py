@@ -27,7 +27,7 @@ from stages.configs.estimate import (
     chosen,
     rollout_range,
 )
-from stages.configs.shared import EngineFlags
+from stages.configs.shared import EngineOptions
 from stages.core.config import option
 from stages.core.errors import UserError
 from stages.core.progress import Progress
@@ -50,7 +50,7 @@ from stages.tasks import open_task
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(EngineFlags):
+class Settings(EngineOptions):
     """The options that this estimator reads, with what their defaults stand for."""
 
     estimator: EstimatorName = option("As given.")

@@ -13,12 +13,12 @@ import numpy as np
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from stages.configs.shared import QuestionFlags
+from stages.configs.shared import QuestionOptions
 from stages.core.errors import UserError
 from stages.tasks import Question, Task
 from stages.tasks.templates import SLOT, read_template
 
-Flags = TypeVar("Flags", bound=QuestionFlags)
+Flags = TypeVar("Flags", bound=QuestionOptions)
 
 
 def with_template(flags: Flags) -> Flags:
@@ -38,7 +38,7 @@ def make_prompts(
     tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[Question],
     task: Task,
-    flags: QuestionFlags,
+    flags: QuestionOptions,
     context_length: int,
 ) -> tuple[list[Question], list[np.ndarray]]:
     """Return the questions with their final prompts, and the token ids of these, int32 [P] each.
@@ -65,7 +65,7 @@ def make_prompts(
 
 
 def write_prompts(
-    tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], task: Task, flags: QuestionFlags
+    tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], task: Task, flags: QuestionOptions
 ) -> list[Question]:
     """Return the questions with the text that the model reads as their `prompt`.
 

@@ -7,14 +7,14 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Literal, TypeVar
 
-from stages.configs.shared import EngineFlags, VllmFlags
+from stages.configs.shared import EngineOptions, VllmOptions
 from stages.core.config import flag
 from stages.core.errors import UserError
 from stages.core.progress import Progress, Silent
 
 EngineName = Literal["auto", "transformers", "vllm"]
 
-C = TypeVar("C", bound=EngineFlags)
+C = TypeVar("C", bound=EngineOptions)
 
 _reported: set[str] = set()
 """Lines that this process has reported: every stage of a run chooses, and the user reads the choice once."""
@@ -79,7 +79,7 @@ def with_engine(config: C, progress: Progress) -> C:
       UserError: vllm is requested and not installed, or an option of vLLM is given with the other engine.
     """
     engine = choose_engine(config.engine, config.device, progress)
-    given = [field for field in fields(VllmFlags) if getattr(config, field.name) != field.default]
+    given = [field for field in fields(VllmOptions) if getattr(config, field.name) != field.default]
     if engine != "vllm" and given:
         raise UserError(f"{flag(given[0])} is an option of vLLM: pass --engine vllm with it, or omit it")
     return replace(config, engine=engine)

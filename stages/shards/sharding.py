@@ -62,7 +62,7 @@ def parse_shard(text: str) -> Shard:
 
 
 class ShardOptions(Protocol):
-    """What the command line says of the shards (`stages.configs.shared.OutputFlags`)."""
+    """What the command line says of the shards (`stages.configs.shared.OutputOptions`)."""
 
     @property
     def shard(self) -> str | None: ...

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from stages.configs.shared import QuestionFlags
+from stages.configs.shared import QuestionOptions
 from stages.core.errors import UserError
 from stages.maths.randomness import random_key, uniforms
 from stages.optimization.batches import Example
@@ -20,7 +20,7 @@ _WINDOW = 64
 
 def load_examples(
     task: Task,
-    flags: QuestionFlags,
+    flags: QuestionOptions,
     count: int | None,
     tokenizer: PreTrainedTokenizerBase,
     context_length: int,

@@ -180,9 +180,9 @@ def main() -> None:
 
 def vllm_options() -> dict[str, Any]:
     """As `spo` passes them where nothing is said."""
-    from stages.configs.shared import VllmFlags
+    from stages.configs.shared import VllmOptions
 
-    return vars(VllmFlags())
+    return vars(VllmOptions())
 
 
 def prompts_of(trajectories: Path) -> list[list[int]]:

@@ -12,7 +12,7 @@ from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from stages import sft
-from stages.configs.shared import QuestionFlags
+from stages.configs.shared import QuestionOptions
 from stages.core.errors import FingerprintMismatch, UserError
 from stages.models.presets import BYTES, make_byte_tokenizer
 from stages.responses.prompts import encode, make_prompts, with_template, write_prompts
@@ -41,8 +41,8 @@ def make_tokenizer(chat: str | None = None) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def flags(**given: Any) -> QuestionFlags:
-    return with_template(QuestionFlags(**given))
+def flags(**given: Any) -> QuestionOptions:
+    return with_template(QuestionOptions(**given))
 
 
 def written(tokenizer: PreTrainedTokenizerBase, question: Question = QUESTION, **given: Any) -> Question:
