@@ -135,7 +135,7 @@ def test_a_chain_of_array_tasks_typed_by_hand(spo: Commands, policy: Path, tmp_p
 def test_what_is_wrong_is_one_line_and_its_exit_code(spo: Commands, chain: Path, tmp_path: Path):
     for arguments, code, message in [
         (["segment", tmp_path / "none", "--out", tmp_path / "out"], 3, "does not exist"),
-        (["segment", chain / "cutpoints", "--out", tmp_path / "out"], 2, "`spo estimate` takes it"),
+        (["segment", chain / "cutpoints", "--out", tmp_path / "out"], 2, "`spo estimate` reads it"),
         (["estimate", chain / "cutpoints", "--model", "./none", "--out", tmp_path / "out"], 2, "no model directory"),
         (["rollout", "--model", chain / "policy", "--task", "chess", "--out", tmp_path / "out"], 2, "unknown task"),
         (["run", tmp_path / "none.toml"], 2, "cannot be read"),

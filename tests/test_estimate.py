@@ -17,9 +17,10 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from stages import estimate
 from stages.core.errors import FingerprintMismatch, UserError
-from stages.estimators import monte_carlo
-from stages.sampling import protocol
+from stages.sampling.pool import SamplerPool
+from stages.sampling.protocol import Request, Sample
 from stages.shards.schemas import ADVANTAGES
 from stages.tasks import open_task
 from tests.chains import ARITHMETIC, cut, footer, make_constant, rows, sample, value, with_context
@@ -111,46 +112,46 @@ def test_equal_states_are_one_state(chain: Path, tmp_path: Path):
     assert told["rollouts"] == 6 * told["states"]
 
 
-class Recorder:
-    """The real sampler, with what it was asked."""
+class RecordingPool(SamplerPool):
+    """A pool whose samplers record their requests and samples."""
 
-    asked: list[protocol.Request]
+    def __init__(self) -> None:
+        super().__init__()
+        self.requests: list[Request] = []
+        self.samples: list[list[Sample]] = []
 
-    def __init__(self, sampler: protocol.Sampler) -> None:
-        self.sampler, self.context_length = sampler, sampler.context_length
-        self.asked, self.drawn = [], []
+    def open(self, *arguments: Any, **options: Any) -> Any:
+        sampler: Any = super().open(*arguments, **options)
+        plain = type(sampler).sample.__get__(sampler)
 
-    def sample(self, requests: Sequence[protocol.Request], *rest: Any) -> Any:
-        drawn, usage = self.sampler.sample(requests, *rest)
-        self.asked += requests
-        self.drawn += drawn
-        return drawn, usage
+        def recording(requests: Sequence[Request], *rest: Any) -> Any:
+            samples, usage = plain(requests, *rest)
+            self.requests += requests
+            self.samples += samples
+            return samples, usage
+
+        sampler.sample = recording
+        return sampler
 
 
 def test_rollouts_continue_the_token_ids_of_the_state_and_stay_within_max_tokens(
-    chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    chain: Path, tmp_path: Path
 ):
-    recorders: list[Recorder] = []
-
-    def opened(*arguments: Any, **options: Any) -> Recorder:
-        recorders.append(Recorder(sampling_open(*arguments, **options)))
-        return recorders[-1]
-
-    sampling_open = protocol.open_sampler
-    monkeypatch.setattr(monte_carlo, "open_sampler", opened)
-    value(tmp_path / "advantages", chain / "cutpoints", rollouts=3, seed=9)
+    options: dict[str, Any] = {"rollouts": "3", "seed": 9, "threads": 1}
+    with RecordingPool() as pool:
+        estimate.run(estimate.Config(out=tmp_path / "advantages", cutpoints=chain / "cutpoints", **options), pool=pool)
     trajectories, expected = trajectories_of(chain / "trajectories"), {}
     for row in rows(tmp_path / "advantages"):
         if row["num_rollouts"]:
             trajectory = trajectories[row["trajectory_id"]]
             prefix = (*trajectory["prompt_token_ids"], *trajectory["token_ids"][: row["start"]])
             expected[prefix] = (row["start"], row["rewards"])
-    asked = {tuple(request.prefix.tolist()): request for r in recorders for request in r.asked}
+    asked = {tuple(request.prefix.tolist()): request for request in pool.requests}
     assert asked.keys() == expected.keys()
     assert all(asked[prefix].max_new_tokens == 24 - start for prefix, (start, _) in expected.items())
     keys = [key for request in asked.values() for key in request.keys]
     assert len(keys) == len(set(keys)) == 3 * len(asked)
-    for request, drawn in zip(recorders[0].asked, recorders[0].drawn, strict=True):
+    for request, drawn in zip(pool.requests, pool.samples, strict=True):
         start, rewards = expected[tuple(request.prefix.tolist())]
         assert all(start + len(one.token_ids) <= 24 for one in drawn)
         assert [one.finish_reason == "stop" for one in drawn] >= [reward == 1 for reward in rewards]
@@ -349,11 +350,11 @@ def test_what_decides_a_verdict_belongs_to_the_fingerprint(chain: Path):
 
 
 def test_other_options_are_refused_by_name(chain: Path):
-    with pytest.raises(FingerprintMismatch, match="rollouts: 4 there, 5 asked"):
+    with pytest.raises(FingerprintMismatch, match="rollouts: found 4, requested 5"):
         value(chain / "advantages", chain / "cutpoints", rollouts=5)
-    with pytest.raises(FingerprintMismatch, match=r"temperature: 0.8 there, 0.5 asked"):
+    with pytest.raises(FingerprintMismatch, match=r"temperature: found 0.8, requested 0.5"):
         value(chain / "advantages", chain / "cutpoints", temperature=0.5)
-    with pytest.raises(FingerprintMismatch, match=r"task_arg: .*operations=1.* there, .*operations=2.* asked"):
+    with pytest.raises(FingerprintMismatch, match=r"task_arg: found .*operations=1.*, requested .*operations=2.*"):
         value(chain / "advantages", chain / "cutpoints", task_arg=("operations=2",))
 
 
@@ -368,7 +369,7 @@ def copied(chain: Path, tmp_path: Path) -> Path:
 
 def test_trajectories_that_moved_or_changed_are_not_used_unsaid(copied: Path):
     (copied / "trajectories").rename(copied / "moved")
-    with pytest.raises(UserError, match=rf"lie no longer at {copied / 'trajectories'}: pass --trajectories PATH"):
+    with pytest.raises(UserError, match=rf"are no longer at {copied / 'trajectories'}: pass --trajectories PATH"):
         value(copied / "out", copied / "cutpoints")
     value(copied / "out", copied / "cutpoints", trajectories=copied / "moved", model=str(copied / "model"))
     sample(copied / "trajectories", copied / "model", num_questions=2, seed=4)
@@ -423,9 +424,9 @@ def test_stretches_of_trees_are_refused(chain: Path, tmp_path: Path):
 
 
 def test_an_input_of_another_stage_is_refused_with_the_command_that_takes_it(chain: Path, tmp_path: Path):
-    with pytest.raises(UserError, match=r"made by `spo rollout`.*`spo segment` takes it"):
+    with pytest.raises(UserError, match=r"made by `spo rollout`.*`spo segment` reads it"):
         value(tmp_path / "out", chain / "trajectories")
-    with pytest.raises(UserError, match=r"made by `spo estimate`.*`spo train` takes it"):
+    with pytest.raises(UserError, match=r"made by `spo estimate`.*`spo train` reads it"):
         value(tmp_path / "out", chain / "advantages")
 
 

@@ -227,7 +227,7 @@ assert not {{"torch", "transformers"}} & set(sys.modules)
 def test_another_configuration_is_refused_by_name_until_overwritten(policy: Path, tmp_path: Path):
     sample(tmp_path / "out", policy)
     before = files(tmp_path / "out")
-    with pytest.raises(FingerprintMismatch, match=r"temperature: 1\.0 there, 0\.6 asked"):
+    with pytest.raises(FingerprintMismatch, match=r"temperature: found 1\.0, requested 0\.6"):
         sample(tmp_path / "out", policy, temperature=0.6)
     with pytest.raises(FingerprintMismatch, match="another split"):
         sample(tmp_path / "out", policy, shard="0/2")

@@ -137,7 +137,7 @@ def test_every_shape_has_as_many_nodes_as_its_branches_say(endless: Path, tmp_pa
     branches = [int(count) for count in shape.split("-")]
     found = rows(tmp_path / "out")
     assert Counter(row["depth"] for row in found) == dict(enumerate(accumulate(branches, mul)))
-    assert len(found) == trees.most_nodes(branches) == summary.figures["nodes"]
+    assert len(found) == trees.max_nodes(branches) == summary.figures["nodes"]
     assert {sum(len(node["token_ids"]) for node in path) for path in whole(found).values()} == {6}
     told = footer(tmp_path / "out" / "part-00000-of-00001.parquet")
     assert (told["config"]["tree"], told["config"]["segment_tokens"]) == (branches, 1)
@@ -221,9 +221,9 @@ def test_no_token_is_run_through_the_model_twice(policy: Path, tmp_path: Path):
 
 def test_another_shape_is_other_work(policy: Path, tmp_path: Path):
     grow(tmp_path / "out", policy, tree="2-2", num_questions=1)
-    with pytest.raises(FingerprintMismatch, match=r"tree: \[2, 2\] there, \[2, 3\] asked"):
+    with pytest.raises(FingerprintMismatch, match=r"tree: found \[2, 2\], requested \[2, 3\]"):
         grow(tmp_path / "out", policy, tree="2-3", num_questions=1)
-    with pytest.raises(FingerprintMismatch, match=r"segment_tokens: 3 there, 5 asked"):
+    with pytest.raises(FingerprintMismatch, match=r"segment_tokens: found 3, requested 5"):
         grow(tmp_path / "out", policy, tree="2-2", num_questions=1, segment_tokens=5)
 
 

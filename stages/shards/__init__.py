@@ -1,1 +1,1 @@
-"""The contract on disk: schemas, atomic parts, lineage, completeness, resume."""
+"""Artefacts on disk: schemas, atomic parts, lineage, completeness checks, resume."""

@@ -1,4 +1,8 @@
-"""Owns the unfinished work on one part: the chunks in its dot-directory, each a file that says what it covers."""
+"""Committed chunks of a part that is not finished: Parquet files in `.part-00003-of-00008/`.
+
+The footer of a chunk holds the lineage of the part and the rows that the chunk covers. The next run therefore knows
+which chunks it can keep.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,13 @@ _CHUNK_KEY = b"spo.chunk"
 
 @dataclass(frozen=True)
 class Chunk:
-    """What a committed chunk says of itself: the rows it covers (`key`), how many there are, and its counts."""
+    """The entry in the footer of a committed chunk.
+
+    Attributes:
+      key: which rows of the part it covers, e.g. "questions 0-64".
+      rows: how many rows it has.
+      counts: whole numbers that the stage counted, such as tokens sampled.
+    """
 
     key: str
     rows: int
@@ -31,20 +41,20 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Chunks:
-    """The chunks in `directory`, numbered from 0; missing ones are not there."""
+    """The chunks in `directory`, numbered from 0. Any of them may be missing."""
 
     directory: Path
     schema: Schema
 
     def path(self, number: int) -> Path:
-        """Where a chunk is, or will be."""
+        """Return the path of a chunk, whether it exists or not."""
         return self.directory / f"chunk-{number:05d}.parquet"
 
     def files(self) -> Iterator[tuple[int, Path, Chunk | None, Lineage | None]]:
-        """Number, file, and what it says of itself (None, None: torn), in order.
+        """Yield each chunk's number, file, footer entry and lineage, in order; (None, None) for a corrupt chunk.
 
         Raises:
-          Unreachable: a chunk that cannot be read now; it is work that was done, and stays.
+          StoreUnreachable: a chunk cannot be read now. It is not treated as corrupt, so that no finished work is lost.
         """
         for file in sorted(self.directory.glob("chunk-*.parquet")):
             chunk = lineage = None
@@ -55,25 +65,25 @@ class Chunks:
                 raise
             except (IncompleteInput, UserError):
                 pass
-            except FileNotFoundError:  # another process has published the part and removed its chunks
+            except FileNotFoundError:  # another process published the part and removed its chunks
                 continue
             yield int(file.stem.removeprefix("chunk-")), file, chunk, lineage
 
     def write(self, number: int, table: pa.Table, chunk: Chunk, lineage: Lineage) -> None:
-        """Commits a chunk: complete and on disk, or not there."""
+        """Commit a chunk: after a crash it is complete or absent."""
         footer = {FOOTER_KEY: lineage.to_json().encode(), _CHUNK_KEY: canonical_json(asdict(chunk)).encode()}
         target = self.path(number)
         with replacing(target, self.directory / f".{target.name}.tmp") as file:
             write_parquet(file, [table], self.schema.arrow.with_metadata(footer), self.schema.row_group)
 
-    def any(self) -> bool:
-        """Whether there is one; another process may be removing them just now."""
-        with suppress(FileNotFoundError):
+    def exist(self) -> bool:
+        """Return whether there is at least one chunk."""
+        with suppress(FileNotFoundError):  # another process may remove the directory at this moment
             return any(entry.name.startswith("chunk-") for entry in self.directory.iterdir())
         return False
 
     def clear(self) -> None:
-        """Removes all of them."""
+        """Remove all chunks."""
         if not is_local(self.directory):
             remove_tree(self.directory)
             return
@@ -81,10 +91,10 @@ class Chunks:
             file.unlink()
 
     def read(self, numbers: Mapping[int, Chunk], columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """These columns of the given chunks, in order.
+        """Yield the named columns (None: all) of the given chunks, in order.
 
         Raises:
-          IncompleteInput: a chunk that was damaged after it was committed.
+          IncompleteInput: a chunk was corrupted after it was committed.
         """
         names = self.schema.names if columns is None else columns
         fields = pa.schema([column.field for column in self.schema.select(names)])

@@ -1,4 +1,4 @@
-"""Owns writing so that a crash at any moment leaves the old file or the new one, and errors that name the cure."""
+"""Atomic writes, reproducible Parquet bytes, locks, and one-line errors for disks."""
 
 from __future__ import annotations
 
@@ -27,29 +27,32 @@ _NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turns a full disk, a missing permission or a file in the way into a `UserError` about `path`."""
+    """Convert a full disk, a missing permission or a file in place of a directory into a `UserError` about `path`."""
     try:
         with paths.store_errors(path):
             yield
     except OSError as error:
         if error.errno in _FULL:
             raise UserError(
-                f"no room to write {path} ({os.strerror(error.errno)}): what was committed is kept; make room and run "
-                f"the same command again"
+                f"no space left to write {path} ({os.strerror(error.errno)}): committed work is kept. Free some space "
+                "and rerun the command"
             ) from error
         if error.errno in _FORBIDDEN:
             raise UserError(f"cannot write {path}: {os.strerror(error.errno)}") from error
         if error.errno in _NOT_A_DIRECTORY:
-            raise UserError(f"cannot write {path}: a file lies where a directory should be") from error
+            raise UserError(f"cannot write {path}: expected a directory, found a file in its path") from error
         raise
 
 
 @contextmanager
 def replacing(target: Path, temporary: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which takes the place of `target` at the end, complete and on disk, or not at all.
+    """Yield a file that replaces `target` when the block ends without an error.
+
+    The content is on disk before the rename. A crash at any moment leaves the old file or the complete new one.
 
     Args:
-      temporary: where it grows; what is for an object store grows on this machine, under `TMPDIR`.
+      temporary: where the content is written first, in the directory of `target`. A file for an object store is
+        written under `TMPDIR` and then uploaded.
     """
     if not paths.is_local(target):
         with tempfile.TemporaryFile(buffering=1 << 20) as file:
@@ -71,23 +74,23 @@ def replacing(target: Path, temporary: Path) -> Iterator[BinaryIO]:
 
 
 def write_parquet(file: BinaryIO, tables: Iterable[pa.Table], schema: pa.Schema, row_group: int) -> int:
-    """Writes tables as one Parquet file whose bytes depend on the rows alone, not on how they come.
+    """Write tables as one Parquet file; return the number of rows.
 
-    Returns the number of rows.
+    The bytes depend on the rows and the schema, not on how the rows are divided into tables.
 
     Args:
-      tables: of this schema (metadata aside).
-      schema: with the file's metadata.
+      tables: tables of this schema (metadata aside).
+      schema: the schema, with the metadata of the file.
       row_group: rows per row group.
     """
-    # Dictionaries pay for strings and small numbers; of log-probabilities and values hardly two are equal.
-    dictionary = [_leaf(field) for field in schema if not pa.types.is_floating(_value_type(field))]
+    # Dictionary encoding saves space for strings and small integers, but not for floats: they rarely repeat.
+    dictionary = [_parquet_path(field) for field in schema if not pa.types.is_floating(_value_type(field))]
     rows = 0
     with pq.ParquetWriter(
         file,
         schema,
         compression="zstd",
-        use_dictionary=dictionary,  # pyright: ignore[reportArgumentType] -- takes column paths too
+        use_dictionary=dictionary,  # pyright: ignore[reportArgumentType] -- accepts column paths, too
         write_page_checksum=True,
     ) as writer:
         for group in _regroup(tables, row_group):
@@ -98,13 +101,13 @@ def write_parquet(file: BinaryIO, tables: Iterable[pa.Table], schema: pa.Schema,
 
 @contextmanager
 def locked(directory: Path) -> Iterator[bool]:
-    """Holds `directory`, made if need be, for this process alone.
+    """Lock `directory` for this process; create it if it does not exist.
 
     Yields:
-      False where the file system has no locks, so that nothing is held. Object stores have none.
+      False if the file system or object store has no locks; then nothing is locked.
 
     Raises:
-      UserError: another process holds it.
+      UserError: another process holds the lock.
     """
     if not paths.is_local(directory):
         yield False
@@ -118,7 +121,7 @@ def locked(directory: Path) -> Iterator[bool]:
 
 @contextmanager
 def locked_chunks(directory: Path) -> Iterator[bool]:
-    """`locked`, and at the end a directory without a chunk is removed; in a store, nothing is left of it by then."""
+    """Lock the directory of a part's chunks (`locked`); remove it at the end if it holds no chunk."""
     if not paths.is_local(directory):
         yield False
         return
@@ -131,9 +134,9 @@ def locked_chunks(directory: Path) -> Iterator[bool]:
                     shutil.rmtree(directory, ignore_errors=True)
     finally:
         with suppress(OSError):
-            directory.rmdir()  # once more: NFS keeps a removed file in it until the file is closed
+            directory.rmdir()  # again: NFS keeps a removed file in the directory until the file is closed
         with suppress(OSError):
-            directory.parent.rmdir()  # nothing was written
+            directory.parent.rmdir()  # only an artefact directory without any file
 
 
 def _take_lock(directory: Path) -> tuple[int, bool]:
@@ -145,45 +148,47 @@ def _take_lock(directory: Path) -> tuple[int, bool]:
         except FileNotFoundError:
             if not attempts_left:
                 raise
-            continue  # the last holder removed the directory just now
+            continue  # the previous holder removed the directory between mkdir and open
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             holder = os.read(handle, 200).decode(errors="replace")
             os.close(handle)
-            raise UserError(f"another process ({holder}) is working in {directory}: wait for it, or end it") from error
+            raise UserError(
+                f"another process ({holder}) is working in {directory}: wait until it ends, or stop it"
+            ) from error
         except OSError as error:
             if error.errno in _NO_LOCKS:
                 return handle, False
             os.close(handle)
             raise
-        if _is_still(path, handle):
-            with suppress(OSError):  # a full disk: who holds it is told as a courtesy
+        if _is_open_file_at(path, handle):
+            with suppress(OSError):  # a full disk: the name of the holder only serves error messages
                 os.truncate(handle, 0)
                 os.write(handle, f"{os.uname().nodename}, process {os.getpid()}".encode())
             return handle, True
-        os.close(handle)  # the last holder removed it just now
-    raise UserError(f"could not get hold of {directory}: other processes keep taking it")
+        os.close(handle)  # the previous holder removed the file between open and flock
+    raise UserError(f"could not lock {directory}: other processes keep locking and removing it. Rerun the command")
 
 
-def _is_still(path: Path, handle: int) -> bool:
-    """Whether the open file is the one at `path`, and not one that its last holder has removed."""
+def _is_open_file_at(path: Path, handle: int) -> bool:
+    """Return whether the open file is still the one at `path`; False if its previous holder removed it."""
     with suppress(FileNotFoundError):
         return os.path.samestat(path.stat(), os.fstat(handle))
     return False
 
 
 def _regroup(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
-    """The same rows in tables of `size` rows (the last may be shorter), each in one contiguous chunk."""
+    """Yield the same rows in contiguous tables of `size` rows; the last may have fewer."""
     pending: list[pa.Table] = []
     rows = 0
     for table in tables:
         pending.append(table)
         rows += table.num_rows
         while rows >= size:
-            whole = pa.concat_tables(pending)
-            yield whole.slice(0, size).combine_chunks()
-            pending, rows = [whole.slice(size)], rows - size
+            joined = pa.concat_tables(pending)
+            yield joined.slice(0, size).combine_chunks()
+            pending, rows = [joined.slice(size)], rows - size
     if rows:
         yield pa.concat_tables(pending).combine_chunks()
 
@@ -192,6 +197,6 @@ def _value_type(field: pa.Field) -> pa.DataType:
     return field.type.value_type if pa.types.is_list(field.type) else field.type
 
 
-def _leaf(field: pa.Field) -> str:
-    """The column's path as Parquet names it."""
+def _parquet_path(field: pa.Field) -> str:
+    """Return the path of the column's values within a Parquet file."""
     return f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name

@@ -1,4 +1,4 @@
-"""Owns reading one Parquet file: its footer, its columns; whole, torn or no Parquet at all."""
+"""Reading one Parquet file: its footer, its lineage, its columns; which errors a corrupt or foreign file raises."""
 
 from __future__ import annotations
 
@@ -14,30 +14,37 @@ from stages.shards.schemas import Schema
 
 
 def read_footer(path: Path, schema: Schema | None = None) -> pq.FileMetaData:
-    """The footer of a Parquet file.
+    """Return the footer of a Parquet file.
+
+    Args:
+      schema: the schema of the file, for the error message; None if it is not known yet.
 
     Raises:
-      IncompleteInput: a torn file. UserError: one that is not Parquet. Unreachable: one that this user may not read, or
-        that a store does not give.
+      IncompleteInput: the file is truncated.
+      UserError: the file is not Parquet.
+      StoreUnreachable: this user has no permission to read the file, or the store does not respond.
     """
     try:
         with store_errors(path):
             return _open(path).metadata
     except PermissionError as error:
-        raise StoreUnreachable(f"{path} may not be read by this user") from error
+        raise StoreUnreachable(
+            f"cannot read {path}: this user has no permission. Check the permissions of the file"
+        ) from error
     except (pa.ArrowException, OSError) as error:
         with store_errors(path), path.open("rb") as file:
             start = file.read(4)
+        # A truncated Parquet file starts with "PAR1", or with zeros where the disk never received the bytes.
         if not b"PAR1".startswith(start.rstrip(b"\0")):
             raise UserError(f"{path} is not a Parquet file (it begins with {start!r})") from error
-        raise torn(path, schema, "it ends too early") from error
+        raise corrupt_file(path, schema, "it has no complete footer") from error
 
 
 def lineage_of(footer: pq.FileMetaData, path: Path) -> Lineage | None:
-    """What a footer says of the part; None where it says nothing.
+    """Return the lineage in a footer; None if there is none.
 
     Raises:
-      UserError: a lineage of another version of spo.
+      UserError: another version of spo wrote the lineage.
     """
     text = (footer.metadata or {}).get(FOOTER_KEY)
     try:
@@ -47,26 +54,28 @@ def lineage_of(footer: pq.FileMetaData, path: Path) -> Lineage | None:
 
 
 def read_columns(path: Path, columns: list[str] | None, schema: Schema) -> pa.Table:
-    """These columns (None: all) of a file, as they are there; page checksums are verified.
+    """Return the named columns (None: all) of a file in the types that they have there; page checksums are verified.
 
     Raises:
-      IncompleteInput: a torn or corrupt file.
+      IncompleteInput: the file is truncated or corrupt.
     """
     try:
         with store_errors(path), _open(path) as file:
             return file.read(columns)
     except (pa.ArrowException, OSError) as error:
-        raise torn(path, schema, str(error)) from error
+        raise corrupt_file(path, schema, str(error)) from error
 
 
 def _open(path: Path) -> pq.ParquetFile:
-    """The file; of an object only the byte ranges that are read travel, near ones together."""
+    """Open the file. From an object store only the byte ranges that are read are fetched, neighbors in one request."""
     if isinstance(path, StorePath):
         return pq.ParquetFile(path.key, filesystem=path.filesystem, pre_buffer=True, page_checksum_verification=True)
     return pq.ParquetFile(path, page_checksum_verification=True)
 
 
-def torn(path: Path, schema: Schema | None, detail: str) -> IncompleteInput:
-    """The error for a file that is not whole."""
-    again = f"`spo {schema.stage}`" if schema else "the stage that made it"
-    return IncompleteInput(f"{path} is torn or corrupt ({detail}): delete it and run {again} again, or copy it anew")
+def corrupt_file(path: Path, schema: Schema | None, detail: str) -> IncompleteInput:
+    """Return the error for a truncated or corrupt file."""
+    command = f"`spo {schema.stage}`" if schema else "the stage that writes it"
+    return IncompleteInput(
+        f"{path} is truncated or corrupt ({detail}): delete it and rerun {command}, or copy it again"
+    )

@@ -1,6 +1,10 @@
-"""Owns how Parquet from elsewhere (the right columns, no lineage) becomes rows of the contract, or a clear refusal."""
+"""Reading Parquet that another tool wrote: the right columns, no lineage.
 
-# pyarrow.compute makes its functions when it is imported, out of the type checker's sight.
+Columns are cast to the types of the schema, missing ones are derived where possible, and values are checked. Errors
+name the column, the file and the row.
+"""
+
+# pyarrow.compute creates its functions at import time, which the type checker cannot see.
 # pyright: reportAttributeAccessIssue=false
 
 from __future__ import annotations
@@ -21,11 +25,11 @@ _DERIVED_FROM = {
     "question_id": ("prompt_token_ids", "prompt"),
     "trajectory_id": ("question_id", "prompt_token_ids", "prompt"),
 }
-"""What a missing column is made of, best first: one of them is enough."""
+"""Missing column → columns that it can be derived from, in order of preference. One of them is enough."""
 
 _FINISH_REASONS = pa.array(["stop", "length", "segment"])
 _ROUNDING = 1e-3
-"""How far above 0 a log-probability may lie: engines of low precision overshoot."""
+"""Tolerance for log-probabilities above 0: engines of low precision return slightly positive ones."""
 
 KEYS = {
     "rollout": ("trajectory_id",),
@@ -33,45 +37,49 @@ KEYS = {
     "estimate": ("trajectory_id", "segment_index"),
     "eval": ("response_id", "max_tokens"),
 }
-"""The columns that tell the rows of a stage's table apart."""
+"""Stage → columns that identify a row of its table."""
 
 
 def columns_to_read(schema: Schema, names: Sequence[str], found: Sequence[str], path: Path) -> list[str]:
-    """The columns of the file that the asked ones are made from.
+    """Return the columns to read from a file so that `adopt` can return the columns `names`.
+
+    Args:
+      names: the columns that the caller needs.
+      found: the columns of the file.
 
     Raises:
-      UserError: naming the columns that are missing and cannot be derived, and those that were found.
+      UserError: columns are missing and cannot be derived.
     """
-    wanted: list[str] = []
+    required: list[str] = []
     missing: list[str] = []
     for column in schema.select(names):
         sources = [name for name in _DERIVED_FROM.get(column.name, ()) if name in found][:1]
         if column.name in found:
-            wanted.append(column.name)
+            required.append(column.name)
         elif column.name in _DERIVED_FROM and column.missing == "derive" and sources:
-            wanted += sources
+            required += sources
         elif column.missing == "refuse" or column.name in _DERIVED_FROM:
             missing.append(column.name)
     if missing:
         raise UserError(
             f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)} of {ARTEFACT[schema.stage]} "
-            f"(found: {', '.join(found) or 'none'}). Rename or add them; `spo show --schema` tells what each one means"
+            f"(found: {', '.join(found) or 'none'}). Rename or add them; `spo show --schema` describes every column"
         )
-    if "reward" in wanted and "finish_reason" in found:
-        wanted.append("finish_reason")  # tells an inner node, which has no reward, from a mistake
-    return list(dict.fromkeys(wanted))
+    if "reward" in required and "finish_reason" in found:
+        required.append("finish_reason")  # an inner node of a tree has no reward; any other null reward is an error
+    return list(dict.fromkeys(required))
 
 
 def adopt(table: pa.Table, schema: Schema, names: Sequence[str], first_row: int, path: Path) -> pa.Table:
-    """The asked columns in the contract's types: cast, checked, and derived where they are missing.
+    """Return the columns `names` in the types of the schema: cast, checked, and derived where the file lacks them.
 
     Args:
-      table: the columns of `columns_to_read`.
-      first_row: rows in the files before this one, from which ids are numbered on.
+      table: the columns that `columns_to_read` returned.
+      first_row: number of rows in the preceding files; derived ids continue from it.
 
     Raises:
-      UserError: a type that does not fit, a null where one is needed, token_ids and logprobs of unequal length, numbers
-        that cannot be token ids or log-probabilities; naming the column, the file and the row (counted from 0).
+      UserError: a type does not cast, a column that is not nullable has a null, token_ids and logprobs differ in
+        length, or a number cannot be a token id or a log-probability. The message names column, file and row (from 0).
     """
     given = {column.name: _cast(table[column.name], column, path) for column in schema.select(table.column_names)}
     for name in names:
@@ -82,20 +90,20 @@ def adopt(table: pa.Table, schema: Schema, names: Sequence[str], first_row: int,
     columns = schema.select(names)
     for column in columns:
         if not column.nullable:
-            _refuse(null_row(given[column.name]), f"column {column.name} holds a null", path)
+            _refuse(null_row(given[column.name]), f"column {column.name} contains a null", path)
     _check_values({name: given[name] for name in names}, given.get("finish_reason"), schema, path)
     result = [given[column.name].cast(column.type) for column in columns]
     return pa.table(result, schema=pa.schema([column.field for column in columns]))
 
 
 def check_unique(schema: Schema, keys: Sequence[tuple[Path, pa.Table]]) -> None:
-    """Refuses two rows with the same id, within a file or across the files of one artefact.
+    """Check that no two rows have the same id, within a file or across the files of one artefact.
 
     Args:
-      keys: for each file its key columns (`KEYS`).
+      keys: for each file, its path and its key columns (`KEYS`).
 
     Raises:
-      UserError: naming the id and both places.
+      UserError: an id occurs twice; the message names it and both rows.
     """
     names, columns = KEYS[schema.stage], schema.select(KEYS[schema.stage])
     keys = [(path, pa.table({c.name: _cast(table[c.name], c, path) for c in columns})) for path, table in keys]
@@ -104,14 +112,14 @@ def check_unique(schema: Schema, keys: Sequence[tuple[Path, pa.Table]]) -> None:
     repeated = counts.filter(pc.greater(counts["count_all"], 1))
     if not repeated.num_rows:
         return
-    wanted = tuple(repeated[name][0].as_py() for name in names)
+    first = tuple(repeated[name][0].as_py() for name in names)
     places = [
         f"row {row} of {path}"
         for path, table in keys
         for row, values in enumerate(zip(*(table[name].to_pylist() for name in names), strict=True))
-        if values == wanted
+        if values == first
     ]
-    raise UserError(f"{', '.join(names)} must tell rows apart, but {wanted} stands in {places[0]} and in {places[1]}")
+    raise UserError(f"{', '.join(names)} must be unique, but {first} is in {places[0]} and in {places[1]}: rename one")
 
 
 def _cast(values: pa.ChunkedArray, column: Column, path: Path) -> pa.ChunkedArray:
@@ -119,12 +127,12 @@ def _cast(values: pa.ChunkedArray, column: Column, path: Path) -> pa.ChunkedArra
         return values.cast(column.type)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
         raise UserError(
-            f"column {column.name} of {path} is {values.type}, which does not fit {column.type}: {error}"
+            f"column {column.name} of {path} must be {column.type}, found {values.type}: {error}"
         ) from error
 
 
 def _derive(name: str, given: dict[str, pa.ChunkedArray], rows: int, first_row: int, path: Path) -> pa.ChunkedArray:
-    """A column that the file does not have, of `rows` rows."""
+    """Return a column of `rows` rows that the file lacks."""
     if name == "depth":
         return pa.chunked_array([np.zeros(rows, np.int32)])
     if name == "finish_reason":
@@ -143,9 +151,9 @@ def _derive(name: str, given: dict[str, pa.ChunkedArray], rows: int, first_row: 
 
 
 def _question_ids(given: dict[str, pa.ChunkedArray], path: Path) -> pa.ChunkedArray:
-    """ "q" and 12 hexadecimal digits of the prompt's ids, or of its text where there are none."""
+    """Return question ids: "q" and 12 hexadecimal digits of a hash of the prompt's token ids, or else of its text."""
     name = "prompt_token_ids" if "prompt_token_ids" in given else "prompt"
-    _refuse(null_row(given[name]), f"column {name}, which question_id is derived from, holds a null", path)
+    _refuse(null_row(given[name]), f"column {name}, which question_id is derived from, contains a null", path)
     encoded = [
         value.encode() if isinstance(value, str) else np.array(value, "<i4").tobytes()
         for value in given[name].to_pylist()
@@ -157,39 +165,41 @@ def _question_ids(given: dict[str, pa.ChunkedArray], path: Path) -> pa.ChunkedAr
 def _check_values(
     given: dict[str, pa.ChunkedArray], finish_reason: pa.ChunkedArray | None, schema: Schema, path: Path
 ) -> None:
-    """Refuses values that have the right type and cannot be right."""
+    """Raise UserError for values of the right type that cannot be correct."""
     if finish_reason is not None:
         unknown = pc.invert(pc.is_in(finish_reason, value_set=_FINISH_REASONS))
-        _refuse(_first(unknown), f"finish_reason is none of {', '.join(_FINISH_REASONS.to_pylist())}", path)
-    if "reward" in given and schema.stage != "eval":  # where a null is a response that could not be graded
+        _refuse(_first(unknown), f"finish_reason must be one of {', '.join(_FINISH_REASONS.to_pylist())}", path)
+    if "reward" in given and schema.stage != "eval":  # in an evaluation, null: the response could not be graded
         inner = pc.equal(finish_reason, "segment") if finish_reason is not None else pa.scalar(False)
         lost = pc.and_(pc.is_null(given["reward"]), pc.invert(inner))
-        _refuse(_first(lost), "column reward holds a null", path)
+        _refuse(_first(lost), "column reward contains a null", path)
     if "token_ids" in given and "logprobs" in given:
         lengths = [pc.list_value_length(given[name]) for name in ("token_ids", "logprobs")]
         _refuse(_first(pc.not_equal(*lengths)), "token_ids and logprobs differ in length", path)
     for name in ("token_ids", "prompt_token_ids"):
         if name in given:
             negative = pc.less(pc.list_flatten(given[name]), 0)
-            _refuse(_first_list(given[name], negative), f"{name} holds a negative id", path)
+            _refuse(_first_list(given[name], negative), f"{name} contains a negative id", path)
     if "logprobs" in given:
         flat = pc.list_flatten(given["logprobs"])
-        sound = pc.and_(pc.is_finite(flat), pc.less_equal(flat, _ROUNDING))
-        problem = "logprobs must be finite natural logs, at most 0; one is not"
-        _refuse(_first_list(given["logprobs"], pc.invert(sound)), problem, path)
+        valid = pc.and_(pc.is_finite(flat), pc.less_equal(flat, _ROUNDING))
+        problem = "logprobs must be finite natural logs, at most 0; found another value"
+        _refuse(_first_list(given["logprobs"], pc.invert(valid)), problem, path)
 
 
 def _refuse(row: int | None, problem: str, path: Path) -> None:
+    """Raise UserError if there is an offending row."""
     if row is not None:
         raise UserError(f"{problem}: row {row} (counted from 0) of {path}")
 
 
 def _first(mask: pa.ChunkedArray | pa.Array) -> int | None:
+    """Return the index of the first true value; None if there is none."""
     index = pc.index(mask, True).as_py()
     return None if index < 0 else index
 
 
 def _first_list(column: pa.ChunkedArray, mask: pa.ChunkedArray | pa.Array) -> int | None:
-    """The row of a list column that the first true value of a mask over its flattened values lies in."""
+    """Return the row of a list column that holds the first true value of a mask over the flattened values."""
     index = _first(mask)
     return None if index is None else pc.list_parent_indices(column)[index].as_py()

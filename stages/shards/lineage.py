@@ -1,8 +1,8 @@
-"""Owns what a part says of itself: how it was made, from what, and the fingerprint of that.
+"""The lineage of a part or a model: how it was made, from which inputs, and the fingerprint of both.
 
-The lineage is the JSON value under the key `spo` of a Parquet footer (and `spo.json` of a model directory). Nothing in
-it varies between two runs of the same work: no times, hosts or absolute paths, so that a part that was interrupted and
-resumed is the same file, byte for byte. Times are in the logs.
+The lineage is the JSON value under the key `spo` of a Parquet footer, or the file `spo.json` of a model directory. It
+contains nothing that varies between two runs of the same work (no times, hosts or absolute paths), so that a part that
+was interrupted and resumed is the same file, byte for byte. Times are in the logs.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -23,18 +24,19 @@ from stages.shards.schemas import Schema
 
 FOOTER_KEY = b"spo"
 MODEL_FILE = "spo.json"
-"""Where a model directory holds its lineage, beside the weights."""
+"""Name of the lineage file in a model directory."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Something that the work was made from.
+    """An input of the work: an artefact, one part of it, a model, or the questions of a task.
 
     Attributes:
-      path: relative to the directory that holds the work, unless one is in a store and the other is not; for a model of
-        the hub or a task, its name.
-      fingerprint: of a part or a whole artefact, or the digest of a file, a model's weights or a task's questions.
-      stage: what made it ("rollout", "train", "task" …); "" where that is not known.
+      path: path relative to the directory of the output; absolute if only one of them is in a store. For a model on the
+        hub or a task, its name.
+      fingerprint: fingerprint of the artefact or part, or digest of the file, the model's weights or the task's
+        questions.
+      stage: what wrote it ("rollout", "train", "task" …); "" if unknown.
     """
 
     path: str
@@ -47,16 +49,17 @@ class Lineage:
     """How a part (or a model directory) was made.
 
     Attributes:
-      stage, schema_version: which table this is.
+      stage, schema_version: the command that wrote it and the version of its table.
       config: the options that can change the result (`stages.core.config.results_config`).
-      seed: its seed, if it has one.
-      fingerprint: digest of stage, schema version, config, inputs, model and part; of no path.
-      inputs: what it was made from, in the stage's order.
+      seed: the seed of the stage; None if it has none.
+      fingerprint: digest of stage, schema version, config, fingerprints of inputs and model, and part. Paths are not in
+        it, so that a run can be moved.
+      inputs: the inputs, in an order that the stage fixes.
       model: the model that sampled or was trained.
-      versions: of the packages that made it; not in the fingerprint.
-      counts: whole numbers summed over its chunks, such as tokens sampled.
-      summary: what the stage says of the whole part, e.g. its accuracy.
-      part: (index, count) of the slice of the work; None for what is not cut into parts.
+      versions: versions of the packages that were used; not in the fingerprint.
+      counts: whole numbers summed over the chunks, such as tokens sampled.
+      summary: results of the stage about the whole part, e.g. its accuracy.
+      part: (index, count) of the part; None for work that is not divided into parts.
     """
 
     stage: str
@@ -72,15 +75,15 @@ class Lineage:
     part: tuple[int, int] | None = None
 
     def to_json(self) -> str:
-        """Canonical JSON: the same lineage is the same text."""
+        """Return canonical JSON: equal lineages have equal texts."""
         return canonical_json(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Lineage:
-        """Reads what `to_json` wrote.
+        """Read the text that `to_json` wrote.
 
         Raises:
-          UserError: text that is no lineage.
+          UserError: the text is not a lineage of this version of spo.
         """
         try:
             value = json.loads(text)
@@ -92,7 +95,7 @@ class Lineage:
             raise UserError(f"expected a lineage written by this version of spo, found {text[:80]!r}") from error
 
     def at(self, index: int, count: int) -> Lineage:
-        """The same work's slice `index` of `count`, which has a fingerprint of its own."""
+        """Return the lineage of part `index` of `count` of this work, with the fingerprint of the part."""
         return _fingerprinted(dataclasses.replace(self, part=(index, count)))
 
 
@@ -103,21 +106,25 @@ def describe(
     inputs: tuple[Source, ...] = (),
     model: Source | None = None,
     packages: tuple[str, ...] = (),
+    derived: Mapping[str, Any] | None = None,
 ) -> Lineage:
-    """The lineage of work about to be done.
+    """Return the lineage of work that is about to start.
 
     Args:
-      stage: the verb.
-      schema: of the table it writes; None for a model directory.
-      config: the stage's Config; a field `seed` becomes the lineage's seed.
-      inputs: artefacts (`stages.shards.parts.source`) and whatever else the rows depend on, e.g. a task's digest.
+      stage: the command.
+      schema: the schema of the table that it writes; None for a model directory.
+      config: the Config of the stage; its field `seed` becomes the seed of the lineage.
+      inputs: artefacts (`stages.shards.parts.artefact_source`) and everything else that the rows depend on, e.g. the
+        questions of a task (`task_source`).
       model: the model directory and the digest of its weights (`model_source`).
-      packages: distributions that the rows went through, e.g. ("torch", "transformers"), whose versions are noted.
+      packages: distributions that can influence the rows, e.g. ("torch", "transformers"); their versions are recorded.
+      derived: further JSON values that can change the result and are no options, e.g. the age of an input. They are
+        recorded with the options.
     """
     lineage = Lineage(
         stage=stage,
         schema_version=schema.version if schema else 1,
-        config=results_config(config),
+        config=results_config(config) | dict(derived or {}),
         seed=getattr(config, "seed", None),
         fingerprint="",
         inputs=inputs,
@@ -128,40 +135,40 @@ def describe(
 
 
 def model_source(model: str | Path, digest: str, directory: Path) -> Source:
-    """A model for the lineage of work in `directory`: a local path relative to it, a hub name as it is."""
-    return Source(_place(str(model), directory), digest, "model")
+    """Return a model as an input of the work in `directory`: a relative path, or the unchanged name on the hub."""
+    return Source(_relative_or_name(str(model), directory), digest, "model")
 
 
 def task_source(task: str, data: str | None, digest: str, directory: Path) -> Source:
-    """A task's questions for the lineage of work in `directory`: the place of its data, or the task that makes them."""
-    return Source(_place(data, directory) if data else task, digest, "task")
+    """Return the questions of a task as an input of the work in `directory`: the path of its data, or its name."""
+    return Source(_relative_or_name(data, directory) if data else task, digest, "task")
 
 
-def differences(there: Lineage, asked: Lineage) -> list[str]:
-    """What keeps two pieces of work from being the same, one line each: `temperature: 1.0 there, 0.6 asked`."""
+def differences(found: Lineage, requested: Lineage) -> list[str]:
+    """Return how existing work differs from requested work: `temperature: found 1.0, requested 0.6`, one per entry."""
     lines = [
-        _difference(name.replace("_", " "), getattr(there, name), getattr(asked, name))
+        _difference(name.replace("_", " "), getattr(found, name), getattr(requested, name))
         for name in ("stage", "schema_version")
     ]
-    names = [*there.config, *(name for name in asked.config if name not in there.config)]
-    lines += [_difference(name, there.config.get(name), asked.config.get(name)) for name in names]
-    lines.append(_difference("part", _show_part(there), _show_part(asked)))
-    if len(there.inputs) != len(asked.inputs):
-        lines.append(_difference("inputs", len(there.inputs), len(asked.inputs)))
-    sources = [*zip(there.inputs, asked.inputs, strict=False), (there.model, asked.model)]
+    names = [*found.config, *(name for name in requested.config if name not in found.config)]
+    lines += [_difference(name, found.config.get(name), requested.config.get(name)) for name in names]
+    lines.append(_difference("part", _show_part(found), _show_part(requested)))
+    if len(found.inputs) != len(requested.inputs):
+        lines.append(_difference("inputs", len(found.inputs), len(requested.inputs)))
+    sources = [*zip(found.inputs, requested.inputs, strict=False), (found.model, requested.model)]
     return [line for line in [*lines, *(_source_difference(*pair) for pair in sources)] if line]
 
 
 def write_lineage(directory: Path, lineage: Lineage) -> None:
-    """Puts the lineage of a model beside its weights."""
+    """Write the lineage of a model into its directory."""
     (directory / MODEL_FILE).write_text(lineage.to_json() + "\n")
 
 
 def read_lineage(directory: Path) -> Lineage | None:
-    """The lineage of a model directory; None if it was not made here.
+    """Return the lineage of a model directory; None if spo did not write it.
 
     Raises:
-      UserError: the file cannot be read.
+      UserError: the lineage file cannot be read.
     """
     path = directory / MODEL_FILE
     if not path.is_file():
@@ -169,16 +176,16 @@ def read_lineage(directory: Path) -> Lineage | None:
     try:
         return Lineage.from_json(path.read_text())
     except (OSError, UserError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+        raise UserError(f"cannot read {path}: {error}") from error
 
 
 def combine(fingerprints: list[str]) -> str:
-    """One fingerprint for several in order; that of a single one is itself."""
+    """Return one fingerprint for several, which depends on their order; a single one is returned unchanged."""
     return fingerprints[0] if len(fingerprints) == 1 else digest(canonical_json(fingerprints).encode())
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with sorted keys and no spaces; tuples become lists, NumPy numbers plain ones, NaN and infinities null."""
+    """Return JSON with sorted keys and no spaces; NumPy numbers become plain ones, NaN and infinity become null."""
     return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
@@ -192,13 +199,14 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _place(name: str, directory: Path) -> str:
-    """A path as seen from `directory`; what is none is a name on the hub."""
+def _relative_or_name(name: str, directory: Path) -> str:
+    """Return an existing path relative to `directory`; any other text is a name on the hub and stays unchanged."""
     path = as_path(name).expanduser()
     return relative_path(path, directory) if not is_local(path) or path.exists() else name
 
 
 def _fingerprinted(lineage: Lineage) -> Lineage:
+    # The keys and their values define every fingerprint: a change here makes all existing work out of date.
     work = {
         "stage": lineage.stage,
         "schema_version": lineage.schema_version,
@@ -213,13 +221,14 @@ def _fingerprinted(lineage: Lineage) -> Lineage:
 def _version(distribution: str) -> str:
     try:
         return metadata.version(distribution)
-    except metadata.PackageNotFoundError:  # run from a checkout
+    except metadata.PackageNotFoundError:  # run from a checkout that is not installed
         return "unknown"
 
 
-def _difference(name: str, there: Any, asked: Any) -> str:
-    same = canonical_json(there) == canonical_json(asked)
-    return "" if same else f"{name}: {_show(there)} there, {_show(asked)} asked"
+def _difference(name: str, found: Any, requested: Any) -> str:
+    """Return one difference; "" if the values are the same."""
+    same = canonical_json(found) == canonical_json(requested)
+    return "" if same else f"{name}: found {_show(found)}, requested {_show(requested)}"
 
 
 def _show(value: Any) -> str:
@@ -230,11 +239,11 @@ def _show_part(lineage: Lineage) -> str | None:
     return f"{lineage.part[0]}/{lineage.part[1]}" if lineage.part else None
 
 
-def _source_difference(there: Source | None, asked: Source | None) -> str:
-    if (there and there.fingerprint) == (asked and asked.fingerprint):
+def _source_difference(found: Source | None, requested: Source | None) -> str:
+    if (found and found.fingerprint) == (requested and requested.fingerprint):
         return ""
-    name = next((source.stage for source in (asked, there) if source and source.stage), "input")
-    if there and asked and there.path == asked.path:
-        also = ", or the code of the reward," if name == "task" else ""
-        return f"{name}: {asked.path}{also} has changed since"
-    return _difference(name, there and there.path, asked and asked.path)
+    name = next((source.stage for source in (requested, found) if source and source.stage), "input")
+    if found and requested and found.path == requested.path:
+        also = ", or the code of the reward," if name == "task" else ""  # a task's digest covers its reward function
+        return f"{name}: {requested.path}{also} has changed since"
+    return _difference(name, found and found.path, requested and requested.path)

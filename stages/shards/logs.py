@@ -1,4 +1,7 @@
-"""Owns the log of a part: plain lines with their time, for what may differ between two runs of the same work."""
+"""The log of a part, `_logs/part-….log`: text lines with a time.
+
+Times, hosts and speeds are written here and not to the part, whose bytes must not differ between two runs.
+"""
 
 from __future__ import annotations
 
@@ -13,28 +16,28 @@ from stages.core.errors import StoreUnreachable
 
 
 class PartLog:
-    """The log of a part, appended to by every run; each line with its time (UTC)."""
+    """The log of one part. Every run appends to it; each line starts with the time in UTC."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._started = False
-        self._text: str | None = None  # all of it, where nothing can be appended to an object
+        self._text: str | None = None  # the whole log: an object in a store cannot be appended to
 
     def start(self, fingerprint: str) -> None:
-        """The first line of a run: which command works on what, and where."""
+        """Write the first line of a run: the command, the host, the SLURM job and the fingerprint of the work."""
         self._started = True
         job = {name: os.environ[name] for name in ("SLURM_JOB_ID", "SLURM_ARRAY_TASK_ID") if name in os.environ}
         where = [f"host {os.uname().nodename}", f"process {os.getpid()}", *(f"{k} {v}" for k, v in job.items())]
         self.write(f"started: {' '.join(sys.argv)} ({', '.join(where)}), fingerprint {fingerprint}")
 
     def end(self, line: str) -> None:
-        """The last line of a run that did not finish; disk or store may take no more, and the error matters."""
+        """Write the last line of a run that did not finish."""
         if self._started:
-            with suppress(OSError, StoreUnreachable):
+            with suppress(OSError, StoreUnreachable):  # a full disk must not hide the error that ended the run
                 self.write(line)
 
     def write(self, line: str) -> None:
-        """Appends one line."""
+        """Append one line."""
         time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         if not paths.is_local(self.path):
             self._rewrite(f"{time} {line}\n")

@@ -1,4 +1,4 @@
-"""Owns reading an artefact: which parts it has, whether they are all there and whole, what each one says of itself."""
+"""Reading an artefact: find its parts, check that all of them are complete and belong together, read their columns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stages.core.errors import IncompleteInput, UserError
 from stages.core.paths import as_path, is_local, locate, relative_path
 from stages.core.storage import file_digest
 from stages.shards import foreign
-from stages.shards.files import lineage_of, read_columns, read_footer, torn
+from stages.shards.files import corrupt_file, lineage_of, read_columns, read_footer
 from stages.shards.lineage import Lineage, Source, combine, differences
 from stages.shards.schemas import ARTEFACT, BY_STAGE, READER, Schema, recognize
 
@@ -29,10 +29,11 @@ class Part:
 
     Attributes:
       path: the file.
-      index, count: its place, from its name; foreign files are numbered in the order of their names.
-      rows, first_row: how many rows it has, and how many the parts before it have.
-      columns: names found in the file.
-      lineage: what it says of itself; None for a file from elsewhere.
+      index, count: the number of the part, from 0, and the number of parts; foreign files are numbered in the order of
+        their names.
+      rows, first_row: the number of rows, and the number of rows in all preceding parts.
+      columns: the column names in the file.
+      lineage: the lineage in its footer; None for a file that another tool wrote.
     """
 
     path: Path
@@ -46,12 +47,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Artefact:
-    """A complete table: every part is there and whole.
+    """A complete table: every part is present and complete.
 
     Attributes:
-      path: the directory, or the single file, as it was given.
-      schema: its contract.
-      parts: in order.
+      path: the directory, or the single file, as the user gave it.
+      schema: the schema of its table.
+      parts: the parts in order.
     """
 
     path: Path
@@ -60,94 +61,98 @@ class Artefact:
 
     @property
     def directory(self) -> Path:
-        """Where the parts lie; relative paths in their lineage start here."""
+        """Return the directory of the parts; relative paths in their lineage start here."""
         return self.parts[0].path.parent
 
-    def locate(self, told: str) -> Path:
-        """The path that a source of its lineage tells."""
-        return locate(told, self.directory)
+    def locate(self, reference: str) -> Path:
+        """Return the path of an input from the relative path in the lineage (`Source.path`)."""
+        return locate(reference, self.directory)
 
     @property
     def rows(self) -> int:
-        """Rows of all parts."""
+        """Return the number of rows in all parts."""
         return sum(part.rows for part in self.parts)
 
     @property
     def lineage(self) -> Lineage | None:
-        """How its first part was made, and so the others, but for their place; None for a file from elsewhere."""
+        """Return the lineage of the first part (None: a foreign file); others differ in part number and inputs only."""
         return self.parts[0].lineage
 
     def fingerprint(self, part: Part | None = None) -> str:
-        """Of one part: its lineage's, else the digest of its bytes. Of the whole (None): of all parts in order."""
+        """Return the fingerprint of one part (from its lineage, or else of its bytes), or of all parts (None)."""
         if part is None:
             return combine([self.fingerprint(part) for part in self.parts])
         if part.lineage:
             return part.lineage.fingerprint
         content = file_digest(part.path)
-        # The ids given to its rows count on from the parts before it, so they belong to what it is.
+        # Derived row ids continue from the preceding files, so the position is part of the identity.
         return combine([content, str(part.first_row)]) if part.first_row else content
 
     def read(self, part: Part, columns: Sequence[str]) -> pa.Table:
-        """Exactly these columns of a part, in this order and in the contract's types.
+        """Return the named columns of a part, in this order and in the types of the schema.
 
         Raises:
-          UserError: a foreign file whose columns are missing, of another type or wrong (`stages.shards.foreign`).
-          IncompleteInput: a part that turns out to be torn.
+          UserError: a foreign file lacks a column, or a column has wrong types or values (`stages.shards.foreign`).
+          IncompleteInput: the part is truncated or corrupt.
         """
         if part.lineage:
             absent = [name for name in columns if name not in part.columns]
             if absent:
-                raise torn(part.path, self.schema, f"it lacks {', '.join(absent)}")
+                raise corrupt_file(part.path, self.schema, f"it lacks the columns {', '.join(absent)}")
             table = read_columns(part.path, list(columns), self.schema)
             return table.cast(pa.schema([column.field for column in self.schema.select(columns)]))
-        _ = self._foreign_ids_are_unique
+        _ = self._foreign_ids_are_unique  # checks at the first access
         names = foreign.columns_to_read(self.schema, columns, part.columns, part.path)
         table = read_columns(part.path, names or list(part.columns[:1]), self.schema).select(names)
         return foreign.adopt(table, self.schema, columns, part.first_row, part.path)
 
     def read_all(self, columns: Sequence[str]) -> pa.Table:
-        """Exactly these columns of all parts, in order. Raises as `read`."""
+        """Return the named columns of all parts, in order. Raises the same errors as `read`."""
         return pa.concat_tables([self.read(part, columns) for part in self.parts])
 
     @cached_property
     def _foreign_ids_are_unique(self) -> bool:
-        """Checked once, over all files without lineage: tools that number each file from 0 are caught here."""
+        """Check all files without lineage for duplicate ids, once: some tools number the rows of each file from 0."""
         names = foreign.KEYS[self.schema.stage]
-        alien = [part for part in self.parts if not part.lineage and set(names) <= set(part.columns)]
-        if alien:
+        foreign_parts = [part for part in self.parts if not part.lineage and set(names) <= set(part.columns)]
+        if foreign_parts:
             foreign.check_unique(
-                self.schema, [(part.path, read_columns(part.path, list(names), self.schema)) for part in alien]
+                self.schema, [(part.path, read_columns(part.path, list(names), self.schema)) for part in foreign_parts]
             )
         return True
 
 
 def part_name(index: int, count: int) -> str:
-    """`part-00003-of-00008.parquet`."""
+    """Return the file name of a part: `part-00003-of-00008.parquet`."""
     return f"part-{index:05d}-of-{count:05d}.parquet"
 
 
 def parse_part_name(name: str) -> tuple[int, int] | None:
-    """(index, count) of a part's name; None for another name."""
+    """Return (index, count) from the file name of a part; None for another name."""
     match = _PART_NAME.fullmatch(name)
     return (int(match[1]), int(match[2])) if match else None
 
 
 def open_artefact(path: Path | str, schema: Schema | None = None) -> Artefact:
-    """The artefact in a directory, or in a single .parquet file.
+    """Return the artefact in a directory or in a single .parquet file.
 
-    Names that start with a dot or an underscore are not looked at. Files of other names than `part_name` gives are
-    taken as they are; parts with such names must be complete and come from one and the same work.
+    Names that start with a dot or an underscore are ignored. Files named like parts (`part_name`) must be complete and
+    belong to the same work; Parquet files with other names are foreign files and are read as they are.
 
     Args:
-      schema: the one expected; None recognises it from the lineage or the columns.
+      schema: the expected schema; None recognizes it from the lineage or the columns.
 
     Raises:
-      IncompleteInput: nothing there, parts missing (named), a torn part, parts of different work.
-      UserError: two splits mixed, a file that is not Parquet, a part of another stage (saying which command takes it).
+      IncompleteInput: the path does not exist, parts are missing (the message names them), a part is truncated, or
+        parts come from different work.
+      UserError: parts of two splits are mixed, a file is not Parquet, or a part belongs to another stage (the message
+        names the command that reads it).
     """
     path = as_path(path)
     files = _files(path, schema)
-    with ThreadPoolExecutor(max_workers=1 if is_local(path) else 16) as pool:  # a store takes its time to answer
+    with ThreadPoolExecutor(
+        max_workers=1 if is_local(path) else 16
+    ) as pool:  # requests to a store are slow, so they overlap
         footers = list(pool.map(lambda file: read_footer(file, schema), files))
     lineages = [lineage_of(footer, file) for footer, file in zip(footers, files, strict=True)]
     names = [tuple(footer.schema.to_arrow_schema().names) for footer in footers]
@@ -157,28 +162,28 @@ def open_artefact(path: Path | str, schema: Schema | None = None) -> Artefact:
         _check_stage(file, lineage, found)
         first_row = sum(part.rows for part in parts)
         parts.append(Part(file, index, len(files), footer.num_rows, first_row, names[index], lineage))
-    _check_places(parts)
+    _check_numbers(parts)
     _check_same_work(parts)
     return Artefact(path, found, tuple(parts))
 
 
 def artefact_source(artefact: Artefact, directory: Path, part: Part | None = None) -> Source:
-    """An artefact (or one part of it) as an input of the work in `directory`."""
+    """Return an artefact, or one part of it, as an input (`Source`) of the work in `directory`."""
     return Source(relative_path(artefact.path, directory), artefact.fingerprint(part), artefact.schema.stage)
 
 
-def work_differences(there: Lineage, asked: Lineage) -> list[str]:
-    """`differences` between parts of one artefact: each may have its own place and its own part of the input."""
+def work_differences(found: Lineage, requested: Lineage) -> list[str]:
+    """Return `differences`, ignoring what may differ between parts of one artefact: number and input part."""
 
     def common(lineage: Lineage) -> Lineage:
         inputs = tuple(item for item in lineage.inputs if item.stage not in BY_STAGE)
         return dataclasses.replace(lineage, part=None, inputs=inputs)
 
-    return differences(common(there), common(asked))
+    return differences(common(found), common(requested))
 
 
 def _files(path: Path, schema: Schema | None) -> list[Path]:
-    """The Parquet files of an artefact in order, checked for completeness."""
+    """Return the Parquet files of an artefact in order; check that no part is missing."""
     if path.is_file():
         return [path]
     if not path.is_dir():
@@ -187,17 +192,17 @@ def _files(path: Path, schema: Schema | None) -> list[Path]:
     files = [entry for entry in visible if entry.suffix == ".parquet" and (not is_local(path) or entry.is_file())]
     if not files and visible:
         found = ", ".join(entry.name for entry in visible[:5])
-        raise UserError(f"{path} holds no Parquet parts (found: {found}{', …' * (len(visible) > 5)})")
+        raise UserError(f"{path} contains no Parquet file (found: {found}{', …' * (len(visible) > 5)})")
     if not files:
         begun = any(path.glob(".part-*"))
-        raise IncompleteInput(f"{path} holds {'only unfinished work' if begun else 'no part yet'}{_remedy(schema)}")
-    places = {file: parse_part_name(file.name) for file in files}
-    named = {file: place for file, place in places.items() if place}
+        raise IncompleteInput(f"{path} contains {'only unfinished work' if begun else 'no part yet'}{_remedy(schema)}")
+    numbers = {file: parse_part_name(file.name) for file in files}
+    named = {file: number for file, number in numbers.items() if number}
     if not named:
         return files
-    stray = next((file.name for file, place in places.items() if not place), None)
+    stray = next((file.name for file, number in numbers.items() if not number), None)
     if stray:
-        raise UserError(f"{path} holds parts and, among them, {stray}, which is none: move it elsewhere")
+        raise UserError(f"{path} contains parts and another Parquet file, {stray}: move it to another directory")
     counts = sorted({count for _, count in named.values()})
     if len(counts) > 1:
         splits = " and of ".join(map(str, counts))
@@ -210,21 +215,21 @@ def _check_complete(path: Path, present: set[int], count: int, schema: Schema | 
     missing = [index for index in range(count) if index not in present]
     if not missing:
         return
-    shown = ", ".join(map(str, missing[:20])) + (f" … ({len(missing)} in all)" if len(missing) > 20 else "")
+    shown = ", ".join(map(str, missing[:20])) + (f" … ({len(missing)} in total)" if len(missing) > 20 else "")
     verb = "parts {} of {} are" if len(missing) > 1 else "part {} of {} is"
     raise IncompleteInput(f"{verb.format(shown, count)} missing in {path}{_remedy(schema)}; finished parts are skipped")
 
 
 def _remedy(schema: Schema | None) -> str:
     if schema is None:
-        return ": run the stage that makes it"
-    return f": `spo {schema.stage}` makes {ARTEFACT[schema.stage]}, run it (again)"
+        return ": run the stage that writes it"
+    return f": run `spo {schema.stage}`, which writes {ARTEFACT[schema.stage]}"
 
 
 def _recognize(path: Path, columns: tuple[str, ...], lineage: Lineage | None) -> Schema:
     schema = BY_STAGE.get(lineage.stage) if lineage else recognize(columns)
     if schema is None:
-        raise UserError(f"{path} is no table of spo: its columns are {', '.join(columns)}")
+        raise UserError(f"{path} is not a table of spo: its columns are {', '.join(columns)}")
     return schema
 
 
@@ -233,34 +238,34 @@ def _check_stage(path: Path, lineage: Lineage | None, schema: Schema) -> None:
         return
     if lineage.stage != schema.stage:
         raise UserError(
-            f"{path} holds {ARTEFACT.get(lineage.stage, 'something else')}, made by `spo {lineage.stage}`; expected "
+            f"{path} holds {ARTEFACT.get(lineage.stage, 'another table')}, made by `spo {lineage.stage}`; expected "
             f"{ARTEFACT[schema.stage]}, made by `spo {schema.stage}`"
-            + (f". `spo {READER[lineage.stage]}` takes it" if lineage.stage in READER else "")
+            + (f". `spo {READER[lineage.stage]}` reads it" if lineage.stage in READER else "")
         )
     if lineage.schema_version != schema.version:
         raise UserError(
-            f"{path} follows version {lineage.schema_version} of {ARTEFACT[schema.stage]}, this spo reads version "
-            f"{schema.version}: make it again, or use the version of spo that made it ({lineage.versions})"
+            f"{path} has version {lineage.schema_version} of the table {ARTEFACT[schema.stage]}; this spo reads "
+            f"version {schema.version}: write it again, or use the version of spo that wrote it ({lineage.versions})"
         )
 
 
-def _check_places(parts: Sequence[Part]) -> None:
-    """A part under the name of another would stand in for it: complete to look at, with the same rows twice."""
+def _check_numbers(parts: Sequence[Part]) -> None:
+    """Check that no part was renamed to another part: the artefact would look complete and contain rows twice."""
     for part in parts:
-        place, told = parse_part_name(part.path.name), part.lineage and part.lineage.part
-        if place and told and part.lineage and place != told:
+        named, recorded = parse_part_name(part.path.name), part.lineage and part.lineage.part
+        if named and recorded and part.lineage and named != recorded:
             raise IncompleteInput(
-                f"{part.path} is in truth {part_name(*told)}: give it that name again, or delete it and run "
-                f"`spo {part.lineage.stage}` again"
+                f"{part.path} was written as {part_name(*recorded)}: restore that name, or delete the file and rerun "
+                f"`spo {part.lineage.stage}`"
             )
 
 
 def _check_same_work(parts: Sequence[Part]) -> None:
-    ours = [(part, part.lineage) for part in parts if part.lineage]
-    for part, lineage in ours[1:]:
-        lines = work_differences(ours[0][1], lineage)
+    with_lineage = [(part, part.lineage) for part in parts if part.lineage]
+    for part, lineage in with_lineage[1:]:
+        lines = work_differences(with_lineage[0][1], lineage)
         if lines:
             raise IncompleteInput(
-                f"{part.path} is not of the same work as {ours[0][0].path.name} ({'; '.join(lines)}): "
-                f"run `spo {lineage.stage}` again for all parts, with --overwrite"
+                f"{part.path} comes from other work than {with_lineage[0][0].path.name} ({'; '.join(lines)}): "
+                f"rerun `spo {lineage.stage}` with --overwrite for all parts"
             )

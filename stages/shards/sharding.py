@@ -1,4 +1,4 @@
-"""Owns which slices of the work this process does (`--shard`, SLURM arrays) and how a signal ends it."""
+"""Which shards of the work this process does (`--shard`, `--num-shards`, SLURM arrays), and how a signal ends it."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from typing import Protocol
 from stages.core.errors import Interrupted, UserError
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-"""Preemption, the time limit, Ctrl-C."""
+"""Signals that end a stage: preemption, the time limit, Ctrl-C."""
 
-_PATIENCE = 5.0
-"""Seconds in which further signals are taken for echoes of the first (schedulers send several)."""
+_REPETITION_SECONDS = 5.0
+"""Seconds in which further signals count as repetitions of the first: schedulers send several."""
 
+_TASK_VARIABLE = "SLURM_ARRAY_TASK_ID"
 _interrupted_at = -math.inf
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Slice `index` of `count`, counted from 0.
+    """Shard `index` of `count`, counted from 0.
 
     Raises:
-      UserError: an index outside 0 … count − 1.
+      UserError: the index is not in 0 … count − 1.
     """
 
     index: int
@@ -39,8 +40,7 @@ class Shard:
     def __post_init__(self) -> None:
         if not 0 <= self.index < self.count:
             raise UserError(
-                f"shard {self} does not exist: shards count from 0, so {self.count} of them are 0/{self.count} to "
-                f"{self.count - 1}/{self.count}"
+                f"shard {self} does not exist: expected 0/{self.count} to {self.count - 1}/{self.count}"
                 if self.count > 0
                 else f"shard {self}: the number of shards must be at least 1"
             )
@@ -50,10 +50,10 @@ class Shard:
 
 
 def parse_shard(text: str) -> Shard:
-    """`"3/8"` → the fourth of eight.
+    """Return the shard that `--shard` names: "3/8" is the fourth of eight.
 
     Raises:
-      UserError: text of another form, or an index outside the count.
+      UserError: the text has another form, or the index is too large.
     """
     match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
     if not match:
@@ -62,7 +62,7 @@ def parse_shard(text: str) -> Shard:
 
 
 class ShardOptions(Protocol):
-    """What the command line says of the shards (`stages.configs.shared.OutputOptions`)."""
+    """The options that choose the shards of a process (`stages.configs.shared.OutputOptions`)."""
 
     @property
     def shard(self) -> str | None: ...
@@ -72,106 +72,107 @@ class ShardOptions(Protocol):
     def shards_per_task(self) -> int: ...
 
 
-def resolve_shards(asked: ShardOptions, environment: Mapping[str, str] = os.environ) -> tuple[Shard, ...]:
-    """The shards of this process, adjacent and in order.
+def resolve_shards(options: ShardOptions, environment: Mapping[str, str] = os.environ) -> tuple[Shard, ...]:
+    """Return the shards that this process does, adjacent and in order.
 
-    What `--shard` says. Else, of `--num-shards` N with `--shards-per-task` K: those of this task of a SLURM array,
-    tK to tK + K − 1, which holds for any task of any array; outside an array all N. Else the array alone decides, if it
-    is written 0 to N−1; else the whole (0/1).
+    1. `--shard I/N`: shard I of N.
+    2. `--num-shards N --shards-per-task K`: in a SLURM array, shards tK to tK + K − 1 of task t; otherwise all N.
+    3. Neither, in a SLURM array written as 0 to N−1: the shard with the number of the task.
+    4. Otherwise: the whole work, as shard 0 of 1.
 
     Raises:
-      UserError: options that exclude each other, or an array whose task numbers do not fit.
+      UserError: the options exclude each other, or the task numbers of the array do not fit.
     """
-    if asked.shard is not None and asked.num_shards is not None:
-        raise UserError(f"--shard {asked.shard} says it all: leave out --num-shards {asked.num_shards}, or --shard")
-    if asked.shards_per_task > 1 and asked.num_shards is None:
-        raise UserError(f"--shards-per-task {asked.shards_per_task} needs the number of shards: pass --num-shards N")
-    if asked.shard is not None:
-        return (parse_shard(asked.shard),)
-    if asked.num_shards is None:
+    if options.shard is not None and options.num_shards is not None:
+        raise UserError(
+            f"--shard {options.shard} already gives the number of shards: leave out --num-shards {options.num_shards}, "
+            "or --shard"
+        )
+    if options.shards_per_task > 1 and options.num_shards is None:
+        raise UserError(f"--shards-per-task {options.shards_per_task} needs the number of shards: pass --num-shards N")
+    if options.shard is not None:
+        return (parse_shard(options.shard),)
+    if options.num_shards is None:
         return (_shard_of_array(environment) or Shard(0, 1),)
-    task = environment.get(_TASK)
+    task = environment.get(_TASK_VARIABLE)
     if task is None:
-        return tuple(Shard(index, asked.num_shards) for index in range(asked.num_shards))
-    return task_shards(_task_number(task), asked.num_shards, asked.shards_per_task)
+        return tuple(Shard(index, options.num_shards) for index in range(options.num_shards))
+    return task_shards(_task_number(task), options.num_shards, options.shards_per_task)
 
 
 def count_tasks(num_shards: int, shards_per_task: int) -> int:
-    """Tasks of the array that does `num_shards`, each `shards_per_task` of them; the last may have fewer."""
+    """Return the number of array tasks for `num_shards` shards, `shards_per_task` each; the last may have fewer."""
     return math.ceil(num_shards / shards_per_task)
 
 
 def task_shards(task: int, num_shards: int, shards_per_task: int) -> tuple[Shard, ...]:
-    """The shards of one task of an array: tK to tK + K − 1.
+    """Return the shards of one array task: tK to tK + K − 1 for task t and K = `shards_per_task`.
 
     Raises:
-      UserError: a task that no shard is left for.
+      UserError: the task number is too large, so that no shard is left for it.
     """
     tasks = count_tasks(num_shards, shards_per_task)
     if task >= tasks:
         each = f" with --shards-per-task {shards_per_task}" if shards_per_task > 1 else ""
         raise UserError(
-            f"{_TASK}={task} is beyond --num-shards {num_shards}{each}, the work of {tasks} tasks: write --array=0-"
-            f"{tasks - 1}"
+            f"{_TASK_VARIABLE}={task} is too large: --num-shards {num_shards}{each} needs {tasks} tasks. Pass "
+            f"--array=0-{tasks - 1}"
         )
     first = task * shards_per_task
     return tuple(Shard(index, num_shards) for index in range(first, min(first + shards_per_task, num_shards)))
 
 
 def split(total: int, *shards: Shard) -> range:
-    """The slice of `total` items that adjacent shards have: contiguous, in order, sizes that differ by at most one."""
+    """Return the items of adjacent shards: a contiguous range of `total` items; shard sizes differ by at most one."""
     first, last = shards[0], shards[-1]
     return range(total * first.index // first.count, total * (last.index + 1) // last.count)
 
 
-_TASK = "SLURM_ARRAY_TASK_ID"
-
-
 def _shard_of_array(environment: Mapping[str, str]) -> Shard | None:
-    """The task of a SLURM array as a shard; None outside an array.
+    """Return the shard of this task of a SLURM array; None outside an array.
 
-    A sparse array does not say which of its tasks this is: `1-9:4,20` has COUNT 4, MIN 1, MAX 20 and STEP 4.
+    In a sparse array the position of a task is not known: `1-9:4,20` has COUNT 4, MIN 1, MAX 20 and STEP 4.
 
     Raises:
-      UserError: an array not written as 0-(N−1): its task number says nothing about which slice it is.
+      UserError: the array is not 0-(N−1), so that the task number does not determine the shard.
     """
-    if _TASK not in environment:
+    if _TASK_VARIABLE not in environment:
         return None
     names = {key: f"SLURM_ARRAY_TASK_{key}" for key in ("ID", "COUNT", "MIN", "MAX", "STEP")}
     given = {key: environment[name] for key, name in names.items() if name in environment}
-    told = " ".join(f"{names[key]}={value}" for key, value in given.items())
+    found = " ".join(f"{names[key]}={value}" for key, value in given.items())
     if "COUNT" not in given or not all(re.fullmatch(r"\d+", value) for value in given.values()):
-        raise UserError(f"cannot tell the shard from {told}: pass --num-shards N, or --shard I/N")
+        raise UserError(f"cannot determine the shard from {found}: pass --num-shards N, or --shard I/N")
     numbers = {key: int(value) for key, value in given.items()}
     last = numbers["COUNT"] - 1
-    whole = numbers.get("MIN", 0) == 0 and numbers.get("MAX", last) == last and numbers.get("STEP", 1) == 1
-    if not whole or numbers["ID"] > last:
+    is_contiguous = numbers.get("MIN", 0) == 0 and numbers.get("MAX", last) == last and numbers.get("STEP", 1) == 1
+    if not is_contiguous or numbers["ID"] > last:
         raise UserError(
-            f"a job array must be written 0-(N-1), such as --array=0-{max(last, 0)}, for its tasks to be shards; "
-            f"found {told}. To run only some tasks again, pass --num-shards N, or submit the same array (finished "
-            "parts are skipped)"
+            f"expected a job array 0-(N-1), such as --array=0-{max(last, 0)}, whose task numbers are shards; "
+            f"found {found}. To rerun single tasks, pass --num-shards N, or submit the same array (finished parts are "
+            "skipped)"
         )
     return Shard(numbers["ID"], numbers["COUNT"])
 
 
 def _task_number(text: str) -> int:
     if not re.fullmatch(r"\d+", text):
-        raise UserError(f"{_TASK} must be the number of a task; found {text!r}: pass --shard I/N")
+        raise UserError(f"{_TASK_VARIABLE} must be a whole number; found {text!r}: pass --shard I/N")
     return int(text)
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Turns SIGTERM, SIGUSR1 and SIGINT into `Interrupted`, raised in the main thread at once.
+    """Raise `Interrupted` in the main thread when SIGTERM, SIGUSR1 or SIGINT arrives.
 
-    Signals within the next seconds are taken for echoes and disturb neither the cleaning up nor the report; a later one
-    raises again, for the case that a library swallowed the first. The handlers of before come back at the end of the
-    block, or, if it was interrupted, once no echo is to be expected. A signal that was ignored when the command
-    started (`nohup`, a background job's Ctrl-C) stays ignored. Off the main thread, where Python takes no signals, this
-    does nothing.
+    Signals within the next seconds count as repetitions and are ignored, so that they disturb neither the cleanup nor
+    the report. A later signal raises again, in case a library caught the first exception. The previous handlers are
+    restored at the end of the block; after an interruption, once no repetition is expected. A signal that was ignored
+    when the command started (`nohup`, Ctrl-C of a background job) stays ignored. Outside the main thread, where Python
+    cannot handle signals, this does nothing.
 
     Raises:
-      Interrupted: inside the block.
+      Interrupted: inside the block, on a signal.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -182,8 +183,8 @@ def interruptible() -> Iterator[None]:
     def restore(number: int) -> None:
         signal.signal(number, before[signal.Signals(number)] or signal.SIG_DFL)
 
-    def restore_after_echoes(number: int, frame: FrameType | None) -> None:
-        if not _is_echo():
+    def restore_unless_repeated(number: int, frame: FrameType | None) -> None:
+        if not _is_repetition():
             restore(number)
             signal.raise_signal(number)
 
@@ -198,26 +199,26 @@ def interruptible() -> Iterator[None]:
     finally:
         for number in taken:
             if interrupted:
-                signal.signal(number, restore_after_echoes)
+                signal.signal(number, restore_unless_repeated)
             else:
                 restore(number)
 
 
 def ignore_signals() -> None:
-    """For a command that reports an interruption and exits: no echo may change its exit code, even at the very end."""
+    """Ignore further signals while a command reports an interruption, so that none changes its exit code."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     global _interrupted_at
-    if _is_echo():
+    if _is_repetition():
         return
     _interrupted_at = time.monotonic()
     raise Interrupted(
-        f"stopped by {signal.Signals(number).name}: what was committed is kept, and the same command resumes there"
+        f"stopped by {signal.Signals(number).name}: committed work is kept, and the same command resumes there"
     )
 
 
-def _is_echo() -> bool:
-    return time.monotonic() - _interrupted_at < _PATIENCE
+def _is_repetition() -> bool:
+    return time.monotonic() - _interrupted_at < _REPETITION_SECONDS

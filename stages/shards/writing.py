@@ -1,4 +1,4 @@
-"""Owns writing one part: skip what is up to date, refuse what differs, commit in chunks, resume, publish at once.
+"""Writing one part: skip it if it is up to date, refuse to replace other work, commit chunks, resume, publish.
 
     with open_part(out, index, count, lineage, TRAJECTORIES, overwrite=False, progress=progress) as part:
         if not part.up_to_date:
@@ -6,8 +6,8 @@
                 part.commit(i, table, counts={"sampled": 123})
             part.finish()
 
-Work in progress lies in `.part-00003-of-00008/`, invisible to readers; a part appears by a rename, complete. Whatever
-ends the process, the same call goes on after the last committed chunk and gives the same bytes.
+Committed chunks are in `.part-00003-of-00008/`, which readers ignore; the complete part appears by a rename. However
+the process ends, the same call resumes after the last committed chunk and writes the same bytes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from stages.shards.logs import PartLog
 from stages.shards.parts import parse_part_name, part_name, work_differences
 from stages.shards.schemas import Schema
 
-_CHOICE = "Give another --out, or --overwrite to replace it"
+_REMEDY = "Choose another --out, or pass --overwrite to replace it"
 
 
 @contextmanager
@@ -47,20 +47,22 @@ def open_part(
     overwrite: bool = False,
     progress: Progress = Silent(),
 ) -> Iterator[PartWriter]:
-    """Opens part `index` of `count` for writing; `up_to_date` tells that there is nothing to do.
+    """Open part `index` of `count` for writing. If `up_to_date` is set on the result, there is nothing to do.
 
     Args:
-      directory: of the artefact; made when work begins.
-      lineage: of the work (`describe`); the part's own differs by its place.
-      overwrite: replace a part of other work when this one is finished, and drop parts of another split then. Never
-        what another stage or another tool wrote.
-      progress: told what is skipped and where the work resumes.
+      directory: the directory of the artefact; created when work begins.
+      index, count: the number of the part, from 0, and the number of parts.
+      lineage: the lineage of the work (`describe`), without a part number.
+      schema: the schema of the table.
+      overwrite: when this part is finished, replace a part of other work and delete parts of another split. Files that
+        another stage or another tool wrote are never replaced.
+      progress: receives notes about skipped parts and resumed work.
 
     Raises:
-      FingerprintMismatch: other work, or parts of another split, lie there and `overwrite` is not set; names what
-        differs.
-      UserError: another process writes this part, the disk is full, or the directory cannot be written.
-      Interrupted: a signal, with how much is kept.
+      FingerprintMismatch: the directory contains other work, or parts of another split, and `overwrite` is not set. The
+        message names the differences.
+      UserError: another process writes this part, the disk is full, or the directory is not writable.
+      Interrupted: a signal arrived; the message says how much work is kept.
     """
     part = PartWriter(as_path(directory), index, count, lineage, schema, overwrite, progress)
     with ExitStack() as stack:
@@ -69,10 +71,12 @@ def open_part(
             if not part.up_to_date:
                 part._held = held = stack.enter_context(locked_chunks(part._chunks.directory))
                 if not held and is_local(part.directory):
-                    progress.note(f"{part.directory} has no file locks: let no other process write {part.path.name}")
+                    progress.note(
+                        f"{part.directory} has no file locks: do not let another process write {part.path.name}"
+                    )
                 if held:
-                    part._check()  # again: another process may have finished it meanwhile
-                part._adopt_chunks()
+                    part._check()  # again: another process may have finished the part before this one held the lock
+                part._keep_matching_chunks()
         try:
             yield part
         except Interrupted as error:
@@ -84,24 +88,33 @@ def open_part(
 
 
 class PartWriter:
-    """A part being written; made by `open_part`.
+    """A part that is being written; `open_part` creates it.
 
     Attributes:
-      path: where the part is, or will be.
-      lineage: the part's own; complete (counts, summary) once the part is.
-      up_to_date: the part was there already, of the same work.
-      rows: rows of the part, or committed so far.
+      directory: the directory of the artefact.
+      schema: the schema of the table.
+      path: the path of the finished part.
+      lineage: the lineage of the part; counts and summary are set once the part is finished.
+      up_to_date: whether the part already existed with the same fingerprint.
+      rows: the number of rows in the part, or committed so far.
     """
 
     def __init__(
-        self, directory: Path, index: int, count: int, lineage: Lineage, schema: Schema, overwrite: bool, tell: Progress
+        self,
+        directory: Path,
+        index: int,
+        count: int,
+        lineage: Lineage,
+        schema: Schema,
+        overwrite: bool,
+        notes: Progress,
     ) -> None:
         self.directory, self.schema = directory, schema
         self.path = directory / part_name(index, count)
         self.lineage = lineage.at(index, count)
         self.up_to_date = False
         self.rows = 0
-        self._count, self._overwrite, self._tell = count, overwrite, tell
+        self._count, self._overwrite, self._notes = count, overwrite, notes
         self._chunks = Chunks(directory / f".{self.path.stem}", schema)
         self._log = PartLog(directory / "_logs" / f"{self.path.stem}.log")
         self._held = False
@@ -110,11 +123,11 @@ class PartWriter:
         self._began = time.monotonic()
 
     def missing(self, chunks: Sequence[str]) -> Iterator[int]:
-        """The chunks that are still to be done, in order.
+        """Return the numbers of the chunks that are not committed yet, in order.
 
         Args:
-          chunks: a name for each chunk of the part that says which rows it covers ("questions 0-64"); a committed
-            chunk is kept if it has the same name at the same place, others are dropped, saying so.
+          chunks: a key for each chunk of the part that says which rows it covers ("questions 0-64"). A committed chunk
+            is kept if its key is the same; other committed chunks are deleted, with a note.
         """
         self._keys, self._committed = tuple(chunks), {}
         dropped = 0
@@ -128,7 +141,7 @@ class PartWriter:
                     dropped += 1
             self.rows = sum(chunk.rows for chunk in self._committed.values())
             if dropped:
-                self._note(f"{self.path.name}: {dropped} chunks, torn or of another size, are done again")
+                self._note(f"{self.path.name}: {dropped} chunks are corrupt or of another size and are redone")
             if self._committed:
                 self._note(f"{self.path.name}: resuming, {self._progress()}")
         return iter([number for number in range(len(self._keys)) if number not in self._committed])
@@ -136,45 +149,45 @@ class PartWriter:
     def commit(
         self, chunk: int, table: pa.Table, counts: Mapping[str, int] = {}, figures: Mapping[str, float] = {}
     ) -> None:
-        """Makes a chunk's rows permanent: from here on no crash loses them.
+        """Commit the rows of a chunk: after this call no crash loses them.
 
         Args:
-          chunk: one that `missing` named.
-          table: the schema's columns, in any order and of types that cast to its own.
-          counts: whole numbers that depend on the rows alone; their sums over the part go into its lineage.
-          figures: numbers that may differ between runs (seconds, tokens prefilled): into the log only.
+          chunk: a number that `missing` returned.
+          table: the columns of the schema, in any order, of types that cast to those of the schema.
+          counts: whole numbers that depend on the rows alone; their sums over the part are stored in its lineage.
+          figures: numbers that may differ between runs (seconds, tokens prefilled); they are written to the log only.
 
         Raises:
-          ValueError: columns, nulls or counts that the contract does not allow; a chunk that is not missing.
-          UserError: the disk is full; what was committed before is kept.
+          ValueError: the table or the counts are not as specified, or the chunk is already committed.
+          UserError: the disk is full; previously committed chunks are kept.
         """
         if chunk in self._committed or not 0 <= chunk < len(self._keys):
             raise ValueError(f"chunk {chunk} is not one of the missing ones")
-        done = Chunk(self._keys[chunk], table.num_rows, _whole(counts))
+        done = Chunk(self._keys[chunk], table.num_rows, _integers(counts))
         with disk_errors(self._chunks.path(chunk)):
             self._chunks.write(chunk, self.schema.conform(table), done, self.lineage)
             self._committed[chunk] = done
             self.rows += done.rows
-            told = "".join(f", {name} {value:g}" for name, value in {**done.counts, **figures}.items())
-            self._log.write(f"chunk {chunk + 1} of {len(self._keys)}: {done.rows} rows{told}")
+            amounts = "".join(f", {name} {value:g}" for name, value in {**done.counts, **figures}.items())
+            self._log.write(f"chunk {chunk + 1} of {len(self._keys)}: {done.rows} rows{amounts}")
 
     def committed(self, columns: Sequence[str]) -> pa.Table:
-        """These columns of all committed chunks in order, e.g. for the summary of a part that was resumed."""
-        if self._is_overtaken():
+        """Return the named columns of all committed chunks in order, e.g. for the summary of a resumed part."""
+        if self._was_published_elsewhere():
             return read_columns(self.path, list(columns), self.schema)
         tables = list(self._chunks.read(self._committed, list(columns)))
         return pa.concat_tables(tables) if tables else self.schema.arrow.empty_table().select(list(columns))
 
     def finish(self, summary: Mapping[str, Any] | None = None) -> None:
-        """Publishes the part: all chunks in order, with the sums of their counts and `summary` in its lineage.
+        """Publish the part: write all chunks in order, with the sums of their counts and `summary` in its lineage.
 
         Raises:
           ValueError: chunks are missing.
-          UserError: the disk is full; the chunks are kept.
+          UserError: the disk is full; the committed chunks are kept.
         """
         if len(self._committed) < len(self._keys):
             raise ValueError(f"{self.path}: only {self._progress()}")
-        if self._is_overtaken():
+        if self._was_published_elsewhere():
             return
         counts: dict[str, int] = {}
         for chunk in self._committed.values():
@@ -183,14 +196,14 @@ class PartWriter:
         try:
             self._publish(self._chunks.read(self._committed), counts, summary)
         except IncompleteInput:
-            if not self._is_overtaken():  # while its chunks were read
+            if not self._was_published_elsewhere():  # its chunks were removed while this process read them
                 raise
 
     def write(self, table: pa.Table, counts: Mapping[str, int] = {}, summary: Mapping[str, Any] | None = None) -> None:
-        """The whole part at once, for work too quick to be worth chunks: the same bytes, the same errors."""
+        """Write the whole part without chunks, for work that takes little time; bytes and errors are the same."""
         with disk_errors(self.directory):
             self._log.start(self.lineage.fingerprint)
-        self._publish([self.schema.conform(table)], _whole(counts), summary)
+        self._publish([self.schema.conform(table)], _integers(counts), summary)
 
     def _publish(self, tables: Iterable[pa.Table], counts: dict[str, int], summary: Mapping[str, Any] | None) -> None:
         lineage = dataclasses.replace(self.lineage, counts=counts, summary=dict(summary or {}))
@@ -204,66 +217,68 @@ class PartWriter:
             self._log.write(f"finished: {rows} rows in {time.monotonic() - self._began:.1f} s")
 
     def _check(self) -> None:
-        """Finds the part up to date, or refuses other work in its place, beside it or unfinished."""
+        """Set `up_to_date` if the part exists; raise FingerprintMismatch if it, or a part next to it, is other work."""
         others = self._other_split()
         if others and not self._overwrite:
             raise FingerprintMismatch(
-                f"{self.directory} holds parts of another split ({others[0].name}; asked for {self._count}). {_CHOICE}"
+                f"{self.directory} holds parts of another split (found {others[0].name}, requested {self._count} "
+                f"parts). {_REMEDY}"
             )
         siblings = sorted(self.directory.glob("part-*.parquet"))
-        beside = [path for path in siblings if path != self.path and path not in others]
+        same_split = [path for path in siblings if path != self.path and path not in others]
         if self.path in siblings and self._is_same_work(self.path, _part_differences):
-            self._accept()
-        elif beside:
-            self._is_same_work(beside[0], work_differences)
+            self._use_existing()
+        elif same_split:  # all parts of a split come from the same work, so one is enough
+            self._is_same_work(same_split[0], work_differences)
 
-    def _is_overtaken(self) -> bool:
-        """Whether another process, which no lock kept away, has published this very part and removed its chunks."""
+    def _was_published_elsewhere(self) -> bool:
+        """Return whether another process published this part and removed its chunks; possible only without a lock."""
         if not self._held and not self.up_to_date:
             self._check()
         return self.up_to_date
 
-    def _adopt_chunks(self) -> None:
-        """Keeps the unfinished work of an earlier run if it is this work."""
+    def _keep_matching_chunks(self) -> None:
+        """Keep the chunks of an earlier run of the same work; delete those of other work if `overwrite` allows it."""
         for _, file, chunk, _ in self._chunks.files():
             if chunk and not self._is_same_work(file, _part_differences):
                 file.unlink(missing_ok=True)
 
-    def _accept(self) -> None:
+    def _use_existing(self) -> None:
+        """Mark the part as up to date and remove what a crash or `overwrite` left next to it."""
         footer = read_footer(self.path, self.schema)
         self.lineage = lineage_of(footer, self.path) or self.lineage
         self.up_to_date, self.rows = True, footer.num_rows
-        if self._chunks.directory.exists():  # left by a crash just after publishing, or another process's
+        if self._chunks.directory.exists():  # a crash right after publishing left it, or another process uses it
             with suppress(UserError), locked_chunks(self._chunks.directory):
-                for _, file, _, there in self._chunks.files():
-                    if there and there.fingerprint == self.lineage.fingerprint:
+                for _, file, _, lineage in self._chunks.files():
+                    if lineage and lineage.fingerprint == self.lineage.fingerprint:
                         file.unlink(missing_ok=True)
         self._remove_other_split()
-        self._tell.note(f"{self.path} is up to date ({self.rows} rows)")
+        self._notes.note(f"{self.path} is up to date ({self.rows} rows)")
 
     def _is_same_work(self, path: Path, compare: Callable[[Lineage, Lineage], list[str]]) -> bool:
-        """Whether a file was made as is asked now; if not, only `overwrite` lets the work go on."""
+        """Return whether a file comes from the requested work; raise FingerprintMismatch if not, unless `overwrite`."""
         try:
-            there = lineage_of(read_footer(path, self.schema), path)
+            found = lineage_of(read_footer(path, self.schema), path)
         except StoreUnreachable:
             raise
         except (IncompleteInput, UserError) as error:
             problems = [str(error)]
         else:
-            if there is None or there.stage != self.lineage.stage:
-                author = f"`spo {there.stage}`" if there else "another tool"
-                raise FingerprintMismatch(f"{path} was written by {author}: give another --out")
-            problems = compare(there, self.lineage)
+            if found is None or found.stage != self.lineage.stage:
+                author = f"`spo {found.stage}`" if found else "another tool"
+                raise FingerprintMismatch(f"{path} was written by {author}: choose another --out")
+            problems = compare(found, self.lineage)
         if problems and not self._overwrite:
-            raise FingerprintMismatch(f"{path} was made otherwise ({'; '.join(problems)}). {_CHOICE}")
+            raise FingerprintMismatch(f"{path} was made with other settings ({'; '.join(problems)}). {_REMEDY}")
         return not problems
 
     def _other_split(self) -> list[Path]:
-        """Parts and unfinished parts that a run with another number of parts left in the directory."""
+        """Return the parts, and the directories of chunks, of runs with another number of parts."""
         found = [*sorted(self.directory.glob("part-*.parquet")), *sorted(self.directory.glob(".part-*"))]
         named = [parse_part_name(f"{path.name.removeprefix('.').removesuffix('.parquet')}.parquet") for path in found]
         others = [path for path, part in zip(found, named, strict=True) if part and part[1] != self._count]
-        return [path for path in others if path.suffix or Chunks(path, self.schema).any()]
+        return [path for path in others if path.suffix or Chunks(path, self.schema).exist()]
 
     def _remove_other_split(self) -> None:
         for path in self._other_split():
@@ -277,17 +292,17 @@ class PartWriter:
         return f"{len(self._committed)} of {len(self._keys)} chunks committed"
 
     def _note(self, line: str) -> None:
-        self._tell.note(line)
+        self._notes.note(line)
         self._log.write(line)
 
 
-def _part_differences(there: Lineage, asked: Lineage) -> list[str]:
-    same = there.fingerprint == asked.fingerprint
-    return [] if same else differences(there, asked) or ["its fingerprint"]
+def _part_differences(found: Lineage, requested: Lineage) -> list[str]:
+    same = found.fingerprint == requested.fingerprint
+    return [] if same else differences(found, requested) or ["its fingerprint"]
 
 
-def _whole(counts: Mapping[str, int]) -> dict[str, int]:
-    """Counts as plain integers: sums of fractions would depend on how the part was cut into chunks."""
+def _integers(counts: Mapping[str, int]) -> dict[str, int]:
+    """Return counts as integers: sums of fractions would depend on how the part is divided into chunks."""
     try:
         return {name: operator.index(value) for name, value in counts.items()}
     except TypeError as error:

@@ -107,7 +107,7 @@ def test_the_best_of_n_bonus_adds_to_the_scaled_advantage(cutpoints: Path, tmp_p
 
 def test_a_method_is_told_apart_by_its_fingerprint(cutpoints: Path, tmp_path: Path):
     estimated(tmp_path / "out", cutpoints, estimator="grpo")
-    with pytest.raises(FingerprintMismatch, match="estimator: grpo there, rloo asked"):
+    with pytest.raises(FingerprintMismatch, match="estimator: found grpo, requested rloo"):
         estimated(tmp_path / "out", cutpoints, estimator="rloo")
     _, again = estimated(tmp_path / "out", cutpoints, estimator="grpo", seed=7, temperature=0.3, model="nowhere")
     assert again.up_to_date, "what is not read is not fingerprinted"

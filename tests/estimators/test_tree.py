@@ -104,7 +104,7 @@ def test_neither_the_order_of_rows_nor_that_of_parts_matters(cutpoints: Path, tm
     ("records", "message"),
     [
         (stretches("a", [[], 1.0]), r"a/0 goes on \(finish_reason segment\), but no stretch continues it"),
-        ([{**stretches("a", [0.0])[0], "parent_id": "a/9"}], "a/0 continues a/9, which is not there"),
+        ([{**stretches("a", [0.0])[0], "parent_id": "a/9"}], "a/0 continues a/9, which is missing"),
         (
             [{**row, "finish_reason": "stop", "reward": 1.0} for row in stretches("a", [[1.0, 0.0]])],
             r"a/0 has ended \(finish_reason is not segment\), but stretches continue it",

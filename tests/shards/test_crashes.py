@@ -171,7 +171,7 @@ FULL_DISK = """
             work(room_for)
             sys.exit("expected an error")
         except UserError as error:
-            assert "No space left" in str(error) and "run the same command again" in str(error), error
+            assert "No space left" in str(error) and "rerun the command" in str(error), error
         names = sorted(os.listdir(out / ".part-00000-of-00001"))
         assert names == [f"chunk-{i:05d}.parquet" for i in range(kept)] + ["lock"], names
         assert not list(out.glob("*.parquet"))

@@ -56,7 +56,7 @@ def test_a_prompt_as_text_makes_ids_too(tmp_path: Path):
 
 
 def test_a_question_without_a_prompt_is_refused(tmp_path: Path):
-    with pytest.raises(UserError, match="prompt_token_ids, which question_id is derived from, holds a null: row 2"):
+    with pytest.raises(UserError, match="prompt_token_ids, which question_id is derived from, contains a null: row 2"):
         read(save(tmp_path / "mine.parquet", [*rows(2), {**rows()[2], "prompt_token_ids": None}]), "question_id")
 
 
@@ -120,16 +120,16 @@ def test_only_what_is_asked_for_must_be_there(tmp_path: Path):
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"token_ids": None}, "token_ids holds a null: row 1"),
-        ({"token_ids": [5, None]}, "token_ids holds a null: row 1"),
+        ({"token_ids": None}, "token_ids contains a null: row 1"),
+        ({"token_ids": [5, None]}, "token_ids contains a null: row 1"),
         ({"token_ids": [5, -1]}, "negative id: row 1"),
-        ({"token_ids": [5, 2**31]}, "column token_ids .*does not fit"),
+        ({"token_ids": [5, 2**31]}, "column token_ids .*must be list"),
         ({"token_ids": [5]}, "differ in length: row 1"),
         ({"logprobs": [-0.5, 0.7]}, "at most 0.*row 1"),
         ({"logprobs": [-0.5, float("nan")]}, "finite.*row 1"),
-        ({"reference": None}, "reference holds a null: row 1"),
-        ({"reward": None}, "reward holds a null: row 1"),
-        ({"finish_reason": "eos"}, "finish_reason is none of stop, length, segment: row 1"),
+        ({"reference": None}, "reference contains a null: row 1"),
+        ({"reward": None}, "reward contains a null: row 1"),
+        ({"finish_reason": "eos"}, "finish_reason must be one of stop, length, segment: row 1"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_row(tmp_path: Path, change: dict[str, Any], problem: str):
@@ -140,7 +140,7 @@ def test_a_wrong_value_is_named_with_its_row(tmp_path: Path, change: dict[str, A
 
 
 def test_a_type_that_cannot_be_meant_is_named(tmp_path: Path):
-    with pytest.raises(UserError, match=r"column logprobs of .*mine\.parquet is .*does not fit list<"):
+    with pytest.raises(UserError, match=r"column logprobs of .*mine\.parquet must be list<"):
         read(save(tmp_path / "mine.parquet", [{**row, "logprobs": "[-0.5, 0.0]"} for row in rows()]))
 
 
@@ -153,7 +153,7 @@ def test_in_a_tree_what_is_continued_has_not_ended(tmp_path: Path):
     assert table["finish_reason"].to_pylist() == ["segment", "stop", "stop"]
     content[1]["reward"] = None
     other = save(tmp_path / "other.parquet", content)
-    with pytest.raises(UserError, match="column reward holds a null: row 1"):
+    with pytest.raises(UserError, match="column reward contains a null: row 1"):
         read(other, "trajectory_id", "parent_id", "finish_reason", "reward")
 
 
@@ -193,7 +193,7 @@ def test_foreign_cutpoints_need_all_their_columns(tmp_path: Path):
 
 
 def test_an_unknown_table_is_not_recognised(tmp_path: Path):
-    with pytest.raises(UserError, match="no table of spo: its columns are a"):
+    with pytest.raises(UserError, match="is not a table of spo: its columns are a"):
         open_artefact(save(tmp_path / "x.parquet", [{"a": 1}]))
 
 

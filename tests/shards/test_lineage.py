@@ -61,10 +61,10 @@ def test_differences_are_lines_a_user_understands():
         Settings(temperature=0.6), inputs=(Source("../cuts", "f1", "segment"),), model=Source("other", "m1", "model")
     ).at(1, 2)
     assert differences(there, asked) == [
-        "temperature: 1.0 there, 0.6 asked",
-        "part: 0/2 there, 1/2 asked",
+        "temperature: found 1.0, requested 0.6",
+        "part: found 0/2, requested 1/2",
         "segment: ../cuts has changed since",
-        "model: models/tiny there, other asked",
+        "model: found models/tiny, requested other",
     ]
     assert differences(there, there) == []
 
@@ -77,7 +77,7 @@ def test_a_task_is_its_data_and_the_reward_that_goes_with_them():
 def test_an_option_that_an_older_version_did_not_have_is_named():
     asked = lineage()
     there = dataclasses.replace(asked, config={"temperature": 1.0})
-    assert differences(there, asked) == ["seed: nothing there, 0 asked"]
+    assert differences(there, asked) == ["seed: found nothing, requested 0"]
 
 
 def test_versions_only_of_what_was_used():

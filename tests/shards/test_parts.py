@@ -66,14 +66,16 @@ def test_two_splits_are_not_one_table(tmp_path: Path):
 def test_parts_of_different_work_are_not_one_table(tmp_path: Path):
     write_part(tmp_path, 0, 2)
     write_part(tmp_path, 1, 2, work=lineage(Settings(temperature=0.6)), overwrite=True)
-    with pytest.raises(IncompleteInput, match=r"same work.*temperature"):
+    with pytest.raises(IncompleteInput, match=r"other work than.*temperature"):
         open_artefact(tmp_path, TRAJECTORIES)
 
 
 def test_a_part_under_the_name_of_another_does_not_stand_in_for_it(tmp_path: Path):
     first = write_part(tmp_path, 0, 2)
     shutil.copy(first, tmp_path / "part-00001-of-00002.parquet")
-    with pytest.raises(IncompleteInput, match=r"00001-of-00002\.parquet is in truth part-00000-of-00002.*spo rollout"):
+    with pytest.raises(
+        IncompleteInput, match=r"00001-of-00002\.parquet was written as part-00000-of-00002.*spo rollout"
+    ):
         open_artefact(tmp_path, TRAJECTORIES)
 
 
@@ -88,7 +90,7 @@ def test_a_part_cut_short_anywhere_is_incomplete(tmp_path: Path):
     torn = tmp_path / "part-00000-of-00001.parquet"
     for length in [0, 3, *range(4, len(whole), 97), len(whole) - 1]:
         torn.write_bytes(whole[:length])
-        with pytest.raises(IncompleteInput, match=r"part-00000-of-00001\.parquet is torn.*spo rollout"):
+        with pytest.raises(IncompleteInput, match=r"part-00000-of-00001\.parquet is truncated.*spo rollout"):
             open_artefact(tmp_path, TRAJECTORIES)
 
 
@@ -100,7 +102,7 @@ def test_a_damaged_page_is_noticed_when_it_is_read(tmp_path: Path):
     path.write_bytes(bytes(content))
     artefact = open_artefact(tmp_path, TRAJECTORIES)
     assert artefact.read(artefact.parts[0], ["token_ids"]).num_rows == 12
-    with pytest.raises(IncompleteInput, match="torn or corrupt"):
+    with pytest.raises(IncompleteInput, match="truncated or corrupt"):
         artefact.read(artefact.parts[0], ["logprobs"])
 
 
@@ -111,9 +113,9 @@ def test_what_is_not_there_or_not_parquet(tmp_path: Path):
     (tmp_path / "rows.parquet").write_text('{"question": "1 + 1"}')
     with pytest.raises(IncompleteInput, match=r"does not exist.*spo rollout"):
         open_artefact(tmp_path / "nowhere", TRAJECTORIES)
-    with pytest.raises(IncompleteInput, match="holds no part yet"):
+    with pytest.raises(IncompleteInput, match="contains no part yet"):
         open_artefact(tmp_path / "empty", TRAJECTORIES)
-    with pytest.raises(UserError, match=r"no Parquet parts \(found: config\.json\)"):
+    with pytest.raises(UserError, match=r"no Parquet file \(found: config\.json\)"):
         open_artefact(tmp_path / "model", TRAJECTORIES)
     with pytest.raises(UserError, match="is not a Parquet file"):
         open_artefact(tmp_path / "rows.parquet", TRAJECTORIES)
@@ -128,7 +130,7 @@ def test_a_stray_file_among_parts_is_named(tmp_path: Path):
 def test_a_newer_schema_is_refused(tmp_path: Path):
     path = write_part(tmp_path)
     newer = Schema(TRAJECTORIES.stage, 2, TRAJECTORIES.columns, TRAJECTORIES.row_group)
-    with pytest.raises(UserError, match="version 1 of trajectories, this spo reads version 2"):
+    with pytest.raises(UserError, match="version 1 of the table trajectories; this spo reads version 2"):
         open_artefact(path, newer)
 
 

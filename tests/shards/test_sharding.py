@@ -89,9 +89,9 @@ def test_tasks_of_several_shards_cover_all_of_them_once_in_order(count: int, eac
 
 def test_a_task_beyond_the_shards_is_refused():
     assert resolve_shards(ShardOptions(num_shards=5, shards_per_task=2), array(ID=2)) == (Shard(4, 5),)
-    with pytest.raises(UserError, match=r"=3 is beyond --num-shards 5 with --shards-per-task 2.*--array=0-2"):
+    with pytest.raises(UserError, match=r"=3 is too large: --num-shards 5 with --shards-per-task 2.*--array=0-2"):
         resolve_shards(ShardOptions(num_shards=5, shards_per_task=2), array(ID=3))
-    with pytest.raises(UserError, match="must be the number of a task; found '%a'"):
+    with pytest.raises(UserError, match="must be a whole number; found '%a'"):
         resolve_shards(ShardOptions(num_shards=5), {"SLURM_ARRAY_TASK_ID": "%a"})
 
 
@@ -157,7 +157,7 @@ def test_a_swallowed_signal_can_be_sent_again(monkeypatch: pytest.MonkeyPatch):
                 signal.raise_signal(signal.SIGTERM)
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(sharding, "_PATIENCE", 0.0)
+    monkeypatch.setattr(sharding, "_REPETITION_SECONDS", 0.0)
     with pytest.raises(Interrupted):
         work()
     with pytest.raises(KeyboardInterrupt):  # the handler of before has come back

@@ -110,7 +110,7 @@ def test_the_same_work_is_skipped_saying_so(tmp_path: Path):
 def test_other_work_is_refused_naming_what_differs(tmp_path: Path):
     write_part(tmp_path)
     before = files(tmp_path)
-    with pytest.raises(FingerprintMismatch, match=r"temperature: 1\.0 there, 0\.6 asked.*--overwrite"):
+    with pytest.raises(FingerprintMismatch, match=r"temperature: found 1\.0, requested 0\.6.*--overwrite"):
         write_part(tmp_path, work=OTHER)
     assert files(tmp_path) == before
 
@@ -189,7 +189,7 @@ def test_chunks_of_another_size_are_dropped_saying_so(tmp_path: Path):
     commit_some(tmp_path, 2)
     notes = Notes()
     write_part(tmp_path, chunk=4, progress=notes)
-    assert notes.lines == ["part-00000-of-00001.parquet: 2 chunks, torn or of another size, are done again"]
+    assert notes.lines == ["part-00000-of-00001.parquet: 2 chunks are corrupt or of another size and are redone"]
     write_part(tmp_path / "unbroken")
     assert files(tmp_path / "unbroken")["part-00000-of-00001.parquet"] == files(tmp_path)["part-00000-of-00001.parquet"]
 

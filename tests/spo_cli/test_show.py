@@ -275,7 +275,7 @@ def test_tokens_that_nobody_can_read_are_shown_as_ids(run_directory, capsys):
         (["runs/demo/000/cutpoints", "--row", "1", "--trajectory", "x"], "give one of them"),
         (["notes"], "holds no artefact, no model directory and no run"),
         (["notes/a.txt"], "is not a Parquet file"),
-        (["table.parquet"], "is no table of spo: its columns are a"),
+        (["table.parquet"], "is not a table of spo: its columns are a"),
     ],
 )
 def test_what_cannot_be_shown_is_said_in_one_line(run_directory, capsys, arguments, line):
