@@ -1,18 +1,26 @@
-"""Owns where a response states its answer: behind the thinking, in the last box. One pass, whatever the text."""
+"""The place in a response that states its answer: the last `\\boxed{…}` after the thinking.
+
+Responses are untrusted, so all functions read a text once, in linear time.
+"""
 
 from __future__ import annotations
 
 import re
 from typing import NamedTuple
 
-_TOKENS = re.compile(  # begins with literals only, which the engine looks for fast
-    r"\\(?:\\{0,2}(?:boxed|fbox)(?:(?P<open>\s*+\{)|\s++(?P<word>[^\s${}\\]++))|.)|\{|\}", re.S
-)
-_THINKING_ENDS = "</think>"
+# Every alternative starts with a literal character, so that `re` skips plain text fast. The possessive `*+` and `++`
+# prevent backtracking, which would take quadratic time on hostile text.
+_TOKENS = re.compile(r"\\(?:\\{0,2}(?:boxed|fbox)(?:(?P<open>\s*+\{)|\s++(?P<word>[^\s${}\\]++))|.)|\{|\}", re.S)
+_END_OF_THINKING = "</think>"
 
 
 class Box(NamedTuple):
-    """The content of a `\\boxed{…}` and where the whole of it lies in the text."""
+    """A `\\boxed{…}`.
+
+    Attributes:
+      content: the text between its braces.
+      start, end: half-open interval of the whole box in the text, in characters.
+    """
 
     content: str
     start: int
@@ -20,17 +28,17 @@ class Box(NamedTuple):
 
 
 def after_thinking(text: str) -> str:
-    """What follows the last `</think>`; all of the text where there is none."""
-    return text.rpartition(_THINKING_ENDS)[2]
+    """Return the text after the last `</think>`; the whole text if there is none."""
+    return text.rpartition(_END_OF_THINKING)[2]
 
 
 def find_boxes(text: str) -> tuple[list[Box], bool]:
-    """The outermost boxes of a text in order, and whether it breaks off within a box behind them.
+    """Return the outermost boxes of a text in order, and whether the text ends inside a box after the last of them.
 
-    `\\fbox{…}` and `\\boxed 7` are boxes too; escaped braces are no braces.
+    `\\fbox{…}` and `\\boxed 7` count as boxes. Escaped braces (`\\{`) do not count as braces.
     """
     boxes: list[Box] = []
-    opened: list[tuple[int, int] | None] = []  # the braces that are open: where a box and its content begin, or None
+    opened: list[tuple[int, int] | None] = []  # per open brace: (start of the box, start of its content); None: no box
     for token in _TOKENS.finditer(text):
         if token["open"]:
             opened.append((token.start(), token.end()))
@@ -40,14 +48,14 @@ def find_boxes(text: str) -> tuple[list[Box], bool]:
             opened.append(None)
         elif token[0] == "}" and opened and (box := opened.pop()):
             start, content = box
-            while boxes and boxes[-1].start > start:
+            while boxes and boxes[-1].start > start:  # boxes inside this one
                 boxes.pop()
             boxes.append(Box(text[content : token.start()].strip(), start, token.end()))
-    last = boxes[-1].end if boxes else 0
-    return boxes, any(box and box[0] >= last for box in opened)
+    last_end = boxes[-1].end if boxes else 0
+    return boxes, any(box and box[0] >= last_end for box in opened)
 
 
 def last_box(text: str) -> str | None:
-    """The content of the last box behind the thinking; None if there is none, or the text breaks off within it."""
-    boxes, broken = find_boxes(after_thinking(text))
-    return boxes[-1].content if boxes and not broken else None
+    """Return the content of the last box after the thinking; None if there is none, or the text ends inside it."""
+    boxes, truncated = find_boxes(after_thinking(text))
+    return boxes[-1].content if boxes and not truncated else None

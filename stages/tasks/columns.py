@@ -1,4 +1,4 @@
-"""Owns the way from a row of data to a question: which column holds what, and what is wrong with a row."""
+"""The mapping of a row of data to a question: which column has which role, and errors that name the row and column."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from stages.tasks import Question
 from stages.tasks.graders import Grader
 
 _PROMPTS = "prompts"
+"""The name under which a reward function receives the questions; not a column of the data."""
 ROLES: dict[str, tuple[str, ...]] = {
     "question": ("question", "problem", "prompt"),
     "answer": ("answer", "final_answer", "reference"),
@@ -21,130 +22,148 @@ ROLES: dict[str, tuple[str, ...]] = {
     "subject": ("subject", "type", "subfield", "data_topic"),
     "level": ("level",),
 }
-"""What a column may hold → the names that public data sets give it, of which the first that is there is taken."""
+"""Role of a column → the names that public data sets give it. The first name that exists is used."""
+
+Messages = tuple[tuple[str, str], ...]
+"""(role, content) of each message of a chat."""
 
 
 @dataclass(frozen=True)
-class Columns:
-    """Turns rows into questions.
+class ColumnMapping:
+    """Converts rows to questions.
 
     Attributes:
-      grader: takes references and solutions out of the answers.
-      named: role → the column that the user names for it.
-      wanted: columns whose values become the reference, as a JSON object, in place of an answer (a reward function's;
-        `prompts` is the question); None: there is an answer; "all": every column.
-      skip_unanswered: leave out rows whose answer is an empty box, as two of MATH are.
+      grader: splits the content of the answer column into reference and solution.
+      user_columns: role → column, for the roles that the user assigns.
+      reward_columns: the columns that a reward function takes ("all": every column). Their values form the reference,
+        as a JSON object, so that a later stage can call the function without the data. None: the reference is an
+        answer.
+      skip_unanswered: skip rows whose answer is an empty box; MATH has two.
     """
 
     grader: Grader
-    named: Mapping[str, str] = field(default_factory=dict)
-    wanted: Sequence[str] | str | None = None
+    user_columns: Mapping[str, str] = field(default_factory=dict)
+    reward_columns: Sequence[str] | str | None = None
     skip_unanswered: bool = False
 
-    def choose(self, there: Sequence[str], where: str) -> list[str]:
-        """The columns to read.
+    def choose(self, available: Sequence[str], location: str) -> list[str]:
+        """Return the columns to read.
 
         Raises:
-          UserError: naming what is missing, and what is there.
+          UserError: a column is missing; the message names the missing and the available columns.
         """
-        roles = self.roles(there, where)
+        roles = self.roles(available, location)
         missing = [] if "question" in roles else ["question"]
-        if self.wanted is None and "answer" not in roles and "solution" not in roles:
+        if self.reward_columns is None and "answer" not in roles and "solution" not in roles:
             missing.append("answer")
         if missing:
             names = " and no ".join(" or ".join(ROLES[role]) for role in missing)
             hints = " and ".join(f"--task-arg {role}=…" for role in missing)
-            raise UserError(f"{where} has no column {names}; found {', '.join(there)}. Name yours with {hints}")
-        extra = there if self.wanted == "all" else [name for name in self.wanted or () if name != _PROMPTS]
-        if absent := [name for name in extra if name not in there]:
+            raise UserError(f"{location} has no column {names}; found {', '.join(available)}. Name yours with {hints}")
+        if self.reward_columns == "all":
+            extra = available
+        else:
+            extra = [name for name in self.reward_columns or () if name != _PROMPTS]
+        if absent := [name for name in extra if name not in available]:
             raise UserError(
-                f"{where} has no column {', '.join(absent)}, which the reward function asks for; "
-                f"found {', '.join(there)}"
+                f"{location} has no column {', '.join(absent)}, which the reward function takes; "
+                f"found {', '.join(available)}"
             )
         return list(dict.fromkeys([*roles.values(), *extra]))
 
-    def roles(self, there: Sequence[str], where: str) -> dict[str, str]:
-        """Role → the column that has it, for those that one has."""
-        if absent := [name for name in self.named.values() if name not in there]:
-            raise UserError(f"{where} has no column {' and no '.join(absent)}; found {', '.join(there)}")
-        by_habit = {role: next((name for name in names if name in there), None) for role, names in ROLES.items()}
-        return {role: name for role, name in {**by_habit, **self.named}.items() if name}
+    def roles(self, available: Sequence[str], location: str) -> dict[str, str]:
+        """Return role → column for each role that a column has."""
+        if absent := [name for name in self.user_columns.values() if name not in available]:
+            raise UserError(f"{location} has no column {' and no '.join(absent)}; found {', '.join(available)}")
+        defaults = {role: next((name for name in names if name in available), None) for role, names in ROLES.items()}
+        return {role: name for role, name in {**defaults, **self.user_columns}.items() if name}
 
-    def question(self, row: Mapping[str, Any], where: str, task: str, name: str) -> Question | None:
-        """A row's question; None where it is left out.
+    def question(self, row: Mapping[str, Any], location: str, task: str, default_id: str) -> Question | None:
+        """Return the question of a row; None if the row is skipped.
 
         Args:
-          name: with the task's, the question's id, unless a column holds one.
+          row: the columns that `choose` names.
+          location: where the row is, for error messages.
+          task: name of the task; the id of the question starts with it.
+          default_id: rest of the id if no column has the role `id`.
 
         Raises:
-          UserError: a column that is empty or of the wrong kind, an answer that the grader cannot compare with.
+          UserError: a column is empty or has the wrong type, or the grader cannot use the answer as a reference.
         """
-        roles = self.roles(list(row), where)
+        roles = self.roles(list(row), location)
 
         def value_of(role: str) -> str | None:
             column = roles.get(role)
-            return (
-                None if column is None or row[column] is None else _read_text(row[column], f"{where}: column {column}")
-            )
+            if column is None or row[column] is None:
+                return None
+            return _read_text(row[column], f"{location}: column {column}")
 
-        prompt, history = _read_prompt(row[roles["question"]], f"{where}: column {roles['question']}")
+        prompt, history = _read_prompt(row[roles["question"]], f"{location}: column {roles['question']}")
         solution = value_of("solution")
-        if self.wanted is None:
+        if self.reward_columns is None:
             role = "answer" if "answer" in roles else "solution"
-            reference, worked = self.grader.take_apart(value_of(role) or "")
+            reference, worked = self.grader.split_answer(value_of(role) or "")
             if not reference and self.skip_unanswered:
                 return None
-            if not self.grader.is_reference(reference):
-                found = row[roles[role]]
-                raise UserError(
-                    f"{where}: the answer in column {roles[role]} must be {self.grader.expects}; "
-                    f"got {found[-60:] if isinstance(found, str) else found!r}"
-                )
+            self._check_reference(reference, row[roles[role]], f"{location}: the answer in column {roles[role]}")
             solution = solution or worked
         else:
-            asked = [*row, _PROMPTS] if self.wanted == "all" else self.wanted
-            reference = _as_json({name: prompt if name == _PROMPTS else row[name] for name in asked}, where)
+            names = [*row, _PROMPTS] if self.reward_columns == "all" else self.reward_columns
+            reference = _to_json({name: prompt if name == _PROMPTS else row[name] for name in names}, location)
         labels = {role: value_of(role) for role in ("subject", "level")}
         return Question(
-            id=f"{task}-{value_of('id') or name}",
+            id=f"{task}-{value_of('id') or default_id}",
             prompt=prompt,
             reference=reference,
             solution=f" {solution.strip()}" if solution else None,
+            # MATH writes `Level 3` where MATH-500 writes 3.
             metadata={role: label.removeprefix("Level ") for role, label in labels.items() if label},
             history=history,
         )
 
+    def _check_reference(self, reference: str, found: Any, location: str) -> None:
+        if not self.grader.is_reference(reference):
+            # The end of a long text: there a worked solution states its answer.
+            shown = found[-60:] if isinstance(found, str) else found
+            raise UserError(f"{location} must be {self.grader.expects}; got {shown!r}")
 
-def _read_prompt(value: Any, where: str) -> tuple[str, tuple[tuple[str, str], ...]]:
-    """A question's text, and the messages before it: a text, or messages `{"role": …, "content": …}` of a chat."""
+
+def _read_prompt(value: Any, location: str) -> tuple[str, Messages]:
+    """Return the text of a question and the messages before it.
+
+    Args:
+      value: a text, or the messages of a chat, each `{"role": …, "content": …}`; the last one is the question.
+    """
+    history: Messages = ()
     if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
         messages = tuple((str(one.get("role")), one.get("content")) for one in value)
         role, value = messages[-1]
         if role != "user" or not all(isinstance(content, str) for _, content in messages):
-            raise UserError(f"{where}: a chat must be messages with role and content and end with the user's")
-        history = messages[:-1]
-    else:
-        history = ()
+            raise UserError(
+                f"{location} must hold messages with role and content, the last one with the role user; "
+                f"got the roles {', '.join(role for role, _ in messages)}"
+            )
+        history = messages[:-1]  # type: ignore[assignment]
     if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{where} must be a text that is not empty; got {value!r}")
-    return value, history  # type: ignore[return-value]
+        raise UserError(f"{location} must be a non-empty text; got {value!r}")
+    return value, history
 
 
-def _read_text(value: Any, where: str) -> str:
-    """A text as it is, a number as digits (27.0 → `27`), of a list of texts (OlympiadBench has those) the first."""
+def _read_text(value: Any, location: str) -> str:
+    """Return a text unchanged and a number as digits (27.0 → `27`); of a list (as in OlympiadBench), the first item."""
     if isinstance(value, list) and value:
         value = value[0]
     if isinstance(value, str):
         return value
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UserError(f"{where} must be a text or a number; got {value!r}")
+        raise UserError(f"{location} must be a text or a number; got {value!r}")
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def _as_json(values: Mapping[str, Any], where: str) -> str:
+def _to_json(values: Mapping[str, Any], location: str) -> str:
     try:
         return json.dumps(values, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"{where}: the columns that the reward function asks for become JSON, so that artefacts hold them: {error}"
+            f"{location}: the columns that the reward function takes are stored as JSON, and one cannot be: {error}"
         ) from error

@@ -1,4 +1,4 @@
-"""Owns the graders that a data set can have, by name: what an answer column means, and which response is right."""
+"""The graders of data sets by name: how a reference is read from the answer column, and which responses are right."""
 
 from __future__ import annotations
 
@@ -8,45 +8,55 @@ from dataclasses import dataclass
 
 from stages.tasks import Verdict, maths_grader
 from stages.tasks.boxes import after_thinking, last_box
-from stages.tasks.numbers import read_last_number, read_number
+from stages.tasks.numbers import read_last_number, read_leading_number
 
-MARK = "####"
-_CALCULATOR = re.compile(r"<<[^<>]*>>")  # annotations within GSM8K's solutions
+ANSWER_MARK = "####"
+"""GSM8K's solutions end with this mark and the answer."""
+_CALCULATOR = re.compile(r"<<[^<>]*>>")
+"""Calculator annotations in GSM8K's solutions, such as `<<2+3=5>>`."""
 
 
 @dataclass(frozen=True)
 class Grader:
-    """How the responses to a data set's questions are judged.
+    """How responses to the questions of a data set are graded.
 
     Attributes:
-      verify_all: (responses, references) → a verdict each.
-      take_apart: what stands in the answer column → (the reference, the worked solution around it or None).
-      expects: what a reference must be, for messages.
-      is_reference: whether one is.
+      verify_all: (responses, references) → one verdict each.
+      split_answer: content of the answer column → (reference, the worked solution that contains it or None).
+      expects: description of a valid reference, for error messages.
+      is_reference: whether a text is a valid reference.
     """
 
     verify_all: Callable[[Sequence[str], Sequence[str]], list[Verdict]]
-    take_apart: Callable[[str], tuple[str, str | None]]
-    expects: str = "a text that is not empty"
+    split_answer: Callable[[str], tuple[str, str | None]]
+    expects: str = "a non-empty text"
     is_reference: Callable[[str], bool] = bool
 
 
 def verify_numbers(responses: Sequence[str], references: Sequence[str]) -> list[Verdict]:
-    """Right if the number after the last `####` equals the reference; without a mark, that in the last box; without
-    either, the last one."""
+    """Compare a number in each response with its reference.
+
+    The answer is the last number in the last box after the last `####`; without such a box, the number directly after
+    the mark; without either, the last number of the response.
+    """
     return [_verify_number(*pair) for pair in zip(responses, references, strict=True)]
 
 
 def verify_exact(responses: Sequence[str], references: Sequence[str]) -> list[Verdict]:
-    """Right if the last box, or without one all that follows the thinking, is the reference, letter by letter."""
+    """Compare the last box of each response, or else all text after the thinking, with its reference as strings."""
     return [_verify_exact(*pair) for pair in zip(responses, references, strict=True)]
 
 
 def _verify_number(response: str, reference: str) -> Verdict:
-    _, mark, tail = response.rpartition(MARK)
+    _, mark, tail = response.rpartition(ANSWER_MARK)
     box = last_box(tail)
-    answer = read_last_number(box) if box is not None else read_number(tail) if mark else read_last_number(tail)
-    return Verdict(answer, float(answer is not None and answer == read_number(reference)))
+    if box is not None:
+        answer = read_last_number(box)
+    elif mark:
+        answer = read_leading_number(tail)
+    else:
+        answer = read_last_number(tail)
+    return Verdict(answer, float(answer is not None and answer == read_leading_number(reference)))
 
 
 def _verify_exact(response: str, reference: str) -> Verdict:
@@ -55,25 +65,27 @@ def _verify_exact(response: str, reference: str) -> Verdict:
     return Verdict(answer or None, float(answer == reference))
 
 
-def _marked(text: str) -> tuple[str, str | None]:
-    """`2 + 3 = <<2+3=5>>5 ducks.\\n#### 5` → `5` and the whole without the annotation."""
-    worked, mark, tail = text.rpartition(MARK)
+def _split_at_mark(text: str) -> tuple[str, str | None]:
+    """Split `2 + 3 = <<2+3=5>>5 ducks.\\n#### 5` into `5` and the text without its annotations."""
+    worked, mark, tail = text.rpartition(ANSWER_MARK)
     reference = tail.strip()
-    return reference, f"{_CALCULATOR.sub('', worked).strip()}\n{MARK} {reference}" if mark else None
+    return reference, f"{_CALCULATOR.sub('', worked).strip()}\n{ANSWER_MARK} {reference}" if mark else None
 
 
-def _boxed(text: str) -> tuple[str, str | None]:
+def _split_at_box(text: str) -> tuple[str, str | None]:
+    """Return the content of the last box and the whole text; for a text without a box, the text and None."""
     box = last_box(text)
     return (text.strip(), None) if box is None else (box, text.strip())
 
 
 GRADERS = {
-    "maths": Grader(maths_grader.verify_all, _boxed),
+    "maths": Grader(maths_grader.verify_all, _split_at_box),
     "number": Grader(
         verify_numbers,
-        _marked,
-        expects=f"a number, alone or after {MARK}",
-        is_reference=lambda text: read_number(text) is not None,
+        _split_at_mark,
+        expects=f"a number, alone or after {ANSWER_MARK}",
+        is_reference=lambda text: read_leading_number(text) is not None,
     ),
-    "exact": Grader(verify_exact, _boxed),
+    "exact": Grader(verify_exact, _split_at_box),
 }
+"""Name of a grader (`--task-arg grader`) → the grader."""

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from stages.tasks.boxes import Box, after_thinking, find_boxes
 from stages.tasks.maths_spelling import is_list, spell, tight
-from stages.tasks.numbers import read_exact, write_number
+from stages.tasks.numbers import format_number, read_exact_number
 
 LONGEST = 2_000
 """Characters of an answer that are read as mathematics. No reference comes near: a longer answer is wrong."""
@@ -67,8 +67,8 @@ def stated_reference(reference: str) -> str:
 def canonical(answer: str) -> str:
     """The form in which an answer is stored: a number as `18`, `0.5`, `1/3`; all else without needless spaces."""
     text = spell(answer)
-    number = read_exact(text)
-    written = write_number(number.value) + "%" * number.percent if number else ""
+    number = read_exact_number(text)
+    written = format_number(number.value) + "%" * number.percent if number else ""
     return written if number and len(written) <= _LONGEST_NUMBER else tight(text)
 
 

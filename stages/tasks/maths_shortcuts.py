@@ -7,7 +7,7 @@ import re
 from stages.tasks.maths_answers import LONGEST
 from stages.tasks.maths_spelling import Things, is_list, is_words, nesting, take_apart, tight, unname, words
 from stages.tasks.maths_values import approximate
-from stages.tasks.numbers import read_exact
+from stages.tasks.numbers import read_exact_number
 
 _ROUNDING = 10**9
 """A decimal states a number that it is as near to as one part in this: 0.3333333333 is 1/3, 0.333333 is not."""
@@ -47,7 +47,7 @@ def decide(mine: str, theirs: str) -> bool | None:
 
 def _same_number(mine: str, theirs: str) -> bool | None:
     """Equal, up to the rounding of a decimal; 50% is both 50 and 0.5 beside a number that is no percentage."""
-    left, right = read_exact(mine), read_exact(theirs)
+    left, right = read_exact_number(mine), read_exact_number(theirs)
     if not left or not right:
         return None
     a, b = left.value, right.value
@@ -89,7 +89,7 @@ def _same_time(mine: str, theirs: str) -> bool | None:
 
 def _same_words(mine: str, theirs: str) -> bool | None:
     """Words, whatever their case and brackets; a choice by its letter. Undecided where no side is words alone."""
-    if is_words(mine) and read_exact(theirs) and not re.search("[0-9]", mine):
+    if is_words(mine) and read_exact_number(theirs) and not re.search("[0-9]", mine):
         return False
     if not is_words(theirs) and not (is_words(mine) and re.fullmatch("[A-Za-z][A-Za-z ]+", theirs)):
         return None

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from stages.tasks.maths_relations import as_point, as_union, ascend
-from stages.tasks.numbers import UNITS, read_exact
+from stages.tasks.numbers import UNITS, read_exact_number
 
 _REMEMBERED = 16_384
 _SYMBOLS = str.maketrans(
@@ -95,7 +95,7 @@ def spell(answer: str) -> str:
     text = _AROUND.sub("", text)
     while text.startswith("{") and _closing(text) == len(text):
         text = _AROUND.sub("", text[1:-1])
-    if (written := _TEXT.fullmatch(text)) and (not is_words(text) or read_exact(written["text"])):
+    if (written := _TEXT.fullmatch(text)) and (not is_words(text) or read_exact_number(written["text"])):
         text = _AROUND.sub("", written["text"])  # 5 hours, all of it as text
     text = _NUMBER_ENCLOSED.sub(r"\1", _UNIT.sub("", text))
     if not _TRIGONOMETRY.search(text):  # sin 30° is not sin 30

@@ -1,4 +1,9 @@
-"""Owns how plain numbers are read from text: exact, in one canonical form, in time linear in what is looked at."""
+"""Exact rational numbers read from text, and the canonical form in which they are written.
+
+`read_leading_number` and `read_last_number` find a number in running text (GSM8K); `read_exact_number` reads a whole
+answer, in LaTeX or plain. Responses are untrusted, so every function looks at a bounded number of characters and takes
+linear time.
+"""
 
 from __future__ import annotations
 
@@ -8,69 +13,83 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
-_LONGEST = 200
-_TAIL = 2_000
-_DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})++|[0-9]++)(?:\.[0-9]*+)?+|\.[0-9]++"  # every repetition is possessive: no text
-_ENDS = (  # makes it try twice
-    r"(?![0-9]|[,.][0-9]|[ \t]*+[-+*^×÷=/][ \t]*+[0-9(]|[eE][-+0-9])"  # 5 - 3 and 18e5 are no plain numbers
-)
-_NUMBER = re.compile(
+_HEAD_CHARACTERS = 200
+"""`read_leading_number` looks at this much of the start of a text."""
+_TAIL_CHARACTERS = 2_000
+"""`read_last_number` looks at this much of the end of a text."""
+# Every repetition in these patterns is possessive (`++`, `*+`, `?+`), so that no text makes them backtrack.
+_DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})++|[0-9]++)(?:\.[0-9]*+)?+|\.[0-9]++"
+_NOT_CONTINUED = r"(?![0-9]|[,.][0-9]|[ \t]*+[-+*^×÷=/][ \t]*+[0-9(]|[eE][-+0-9])"
+"""What follows must not continue the number: `5 - 3` and `18e5` are not plain numbers."""
+_LEADING = re.compile(
     r"[: \t*]*+(?P<sign>[-+−]?+)[ \t]*+\\?+\$?+[ \t]*+(?P<inner>[-−]?+)"
-    rf"(?P<digits>{_DIGITS})(?:[ \t]*+/[ \t]*+(?P<below>[0-9]++))?+{_ENDS}"
+    rf"(?P<digits>{_DIGITS})(?:[ \t]*+/[ \t]*+(?P<below>[0-9]++))?+{_NOT_CONTINUED}"
 )
 _ANYWHERE = re.compile(
     rf"(?<![0-9A-Za-z_.])(?P<sign>(?<![0-9)] )(?<![0-9)])[-−]?+)\$?+(?P<inner>)"
     rf"(?P<digits>{_DIGITS})(?:/(?P<below>[0-9]++))?+(?![0-9])"
 )
-_LONGEST_EXACT = 300
-_LARGEST_POWER = 1_000
-_SEPARATORS = str.maketrans("", "", ", ")
+_MAX_EXACT_CHARACTERS = 300
+_MAX_POWER = 1_000
+"""Largest absolute exponent of ten: `1e999999999` would fill the memory with digits."""
+_THOUSANDS_SEPARATORS = str.maketrans("", "", ", ")
 _DECIMAL = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,3}(?: [0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+"
 UNITS = (
     r"[cmk]m|ft|feet|foot|in|inch(?:es)?|yd|yards?|mi|miles?|met(?:er|re)s?|units?|degrees?|radians?|rad|hrs?|hours?|"
     r"min|minutes?|sec|seconds?|ms|days?|weeks?|months?|years?|dollars?|USD|cents?|pounds?|lbs?|oz|[mk]g|grams?|mph|"
     r"people|men|ways|m[lL]|lit(?:er|re)s?|gallons?"
 )
-"""What needs no space before it to be a unit; other words do, and have four letters at least: `5xy` is a product."""
+"""Units that are recognized without a space before them. Other words count as a unit only after a space and with at
+least four letters: `5xy` is a product."""
 _ARGUMENT = r"\{\s*-?[0-9]+\s*\}|[0-9]"
 _QUANTITY = re.compile(
     r"(?P<sign>[-+]?)(?P<body>(?:\\[a-z]+|[eE][-+]?[0-9]|[^%A-Za-z\\])+)(?P<percent>%?)"
     rf"(?P<unit>(?:\s*(?:{UNITS})\b|\s+[A-Za-z]{{4,}}|(?<= )[mgshL])\.?(?:\s*/\s*[A-Za-z]+|(?:\s+[A-Za-z]{{2,}})*)"
     r"(?:\s*\^\s*\{?[23]\}?)?)?"
 )
-_NO_UNIT = re.compile(
+_NOT_A_UNIT = re.compile(
     r"\b(?:and|or|to|by|if|for|in|is|not|pi|sqrt|mod|times|less|more|than|over|plus|minus|divided|choose|squared|cubed|"
     r"factorial|sin|cos|tan|log|ln)\b"
 )
+"""Words after a number that continue the statement, so that the number alone is not the answer."""
 
 
-class Exact(NamedTuple):
-    """A rational number as an answer states it; `decimal` if written as one, so that it may have been rounded."""
+class ExactNumber(NamedTuple):
+    """A rational number as an answer states it.
+
+    Attributes:
+      value: the number before the percent sign, if there is one: 20 for `20%`.
+      decimal: whether it is written with a decimal point, so that it may have been rounded.
+      percent: whether a percent sign follows it.
+    """
 
     value: Fraction
     decimal: bool
     percent: bool
 
 
-def read_number(text: str) -> str | None:
-    """The number that a text begins with, in canonical form (`$1,018.50 dollars` → `1018.5`, `36/2` → `18`).
+def read_leading_number(text: str) -> str | None:
+    """Return the number at the start of a text in canonical form: `$1,018.50 dollars` → `1018.5`, `36/2` → `18`.
 
-    Only the first 200 characters are looked at, so no text takes long. None if there is no plain number.
+    Return None if no plain number starts within the first 200 characters, or two signs precede it.
     """
-    match = _NUMBER.match(text[:_LONGEST])
+    match = _LEADING.match(text[:_HEAD_CHARACTERS])
     return _canonical(match) if match and not (match["sign"] and match["inner"]) else None
 
 
 def read_last_number(text: str) -> str | None:
-    """The last number in a text's last 2,000 characters, in canonical form; None if there is none."""
+    """Return the last number of a text's last 2,000 characters in canonical form; None if there is none."""
     last = None
-    for match in _ANYWHERE.finditer(text[-_TAIL:]):
+    for match in _ANYWHERE.finditer(text[-_TAIL_CHARACTERS:]):
         last = match
     return _canonical(last) if last else None
 
 
-def write_number(value: Fraction) -> str:
-    """A rational number in canonical form: a decimal where that ends, else a fraction in lowest terms."""
+def format_number(value: Fraction) -> str:
+    """Return a rational number in canonical form: a terminating decimal if it has one, else a fraction in lowest terms.
+
+    A fraction in lowest terms terminates if and only if its denominator is 2^a · 5^b; it then has max(a, b) decimals.
+    """
     below, twos, fives = value.denominator, 0, 0
     while below % 2 == 0:
         below, twos = below // 2, twos + 1
@@ -85,44 +104,48 @@ def write_number(value: Fraction) -> str:
 
 
 @lru_cache(maxsize=16_384)
-def read_exact(text: str) -> Exact | None:
-    """The number that a whole text states, in LaTeX or plain, with or without a unit; None if it states anything else.
+def read_exact_number(text: str) -> ExactNumber | None:
+    """Return the number that a whole text states, in LaTeX or plain, with or without a unit; None for any other text.
 
-    Decimals (with thousands separated by commas or spaces), fractions, mixed numbers, repeating decimals and scientific
-    notation; none of more than 300 characters or with a power of ten beyond 1,000.
+    Accepts decimals (thousands separated by commas or spaces), fractions, mixed numbers, repeating decimals and
+    scientific notation, up to 300 characters and a power of ten of ±1,000.
     """
-    match = _QUANTITY.fullmatch(text.strip()) if len(text) <= _LONGEST_EXACT else None
-    if not match or (match["unit"] and _NO_UNIT.search(match["unit"])):
+    match = _QUANTITY.fullmatch(text.strip()) if len(text) <= _MAX_EXACT_CHARACTERS else None
+    if not match or (match["unit"] and _NOT_A_UNIT.search(match["unit"])):
         return None
     body = match["body"].strip()
-    for form, evaluate in _FORMS:
-        if number := form.fullmatch(body):
-            value = evaluate(number)
-            break
-    else:
-        return None
+    value = _evaluate(body)
     if value is None:
         return None
-    return Exact(-value if match["sign"] == "-" else value, "." in body, bool(match["percent"]))
+    return ExactNumber(-value if match["sign"] == "-" else value, "." in body, bool(match["percent"]))
+
+
+def _evaluate(body: str) -> Fraction | None:
+    """Return the value of an unsigned number in the first notation that fits; None if none fits."""
+    for pattern, evaluate in _NOTATIONS:
+        if number := pattern.fullmatch(body):
+            return evaluate(number)
+    return None
 
 
 def _canonical(match: re.Match[str]) -> str | None:
+    """Return the number of a match of `_LEADING` or `_ANYWHERE` in canonical form; None if it divides by zero."""
     below = int(match["below"] or 1)
     if not below:
         return None
     number = Fraction(Decimal(match["digits"].replace(",", ""))) / below
-    return write_number(-number if match["inner"] or match["sign"] in ("-", "−") else number)
+    return format_number(-number if match["inner"] or match["sign"] in ("-", "−") else number)
 
 
 def _decimal(number: re.Match[str]) -> Fraction:
-    return Fraction(number["decimal"].translate(_SEPARATORS))
+    return Fraction(number["decimal"].translate(_THOUSANDS_SEPARATORS))
 
 
 def _scientific(number: re.Match[str]) -> Fraction | None:
     power = int(number["power"])
-    if abs(power) > _LARGEST_POWER:
+    if abs(power) > _MAX_POWER:
         return None
-    return Fraction((number["decimal"] or "1").translate(_SEPARATORS)) * Fraction(10) ** power
+    return Fraction((number["decimal"] or "1").translate(_THOUSANDS_SEPARATORS)) * Fraction(10) ** power
 
 
 def _fraction(number: re.Match[str]) -> Fraction | None:
@@ -134,12 +157,13 @@ def _fraction(number: re.Match[str]) -> Fraction | None:
 
 
 def _repeating(number: re.Match[str]) -> Fraction:
+    """Evaluate 0.1\\overline{36} as (1 + 36/99) / 10."""
     fixed, repeated = number["fixed"], number["repeated"].strip("{}")
     value = int(number["whole"] + fixed or 0) + Fraction(int(repeated), 10 ** len(repeated) - 1)
     return value / 10 ** len(fixed)
 
 
-_FORMS = [
+_NOTATIONS = [
     (re.compile(rf"(?P<decimal>{_DECIMAL})"), _decimal),
     (re.compile(rf"(?P<whole>[0-9]+)?\s*\\frac\s*(?P<above>{_ARGUMENT})\s*(?P<below>{_ARGUMENT})"), _fraction),
     (re.compile(r"(?:(?P<whole>[0-9]+)\s+)?(?P<above>[0-9]+)\s*/\s*(?P<below>[0-9]+)"), _fraction),

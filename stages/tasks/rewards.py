@@ -1,11 +1,12 @@
-"""Owns a user's own reward function: what it is given, what it may return, and what is said when it fails.
+"""A user's reward function as a grader: how it is called, and checks of what it returns.
 
     def shorter_is_better(completions, answer, **columns):
         return [float(gold in text) - len(text) / 1000 for text, gold in zip(completions, answer, strict=True)]
 
-It is called with lists of one length, as keywords: `completions`, the texts of the responses; `prompts`, the
-questions; and the columns of the data that its parameters without a default name (`**columns`: all of them). It
-returns a reward for each completion, a float or None (ungradable: left out and counted).
+The function is called with keyword arguments, all lists of the same length: `completions` (the texts of the responses),
+`prompts` (the questions) and the columns of the data. It receives the columns that its parameters without a default
+name, or all of them if it has `**columns`. It returns one reward per completion: a float, or None for an ungradable
+response, which is left out and counted.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 from stages.core.errors import UserError
 from stages.core.user_function import load_function
@@ -27,88 +28,122 @@ COMPLETIONS = "completions"
 _FLAG = "--task-arg reward"
 
 
-def load_reward(name: str) -> tuple[Grader, Sequence[str] | str, str]:
-    """A grader that asks the function, the columns that it wants ("all": every one), and a digest of its file.
+class RewardFunction(NamedTuple):
+    """A loaded reward function.
+
+    Attributes:
+      grader: calls the function; its references are JSON objects of the columns.
+      columns: the columns that the function takes; "all": every one.
+      digest: digest of the file that defines the function.
+    """
+
+    grader: Grader
+    columns: Sequence[str] | str
+    digest: str
+
+
+def load_reward(name: str) -> RewardFunction:
+    """Load a reward function.
+
+    Args:
+      name: `package.module:function`.
 
     Raises:
-      UserError: there is no such function, or it takes no completions.
+      UserError: the function does not exist, or it does not take `completions` as a keyword argument.
     """
     function, digest = load_function(name, _FLAG)
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{_FLAG}: the parameters of {name} cannot be told ({error}); wrap it in a function") from error
-    if any(one.kind in (one.POSITIONAL_ONLY, one.VAR_POSITIONAL) for one in parameters):
-        raise UserError(f"{_FLAG}: {name} must take its arguments by name; found {inspect.signature(function)}")
-    wanted = [one.name for one in parameters if one.kind != one.VAR_KEYWORD and one.default is one.empty]
-    everything = any(one.kind == one.VAR_KEYWORD for one in parameters)
-    if COMPLETIONS not in wanted and not everything:
-        raise UserError(f"{_FLAG}: {name} must take `{COMPLETIONS}`; found {inspect.signature(function)}")
+    columns = _columns_of_signature(function, name)
 
     def verify_all(responses: Sequence[str], references: Sequence[str]) -> list[Verdict]:
-        rewards = _ask(function, name, list(responses), [_columns(reference) for reference in references])
+        rewards = _call(function, name, list(responses), [_parse_columns(reference) for reference in references])
         return [Verdict(last_box(text), reward) for text, reward in zip(responses, rewards, strict=True)]
 
-    columns = "all" if everything else [one for one in wanted if one != COMPLETIONS]
-    return Grader(verify_all, lambda text: (text, None)), columns, digest
+    return RewardFunction(Grader(verify_all, lambda text: (text, None)), columns, digest)
 
 
-def _columns(reference: str) -> dict[str, Any]:
+def _columns_of_signature(function: Callable[..., Any], name: str) -> Sequence[str] | str:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError) as error:  # some functions written in C
+        raise UserError(f"{_FLAG}: {name} has no readable signature ({error}); wrap it in a Python function") from error
+    if any(one.kind in (one.POSITIONAL_ONLY, one.VAR_POSITIONAL) for one in parameters):
+        raise UserError(f"{_FLAG}: {name} must take its arguments by name; found {inspect.signature(function)}")
+    required = [one.name for one in parameters if one.kind != one.VAR_KEYWORD and one.default is one.empty]
+    takes_all = any(one.kind == one.VAR_KEYWORD for one in parameters)
+    if COMPLETIONS not in required and not takes_all:
+        raise UserError(f"{_FLAG}: {name} must take `{COMPLETIONS}`; found {inspect.signature(function)}")
+    return "all" if takes_all else [one for one in required if one != COMPLETIONS]
+
+
+def _parse_columns(reference: str) -> dict[str, Any]:
     try:
         columns = json.loads(reference)
     except ValueError:
         columns = None
     if not isinstance(columns, dict):
-        raise UserError(f"a reward function is given columns as a JSON object; the reference is {reference[:80]!r}")
+        raise UserError(
+            f"{_FLAG}: the reference of a question must be a JSON object of the columns; got {reference[:80]!r}. "
+            "Sample the trajectories with the same reward function"
+        )
     return columns
 
 
-def _ask(
+def _call(
     function: Callable[..., Any], name: str, completions: list[str], rows: Sequence[dict[str, Any]]
 ) -> list[float | None]:
-    """The function's rewards for completions and their rows' columns, checked."""
+    """Return the checked rewards of completions, given the columns of the row of each.
+
+    Raises:
+      UserError: the function raises, or returns anything but one finite number or None per completion.
+    """
     if not completions:
         return []
     try:
         rewards = function(completions=completions, **{key: [row.get(key) for row in rows] for key in rows[0]})
-    except (Exception, SystemExit) as error:  # code that is not ours may raise anything
-        place = "" if len(rows) == 1 else _culprit(function, name, completions, rows)
+    except (Exception, SystemExit) as error:  # a user's code may raise anything
+        single_failure = "" if len(rows) == 1 else _first_single_failure(function, name, completions, rows)
         raise UserError(
-            place or f"{_FLAG} {name} fails on {_show(completions[0], rows[0])}: {type(error).__name__}: {error}"
+            single_failure
+            or f"{_FLAG} {name} fails on {_describe(completions[0], rows[0])}: {type(error).__name__}: {error}"
         ) from error
     if not hasattr(rewards, "__len__") or isinstance(rewards, str | bytes | dict) or len(rewards) != len(completions):
         found = f"{len(rewards)} values" if hasattr(rewards, "__len__") else f"{type(rewards).__name__} {rewards!r:.60}"
         raise UserError(
             f"{_FLAG} {name} must return a list of {len(completions)} rewards, one per completion; got {found}"
         )
-    checked: list[float | None] = []
-    for reward, text, row in zip(rewards, completions, rows, strict=True):
-        if reward is not None and not (isinstance(reward, Real) and _is_finite(reward)):
-            raise UserError(
-                f"{_FLAG} {name} must return finite numbers or None; got {reward!r:.60} for {_show(text, row)}"
-            )
-        checked.append(None if reward is None else float(reward))
-    return checked
+    return [
+        _check_reward(reward, name, text, row) for reward, text, row in zip(rewards, completions, rows, strict=True)
+    ]
+
+
+def _check_reward(reward: Any, name: str, completion: str, row: dict[str, Any]) -> float | None:
+    if reward is None:
+        return None
+    if not (isinstance(reward, Real) and _is_finite(reward)):
+        raise UserError(
+            f"{_FLAG} {name} must return finite numbers or None; got {reward!r:.60} for {_describe(completion, row)}"
+        )
+    return float(reward)
 
 
 def _is_finite(number: Real) -> bool:
     try:
         return math.isfinite(number)
-    except OverflowError:  # a whole number beyond every float
+    except OverflowError:  # an integer larger than any float
         return False
 
 
-def _culprit(
+def _first_single_failure(
     function: Callable[..., Any], name: str, completions: Sequence[str], rows: Sequence[dict[str, Any]]
 ) -> str:
-    """A message that names the first row on which the function fails alone; "" where it fails on none."""
+    """Return the error of the first row on which the function fails alone; "" if it fails on no single row."""
     for text, row in zip(completions, rows, strict=True):
         try:
-            _ask(function, name, [text], [row])
+            _call(function, name, [text], [row])
         except UserError as error:
             return str(error)
     return ""
 
 
-def _show(completion: str, row: dict[str, Any]) -> str:
+def _describe(completion: str, row: dict[str, Any]) -> str:
     return f"the row {json.dumps(row, ensure_ascii=False):.120} with the completion {completion[:60]!r}"

@@ -1,4 +1,4 @@
-"""Where a response states its answer: the last box behind the thinking."""
+"""The answer of a response: the last box after the thinking."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from tests.pace import within
         (r"\boxed", None),
     ],
 )
-def test_the_last_box_behind_the_thinking_is_the_answer(text: str, content: str | None):
+def test_the_last_box_after_the_thinking_is_the_answer(text: str, content: str | None):
     assert last_box(text) == content
 
 
-def test_without_an_end_of_thinking_all_of_a_text_counts():
+def test_a_text_without_an_end_of_thinking_counts_whole():
     assert after_thinking("<think> hm") == "<think> hm"
     assert after_thinking("a</think>b</think>c") == "c"
 
@@ -50,7 +50,7 @@ def test_boxes_are_outermost_in_order_and_balanced(text: str):
     assert all(before.end <= after.start for before, after in pairwise(boxes))
 
 
-@pytest.mark.parametrize("piece", ["\\boxed{", "{", "}", "\\", "\\boxed ", "\\boxed{}{", "\\boxed{\\boxed{1}}"])
-def test_a_hostile_text_is_read_once(piece: str):
+@pytest.mark.parametrize("fragment", ["\\boxed{", "{", "}", "\\", "\\boxed ", "\\boxed{}{", "\\boxed{\\boxed{1}}"])
+def test_hostile_text_is_read_in_linear_time(fragment: str):
     with within(5):
-        last_box(piece * 200_000)
+        last_box(fragment * 200_000)

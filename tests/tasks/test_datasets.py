@@ -1,4 +1,4 @@
-"""Tasks over data: the public sets as they come, your own by its columns, and what is said about a bad row."""
+"""Tasks over rows of data: public data sets without a mapping, other data by its columns, and errors in rows."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 
 from stages.core.errors import UserError
 from stages.tasks import Split, Task, open_task
-from stages.tasks.datasets import SOURCES
+from stages.tasks.datasets import DATASETS
 
 REAL: dict[str, dict[Split, int]] = {
     "gsm8k": {"train": 7473, "test": 1319},
-    "math": {"train": 7498, "test": 5000},  # two rows with an empty box left out
+    "math": {"train": 7498, "test": 5000},  # two rows with an empty box are skipped
     "math12k": {"train": 11998},
     "math500": {"test": 500},
     "aime24": {"test": 30},
@@ -36,7 +36,7 @@ def open_rows(tmp_path: Path, *rows: dict[str, Any], task: str = "custom", args:
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_the_public_data_sets_are_read_without_any_mapping(shared: Path, name: str):
+def test_public_data_sets_need_no_column_mapping(shared: Path, name: str):
     task = open_task(name, str(shared / "data"))
     for split, count in REAL[name].items():
         questions = task.questions(split)
@@ -46,14 +46,14 @@ def test_the_public_data_sets_are_read_without_any_mapping(shared: Path, name: s
         assert task.digest == open_task(name, str(shared / "data" / name)).digest
 
 
-def test_references_subjects_and_levels_are_the_data_s(shared: Path):
+def test_references_subjects_and_levels_come_from_the_data(shared: Path):
     data = str(shared / "data")
     first = open_task("math500", data).questions("test")[0]
     assert first.id == "math500-test/precalculus/807.json"
     assert first.reference == r"\left( 3, \frac{\pi}{2} \right)"
     assert first.metadata == {"subject": "Precalculus", "level": "2"}
     by_id = {question.id.removeprefix("math-"): question for question in open_task("math", data).questions("test")}
-    for question in open_task("math500", data).questions("test"):  # answer column here, last box of the solution there
+    for question in open_task("math500", data).questions("test"):  # an answer column here, a box in the solution there
         other = by_id[question.id.removeprefix("math500-")]
         assert (other.reference, other.metadata) == (question.reference, question.metadata)
     assert open_task("amc23", data).questions("test")[0].reference == "27"
@@ -61,7 +61,7 @@ def test_references_subjects_and_levels_are_the_data_s(shared: Path):
     assert open_task("gsm8k", data).questions("test")[0].metadata == {}
 
 
-def test_the_only_split_of_a_benchmark_is_its_test_split_under_any_name(tmp_path: Path):
+def test_the_only_split_of_a_benchmark_is_its_test_split(tmp_path: Path):
     data = write(tmp_path / "train.jsonl", {"problem": "1 + 1?", "answer": 2})
     (question,) = open_task("aime24", data).questions("test")
     assert question.id == "aime24-test-0"
@@ -69,13 +69,13 @@ def test_the_only_split_of_a_benchmark_is_its_test_split_under_any_name(tmp_path
         open_task("math", data).questions("test")
 
 
-def test_hub_stands_for_the_task_s_own_data_set(monkeypatch: pytest.MonkeyPatch):
-    """The hub is out of reach of tests: rows as `datasets` would hold them, everything behind that is real."""
+def test_hub_loads_the_public_copy_of_the_data_set(monkeypatch: pytest.MonkeyPatch):
+    """Tests cannot reach the hub: `load_dataset` returns rows as it would; the code that reads them is real."""
     datasets = pytest.importorskip("datasets", reason="datasets is not installed (the extra `hub`)")
-    asked = []
+    calls = []
 
     def load_dataset(*args: object, **options: object) -> object:
-        asked.append((args, options))
+        calls.append((args, options))
         rows = datasets.Dataset.from_list([{"question": "1 + 1?", "final_answer": ["2"], "subfield": "Algebra"}])
         return datasets.DatasetDict({"train": rows})
 
@@ -84,7 +84,7 @@ def test_hub_stands_for_the_task_s_own_data_set(monkeypatch: pytest.MonkeyPatch)
     assert (question.reference, question.metadata) == ("2", {"subject": "Algebra"})
     open_task("olympiadbench", "Hothan/OlympiadBench", ["subset=OE_TO_maths_zh_CEE"])
     open_task("olympiadbench", "me/mine")
-    assert asked == [
+    assert calls == [
         (("Hothan/OlympiadBench", "OE_TO_maths_en_COMP"), {"revision": "abc"}),
         (("Hothan/OlympiadBench", "OE_TO_maths_zh_CEE"), {"revision": None}),
         (("me/mine", None), {"revision": None}),
@@ -93,7 +93,7 @@ def test_hub_stands_for_the_task_s_own_data_set(monkeypatch: pytest.MonkeyPatch)
         open_task("custom", "hub")
 
 
-def test_your_own_columns_are_named_and_each_becomes_what_it_is_named_for(tmp_path: Path):
+def test_columns_can_be_named_for_every_role(tmp_path: Path):
     row = {"q": "1 + 1?", "a": "2", "s": "It is 2.", "n": 17, "topic": "sums", "hard": 1, "answer": "wrong"}
     args = ("question=q", "answer=a", "solution=s", "id=n", "subject=topic", "level=hard")
     (question,) = open_rows(tmp_path, row, args=args).questions("train")
@@ -102,20 +102,21 @@ def test_your_own_columns_are_named_and_each_becomes_what_it_is_named_for(tmp_pa
     assert question.metadata == {"subject": "sums", "level": "1"}
 
 
-def test_without_names_the_usual_ones_are_taken(tmp_path: Path):
+def test_columns_with_the_usual_names_are_found(tmp_path: Path):
     (question,) = open_rows(tmp_path, {"prompt": "1 + 1?", "solution": r"So \boxed{2}."}).questions("train")
     assert (question.prompt, question.reference, question.solution) == ("1 + 1?", "2", r" So \boxed{2}.")
 
 
-def test_a_chat_is_taken_apart_into_the_last_message_and_those_before(tmp_path: Path):
+def test_a_chat_is_split_into_the_last_message_and_its_history(tmp_path: Path):
     chat = [{"role": "system", "content": "Add."}, {"role": "user", "content": "1 + 1?"}]
     (question,) = open_rows(tmp_path, {"prompt": chat, "answer": "2"}).questions("train")
     assert (question.prompt, question.history) == ("1 + 1?", (("system", "Add."),))
-    with pytest.raises(UserError, match=r"row 0: column prompt: a chat must be messages .* and end with the user's"):
+    problem = "row 0: column prompt must hold messages .*, the last one with the role user; got the roles system"
+    with pytest.raises(UserError, match=problem):
         open_rows(tmp_path, {"prompt": chat[:1], "answer": "2"}).questions("train")
 
 
-def test_a_grader_is_chosen_by_name(tmp_path: Path):
+def test_a_grader_is_selected_by_name(tmp_path: Path):
     row = {"question": "Which?", "answer": "B"}
     exact = open_rows(tmp_path, row, args=("grader=exact",))
     assert [exact.verify(text, "B").reward for text in (r"\boxed{B}", "<think>A</think> B", "C", "A or B", "")] == [
@@ -128,7 +129,7 @@ def test_a_grader_is_chosen_by_name(tmp_path: Path):
     assert maths.verify(r"\boxed{\frac{4}{2}}", "2").reward == 1.0
 
 
-def test_what_can_change_questions_or_verdicts_changes_the_digest(tmp_path: Path):
+def test_options_and_data_that_change_questions_or_verdicts_change_the_digest(tmp_path: Path):
     row = {"question": "1 + 1?", "answer": "2"}
     tasks = [
         open_rows(tmp_path, row),
@@ -152,13 +153,13 @@ GOOD = {"question": "1 + 1?", "answer": "2"}
         ([{"text": "?", "answer": 1}], (), "has no column question or problem or prompt; found text, answer."),
         ([GOOD], ("question=q",), "mine.jsonl has no column q; found question, answer"),
         ([GOOD], ("id=n", "level=l"), "has no column n and no l; found question, answer"),
-        ([GOOD, {"question": "", "answer": 2}], (), "row 1: column question must be a text that is not empty; got ''"),
-        ([GOOD, {"answer": 2}], (), "row 1: column question must be a text that is not empty; got None"),
-        ([{"question": 3, "answer": "3"}], (), "row 0: column question must be a text that is not empty; got 3"),
+        ([GOOD, {"question": "", "answer": 2}], (), "row 1: column question must be a non-empty text; got ''"),
+        ([GOOD, {"answer": 2}], (), "row 1: column question must be a non-empty text; got None"),
+        ([{"question": 3, "answer": "3"}], (), "row 0: column question must be a non-empty text; got 3"),
         (
             [GOOD, {"question": "?"}],
             (),
-            "row 1: the answer in column answer must be a text that is not empty; got None",
+            "row 1: the answer in column answer must be a non-empty text; got None",
         ),
         ([{"question": "?", "answer": " "}], (), "row 0: the answer in column answer must be"),
         (
@@ -168,10 +169,10 @@ GOOD = {"question": "1 + 1?", "answer": "2"}
         ),
         ([{"question": "?", "answer": float("nan")}], (), "column answer must be a text or a number; got nan"),
         ([{"question": "?", "answer": True}], (), "row 0: column answer must be a text or a number; got True"),
-        ([GOOD | {"n": 1}, GOOD | {"n": 1}], ("id=n",), "row 1 has the id of "),
+        ([GOOD | {"n": 1}, GOOD | {"n": 1}], ("id=n",), "row 1 has the same id as "),
     ],
 )
-def test_what_is_wrong_with_the_data_is_told_with_its_row(tmp_path: Path, rows: list, args: tuple, problem: str):
+def test_an_error_in_the_data_names_its_row(tmp_path: Path, rows: list, args: tuple, problem: str):
     with pytest.raises(UserError, match=re.escape(problem)):
         open_rows(tmp_path, *rows, args=args).questions("train")
 
@@ -180,17 +181,17 @@ def test_what_is_wrong_with_the_data_is_told_with_its_row(tmp_path: Path, rows: 
     ("args", "problem"),
     [
         (["grader=mathematics"], "--task-arg grader must be one of maths, number, exact; got 'mathematics'"),
-        (["grader=maths", "reward=a:b"], "--task-arg grader and reward are two ways to judge"),
+        (["grader=maths", "reward=a:b"], "--task-arg grader and --task-arg reward exclude each other"),
         (["template={question}"], "task custom has no option 'template'; its options and their defaults: question, "),
     ],
 )
-def test_an_option_that_cannot_be_is_told(args: list[str], problem: str):
+def test_an_invalid_option_is_an_error(args: list[str], problem: str):
     with pytest.raises(UserError, match=re.escape(problem)):
         open_task("custom", None, args)
 
 
-@pytest.mark.parametrize("name", SOURCES)
-def test_without_data_there_is_a_verifier_but_no_questions(name: str):
+@pytest.mark.parametrize("name", DATASETS)
+def test_without_data_a_task_verifies_but_has_no_questions(name: str):
     task = open_task(name)
     assert task.verify(r"So it is \boxed{18}.", "18").reward == 1.0
     with pytest.raises(UserError, match=f"task {name} needs --data"):

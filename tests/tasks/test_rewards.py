@@ -1,4 +1,4 @@
-"""A user's own reward function: what it is handed, what it may hand back, and what is said when it does not."""
+"""A user's reward function: its arguments, its return value, and the errors for an invalid one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from stages.core.errors import Interrupted, UserError
@@ -18,8 +20,8 @@ ROWS = [{"question": "1 + 1?", "answer": "2", "weight": 3}, {"question": "2 + 2?
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A working directory with data.jsonl, where modules of rewards may be written."""
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return a working directory with data.jsonl, in which tests write modules with reward functions."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
@@ -28,7 +30,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         del sys.modules[name]
 
 
-def own(body: str, module: str = "my_rewards", data: str | None = "data.jsonl") -> Task:
+def open_with_reward(body: str, module: str = "my_rewards", data: str | None = "data.jsonl") -> Task:
+    """Return a task with the function `score` of a module with this source."""
     Path(f"{module}.py").write_text(body)
     sys.modules.pop(module, None)
     return open_task("custom", data, [f"reward={module}:score"])
@@ -39,8 +42,8 @@ def rewards(task: Task, texts: list[str]) -> list[float | None]:
     return [verdict.reward for verdict in task.verify_all(texts, references)]  # type: ignore[attr-defined]
 
 
-def test_it_is_given_completions_prompts_and_the_columns_that_it_names(here: Path):
-    task = own(
+def test_a_function_receives_completions_prompts_and_the_columns_that_it_names(directory: Path):
+    task = open_with_reward(
         "def score(completions, prompts, answer, weight, bonus=0.5):\n"
         "    assert prompts == ['1 + 1?', '2 + 2?'] and isinstance(weight[0], int)\n"
         "    return [w * (gold in text) + bonus for text, gold, w in zip(completions, answer, weight)]\n"
@@ -49,29 +52,33 @@ def test_it_is_given_completions_prompts_and_the_columns_that_it_names(here: Pat
     assert json.loads(task.questions("train")[0].reference) == {"prompts": "1 + 1?", "answer": "2", "weight": 3}
 
 
-def test_one_that_takes_any_column_is_given_all_of_them(here: Path):
-    task = own("def score(completions, **columns):\n    return [float(len(columns)) for _ in completions]\n")
+def test_a_function_with_keyword_arguments_receives_all_columns(directory: Path):
+    task = open_with_reward(
+        "def score(completions, **columns):\n    return [float(len(columns)) for _ in completions]\n"
+    )
     assert rewards(task, ["", ""]) == [4.0, 4.0]
     assert json.loads(task.questions("train")[1].reference) == {**ROWS[1], "prompts": "2 + 2?"}
 
 
-def test_none_is_ungradable_and_the_answer_is_the_last_box(here: Path):
-    task = own("def score(completions):\n    return [None if text == '' else True for text in completions]\n")
+def test_none_is_ungradable_and_the_answer_is_the_last_box(directory: Path):
+    task = open_with_reward(
+        "def score(completions):\n    return [None if text == '' else True for text in completions]\n"
+    )
     verdicts = [task.verify("", "{}"), task.verify(r"\boxed{7}", "{}")]
     assert [(verdict.answer, verdict.reward) for verdict in verdicts] == [(None, None), ("7", 1.0)]
 
 
-def test_trajectories_alone_are_enough_to_grade(here: Path):
-    """What was sampled holds the columns, so a later stage needs the function and no data."""
+def test_stored_references_are_enough_to_grade(directory: Path):
+    """Trajectories store the columns, so a later stage needs the function but not the data."""
     text = "def score(completions, weight):\n    return [w / 10 for w in weight]\n"
-    references = [question.reference for question in own(text).questions("train")]
-    assert own(text, data=None).verify("", references[1]).reward == 0.5
+    references = [question.reference for question in open_with_reward(text).questions("train")]
+    assert open_with_reward(text, data=None).verify("", references[1]).reward == 0.5
 
 
-def test_the_function_s_file_is_in_the_digest(here: Path):
-    before = own("def score(completions):\n    return [0.0] * len(completions)\n").digest
-    assert own("def score(completions):\n    return [0.0] * len(completions)\n").digest == before
-    assert own("def score(completions):\n    return [1.0] * len(completions)\n").digest != before
+def test_the_digest_changes_with_the_file_of_the_function(directory: Path):
+    before = open_with_reward("def score(completions):\n    return [0.0] * len(completions)\n").digest
+    assert open_with_reward("def score(completions):\n    return [0.0] * len(completions)\n").digest == before
+    assert open_with_reward("def score(completions):\n    return [1.0] * len(completions)\n").digest != before
 
 
 @pytest.mark.parametrize(
@@ -89,14 +96,14 @@ def test_the_function_s_file_is_in_the_digest(here: Path):
         ("    return [0, float('nan')]", 'must return finite numbers or None; got nan for the row {"weight": 5}'),
     ],
 )
-def test_what_goes_wrong_in_it_is_told_with_its_name_and_row(here: Path, body: str, problem: str):
-    task = own(f"def score(completions, weight):\n{body}\n")
+def test_an_error_names_the_function_and_the_row(directory: Path, body: str, problem: str):
+    task = open_with_reward(f"def score(completions, weight):\n{body}\n")
     with pytest.raises(UserError, match=re.escape(f"--task-arg reward my_rewards:score {problem}")):
         rewards(task, ["yes", "no"])
 
 
-def test_a_signal_is_no_failure_of_it_and_none_that_it_may_survive(here: Path):
-    task = own(
+def test_a_signal_interrupts_a_function_that_catches_every_exception(directory: Path):
+    task = open_with_reward(
         "import os, signal\n"
         "def score(completions):\n"
         "    try:\n"
@@ -109,8 +116,10 @@ def test_a_signal_is_no_failure_of_it_and_none_that_it_may_survive(here: Path):
         rewards(task, ["yes", "no"])
 
 
-def test_one_that_fails_on_the_batch_alone_is_told_too(here: Path):
-    task = own("def score(completions):\n    assert len(completions) < 2, 'one at a time'\n    return [0.0]\n")
+def test_a_function_that_fails_only_on_the_whole_batch_is_an_error(directory: Path):
+    task = open_with_reward(
+        "def score(completions):\n    assert len(completions) < 2, 'one at a time'\n    return [0.0]\n"
+    )
     with pytest.raises(UserError, match=r"my_rewards:score fails on .*: AssertionError: one at a time"):
         rewards(task, ["yes", "no"])
 
@@ -123,17 +132,16 @@ def test_one_that_fails_on_the_batch_alone_is_told_too(here: Path):
         ("score = 3\n", "score must be a function; found int"),
     ],
 )
-def test_one_that_cannot_be_called_is_told_before_any_work(here: Path, body: str, problem: str):
+def test_a_function_with_unusable_parameters_is_an_error_before_any_work(directory: Path, body: str, problem: str):
     with pytest.raises(UserError, match=re.escape(problem)):
-        own(body)
+        open_with_reward(body)
 
 
-def test_a_column_that_the_data_lacks_or_that_is_no_json_is_told(here: Path):
-    with pytest.raises(UserError, match=r"data\.jsonl has no column level, which the reward function asks for; found"):
-        own("def score(completions, level):\n    return []\n").questions("train")
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+def test_a_column_that_is_missing_or_not_json_is_an_error(directory: Path):
+    with pytest.raises(UserError, match=r"data\.jsonl has no column level, which the reward function takes; found"):
+        open_with_reward("def score(completions, level):\n    return []\n").questions("train")
     pq.write_table(pa.table({"question": ["?"], "raw": [b"\x00"]}), "data.parquet")
-    with pytest.raises(UserError, match="row 0: the columns that the reward function asks for become JSON"):
-        own("def score(completions, raw):\n    return []\n", data="data.parquet").questions("train")
+    with pytest.raises(
+        UserError, match="row 0: the columns that the reward function takes are stored as JSON, and one cannot be: "
+    ):
+        open_with_reward("def score(completions, raw):\n    return []\n", data="data.parquet").questions("train")
