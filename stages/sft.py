@@ -1,8 +1,8 @@
-"""`spo sft`: warm-start a model on a task's worked solutions → a model directory.
+"""`spo sft`: train a model on the worked solutions of a task, and write a model directory.
 
-    loss of a step = − (sum of log p(token) over the responses of the batch, end tokens included) / (their tokens)
+    loss of a step = − (sum of log p(token) over the responses of the batch, end tokens included) / (number of them)
 
-The model is a Hugging Face directory, or one made from scratch (`--preset`). A killed call leaves `.NAME.partial/`
+The model is a Hugging Face directory, or is made from scratch (`--preset`). A killed call leaves `.NAME.partial/`
 beside the output; the same command resumes there and ends with bitwise the same weights.
 """
 
@@ -12,7 +12,6 @@ import dataclasses
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from stages.configs.sft import Config
-from stages.core.config import option, results_config
+from stages.core.config import results_config
 from stages.core.errors import UserError
 from stages.core.launcher import require_single_process
 from stages.core.progress import Progress, Silent, Summary
@@ -48,102 +47,97 @@ from stages.training.resumable import (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Resolved(Config):
-    """A Config with its defaults resolved: the source of the fingerprint."""
-
-    examples_per_step: int = option("The product of batch size and accumulation: how it is split changes nothing.")
-
-
 def run(config: Config, progress: Progress = Silent(), report: MetricsLog | None = None) -> Summary:
-    """Trains the model and writes its directory.
+    """Train the model and write its directory.
 
     Args:
-      report: of the run that this is part of; left out, its own where one is asked for.
+      report: log of the run that this call is part of; None: a log of this call, if one is requested.
 
     Raises:
-      UserError: wrong options, an unusable model, no worked solution that fits the context, a place that is taken.
+      UserError: the options are wrong, the model is unusable, no worked solution fits the context, or the output path
+        is taken.
       FingerprintMismatch: the output, or unfinished work beside it, was made with another configuration.
     """
-
     require_single_process("spo sft")
     with open_stage_log(config.out, config.report_to, results_config(config), progress, report) as opened:
         return _run(config, progress, opened)
 
 
 def _run(config: Config, progress: Progress, report: MetricsLog | None) -> Summary:
-
+    """Make the output unless it is up to date, and return the summary."""
     started = time.monotonic()
     config = with_template(config)
     task = open_task(config.task, config.data, config.task_arg)
     base = checkpoints.resolve(config.model) if config.model else None
     adapter = lora.plan(base, config.adapter())
-    settings: dict[str, Any] = vars(config) | {"learning_rate": config.peak_learning_rate}
-    settings |= adapter.options() if adapter else {}
-    resolved = _Resolved(**settings, examples_per_step=config.batch_size)
+    resolved: dict[str, Any] = {"learning_rate": config.peak_learning_rate}
+    resolved |= adapter.options() if adapter else {}
     lineage = describe(
         "sft",
         None,
-        resolved,
+        dataclasses.replace(config, **resolved),
         inputs=(task_source(config.task, config.data, task.digest, config.out),),
         model=model_source(config.model, checkpoints.digest(base), config.out) if config.model and base else None,
         packages=("torch", "transformers"),
+        # The product of batch size and accumulation. Its factors change rounding only, and are no part of the lineage.
+        derived={"examples_per_step": config.batch_size},
     )
     if done := find_finished(config.out, lineage, overwrite=config.overwrite, progress=progress, report=report):
-        discard_partial(config.out)
-        if config.merge:
-            write_merged_model(config.out, progress)
+        _clean_up(config, progress)
         return _summary(config, done, started, up_to_date=True)
-    tokenizer, context_length = _reader(base)
+    tokenizer, context_length = _load_tokenizer(base)
     count = config.num_examples
     if count is None and config.steps:
         count = min(config.steps * config.batch_size, len(task.questions(config.split)))
     examples, notes = load_examples(task, config, count, tokenizer, context_length)
     with open_resumable_run(
         config.out, lineage, overwrite=config.overwrite, progress=progress, report=report
-    ) as unfinished:
-        engine = _open(config, base, unfinished.checkpoint, adapter)
-        metrics = _learn(config, engine, tokenizer, examples, unfinished, progress)
+    ) as resumable:
+        engine = _open_engine(config, base, resumable.checkpoint, adapter)
+        metrics = _train(config, engine, tokenizer, examples, resumable, progress)
         last = metrics[-1]
         counts = {"examples": len(examples), "steps": len(metrics), "tokens": int(last["num_tokens"])}
         lineage = dataclasses.replace(lineage, counts=counts, summary={"loss": last["loss"]})
-        # Without the optimiser's state: it belongs to this loss, and the policy's optimiser starts anew.
+        # Without the optimizer state: its moments are of this loss, and `spo train` starts with a fresh optimizer.
         saving.save_directory(
             config.out, engine.model, tokenizer, lambda directory: write_records(directory, lineage, metrics)
         )
-    discard_partial(config.out)
-    if config.merge:
-        write_merged_model(config.out, progress)
+    _clean_up(config, progress)
     return _summary(config, lineage, started, notes=notes)
 
 
+def _clean_up(config: Config, progress: Progress) -> None:
+    """Remove the unfinished run of a published output, and write the merged model if it is requested."""
+    discard_partial(config.out)
+    if config.merge:
+        write_merged_model(config.out, progress)
+
+
 def _summary(
-    config: Config, made: Lineage, started: float, *, up_to_date: bool = False, notes: tuple[str, ...] = ()
+    config: Config, lineage: Lineage, started: float, *, up_to_date: bool = False, notes: tuple[str, ...] = ()
 ) -> Summary:
-    """How the call ended, as the model's lineage tells it."""
-    figures: dict[str, float] = {name: value for name, value in made.counts.items() if name != "examples"}
+    """Return the summary of the call from the lineage of the model."""
+    figures: dict[str, float] = {name: value for name, value in lineage.counts.items() if name != "examples"}
     return Summary(
         stage="sft",
         out=str(config.out),
-        rows=made.counts["examples"],
+        rows=lineage.counts["examples"],
         seconds=time.monotonic() - started,
         up_to_date=up_to_date,
-        figures=figures | made.summary,
+        figures=figures | lineage.summary,
         notes=notes,
     )
 
 
-def _reader(base: Path | None) -> tuple[PreTrainedTokenizerBase, int]:
-    """The tokenizer of the model to start from, and its context length."""
-
+def _load_tokenizer(base: Path | None) -> tuple[PreTrainedTokenizerBase, int]:
+    """Return the tokenizer and the context length of the model to start from; None is a model from scratch."""
     if base:
         return loading.load_tokenizer(base), loading.context_length(loading.load_config(base))
     return presets.make_byte_tokenizer(), presets.CONTEXT_LENGTH
 
 
-def _open(config: Config, base: Path | None, checkpoint: Path | None, adapter: Lora | None) -> TorchEngine:
-    """The model with its optimiser: from the checkpoint, else the given model, else from scratch."""
-
+def _open_engine(config: Config, base: Path | None, checkpoint: Path | None, adapter: Lora | None) -> TorchEngine:
+    """Open the model with its optimizer: from the checkpoint, else from the given model, else from scratch."""
     if config.threads:
         torch.set_num_threads(config.threads)
     adam = AdamWConfig(
@@ -170,40 +164,38 @@ def _open(config: Config, base: Path | None, checkpoint: Path | None, adapter: L
     return TorchEngine(model, adam, compute=dtype, gradient_checkpointing=config.gradient_checkpointing)
 
 
-def _learn(
+def _train(
     config: Config,
     engine: Engine,
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example],
-    unfinished: ResumableRun,
+    resumable: ResumableRun,
     progress: Progress,
 ) -> Metrics:
-    """All steps from the last checkpoint on; the metrics of all steps."""
-
+    """Take all steps after the last checkpoint, and return the metrics of all steps."""
     per_epoch = math.ceil(len(examples) / config.batch_size)
     steps = config.steps or max(1, round(config.epochs * per_epoch))
-    metrics = unfinished.metrics
+    metrics = resumable.metrics
     progress.start("sft", steps, "steps")
     progress.advance(len(metrics))
     batches: list[np.ndarray] = []
     for step in range(len(metrics), steps):
-        epoch, place = divmod(step, per_epoch)
-        if place == 0 or not batches:
+        epoch, position = divmod(step, per_epoch)
+        if position == 0 or not batches:  # a new epoch, or the first step of a resumed run
             batches = plan_batches(examples, config.batch_size, config.seed, epoch)
-        batch = [examples[index] for index in batches[place]]
+        batch = [examples[index] for index in batches[position]]
         line = _step(config, engine, batch, step, steps)
         line["num_tokens"] += metrics[-1]["num_tokens"] if metrics else 0
         metrics.append(line)
-        unfinished.log(line)
+        resumable.log(line)
         progress.advance(1, sum(example.response_tokens for example in batch), loss=line["loss"])
         if step + 1 < steps:
-            unfinished.save_if_due(engine, tokenizer, metrics, config.save_steps)
+            resumable.save_if_due(engine, tokenizer, metrics, config.save_steps)
     return metrics
 
 
 def _step(config: Config, engine: Engine, batch: Sequence[Example], step: int, steps: int) -> dict[str, float]:
-    """One optimiser step and its metrics."""
-
+    """Take one optimizer step, and return its metrics; `step` counts from 0."""
     tokens, total = sum(example.kept.size for example in batch), 0.0
     for group in micro_batches(batch, config.per_device_batch_size):
         loss = -engine.score(collate([batch[index] for index in group]), temperature=1.0).logprobs.sum() / tokens

@@ -88,9 +88,9 @@ def run(config: Config, progress: Progress = Silent(), report: MetricsLog | None
 def _run(config: Config, plan: ExecutionPlan, progress: Progress, report: MetricsLog | None) -> Summary:
     """Make the output unless it is up to date, and return the summary."""
     began = time.monotonic()
-    work = plan.ranks.first(lambda: _prepare(config, plan, progress, report))
+    work = plan.ranks.broadcast_from_main(lambda: _prepare(config, plan, progress, report))
     lineage = work.finished or _make_output(work, plan, progress, report)
-    plan.ranks.first(lambda: _clean_up(config, progress))
+    plan.ranks.broadcast_from_main(lambda: _clean_up(config, progress))
     return Summary(
         stage="train",
         out=str(config.out),
@@ -287,7 +287,7 @@ class _Step:
         return metrics
 
 
-def _adam(config: Config) -> AdamWConfigWConfig:
+def _adam(config: Config) -> AdamWConfig:
     """Return the settings of the optimizer."""
     return AdamWConfig(
         config.adam_beta1, config.adam_beta2, config.adam_epsilon, config.weight_decay, config.max_grad_norm

@@ -173,7 +173,7 @@ def test_what_cannot_be_learned_from_is_told_and_nothing_is_written(tmp_path: Pa
     data.write_text("")
     with pytest.raises(UserError, match="task has no questions"):
         run(settings(tmp_path / "model", **long))
-    with pytest.raises(UserError, match="stream without end: pass --num-examples or --steps"):
+    with pytest.raises(UserError, match="endless stream: pass --num-examples or --steps"):
         run(settings(tmp_path / "model", steps=None))
     with pytest.raises(UserError, match="has 10,000 questions; --num-examples 10001"):
         run(settings(tmp_path / "model", split="test", num_examples=10_001))

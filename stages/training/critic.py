@@ -100,8 +100,8 @@ def find_critic(
     digest = checkpoints.digest(directory)
     if fingerprint not in (None, digest):
         raise UserError(
-            f"the critic at {located} has changed since {advantages.path} was made with it: run `spo estimate` again, or "
-            "pass --critic PATH"
+            f"the critic at {located} has changed since {advantages.path} was made with it: run `spo estimate` "
+            "again, or pass --critic PATH"
         )
     sources = [dataclasses.replace(model_source(name, digest, out), stage=CRITIC)]
     state = directory / OPTIMIZER_FILE
@@ -205,7 +205,7 @@ class CriticTrainer:
         return cls(critic, visited, options.critic_learning_rate, size=size, clip=clip)
 
     def step(self, names: Sequence[str], rate_factor: float) -> dict[str, float]:
-        """Take one step on all states of some trajectories, and return metrics; see `optimization.critic.update_critic`.
+        """Take one step on all states of some trajectories (`optimization.critic.update_critic`); return metrics.
 
         Args:
           names: `trajectory_id` of each.

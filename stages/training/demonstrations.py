@@ -1,4 +1,4 @@
-"""Worked solutions as training examples: which are taken, how they become token ids, and in which batches they come."""
+"""Turn the worked solutions of a task into training examples for `spo sft`, and divide them into batches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stages.responses.prompts import encode, write_prompts
 from stages.tasks import MAX_FINITE_SPLIT, Task
 
 _WINDOW = 64
-"""Batches whose examples are sorted by length together: little padding, and the order stays random."""
+"""Batches per window. Examples are sorted by length within a window: little padding, and the order stays random."""
 
 
 def load_examples(
@@ -25,21 +25,25 @@ def load_examples(
     tokenizer: PreTrainedTokenizerBase,
     context_length: int,
 ) -> tuple[list[Example], tuple[str, ...]]:
-    """The first `count` demonstrations of a split (None: all) that fit the context, and notes on what was left out.
+    """Return the demonstrations that fit the context, and notes for the user about those that are left out.
 
     Args:
-      flags: the split, and how its questions are put, as `stages.responses.prompts.with_template` returns them.
+      flags: the split and the prompt options, as `stages.responses.prompts.with_template` returns them.
+      count: number of questions, from the start of the split; None: all.
+      context_length: maximum number of tokens of an example, prompt and solution together.
 
     Raises:
-      UserError: none is left, or the split does not have so many; as `stages.responses.prompts.write_prompts`.
+      UserError: the split has fewer questions than `count`, or no example is left; as
+        `stages.responses.prompts.write_prompts`.
     """
     split = flags.split
     stream = task.questions(split)
     if count is None and len(stream) > MAX_FINITE_SPLIT:
-        raise UserError(f"the {split} split of {task.name} is a stream without end: pass --num-examples or --steps")
+        raise UserError(f"the {split} split of {task.name} is an endless stream: pass --num-examples or --steps")
     if count is not None and count > len(stream):
         raise UserError(
-            f"the {split} split of {task.name} has {len(stream):,} questions; --num-examples {count} asks more"
+            f"the {split} split of {task.name} has {len(stream):,} questions; expected --num-examples of at most that, "
+            f"got {count}"
         )
     questions = write_prompts(tokenizer, stream[:count], task, flags)
     pairs = [(question.prompt, question.solution) for question in questions if question.solution is not None]
@@ -50,7 +54,7 @@ def load_examples(
     if not short:
         raise UserError(
             f"every example is longer than the model's context of {context_length} tokens "
-            f"(the shortest has {min(example.tokens.size for example in examples)}); take a model with a longer one"
+            f"(the shortest has {min(example.tokens.size for example in examples)}); pass a model with a longer context"
         )
     left_out = {
         "questions without a worked solution": len(questions) - len(pairs),
@@ -62,10 +66,17 @@ def load_examples(
 def encode_examples(
     tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]], *, chat: bool = False
 ) -> list[Example]:
-    """Demonstrations as token ids: the prompt as a rollout reads it, the response behind it, the end token.
+    """Return demonstrations as token ids: the prompt as in a rollout, the solution, the end token.
 
-    Prompt and solution are tokenised as one text. Where a token would reach over the border between them, so that
-    the prompt would not be the one that a rollout reads, the two are tokenised apart.
+    Prompt and solution are tokenized as one text. If a token would span the border between them, so that the prompt
+    would differ from the one of a rollout, they are tokenized separately.
+
+    Args:
+      pairs: prompt and solution of each demonstration.
+      chat: whether prompts are in the tokenizer's chat template.
+
+    Raises:
+      UserError: a prompt is empty.
     """
     end = tokenizer.eos_token_id
     prompts = encode(tokenizer, [prompt for prompt, _ in pairs], chat=chat)
@@ -73,7 +84,7 @@ def encode_examples(
     examples = []
     for prompt, whole, (_, solution) in zip(prompts, wholes, pairs, strict=True):
         if not prompt:
-            raise UserError("an empty prompt cannot be learned from; give every question at least one token")
+            raise UserError("a question has an empty prompt; expected at least one token before the solution")
         if whole[: len(prompt)] != prompt:
             whole = prompt + tokenizer(solution, add_special_tokens=False)["input_ids"]
         tokens = np.asarray(whole if whole[-1] == end else [*whole, end], np.int32)
@@ -83,10 +94,13 @@ def encode_examples(
 
 
 def plan_batches(examples: Sequence[Example], batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Indices of the epoch's batches: a shuffle, sorted by length within windows, cut, the batches shuffled again."""
+    """Return the indices of the examples of each batch of an epoch.
 
-    def shuffled(count: int, what: str) -> np.ndarray:
-        return np.argsort(uniforms(random_key(seed, "sft", what, epoch), np.arange(count)), kind="stable")
+    The examples are shuffled, sorted by length within windows, and divided into batches; then the batches are shuffled.
+    """
+
+    def shuffled(count: int, purpose: str) -> np.ndarray:
+        return np.argsort(uniforms(random_key(seed, "sft", purpose, epoch), np.arange(count)), kind="stable")
 
     order = shuffled(len(examples), "examples")
     lengths = np.array([example.tokens.size for example in examples])[order]

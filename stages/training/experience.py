@@ -198,7 +198,7 @@ def _all_tokens(start: NDArray[np.int64], end: NDArray[np.int64]) -> Ragged:
 def _refuse(
     advantages: Artefact, ids: list[str], row: NDArray[np.int64], wrong: NDArray[np.bool_], problem: str
 ) -> None:
-    """Raise a UserError about the first segment that is wrong; `row` and `wrong` have one value per segment or token."""
+    """Raise a UserError about the first wrong segment; `row` and `wrong` have one value per segment, or per token."""
     if wrong.any():
         raise UserError(f"a segment of trajectory {ids[row[np.argmax(wrong)]]} in {advantages.path} {problem}")
 

@@ -1,4 +1,4 @@
-"""Owns the log-probabilities that stay as they are during a training call: of old policies, and of the reference."""
+"""Compute the log-probabilities that are fixed during a training call: those of old policies and of the reference."""
 
 from __future__ import annotations
 
@@ -15,36 +15,37 @@ from stages.optimization.batches import Example, Layout
 from stages.optimization.ranks import ALONE, Ranks
 from stages.optimization.step import Scorer, score_all
 
-Scores = dict[str, NDArray]
-"""By the number of a model in `Fixed.assignments`: the kept tokens of the examples that it scores, end to end."""
+Scores = dict[str, NDArray[np.floating]]
+"""From the number of a model in `FixedLogprobs.assignments`, as text, to the log-probabilities of the kept tokens of
+the examples that it scores, end to end."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Fixed:
-    """Which fixed log-probabilities a call needs, of which examples, from which models.
+class FixedLogprobs:
+    """Which fixed log-probabilities a call needs: of which examples, from which models.
 
     Attributes:
-      samplers: of each example, the model that sampled it; None where its log-probabilities were recorded.
-      policy: the policy as it is when the call starts.
-      reference: of the KL, the policy itself or another model; None where there is no KL.
-      untouched: examples whose turn comes before anything has moved: at that moment the policy's own log-probabilities
-        are those of the call's start, so they need not be scored by it now.
+      samplers: the model that sampled each example; None if its recorded log-probabilities are used.
+      policy: the policy at the start of the call.
+      reference: the reference of the KL term, possibly the policy; None without a KL term.
+      in_first_step: indices of examples that are used in the first step only. The policy has not moved at that step, so
+        its current log-probabilities are the ones at the start of the call, and scoring them in advance is not needed.
     """
 
     samplers: Sequence[Path | None]
     policy: Path
     reference: Path | None
-    untouched: frozenset[int]
+    in_first_step: frozenset[int]
 
     @cached_property
     def assignments(self) -> dict[Path, list[int]]:
-        """The examples that each model scores; the policy comes last: who trains it next may keep it open."""
-        of_model: dict[Path, list[int]] = {}
+        """The examples that each model scores. The policy is last, so that it can stay open for training."""
+        by_model: dict[Path, list[int]] = {}
         for index, sampler in enumerate(self.samplers):
             for model in dict.fromkeys((sampler, self.reference)):
-                if model and (model != self.policy or index not in self.untouched):
-                    of_model.setdefault(model, []).append(index)
-        return dict(sorted(of_model.items(), key=lambda item: item[0] == self.policy))
+                if model and (model != self.policy or index not in self.in_first_step):
+                    by_model.setdefault(model, []).append(index)
+        return dict(sorted(by_model.items(), key=lambda item: item[0] == self.policy))
 
     def compute(
         self,
@@ -56,9 +57,14 @@ class Fixed:
         progress: Progress,
         ranks: Ranks = ALONE,
     ) -> Scores:
-        """Scores with each model in turn, in passes as large as `size` examples; one model is in memory at once.
+        """Score the examples with each model in turn; one model is in memory at a time.
 
-        Each rank scores its share, and all get everything.
+        Each rank scores a part of the examples, and all ranks get all scores.
+
+        Args:
+          open_model: opens the model of a directory.
+          size: number of examples whose memory a forward pass may take.
+          temperature: temperature of the distribution of the log-probabilities.
         """
         scores: Scores = {}
         for number, (model, indices) in enumerate(self.assignments.items()):
@@ -72,13 +78,13 @@ class Fixed:
                 new = others.keys() - found.keys()
                 progress.advance(len(new), sum(chosen[index].tokens.size for index in new))
                 found |= others
-            none = np.empty(0, np.float32)
-            scores[str(number)] = np.concatenate([found.get(index, none) for index in range(len(chosen))])
+            empty = np.empty(0, np.float32)  # of an example without kept tokens, which no pass contains
+            scores[str(number)] = np.concatenate([found.get(index, empty) for index in range(len(chosen))])
         return scores
 
-    def attach(self, examples: Sequence[Example], scores: Mapping[str, NDArray]) -> list[Example]:
-        """The examples with what `compute` found for them."""
-        by_model: dict[Path | None, dict[int, NDArray]] = {}
+    def attach(self, examples: Sequence[Example], scores: Mapping[str, NDArray[np.floating]]) -> list[Example]:
+        """Return the examples with the scores of `compute` as old and reference log-probabilities."""
+        by_model: dict[Path | None, dict[int, NDArray[np.floating]]] = {}
         for number, (model, indices) in enumerate(self.assignments.items()):
             ends = np.cumsum([examples[index].kept.size for index in indices])
             by_model[model] = dict(zip(indices, np.split(scores[str(number)], ends[:-1]), strict=True))
@@ -93,6 +99,7 @@ class Fixed:
         ]
 
     def _role(self, model: Path) -> str:
+        """Return the role of a model, for the progress display."""
         if model == self.policy:
             return "policy"
         return "reference" if model == self.reference else f"sampler {model.name}"

@@ -216,7 +216,8 @@ def _find_sampler(trajectories: Artefact, policy: Path, policy_source: Source, a
 def _is_sampled_by_policy(trajectories: Artefact, policy_source: Source, age: int, recorded: bool) -> bool:
     """Return whether the policy sampled these trajectories.
 
-    If the model is not recorded, it counts as the policy only in the current iteration under recorded log-probabilities.
+    If the model is not recorded, it counts as the policy only in the current iteration, and only if the recorded
+    log-probabilities are used.
     """
     model = trajectories.lineage.model if trajectories.lineage else None
     return model.fingerprint == policy_source.fingerprint if model else recorded and age == 0

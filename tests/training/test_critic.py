@@ -223,7 +223,7 @@ def test_what_cannot_be_is_told_before_any_work(chain: Path, policy: Path, ppo: 
     with pytest.raises(UserError, match=r"the critic at .*critic has changed since"):
         train.run(settings(tmp_path / "advantages", out))
     shutil.rmtree(tmp_path / "critic")
-    with pytest.raises(UserError, match=r"lies no longer at .*critic: pass --critic PATH"):
+    with pytest.raises(UserError, match=r"is no longer at .*critic: pass --critic PATH"):
         train.run(settings(tmp_path / "advantages", out))
     assert not out.exists()
 

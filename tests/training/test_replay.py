@@ -1,4 +1,4 @@
-"""Replay: every example is used exactly once within its life, or counted as aged out, by a rule of ids alone."""
+"""Replay: every example is used exactly once within its replay_window, or counted as aged out, by a rule of ids alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from stages.optimization.batches import Example
 from stages.training.experience import Experience
-from stages.training.replay import Picked, limit_questions, limit_samples, pick, plan_turns
+from stages.training.replay import Selection, limit_questions, limit_samples, select_by_age, assign_ages
 
 NOTHING = Example(np.arange(2, dtype=np.int32), np.array([1]), np.ones(1))
 
@@ -30,16 +30,16 @@ def experience(sizes: list[list[int]], iteration: int = 0) -> Experience:
         questions=[question for question, _, _ in names],
         groups=[f"{question}/{group}/" for question, group, _ in names],
         examples=[NOTHING] * len(names),
-        stretches=True,
+        from_trees=True,
         left_out={},
     )
 
 
-def iterations(experiences: list[Experience], life: int, cap: int) -> Iterator[list[Picked]]:
+def iterations(experiences: list[Experience], replay_window: int, cap: int) -> Iterator[list[Selection]]:
     """What each of 20 iterations takes, from nothing but the artefacts that are alive."""
     for now in range(len(experiences)):
-        alive = range(max(0, now - life + 1), now + 1)
-        yield [pick(experiences[born], now - born, life, cap) for born in alive]
+        alive = range(max(0, now - replay_window + 1), now + 1)
+        yield [select_by_age(experiences[born], now - born, replay_window, cap) for born in alive]
 
 
 sizes = st.lists(st.lists(st.integers(1, 9), max_size=8), max_size=4)
@@ -48,69 +48,69 @@ sizes = st.lists(st.lists(st.integers(1, 9), max_size=8), max_size=4)
 @given(st.lists(sizes, min_size=20, max_size=20), st.integers(1, 8), st.integers(1, 12))
 @settings(deadline=None, max_examples=40)
 def test_over_20_iterations_every_segment_is_used_once_or_counted(
-    artefacts: list[list[list[int]]], life: int, cap: int
+    artefacts: list[list[list[int]]], replay_window: int, cap: int
 ) -> None:
     experiences = [experience(sizes, number) for number, sizes in enumerate(artefacts)]
     used: Counter[tuple[int, str]] = Counter()
     aged_out: Counter[int] = Counter()
-    for now, picks in enumerate(iterations(experiences, life, cap)):
+    for now, picks in enumerate(iterations(experiences, replay_window, cap)):
         for one in picks:
             born = now - one.age
             assert max(Counter(one.experience.questions).values(), default=0) <= cap
             used.update((born, identifier) for identifier in one.experience.ids)
             aged_out[born] += one.aged_out
-            unused = sum(turn > one.age for turn in turns_of(experiences[born], life, cap))
+            unused = sum(turn > one.age for turn in ages_of(experiences[born], replay_window, cap))
             assert one.waiting + one.aged_out == unused
-            assert not (one.waiting and one.age == life - 1)
+            assert not (one.waiting and one.age == replay_window - 1)
     assert all(times == 1 for times in used.values())
-    for born, whole in enumerate(experiences[: 20 - life + 1]):  # those whose life is over
+    for born, whole in enumerate(experiences[: 20 - replay_window + 1]):  # those whose replay_window is over
         assert sum(first == born for first, _ in used) + aged_out[born] == len(whole.ids)
 
 
-def turns_of(whole: Experience, life: int, cap: int) -> list[int]:
-    return plan_turns(whole.ids, whole.questions, whole.groups, life, cap).tolist()
+def ages_of(whole: Experience, replay_window: int, cap: int) -> list[int]:
+    return assign_ages(whole.ids, whole.questions, whole.groups, replay_window, cap).tolist()
 
 
 @given(sizes, st.integers(1, 8), st.integers(1, 12), st.randoms())
 @settings(deadline=None)
-def test_the_order_of_rows_changes_nothing(sizes: list[list[int]], life: int, cap: int, random) -> None:
+def test_the_order_of_rows_changes_nothing(sizes: list[list[int]], replay_window: int, cap: int, random) -> None:
     whole = experience(sizes)
     shuffled = list(range(len(whole.ids)))
     random.shuffle(shuffled)
     again = whole.select(shuffled)
-    expected = dict(zip(whole.ids, turns_of(whole, life, cap), strict=True))
-    assert dict(zip(again.ids, turns_of(again, life, cap), strict=True)) == expected
+    expected = dict(zip(whole.ids, ages_of(whole, replay_window, cap), strict=True))
+    assert dict(zip(again.ids, ages_of(again, replay_window, cap), strict=True)) == expected
 
 
 @given(sizes, st.integers(1, 8), st.integers(1, 12))
 @settings(deadline=None)
 def test_nothing_ages_out_while_there_is_room_and_siblings_stay_together_where_they_fit(
-    sizes: list[list[int]], life: int, cap: int
+    sizes: list[list[int]], replay_window: int, cap: int
 ) -> None:
     whole = experience(sizes)
-    turns = turns_of(whole, life, cap)
+    turns = ages_of(whole, replay_window, cap)
     totals, unused = (
         Counter(whole.questions),
-        Counter(q for q, t in zip(whole.questions, turns, strict=True) if t == life),
+        Counter(q for q, t in zip(whole.questions, turns, strict=True) if t == replay_window),
     )
     for question, total in totals.items():
-        assert unused[question] == max(0, total - life * cap)
+        assert unused[question] == max(0, total - replay_window * cap)
     of_group: dict[str, set[int]] = defaultdict(set)
     for group, turn in zip(whole.groups, turns, strict=True):
         of_group[group].add(turn)
     for question, groups in zip([f"q0.{i}" for i in range(len(sizes))], sizes, strict=True):
-        if max(groups, default=0) <= cap and len(groups) <= life:  # each could have an age of its own
+        if max(groups, default=0) <= cap and len(groups) <= replay_window:  # each could have an age of its own
             assert all(len(of_group[f"{question}/{group}/"]) == 1 for group in range(len(groups)))
 
 
 def test_a_group_larger_than_the_cap_is_spread_over_the_next_ages() -> None:
-    assert sorted(turns_of(experience([[7]]), life=3, cap=3)) == [0, 0, 0, 1, 1, 1, 2]
-    assert sorted(turns_of(experience([[7]]), life=2, cap=3)) == [0, 0, 0, 1, 1, 1, 2]  # 2: never
+    assert sorted(ages_of(experience([[7]]), replay_window=3, cap=3)) == [0, 0, 0, 1, 1, 1, 2]
+    assert sorted(ages_of(experience([[7]]), replay_window=2, cap=3)) == [0, 0, 0, 1, 1, 1, 2]  # 2: never
 
 
 def test_without_a_life_everything_is_used() -> None:
     whole = experience([[3, 4], [5]])
-    assert pick(whole, 4, None, None).experience is whole
+    assert select_by_age(whole, 4, None, None).experience is whole
 
 
 @given(st.lists(sizes, min_size=1, max_size=9), st.integers(1, 12))
@@ -120,7 +120,8 @@ def test_the_cap_holds_for_a_question_that_was_sampled_several_times(
 ) -> None:
     """Here the same questions come back every third iteration; those that do not lose nothing."""
     picks = [
-        pick(experience(sizes, number), len(artefacts) - number, None, None) for number, sizes in enumerate(artefacts)
+        select_by_age(experience(sizes, number), len(artefacts) - number, None, None)
+        for number, sizes in enumerate(artefacts)
     ]
     limited, crowded = limit_questions(picks, cap)
     asked = Counter(question for one in picks for question in one.experience.questions)
@@ -133,7 +134,7 @@ def test_the_cap_holds_for_a_question_that_was_sampled_several_times(
 
 
 def test_siblings_are_crowded_out_together_where_the_cap_allows() -> None:
-    picks = [Picked(experience([[3, 3]]), age) for age in (6, 3, 0)]  # three trees of one question, its groups of 3
+    picks = [Selection(experience([[3, 3]]), age) for age in (6, 3, 0)]  # three trees of one question, its groups of 3
     limited, crowded = limit_questions(picks, 9)
     assert crowded == 9
     assert all(size == 3 for one in limited for size in Counter(one.experience.groups).values())
@@ -141,7 +142,7 @@ def test_siblings_are_crowded_out_together_where_the_cap_allows() -> None:
 
 @pytest.mark.parametrize("most", [1, 10, 24, 60])
 def test_at_most_so_many_samples_are_taken_and_the_rest_is_counted(most: int) -> None:
-    picks = [Picked(experience([[4, 4], [4]], iteration), age) for age, iteration in ((1, 0), (0, 1))]
+    picks = [Selection(experience([[4, 4], [4]], iteration), age) for age, iteration in ((1, 0), (0, 1))]
     limited, beyond = limit_samples(picks, most)
     taken = [identifier for one in limited for identifier in one.experience.ids]
     assert len(taken) == min(most, 24)
