@@ -265,7 +265,7 @@ def test_a_delimiter_without_a_tokenizer_or_a_pattern_is_refused(bytes_tokenizer
     source = written(tmp_path / "in.parquet", "a")
     with pytest.raises(UserError, match="pass --tokenizer MODEL"):
         cut(tmp_path / "out", source, partition="delimiter")
-    with pytest.raises(UserError, match=r"^--delimiter must be a regular expression; '\(' is none: missing \)"):
+    with pytest.raises(UserError, match=r"^--delimiter must be a regular expression; got '\(' \(missing \)"):
         Config(trajectories=tmp_path / "not looked at", out=tmp_path / "out", partition="delimiter", delimiter="(")
     with pytest.raises(UserError, match="no model directory"):
         cut(tmp_path / "out", source, partition="delimiter", tokenizer="./nowhere")

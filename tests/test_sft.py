@@ -151,8 +151,8 @@ def test_something_else_in_the_way_is_never_replaced(tmp_path: Path):
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
-        ({"preset": None}, "give either --model, to start from it, or --preset"),
-        ({"model": "somewhere"}, "give either --model, to start from it, or --preset"),
+        ({"preset": None}, "expected either --model, to start from a model, or --preset"),
+        ({"model": "somewhere"}, "expected either --model, to start from a model, or --preset"),
         ({"steps": 0}, "--steps must be at least 1; got 0"),
     ],
 )

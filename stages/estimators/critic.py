@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stages.configs.estimate import EstimatorName, EstimatorOptions, chosen
+from stages.configs.estimate import EstimatorName, EstimatorOptions, select_settings
 from stages.core.config import option
 from stages.core.errors import UserError
 from stages.core.progress import Progress
@@ -51,7 +51,7 @@ def prepare(
     """As `stages.estimators.Prepare`."""
     if options.critic is None:
         raise UserError("--estimator critic needs --critic: a critic that `spo train` wrote, or a model to begin with")
-    name, settings = options.critic, chosen(Settings, options)
+    name, settings = options.critic, select_settings(Settings, options)
     directory = checkpoints.resolve(name)
     made_with = dataclasses.replace(model_source(name, checkpoints.digest(directory), out), stage="critic")
 

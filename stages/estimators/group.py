@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike
 
-from stages.configs.estimate import EstimatorName, EstimatorOptions, chosen
+from stages.configs.estimate import EstimatorName, EstimatorOptions, select_settings
 from stages.core.config import option
 from stages.core.errors import UserError
 from stages.core.progress import Progress
@@ -51,7 +51,7 @@ def prepare(
     pool: SamplerPool,
 ) -> Estimator:
     """As `stages.estimators.Prepare`."""
-    settings = chosen(Settings, options)
+    settings = select_settings(Settings, options)
 
     def read(part: Part) -> Portion:
         cuts = load_cuts(cutpoints, part, trajectories)

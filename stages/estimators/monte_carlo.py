@@ -24,7 +24,7 @@ from stages.configs.estimate import (
     INTERVAL_WIDTH,
     EstimatorName,
     EstimatorOptions,
-    chosen,
+    select_settings,
     rollout_range,
 )
 from stages.configs.shared import EngineOptions
@@ -138,7 +138,7 @@ def complete(options: EstimatorOptions, trajectories: Artefact) -> Settings:
         values["rollouts"] = f"{least}..{most}"
         values["interval_width"] = options.interval_width or INTERVAL_WIDTH
         values["confidence"] = options.confidence or CONFIDENCE
-    return chosen(Settings, options, **values)
+    return select_settings(Settings, options, **values)
 
 
 def estimate_chunk(settings: Settings, cuts: Cuts, chunk: range, allotment: Allotment, drawing: Drawing) -> Estimated:

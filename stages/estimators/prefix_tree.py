@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from stages.configs.estimate import EstimatorName, EstimatorOptions, chosen
+from stages.configs.estimate import EstimatorName, EstimatorOptions, select_settings
 from stages.core.config import option
 from stages.core.progress import Progress
 from stages.estimators import Estimated, Estimator, Portion
@@ -49,7 +49,7 @@ def prepare(
     pool: SamplerPool,
 ) -> Estimator:
     """As `stages.estimators.Prepare`."""
-    settings = chosen(Settings, options)
+    settings = select_settings(Settings, options)
 
     def read(part: Part) -> Portion:
         cuts = load_cuts(cutpoints, part, trajectories)

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.configs.estimate import EstimatorName, EstimatorOptions, chosen
+from stages.configs.estimate import EstimatorName, EstimatorOptions, select_settings
 from stages.core.config import option
 from stages.core.errors import UserError
 from stages.core.progress import Progress
@@ -57,7 +57,7 @@ def prepare(
     pool: SamplerPool,
 ) -> Estimator:
     """As `stages.estimators.Prepare`."""
-    settings = chosen(Settings, options)
+    settings = select_settings(Settings, options)
 
     def read(part: Part) -> Portion:
         rows, nodes = load_whole_questions(cutpoints, part, trajectories, COLUMNS)

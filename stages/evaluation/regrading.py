@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.configs.choices import pair
+from stages.configs.choices import pair_tasks
 from stages.configs.regrade import Config
 from stages.core.errors import UserError
 from stages.core.paths import is_path_reference, relative_path
@@ -169,7 +169,7 @@ def _resolve(config: Config, saved: Artefact) -> tuple[Config, dict[str | None, 
         )
     recorded: dict[str, Any] = saved.lineage.config if saved.lineage else {}
     args = tuple(recorded.get("task_arg", ())) if config.task_arg is None else config.task_arg
-    opened = [open_task(*choice) for choice in pair(chosen, (), args)]
+    opened = [open_task(*choice) for choice in pair_tasks(chosen, (), args)]
     tasks = dict(zip(names, opened, strict=True))
     # Budgets of the saved evaluation stay unset: they are recorded there.
     max_tokens = tuple(budgets) if config.max_tokens else None

@@ -2,23 +2,23 @@
 
 import pytest
 
-from stages.configs.choices import pair
+from stages.configs.choices import pair_tasks
 from stages.core.errors import UserError
 
 
 def test_one_task_takes_data_and_options_as_they_are():
-    assert pair(["gsm8k"], ["some=where"], ["answer=x", "gsm8k.question=y"]) == (
+    assert pair_tasks(["gsm8k"], ["some=where"], ["answer=x", "gsm8k.question=y"]) == (
         ("gsm8k", "some=where", ("answer=x", "question=y")),
     )
 
 
 def test_what_names_a_task_is_meant_for_it_and_the_rest_for_all():
-    found = pair(["math500", "aime24"], ["data", "aime24=other"], ["a=1", "math500.b=2", "aime24.b=3"])
+    found = pair_tasks(["math500", "aime24"], ["data", "aime24=other"], ["a=1", "math500.b=2", "aime24.b=3"])
     assert found == (("math500", "data", ("a=1", "b=2")), ("aime24", "other", ("a=1", "b=3")))
 
 
 def test_tasks_need_no_data():
-    assert pair(["arithmetic", "game24"], [], []) == (("arithmetic", None, ()), ("game24", None, ()))
+    assert pair_tasks(["arithmetic", "game24"], [], []) == (("arithmetic", None, ()), ("game24", None, ()))
 
 
 @pytest.mark.parametrize(
@@ -32,4 +32,4 @@ def test_tasks_need_no_data():
 )
 def test_what_cannot_be_paired_is_refused(tasks: list[str], data: list[str], message: str):
     with pytest.raises(UserError, match=message):
-        pair(tasks, data, [])
+        pair_tasks(tasks, data, [])

@@ -123,7 +123,7 @@ def test_a_method_is_told_apart_by_its_fingerprint(cutpoints: Path, tmp_path: Pa
         ({"estimator": "grpo", "keep_zero": True}, "--keep-zero is an option of --estimator tree, prefix-tree"),
         ({"estimator": "prefix-tree", "normalize_by": "siblings"}, "--normalize-by is an option of --estimator tree;"),
         ({"baseline": "leave-one-out"}, "--baseline is an option of --estimator tree, prefix-tree; monte-carlo"),
-        ({"interval_width": 0.2}, "--interval-width says where to draw more rollouts: pass --rollouts MIN..MAX"),
+        ({"interval_width": 0.2}, "--interval-width decides whether to draw more rollouts: expected --rollouts MIN..MAX, got 9"),
         ({"budget": 9, "rollouts": "4"}, "--budget says where"),
         ({"rollouts": "4-32"}, r"--rollouts must be N or MIN\.\.MAX .* got '4-32'"),
         ({"rollouts": "9..4"}, r"--rollouts must be N or MIN\.\.MAX with 1 ≤ MIN ≤ MAX"),

@@ -198,7 +198,7 @@ def test_killed_at_random_moments_a_run_that_prunes_ends_with_the_same(
 
 
 def test_a_rule_that_lacks_its_other_half_is_refused(recipe: Path, policy: Path, tmp_path: Path):
-    with pytest.raises(UserError, match=r"\[run\] keep_every spares checkpoints that keep_checkpoints would prune"):
+    with pytest.raises(UserError, match=r"\[run\] keep_every excepts checkpoints from the pruning"):
         run(recipe, tmp_path / "run", policy, "run.keep_every=3")
 
 

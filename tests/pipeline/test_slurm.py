@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from spo_cli.options import ConfigCommand
-from stages.configs.resources import seconds
+from stages.configs.resources import parse_time_limit
 from stages.core.config import to_arguments
 from stages.core.errors import UserError
 from stages.pipeline import planning, slurm
@@ -201,7 +201,7 @@ def test_an_array_that_is_larger_than_the_cluster_takes_is_refused_with_the_shar
         ("slurm.time=3", r"time 3 is 180 s, .* or up to 60 s earlier"),
         ("slurm.rollout.num_shards=33", r"33 in \[slurm.rollout\].* more than the 32 questions"),
         ("slurm.estimate.num_shards=5", r"5 in \[slurm.estimate\].*and \[slurm.rollout\] makes 4"),
-        ("slurm.train.ranks=0", "ranks must be the same number on each node: expected a multiple of 1"),
+        ("slurm.train.ranks=0", "ranks must be a multiple of nodes .1.; got 0"),
         ("slurm.container_runtime=docker", "must be one of apptainer, singularity, pyxis"),
         ("rollout.num_shards=3", r"\[rollout\] must not set num_shards"),
     ],
@@ -213,7 +213,7 @@ def test_what_cannot_be_is_said_before_anything_is_written(override: str, messag
 
 
 def test_time_limits_as_sbatch_takes_them():
-    assert [seconds(time) for time in ("10", "1:30", "1:0:0", "2-3", "1-0:5", "1-1:1:1")] == [
+    assert [parse_time_limit(time) for time in ("10", "1:30", "1:0:0", "2-3", "1-0:5", "1-1:1:1")] == [
         *(600, 90, 3600, 183600, 86700, 90061)
     ]
 
