@@ -1,4 +1,4 @@
-"""Owns how `--data` and `--task-arg` find their task where several tasks are evaluated at once."""
+"""Assign the values of `--data` and `--task-arg` to tasks where `spo eval` takes several of them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,23 @@ from stages.core.errors import UserError
 
 
 class TaskChoice(NamedTuple):
-    """A task with its own data and options, as `stages.tasks.open_task` takes them."""
+    """A task with its own data and options: the arguments of `stages.tasks.open_task`."""
 
     name: str
     data: str | None
     args: tuple[str, ...]
 
 
-def pair(tasks: Sequence[str], data: Sequence[str], args: Sequence[str]) -> tuple[TaskChoice, ...]:
-    """Each task with what is meant for it: `math500=PATH` and `math500.key=value` for one task, others for all.
+def pair_tasks(tasks: Sequence[str], data: Sequence[str], args: Sequence[str]) -> tuple[TaskChoice, ...]:
+    """Return each task with its own data and options.
+
+    Args:
+      tasks: names of tasks.
+      data: `math500=PATH` applies to one task, a plain `PATH` to every task without data of its own.
+      args: `math500.key=value` applies to one task, `key=value` to all of them.
 
     Raises:
-      UserError: no task, a task twice, or two places of data for one task.
+      UserError: no task, the same task twice, or two places of data for one task.
     """
     if not tasks:
         raise UserError("--task must name at least one task")
@@ -30,6 +35,7 @@ def pair(tasks: Sequence[str], data: Sequence[str], args: Sequence[str]) -> tupl
 
 
 def _data_of(task: str, tasks: Sequence[str], data: Sequence[str]) -> str | None:
+    """Return the place of a task's data; a value for this task has priority over one for all tasks."""
     own = [given.removeprefix(f"{task}=") for given in data if given.startswith(f"{task}=")]
     common = [given for given in data if not any(given.startswith(f"{name}=") for name in tasks)]
     found = own or common
@@ -41,5 +47,6 @@ def _data_of(task: str, tasks: Sequence[str], data: Sequence[str]) -> str | None
 
 
 def _args_of(task: str, tasks: Sequence[str], args: Sequence[str]) -> tuple[str, ...]:
+    """Return the options of a task: those for all tasks and its own, without the name of the task."""
     others = [f"{name}." for name in tasks if name != task]
     return tuple(given.removeprefix(f"{task}.") for given in args if not given.startswith(tuple(others)))

@@ -1,7 +1,7 @@
-"""Define the options of `spo estimate` that its estimators read, and which estimator reads which.
+"""Define the options of `spo estimate`, and which estimator reads which of them.
 
-An option of one or a few estimators is an error with the others (`check_read`). The options of sampling default to the
-values that the trajectories were made with, and only `monte-carlo` reads them.
+An option that the chosen estimator does not read is an error (`check_estimator_options`). The sampling options default
+to the values recorded with the trajectories; only `monte-carlo` reads them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 EstimatorName = Literal["monte-carlo", "tree", "grpo", "rloo", "dr-grpo", "prefix-tree", "critic"]
-ROLLOUTS, INTERVAL_WIDTH, CONFIDENCE = 9, 0.2, 0.95  # the defaults of their options
+ROLLOUTS, INTERVAL_WIDTH, CONFIDENCE = 9, 0.2, 0.95  # defaults of --rollouts, --interval-width and --confidence
 RECORDED = "as recorded with the trajectories"
 T = TypeVar("T", bound="DataclassInstance")
 _GROUP: tuple[EstimatorName, ...] = ("grpo", "rloo", "dr-grpo")
@@ -38,17 +38,17 @@ READ_BY: dict[str, tuple[EstimatorName, ...]] = {
     "gamma": ("critic",),
     "best_of": ("monte-carlo", "tree", *_GROUP, "prefix-tree"),
 }
-"""The options that not every estimator reads."""
+"""Option → the estimators that read it; an option that is not listed is read by every estimator."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EstimatorOptions(EngineOptions):
-    """How values are estimated. The default of a sampling option is the value that the trajectories were made with."""
+    """The options of `spo estimate` except its inputs and outputs."""
 
     GROUP = "Values"
 
     estimator: EstimatorName = option(
-        "Source of the values: fresh rollouts (monte-carlo), the sampled tree (tree), the other responses to the "
+        "Source of the values: new rollouts (monte-carlo), the sampled tree (tree), the other responses to the "
         "question (grpo, rloo, dr-grpo), the prefixes that they share (prefix-tree), a value model (critic).",
         default="monte-carlo",
         common=True,
@@ -80,7 +80,7 @@ class EstimatorOptions(EngineOptions):
         below=1,
     )
     budget: int | None = option(
-        "With MIN..MAX: maximum number of rollouts in all, allotted to the questions by their number of states.",
+        "With MIN..MAX: maximum total number of rollouts, divided among the questions by their number of states.",
         default=None,
         default_text="no limit",
         group="Monte Carlo",
@@ -99,8 +99,8 @@ class EstimatorOptions(EngineOptions):
     )
     keep_zero: bool = option("With tree and prefix-tree: keep segments whose advantage is 0.", default=False)
     best_of: int | None = option(
-        "Add to an advantage what the segment does for the best of N attempts: 1 - (1 - V)^N at its end minus the same "
-        "at its start.",
+        "Add to an advantage the change in the probability that the best of N attempts succeeds: 1 - (1 - V)^N at the "
+        "segment's end minus the same at its start.",
         default=None,
         default_text="off",
         minimum=1,
@@ -176,7 +176,7 @@ class EstimatorOptions(EngineOptions):
         group="Sampling",
     )
     chunk_trajectories: int = option(
-        "Trajectories whose rollouts are committed at once: about the most that a killed job loses.",
+        "Number of trajectories whose rollouts are committed at once; a killed job loses about these.",
         default=64,
         minimum=1,
         result=False,
@@ -184,16 +184,19 @@ class EstimatorOptions(EngineOptions):
     )
 
 
-def check_read(options: EstimatorOptions) -> None:
-    """Refuses an option that was given and that nothing would read.
+def check_estimator_options(options: EstimatorOptions) -> None:
+    """Check that the estimator reads every option that differs from its default.
 
     Raises:
-      UserError: naming the option and what reads it.
+      UserError: the message names the option and the estimators that read it.
     """
     least, most = rollout_range(options.rollouts)
     for name in ("interval_width", "confidence", "budget"):
         if least == most and options.estimator == "monte-carlo" and getattr(options, name) is not None:
-            raise UserError(f"--{name.replace('_', '-')} says where to draw more rollouts: pass --rollouts MIN..MAX")
+            raise UserError(
+                f"--{name.replace('_', '-')} decides whether to draw more rollouts: expected --rollouts MIN..MAX, "
+                f"got {least}"
+            )
     for field in dataclasses.fields(options):
         readers = READ_BY.get(field.name, (options.estimator,))
         if getattr(options, field.name) != field.default and options.estimator not in readers:
@@ -203,10 +206,10 @@ def check_read(options: EstimatorOptions) -> None:
 
 
 def rollout_range(text: str | None) -> tuple[int, int]:
-    """The least and the most rollouts of a state: `4..32` → (4, 32), `9` → (9, 9), None → the default.
+    """Return the minimum and maximum number of rollouts of a state: `4..32` → (4, 32), `9` → (9, 9), None → (9, 9).
 
     Raises:
-      UserError: a text of another form, MIN below 1 or above MAX.
+      UserError: text of another form, MIN below 1 or above MAX.
     """
     match = re.fullmatch(r"(\d{1,9})(?:\.\.(\d{1,9}))?", str(ROLLOUTS if text is None else text).strip())
     least, most = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
@@ -215,8 +218,14 @@ def rollout_range(text: str | None) -> tuple[int, int]:
     return least, most
 
 
-def chosen(settings: type[T], options: EstimatorOptions, **resolved: Any) -> T:
-    """An estimator's own dataclass of options: as they were given, but for what was resolved."""
+def select_settings(settings: type[T], options: EstimatorOptions, **resolved: Any) -> T:
+    """Return an instance of an estimator's dataclass of options, which enters the fingerprint.
+
+    Args:
+      settings: dataclass whose fields are a subset of the fields of `EstimatorOptions`.
+      options: source of the values.
+      resolved: values that replace those of `options`, for example a default that was read from the trajectories.
+    """
     names = [field.name for field in dataclasses.fields(settings)]
     return settings(**{name: getattr(options, name) for name in names} | resolved)
 
@@ -234,4 +243,4 @@ class Config(EstimatorOptions, OutputOptions):
 
     def __post_init__(self) -> None:
         validate(self)
-        check_read(self)
+        check_estimator_options(self)

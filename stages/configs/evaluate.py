@@ -1,10 +1,10 @@
-"""The options of `spo eval`."""
+"""Define the options of `spo eval`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stages.configs.choices import TaskChoice, pair
+from stages.configs.choices import TaskChoice, pair_tasks
 from stages.configs.shared import DATA_HELP, TASK_ARG_HELP, TASK_HELP, ReportOptions, SamplingOptions, Split
 from stages.core.config import option, validate
 from stages.core.errors import UserError
@@ -45,7 +45,7 @@ class Config(SamplingOptions, ReportOptions):
 
     def __post_init__(self) -> None:
         validate(self)
-        _ = self.tasks
+        _ = self.tasks  # raises where the tasks and their data do not match
         if not self.max_tokens:
             raise UserError("--max-tokens must name at least one budget")
 
@@ -54,6 +54,6 @@ class Config(SamplingOptions, ReportOptions):
         """Each task with its own data and options.
 
         Raises:
-          UserError: no task, one twice, or two places of data for one.
+          UserError: no task, the same task twice, or two places of data for one task.
         """
-        return pair(self.task, self.data, self.task_arg)
+        return pair_tasks(self.task, self.data, self.task_arg)

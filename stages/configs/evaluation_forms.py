@@ -1,4 +1,4 @@
-"""The options of the four forms of `spo eval`: sampling, grading again, comparing two, a table of several."""
+"""Define the options of the four forms of `spo eval`: sample and grade, regrade, compare two, tabulate several."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOTE = (
 
 @dataclass(frozen=True, kw_only=True)
 class FormatOptions:
-    """How results are printed."""
+    """Format of the printed results."""
 
     GROUP = "Output"
 
@@ -62,4 +62,4 @@ class Results(FormatOptions):
 
 
 FORMS: dict[str, type] = {"--regrade": Regrade, "--compare": Compare, "--table": Results}
-"""The flag that makes another form of the command → its Config, whose docstring is that form's help."""
+"""Flag that selects another form of the command → the Config of that form, whose docstring is its help."""

@@ -1,4 +1,4 @@
-"""The options of `spo prune`."""
+"""Define the options of `spo prune`."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ from stages.configs import run
 
 @dataclass(frozen=True, kw_only=True)
 class Config(run.Config):
-    """The options of `spo prune`: those of the run."""
+    """The options of `spo prune`: the same as those of `spo run`."""

@@ -1,4 +1,4 @@
-"""The options of `spo eval --regrade`."""
+"""Define the options of `spo eval --regrade`."""
 
 from __future__ import annotations
 
@@ -45,4 +45,4 @@ class Config(OutputOptions):
     def __post_init__(self) -> None:
         validate(self)
         if self.out.resolve() == self.regrade.resolve():
-            raise UserError("--out is the evaluation that is graded again, which is kept as it was: give another --out")
+            raise UserError(f"--out must differ from --regrade, which is kept unchanged; got {self.out} for both")

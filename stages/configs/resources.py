@@ -1,4 +1,4 @@
-"""Owns what a recipe's `[slurm]` tables may say: what the jobs of a stage ask the cluster for. Nothing heavy."""
+"""Define the options of a recipe's `[slurm]` tables: the resources of the jobs of each stage."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Literal
 from stages.core.config import option, validate
 from stages.core.errors import UserError
 
-_EARLY = 60  # seconds by which SLURM may send a signal before it was asked to
+_EARLY = 60  # seconds; SLURM may send a signal up to this much before the requested time (sbatch --signal)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What a job asks for, and what stands around its command."""
+    """Resources of a job, and the lines around its command."""
 
     partition: str | None = option("Partition of the cluster.", default=None)
     account: str | None = option("Account that is charged.", default=None)
@@ -27,36 +27,39 @@ class Resources:
     setup: tuple[str, ...] = option("Lines of shell before the command, such as module load cuda.", default=())
     container: str | None = option("Image that the command runs in.", default=None)
     container_runtime: Literal["apptainer", "singularity", "pyxis"] = option(
-        "What runs the image: a program of this name, or srun's option --container-image.", default="apptainer"
+        "Runtime of the image: a program of this name, or, for pyxis, srun's option --container-image.",
+        default="apptainer",
     )
     container_options: tuple[str, ...] = option(
-        "Its further options, such as --bind=/data, or --container-mounts=/data with pyxis.", default=()
+        "Further options of the container runtime, such as --bind=/data, or --container-mounts=/data with pyxis.",
+        default=(),
     )
     signal_seconds: int = option(
-        "How long before its time limit a task is told to commit what it has; it then goes back into the queue.",
+        "Seconds before the time limit at which a task commits its finished work and returns to the queue.",
         default=120,
         minimum=1,
         maximum=65535,
     )
-    max_requeues: int = option("How often a task goes back into the queue.", default=100, minimum=0)
+    max_requeues: int = option("Maximum number of times that a task returns to the queue.", default=100, minimum=0)
 
     def __post_init__(self) -> None:
         validate(self)
-        limit = seconds(self.time) if self.time else None
+        limit = parse_time_limit(self.time) if self.time else None
         if limit is not None and limit <= self.signal_seconds + _EARLY:
             raise UserError(
-                f"time {self.time} is {limit} s, and signal_seconds {self.signal_seconds} before its end a task stops, "
-                f"or up to {_EARLY} s earlier, as SLURM sees fit: raise the one or lower the other"
+                f"time must be more than signal_seconds + {_EARLY} s, because a task stops signal_seconds "
+                f"({self.signal_seconds}) before its time limit, or up to {_EARLY} s earlier; got {self.time}, which "
+                f"is {limit} s: raise time, or lower signal_seconds"
             )
 
     @property
     def has_gpus(self) -> bool:
-        """Whether it asks for any."""
+        """Whether the job requests GPUs."""
         return self.gpus not in (None, "", "0")
 
 
-def seconds(time: str) -> int:
-    """Of a time limit as sbatch takes it: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S.
+def parse_time_limit(time: str) -> int:
+    """Return the seconds of a time limit in sbatch's notation: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S.
 
     Raises:
       UserError: text of another form.
@@ -64,8 +67,8 @@ def seconds(time: str) -> int:
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time)
     if not match:
         raise UserError(f"time must be minutes, H:M:S or D-H:M:S; got {time!r}")
-    days, *given = (int(piece) if piece else None for piece in match.groups())
-    fields = [piece for piece in given if piece is not None]
+    days, *given = (int(number) if number else None for number in match.groups())
+    fields = [number for number in given if number is not None]
     if days is not None or len(fields) == 3:
         hours, minutes, rest = (*fields, 0, 0)[:3]
     else:
@@ -75,26 +78,30 @@ def seconds(time: str) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayResources(Resources):
-    """Of a stage that writes an artefact part by part, as an array."""
+    """Resources of a stage that writes an artefact in parts, as a job array."""
 
-    num_shards: int = option("Parts of the artefact.", default=1, minimum=1)
+    num_shards: int = option("Number of parts of the artefact.", default=1, minimum=1)
     shards_per_task: int = option(
-        "Parts that one task of the array makes, where the cluster does not allow so many tasks.", default=1, minimum=1
+        "Number of parts that one array task writes, for a cluster that limits the size of arrays.",
+        default=1,
+        minimum=1,
     )
-    max_parallel: int | None = option("Most tasks of the array that run at once.", default=None, minimum=1)
+    max_parallel: int | None = option(
+        "Maximum number of array tasks that run at the same time.", default=None, minimum=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankResources(Resources):
-    """Of `spo train`, which may run as several processes."""
+    """Resources of `spo train`, which may run as several processes."""
 
-    nodes: int = option("Nodes.", default=1, minimum=1)
-    ranks: int = option("Processes on all nodes together, usually one for each GPU; srun starts them.", default=1)
+    nodes: int = option("Number of nodes.", default=1, minimum=1)
+    ranks: int = option("Total number of processes on all nodes, usually one per GPU; srun starts them.", default=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.ranks < self.nodes or self.ranks % self.nodes:
             raise UserError(
-                f"ranks must be the same number on each node: expected a multiple of {self.nodes} (nodes), "
+                f"every node must run the same number of ranks: ranks must be a multiple of nodes ({self.nodes}); "
                 f"got {self.ranks}"
             )

@@ -1,4 +1,4 @@
-"""The options of `spo rollout`."""
+"""Define the options of `spo rollout`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stages.configs.shared import ResponseOptions
 from stages.core.config import option, validate
 from stages.core.errors import UserError
 
-GENERATIONS, SEGMENT_TOKENS = 8, 30  # the defaults of their options
+GENERATIONS, SEGMENT_TOKENS = 8, 30  # defaults of --num-generations and --segment-tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +43,10 @@ class Config(ResponseOptions):
         validate(self)
         if self.tree is None:
             if self.segment_tokens is not None:
-                raise UserError("--segment-tokens is the length of a tree's stretches: pass --tree with it")
+                raise UserError("--segment-tokens requires --tree: pass both, or neither")
             return
         if self.num_generations is not None:
-            raise UserError("--tree says how many responses there are: leave out --num-generations")
+            raise UserError("--tree determines the number of responses: omit --num-generations")
         if not re.fullmatch(r"[1-9]\d{0,5}(-[1-9]\d{0,5})*", self.tree):
             raise UserError(
                 "--tree must hold the branches of each level, each at least 1, joined by dashes, such as 6-6-6; "
@@ -55,10 +55,10 @@ class Config(ResponseOptions):
 
     @property
     def branches(self) -> tuple[int, ...] | None:
-        """Branches of each level of a tree; None for whole responses."""
+        """Branches per node at each level of a tree; None for independent responses."""
         return tuple(map(int, self.tree.split("-"))) if self.tree else None
 
     @property
     def responses_per_question(self) -> int:
-        """Responses, or the most leaves that a tree can have."""
+        """Responses per question; with --tree, the maximum number of leaves."""
         return math.prod(self.branches) if self.branches else self.num_generations or GENERATIONS

@@ -1,4 +1,4 @@
-"""The options of `spo run`, and of the tables of its recipe."""
+"""Define the options of `spo run`, and the tables of a recipe."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Config:
         "Number of iterations.", default=None, default_text=_FROM_RECIPE, minimum=0, common=True
     )
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = option(
-        "Report the metrics of all stages, as one run, to TensorBoard or Weights & Biases, too.",
+        "Also report the metrics of all stages, as one run, to TensorBoard or Weights & Biases.",
         default=(),
         default_text=_FROM_RECIPE,
         group="Output",
@@ -64,10 +64,10 @@ class Config:
 
 @dataclass(frozen=True, kw_only=True)
 class RunTable(ReportOptions):
-    """The table [run] of a recipe; any option of a stage may stand there too, for all stages that have it."""
+    """The options of the table [run] of a recipe. It also takes any option of a stage, for all stages that have it."""
 
     out: Path = option("Directory of the run.")
-    iterations: int = option("Iterations.", minimum=0)
+    iterations: int = option("Number of iterations.", minimum=0)
     model: str | None = option("Model to start from if there is no table [sft].", default=None, default_text="none")
     eval_every: int = option("Iterations between evaluations; 0: at the start and the end only.", default=0, minimum=0)
     keep_checkpoints: int | None = option(
@@ -84,7 +84,7 @@ class RunTable(ReportOptions):
     def __post_init__(self) -> None:
         validate(self)
         if self.keep_every and not self.keep_checkpoints:
-            raise UserError("keep_every spares checkpoints that keep_checkpoints would prune: set both, or neither")
+            raise UserError("keep_every excepts checkpoints from the pruning by keep_checkpoints: set both, or neither")
 
 
 TABLES: dict[str, type] = {
@@ -96,7 +96,7 @@ TABLES: dict[str, type] = {
     "train": train.Config,
     "eval": evaluate.Config,
 }
-"""Table of a recipe → the options that may stand in it."""
+"""Table of a recipe → the Config that defines its options."""
 
 SLURM_TABLES: dict[str, type] = {
     "slurm": ArrayResources,
@@ -107,4 +107,4 @@ SLURM_TABLES: dict[str, type] = {
     "slurm.train": RankResources,
     "slurm.eval": ArrayResources,
 }
-"""What `spo slurm` reads besides, and `spo run` passes over."""
+"""Tables that only `spo slurm` reads → the class that defines their options."""

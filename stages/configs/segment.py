@@ -1,4 +1,4 @@
-"""The options of `spo segment`."""
+"""Define the options of `spo segment`."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Config(OutputOptions):
     trajectories: Path = option("Artefact of `spo rollout`, or Parquet of another tool.", argument=True, result=False)
     partition: str | None = option(
         "Where to cut: cutpoints (before every --interval-th), fixed (every --segment-tokens), count (--num-segments "
-        "equal pieces), delimiter (after each match), token, trajectory, branches (where the responses to a question "
-        "part), or your own package.module:function.",
+        "equal segments), delimiter (after each match), token, trajectory, branches (where the responses to a question "
+        "diverge), or your own package.module:function.",
         default=None,
         default_text="cutpoints; for trees, tree",
         common=True,
@@ -57,4 +57,4 @@ class Config(OutputOptions):
         try:
             re.compile(self.delimiter)
         except re.error as error:
-            raise UserError(f"--delimiter must be a regular expression; {self.delimiter!r} is none: {error}") from error
+            raise UserError(f"--delimiter must be a regular expression; got {self.delimiter!r} ({error})") from error

@@ -1,4 +1,4 @@
-"""The options of `spo sft`."""
+"""Define the options of `spo sft`."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ class Config(TrainingOptions, TaskOptions, ReportOptions):
     def __post_init__(self) -> None:
         validate(self)
         if (self.model is None) == (self.preset is None):
-            raise UserError("give either --model, to start from it, or --preset, to start from scratch")
+            raise UserError("expected either --model, to start from a model, or --preset, to start from scratch")
 
     @property
     def batch_size(self) -> int:
-        """Examples of one optimiser step."""
+        """Examples per optimizer step."""
         return self.per_device_batch_size * self.gradient_accumulation_steps
 
     @property
     def peak_learning_rate(self) -> float:
-        """The learning rate that is meant where none is given."""
+        """Peak learning rate; the default depends on --preset, because new weights take larger steps."""
         return self.learning_rate or (3e-3 if self.preset else 1e-5)

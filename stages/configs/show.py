@@ -1,4 +1,4 @@
-"""The options of `spo show`."""
+"""Define the options of `spo show`."""
 
 from __future__ import annotations
 
@@ -54,4 +54,4 @@ class Config:
         if self.path is None and not self.schema:
             raise UserError("expected PATH (an artefact, a part, a model directory or a run), or --schema")
         if sum(choice is not None for choice in (self.trajectory, self.row, self.tree)) > 1:
-            raise UserError("--trajectory, --row and --tree each choose what is drawn: give one of them")
+            raise UserError("--trajectory, --row and --tree exclude each other: pass one of them")

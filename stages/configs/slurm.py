@@ -1,4 +1,4 @@
-"""The options of `spo slurm`."""
+"""Define the options of `spo slurm`."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class Config(run.Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.submit and self.dry_run:
-            raise UserError("--dry-run submits nothing: leave out --submit, or --dry-run")
+            raise UserError("--dry-run and --submit exclude each other: omit one of them")
         if self.only_iterations and not re.fullmatch(r"\d+-\d+", self.only_iterations):
             raise UserError(f"--only-iterations must be FIRST-LAST, such as 0-9; got {self.only_iterations!r}")
 
     def includes(self, iteration: str) -> bool:
-        """Whether the jobs of an iteration are wanted; the start goes with iteration 0."""
+        """Return whether --only-iterations selects an iteration; the start belongs to iteration 0."""
         if self.only_iterations is None:
             return True
         first, last = map(int, self.only_iterations.split("-"))

@@ -1,4 +1,4 @@
-"""The options of `spo status`."""
+"""Define the options of `spo status`."""
 
 from __future__ import annotations
 
