@@ -24,8 +24,8 @@ from stages.configs.estimate import (
     INTERVAL_WIDTH,
     EstimatorName,
     EstimatorOptions,
-    select_settings,
     rollout_range,
+    select_settings,
 )
 from stages.configs.shared import EngineOptions
 from stages.core.config import option
