@@ -134,9 +134,7 @@ class RecordingPool(SamplerPool):
         return sampler
 
 
-def test_rollouts_continue_the_token_ids_of_the_state_and_stay_within_max_tokens(
-    chain: Path, tmp_path: Path
-):
+def test_rollouts_continue_the_token_ids_of_the_state_and_stay_within_max_tokens(chain: Path, tmp_path: Path):
     options: dict[str, Any] = {"rollouts": "3", "seed": 9, "threads": 1}
     with RecordingPool() as pool:
         estimate.run(estimate.Config(out=tmp_path / "advantages", cutpoints=chain / "cutpoints", **options), pool=pool)

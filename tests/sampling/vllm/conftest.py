@@ -65,14 +65,12 @@ def running_vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vllm]:
 @pytest.fixture
 def vllm(running_vllm: Vllm, monkeypatch: pytest.MonkeyPatch) -> Vllm:
     """The engine, for whoever opens one in this test: it is neither started again nor ended."""
-    from stages.sampling import protocol
     from stages.sampling.vllm.engine import VllmSampler
 
     def take(model_dir: Path, **_: Any) -> Any:
         assert running_vllm.sampler.reload(model_dir)
         return running_vllm.sampler
 
-    monkeypatch.setattr(protocol, "_open", None)
     monkeypatch.setattr(VllmSampler, "open", take)
     monkeypatch.setattr(VllmSampler, "close", lambda self: None)
     return running_vllm

