@@ -1,1 +1,1 @@
-"""The policy step: batches, losses, the masked output head, and the engines that run it (torch, DeepSpeed)."""
+"""Optimize policies and critics: batches, losses, the masked output head, and the engines (torch, DeepSpeed)."""

@@ -1,7 +1,7 @@
-"""Owns how trajectories become batches: examples, micro-batches with little padding, and what of them a model must see.
+"""Turn trajectories into micro-batches: examples, layouts with little padding, and the tokens that a model must read.
 
-Attention is causal and padding stands on the right, so a padded row needs no attention mask: what comes later cannot
-change a hidden state that came before. For the same reason the tokens after the last kept one are not fed at all.
+Attention is causal and padding is on the right, so padded rows need no attention mask: later tokens cannot change an
+earlier hidden state. For the same reason the tokens after the last kept one are not fed to the model.
 """
 
 from __future__ import annotations
@@ -18,18 +18,21 @@ from stages.maths.balancing import balanced_groups
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Example:
-    """What a policy learns from at once: a whole response, or a stretch of a tree behind all that it continues.
+    """One training sequence of a policy: a whole response, or a segment of a tree after the prefix that it continues.
 
     Attributes:
-      tokens: int32 [T], prompt and response, as far as the stretch goes.
-      kept: int64 [M], rising positions in `tokens` that the mask keeps; each at least 1 (something comes before it).
+      tokens: int32 [T], prompt and response up to the end of the segment.
+      kept: int64 [M], rising positions in `tokens` that the probability mask keeps; each at least 1, because the
+        hidden state of the token before it predicts it.
       advantages: floating [M], before whitening.
-      old: floating [M] log-probabilities of the policy that sampled; None where that is the policy as it is now.
-      reference: likewise of the reference policy; None where no KL is asked for or it is the policy as it is now.
-      sampled: floating [M] log-probabilities as the sampler recorded them, to be compared with those of the policy as
-        it is when the call starts (`old`, or its own while it has not moved); None where there is nothing to compare.
-      segment_ids: int64 [M], never falling: the segment that each kept token belongs to; None: there is one segment.
-      response_tokens: of the response, or of the stretch alone. segments, reward: what the metrics count beside them.
+      old: floating [M], log-probabilities of the policy that sampled; None if that is the current policy.
+      reference: floating [M], log-probabilities of the reference policy; None without a KL term, or if the reference is
+        the current policy.
+      sampled: floating [M], log-probabilities that the sampling engine recorded. They are compared with those of the
+        policy at the start of the call (`old`, or its own before the first step); None: nothing to compare.
+      segment_ids: int64 [M], non-decreasing: the segment of each kept token; None: there is one segment.
+      response_tokens: length of the response or tree segment, for metrics.
+      segments, reward: further values for metrics.
     """
 
     tokens: NDArray[np.int32]
@@ -45,12 +48,12 @@ class Example:
 
     @property
     def forward_tokens(self) -> int:
-        """Tokens the model must read: all that come before the last kept one."""
+        """Number of tokens that the model must read: all before the last kept one."""
         return int(self.kept[-1]) if self.kept.size else 0
 
     @property
     def segment_starts(self) -> NDArray[np.int64]:
-        """[S] indices into `kept`: where each segment that has a kept token begins."""
+        """[S] indices into `kept`: the first kept token of each segment that has one."""
         if self.segment_ids is None:
             return np.arange(min(self.kept.size, 1))
         return np.flatnonzero(np.diff(self.segment_ids, prepend=-1))
@@ -58,13 +61,13 @@ class Example:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class MicroBatch:
-    """What one forward pass needs.
+    """The inputs of one forward pass.
 
     Attributes:
       input_ids: int64 [B, L], padded on the right with token 0.
       positions: int64 [M], indices into the flattened [B · L] of the hidden states that predict the kept tokens.
-      targets: int64 [M], the kept tokens; example after example.
-      tree: where rows hold trees, what a token sees; None: every token sees all before it in its row.
+      targets: int64 [M], the kept tokens, example after example.
+      tree: attention structure of rows that hold trees; None: every token sees all tokens before it in its row.
     """
 
     input_ids: NDArray[np.int64]
@@ -75,13 +78,13 @@ class MicroBatch:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class TokenTree:
-    """Rows that are trees of tokens in pre-order: a token sees itself and the tokens on the way to it.
+    """Rows that are trees of tokens in pre-order: a token sees its ancestors and itself.
 
-    Token j is on the way to token i exactly if j ≤ i < ends[j].
+    Token j is an ancestor of token i, or i itself, exactly if j ≤ i < ends[j].
 
     Attributes:
-      depth: int64 [B, L], tokens on the way to this one: its position in each sequence that it is part of.
-      ends: int64 [B, L], the place after the last token that continues this one.
+      depth: int64 [B, L], number of ancestors: the token's position in every sequence that contains it.
+      ends: int64 [B, L], index after the last descendant of each token.
     """
 
     depth: NDArray[np.int64]
@@ -90,7 +93,7 @@ class TokenTree:
 
 @dataclass(frozen=True)
 class RankSubset:
-    """LossAndMetrics `index` of `count`, from 0, of the examples of a batch."""
+    """The examples of a batch that one rank processes: subset `index` of `count`, from 0."""
 
     index: int = 0
     count: int = 1
@@ -100,43 +103,46 @@ ALL_EXAMPLES = RankSubset()
 
 
 class Layout(Protocol):
-    """How examples are laid out in forward passes that cost as much memory as `size` of them: indices, and the pass.
+    """A way to arrange examples in forward passes that need about as much memory as `size` examples.
 
-    Of several parts each is about as much to read; together they are all the examples, each once.
+    The subsets of a batch are disjoint, cover it, and take about equally long to read.
     """
 
     def __call__(
-        self, examples: Sequence[Example], size: int, part: RankSubset = ALL_EXAMPLES, /
+        self, examples: Sequence[Example], size: int, subset: RankSubset = ALL_EXAMPLES, /
     ) -> Iterator[tuple[list[int], MicroBatch]]:
-        """The passes of one part."""
+        """Yield the passes of one subset: indices of their examples, and the inputs."""
         ...
 
 
 def padded(
-    examples: Sequence[Example], size: int, part: RankSubset = ALL_EXAMPLES, /
+    examples: Sequence[Example], size: int, subset: RankSubset = ALL_EXAMPLES, /
 ) -> Iterator[tuple[list[int], MicroBatch]]:
-    """The layout of one example a row, at most `size` a pass; see `Layout`."""
+    """Lay out one example per row, at most `size` rows per pass; see `Layout`."""
     filled = [index for index, example in enumerate(examples) if example.kept.size]
-    share = balanced_groups([examples[index].forward_tokens for index in filled], part.count)[part.index]
-    mine = [filled[place] for place in share]
-    for group in micro_batches([examples[index] for index in mine], size):
-        indices = [mine[place] for place in group]
+    chosen = balanced_groups([examples[index].forward_tokens for index in filled], subset.count)[subset.index]
+    own = [filled[number] for number in chosen]
+    for group in micro_batches([examples[index] for index in own], size):
+        indices = [own[number] for number in group]
         yield indices, collate([examples[index] for index in indices])
 
 
 def padded_fixed_batches(
-    examples: Sequence[Example], size: int, part: RankSubset = ALL_EXAMPLES, /
+    examples: Sequence[Example], size: int, subset: RankSubset = ALL_EXAMPLES, /
 ) -> Iterator[tuple[list[int], MicroBatch]]:
-    """The same, where a pass must not depend on the number of parts: those of one part are dealt out whole."""
+    """Lay out like `padded`, with the same micro-batches for any number of ranks.
+
+    Needed if results depend on the micro-batches (`whiten="micro-batch"`): the micro-batches of the whole batch are
+    distributed over the ranks undivided.
+    """
     groups = micro_batches(examples, size)
-    for number in balanced_groups([len(group) * examples[group[0]].forward_tokens for group in groups], part.count)[
-        part.index
-    ]:
+    lengths = [len(group) * examples[group[0]].forward_tokens for group in groups]
+    for number in balanced_groups(lengths, subset.count)[subset.index]:
         yield groups[number], collate([examples[index] for index in groups[number]])
 
 
 def micro_batches(examples: Sequence[Example], size: int) -> list[list[int]]:
-    """Indices of the examples with something to learn, grouped by length: the longest first, at most `size` a group.
+    """Group the indices of the examples with kept tokens by length: the longest first, at most `size` per group.
 
     The longest come first so that a batch too large for the memory fails at once.
     """

@@ -1,8 +1,8 @@
-"""Owns the masked output head: log-probabilities of chosen tokens, without ever holding [batch, length, vocabulary].
+"""The masked output head: log-probabilities of chosen tokens without a [batch, length, vocabulary] tensor.
 
-Only the hidden states of the wanted positions come here, and they pass through the head a chunk at a time: a chunk's
-logits exist while it is worked on, and are made again when the gradient needs them. What stays in memory is [M]
-numbers and one chunk, whatever the vocabulary.
+The head gets only the hidden states of the chosen positions and processes them in chunks. The logits of a chunk exist
+while it is processed and are recomputed for the gradient. Memory is [M] numbers and one chunk of logits, for any
+vocabulary.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 LOGITS_PER_CHUNK = 2**24
-"""Logits of one chunk where no chunk size is asked for: 64 MiB in float32."""
+"""Default number of logits in a chunk: 64 MiB in float32."""
 
 
 class Scored(NamedTuple):
-    """Of each chosen token: its log-probability [M], and the entropy of the distribution it was drawn from [M].
+    """Log-probability [M] of each chosen token, and entropy [M] of the distribution that it was drawn from.
 
     Both in nats and at least float32; the entropy is a metric and carries no gradient.
     """
@@ -36,10 +36,10 @@ def selected_log_probs(
     temperature: float = 1.0,
     chunk: int | None = None,
 ) -> Scored:
-    """log softmax((W h + b) / τ)[y] of each hidden state h and token y.
+    """Compute log softmax((W h + b) / τ)[y] for each hidden state h and token y.
 
-    The product is computed in the type of `hidden`, the softmax in float32 (float64 if hidden is); the gradient of
-    the weights is summed over chunks in that wider type. Differentiable once, in hidden, weight and bias.
+    The product is computed in the type of `hidden`, the softmax in float32 (float64 if hidden is float64). The gradient
+    of the weights is summed over chunks in that wider type. Differentiable once, in hidden, weight and bias.
 
     Args:
       hidden: [M, H] floating; M may be 0.
@@ -47,10 +47,10 @@ def selected_log_probs(
       bias: [V] or None.
       targets: int64 [M] in [0, V).
       temperature: τ > 0.
-      chunk: positions per chunk; left out, as many as make `LOGITS_PER_CHUNK` logits.
+      chunk: positions per chunk. Default: as many as make `LOGITS_PER_CHUNK` logits, but at least 16.
 
     Raises:
-      ValueError: shapes that do not fit, a temperature or chunk that is not positive.
+      ValueError: the shapes do not fit, or temperature or chunk are not positive.
     """
     if hidden.ndim != 2 or targets.shape != hidden.shape[:1] or weight.shape[1:] != hidden.shape[1:]:
         raise ValueError(
@@ -69,23 +69,25 @@ class _Head(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, chunk: int
     ) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(hidden.dtype, torch.float32)
-        logprobs, entropy, normaliser = (hidden.new_empty(targets.shape, dtype=wide) for _ in range(3))
+        logprobs, entropy, log_normalizer = (hidden.new_empty(targets.shape, dtype=wide) for _ in range(3))
         probabilities = None
         head = _cast(hidden, weight, bias)
-        for part in _chunks(targets, chunk):
-            logits = _logits(hidden[part], *head, temperature, wide)
+        for rows in _chunks(targets, chunk):
+            logits = _logits(hidden[rows], *head, temperature, wide)
             largest = logits.amax(-1, keepdim=True)
             probabilities = (logits - largest).exp_()
             total = probabilities.sum(-1, keepdim=True)
             probabilities.div_(total)
-            normaliser[part] = (largest + total.log()).squeeze(-1)
-            logprobs[part] = logits.gather(-1, targets[part, None]).squeeze(-1) - normaliser[part]
+            log_normalizer[rows] = (largest + total.log()).squeeze(-1)
+            logprobs[rows] = logits.gather(-1, targets[rows, None]).squeeze(-1) - log_normalizer[rows]
+            # H = log Z − Σ p · logit; the batched product avoids a second [chunk, V] tensor.
             mean_logit = torch.bmm(probabilities[:, None, :], logits[:, :, None]).flatten()
-            entropy[part] = normaliser[part] - mean_logit
+            entropy[rows] = log_normalizer[rows] - mean_logit
             del logits
-        # The last chunk is the first that backward wants; a small batch is one chunk, and never computed twice.
+        # Backward starts with the last chunk, so its probabilities are kept: a small batch is one chunk, and its logits
+        # are computed only once.
         ctx.last = probabilities if any(ctx.needs_input_grad[:3]) else None
-        ctx.save_for_backward(hidden, weight, bias, targets, normaliser)
+        ctx.save_for_backward(hidden, weight, bias, targets, log_normalizer)
         ctx.temperature, ctx.chunk = temperature, chunk
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
@@ -93,29 +95,29 @@ class _Head(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """d log p[y] / d logits = (1[y] − p) / τ, chunk by chunk from the last."""
-        hidden, weight, bias, targets, normaliser = ctx.saved_tensors
+        """Compute d log p[y] / d logits = (1[y] − p) / τ, chunk by chunk from the last."""
+        hidden, weight, bias, targets, log_normalizer = ctx.saved_tensors
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         head = _cast(hidden, weight, bias)
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=grad.dtype) if wants_weight else None
         grad_bias = torch.zeros_like(bias, dtype=grad.dtype) if wants_bias else None
-        for part in reversed(_chunks(targets, ctx.chunk)):
-            slope, ctx.last = ctx.last, None
+        for rows in reversed(_chunks(targets, ctx.chunk)):
+            slope, ctx.last = ctx.last, None  # p of the chunk, then in place the gradient of its logits
             if slope is None:
-                slope = _logits(hidden[part], *head, ctx.temperature, grad.dtype)
-                slope.sub_(normaliser[part, None]).exp_()
-            scale = grad[part, None] / ctx.temperature
-            slope.mul_(-scale).scatter_add_(-1, targets[part, None], scale)
+                slope = _logits(hidden[rows], *head, ctx.temperature, grad.dtype)
+                slope.sub_(log_normalizer[rows, None]).exp_()
+            scale = grad[rows, None] / ctx.temperature
+            slope.mul_(-scale).scatter_add_(-1, targets[rows, None], scale)
             if grad_bias is not None:
                 grad_bias += slope.sum(0)
             slope = slope.to(hidden.dtype)
             if grad_hidden is not None:
-                torch.mm(slope, head[0], out=grad_hidden[part])
+                torch.mm(slope, head[0], out=grad_hidden[rows])
             if grad_weight is not None and grad_weight.dtype == slope.dtype:
-                grad_weight.addmm_(slope.T, hidden[part])
-            elif grad_weight is not None:  # 16-bit products, summed wide
-                grad_weight += slope.T @ hidden[part]
+                grad_weight.addmm_(slope.T, hidden[rows])
+            elif grad_weight is not None:  # 16-bit products, summed in the wider type
+                grad_weight += slope.T @ hidden[rows]
         return (
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),

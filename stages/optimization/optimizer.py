@@ -1,4 +1,4 @@
-"""Owns AdamW on a module's parameters: the clipped step, and its state on disk by parameter name."""
+"""AdamW on the parameters of a module: the clipped step, and the state on disk by parameter name."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stages.core.errors import UserError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+"""torch's names for the first and second moment."""
 
 
 @dataclass(frozen=True)
 class AdamWConfig:
-    """AdamW's settings; the learning rate comes with each step. Vectors (biases, norms) are not decayed."""
+    """AdamW's settings, without the learning rate, which each step gets. Vectors (biases, norms) are not decayed."""
 
     beta1: float = 0.9
     beta2: float = 0.999
@@ -30,58 +33,53 @@ DEFAULT_ADAMW = AdamWConfig()
 
 
 def make_adamw(
-    module: nn.Module, adam: AdamWConfig, kind: type[torch.optim.AdamW] = torch.optim.AdamW
+    module: nn.Module, config: AdamWConfig, kind: type[torch.optim.AdamW] = torch.optim.AdamW
 ) -> torch.optim.AdamW:
-    """torch's AdamW over what of a module is trained."""
+    """Create torch's AdamW, or a subclass of it, over the trainable parameters of a module."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": adam.weight_decay},
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    return kind(groups, lr=0.0, betas=(adam.beta1, adam.beta2), eps=adam.eps, fused=True)
+    return kind(groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
 
 
 def save_state(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Write an optimiser's state: `exp_avg.NAME`, `exp_avg_sq.NAME` and `step.NAME` of each parameter."""
-    from safetensors.torch import save_file
-
+    """Write an optimizer's state: `exp_avg.NAME`, `exp_avg_sq.NAME` and `step.NAME` of each parameter."""
     save_file({name: value.contiguous() for name, value in state.items()}, path)
 
 
-def load_state(path: Path, parameters: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-    """Read what `save_state` wrote, for a model of these parameters.
+def load_state(path: Path, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    """Read what `save_state` wrote, for a model with parameters of these names and shapes.
 
     Raises:
-      UserError: the state is of another model, or torn.
+      UserError: the state belongs to another model, or the file is torn.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
         state = load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read: {error}; pass --optimizer-state fresh to start anew") from error
     for key, value in state.items():
         what, name = key.split(".", 1)
-        if name not in parameters or (what != "step" and value.shape != parameters[name]):
-            raise UserError(f"{path} is of another model ({name}); pass --optimizer-state fresh to start anew")
+        if name not in shapes or (what != "step" and value.shape != shapes[name]):
+            raise UserError(f"{path} belongs to another model ({name}); pass --optimizer-state fresh to start anew")
     return state
 
 
 class Optimizer:
-    """AdamW of one module."""
+    """AdamW on one module in this process."""
 
-    def __init__(self, module: nn.Module, adam: AdamWConfig) -> None:
+    def __init__(self, module: nn.Module, config: AdamWConfig) -> None:
         self._module = module
-        self._max_grad_norm = adam.max_grad_norm
-        self._adamw = make_adamw(module, adam)
+        self._max_grad_norm = config.max_grad_norm
+        self._adamw = make_adamw(module, config)
 
     def step(self, learning_rate: float) -> float:
-        """Clip, move the weights, forget the gradient. Returns the gradient's norm before clipping.
+        """Clip the gradient, update the weights, clear the gradient. Return the gradient's norm before clipping.
 
         Raises:
-          FloatingPointError: the norm is not finite; the weights are as they were.
+          FloatingPointError: the norm is not finite; the weights are unchanged.
         """
         norm = float(nn.utils.clip_grad_norm_(self._module.parameters(), self._max_grad_norm))
         if not math.isfinite(norm):
@@ -94,14 +92,14 @@ class Optimizer:
         return norm
 
     def discard(self) -> None:
-        """Forget the accumulated gradient."""
+        """Clear the accumulated gradient."""
         self._adamw.zero_grad(set_to_none=True)
 
     def save(self, path: Path) -> None:
         """Write the state (`save_state`)."""
         names: dict[Tensor, str] = {parameter: name for name, parameter in self._module.named_parameters()}
         state = self._adamw.state.items()
-        save_state(path, {f"{what}.{names[p]}": value for p, of_one in state for what, value in of_one.items()})
+        save_state(path, {f"{what}.{names[p]}": value for p, values in state for what, value in values.items()})
 
     def load(self, path: Path) -> None:
         """Continue from a saved state.

@@ -1,11 +1,11 @@
-"""Owns the packed layout: examples that begin alike share what they have in common, and the model reads it once.
+"""The packed layout: examples with a common prefix share it, and the model reads it once.
 
-The examples of a row form a trie of tokens, laid out in pre-order: a token's position is its depth, and it sees its
-ancestors and itself (`batches.TokenTree`), so its hidden state is the one that it has in a sequence of its own. Siblings of
-a tree share their whole path, responses to one question their prompt. What the model then reads is each distinct token
-of a row once, in place of the whole prefix again for every example.
+The examples of a row form a trie of tokens, laid out in pre-order. The position of a token is its depth, and it sees
+its ancestors and itself (`batches.TokenTree`), so it has the same hidden state as in a sequence of its own. Segments of
+a tree share the path to their common ancestor, responses to one question share the prompt. The model reads each
+distinct token of a row once instead of the whole prefix for every example.
 
-A row is long, and attention looks at all of it, so rows are bounded: a long trie is cut into several, each of which
+Attention is computed over the whole row, so rows are bounded: a long trie is cut into several rows, each of which
 repeats the path to its first example. Method: tree training, arXiv 2511.00413.
 """
 
@@ -23,17 +23,17 @@ from stages.maths.prefixes import common_prefix_length, sortable_bytes
 from stages.optimization.batches import ALL_EXAMPLES, Example, MicroBatch, RankSubset, TokenTree
 
 ROW_LIMIT = 3.0
-"""The longest row, in lengths of the longest example: what it shares is paid for by attention over what it does not."""
+"""Longest row, in lengths of the longest example. A longer row shares more tokens but computes more masked attention."""
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class PackedRow:
     """A trie of examples in pre-order.
 
     Attributes:
       tokens, depth, ends: int64 [L], as in `MicroBatch.input_ids` and `TokenTree`.
       examples: indices of its examples.
-      paths: of each of them, int64 [fed]: the places of its tokens in the row.
+      paths: for each example, int64 [forward_tokens]: indices of its tokens in the row.
     """
 
     tokens: NDArray[np.int64]
@@ -44,58 +44,59 @@ class Row:
 
 
 def packed(
-    examples: Sequence[Example], size: int, part: RankSubset = ALL_EXAMPLES, /
+    examples: Sequence[Example], size: int, subset: RankSubset = ALL_EXAMPLES, /
 ) -> Iterator[tuple[list[int], MicroBatch]]:
-    """The layout of shared prefixes, in passes that hold no more tokens than `size` of the longest examples do.
+    """Lay examples out with shared prefixes, at most `size` × (longest example) tokens per pass; see `batches.Layout`.
 
-    Examples without a kept token are left out. Parts are stretches of the order in which neighbours share most, so
-    that little is read by two of them. See `batches.Layout`.
+    Examples without a kept token are left out. Subsets are contiguous in the order in which neighbors share most, so
+    that two ranks read few tokens twice.
     """
     filled = [index for index, example in enumerate(examples) if example.kept.size]
     if not filled:
         return
     longest = max(examples[index].forward_tokens for index in filled)
     budget = size * longest
-    rows = pack(examples, filled, min(budget, int(ROW_LIMIT * longest)), part)
-    rows.sort(key=lambda row: -row.tokens.size)  # stable; the longest first, so that what is too large fails at once
+    rows = pack(examples, filled, min(budget, int(ROW_LIMIT * longest)), subset)
+    rows.sort(key=lambda row: -row.tokens.size)  # longest first: a pass too large for the memory fails at once
     while rows:
         count = max(1, budget // rows[0].tokens.size)
         group, rows = rows[:count], rows[count:]
         yield [index for row in group for index in row.examples], collate_rows(examples, group)
 
 
-def pack(examples: Sequence[Example], indices: Sequence[int], limit: int, part: RankSubset = ALL_EXAMPLES) -> list[Row]:
-    """Rows of at most `limit` tokens (or of one example that is longer).
+def pack(
+    examples: Sequence[Example], indices: Sequence[int], limit: int, subset: RankSubset = ALL_EXAMPLES
+) -> list[PackedRow]:
+    """Pack examples into rows of at most `limit` tokens; an example that is longer gets a row of its own.
 
-    Neighbours in the order of their tokens share most, so a row takes them one after the other until it is full.
+    In lexicographic order of their tokens, neighbors share the longest prefixes, so rows are filled in that order.
     """
-    fed = {index: examples[index].tokens[: examples[index].forward_tokens] for index in indices}
-    order = sorted(indices, key=lambda index: sortable_bytes(fed[index]))
-    common = [0, *(common_prefix_length(fed[one], fed[other]) for one, other in pairwise(order))]
-    mine = contiguous_slices(
-        [fed[index].size - shared for index, shared in zip(order, common, strict=True)], part.count
-    )
-    groups: list[tuple[list[int], list[int]]] = []
+    sequences = {index: examples[index].tokens[: examples[index].forward_tokens] for index in indices}
+    order = sorted(indices, key=lambda index: sortable_bytes(sequences[index]))
+    common = [0, *(common_prefix_length(sequences[one], sequences[other]) for one, other in pairwise(order))]
+    new_tokens = [sequences[index].size - shared for index, shared in zip(order, common, strict=True)]
+    own = contiguous_slices(new_tokens, subset.count)[subset.index]
+    groups: list[tuple[list[int], list[int]]] = []  # of each row: examples, and tokens shared with the one before
     length = 0
-    for index, shared in zip(order[mine[part.index]], common[mine[part.index]], strict=True):
-        if not groups or length + fed[index].size - shared > limit:
+    for index, shared in zip(order[own], common[own], strict=True):
+        if not groups or length + sequences[index].size - shared > limit:
             groups.append(([], []))
             length = shared = 0
         groups[-1][0].append(index)
         groups[-1][1].append(shared)
-        length += fed[index].size - shared
-    return [_row([fed[index] for index in group], shared, group) for group, shared in groups]
+        length += sequences[index].size - shared
+    return [_make_row([sequences[index] for index in group], shared, group) for group, shared in groups]
 
 
-def collate_rows(examples: Sequence[Example], rows: Sequence[Row]) -> MicroBatch:
-    """Pad rows into one pass; the padding sees itself alone."""
+def collate_rows(examples: Sequence[Example], rows: Sequence[PackedRow]) -> MicroBatch:
+    """Pad rows into one pass; a padding token sees only itself."""
     length = max(row.tokens.size for row in rows)
     input_ids, depth = np.zeros((2, len(rows), length), np.int64)
     ends = np.tile(np.arange(1, length + 1), (len(rows), 1))
     positions, targets = [], []
     for number, row in enumerate(rows):
-        place = (number, slice(row.tokens.size))
-        input_ids[place], depth[place], ends[place] = row.tokens, row.depth, row.ends
+        filled = (number, slice(row.tokens.size))
+        input_ids[filled], depth[filled], ends[filled] = row.tokens, row.depth, row.ends
         for index, path in zip(row.examples, row.paths, strict=True):
             kept = examples[index].kept
             positions.append(number * length + path[kept - 1])
@@ -104,17 +105,17 @@ def collate_rows(examples: Sequence[Example], rows: Sequence[Row]) -> MicroBatch
     return MicroBatch(input_ids, np.concatenate(positions), flat, TokenTree(depth, ends))
 
 
-def _row(sequences: Sequence[NDArray[np.int32]], shared: Sequence[int], indices: list[int]) -> Row:
-    """The trie of sequences in order, each of which shares its first `shared` tokens with the one before."""
+def _make_row(sequences: Sequence[NDArray[np.int32]], shared: Sequence[int], indices: list[int]) -> PackedRow:
+    """Build the trie of sequences in order; each shares its first `shared` tokens with the one before."""
     total = sum(sequence.size - common for sequence, common in zip(sequences, shared, strict=True))
     tokens, depth, ends = np.empty((3, total), np.int64)
-    path, paths, at = np.empty(0, np.int64), [], 0
+    path, paths, filled = np.empty(0, np.int64), [], 0
     for sequence, common in zip(sequences, shared, strict=True):
-        ends[path[common:]] = at  # nothing continues them any more
-        new = slice(at, at + sequence.size - common)
+        ends[path[common:]] = filled  # in pre-order, the tokens after the fork have no further descendants
+        new = slice(filled, filled + sequence.size - common)
         tokens[new], depth[new] = sequence[common:], np.arange(common, sequence.size)
         path = np.concatenate([path[:common], np.arange(new.start, new.stop)])
         paths.append(path)
-        at = new.stop
-    ends[path] = at
-    return Row(tokens, depth, ends, indices, paths)
+        filled = new.stop
+    ends[path] = filled
+    return PackedRow(tokens, depth, ends, indices, paths)

@@ -1,12 +1,13 @@
-"""Owns what the ranks of a training call say to each other beside gradients: outcomes, counts, sums, errors.
+"""Exchange Python values and errors between the ranks of a training call; gradients take another way.
 
-All of it is one exchange in which everybody hears everybody. What a user must know of is said in it as well: a rank
-that meets such an error says so in place of what the others wait for, and all end with that one error. It goes over
-gloo, which notices at once when a rank is gone; gradients have the backend of their device.
+All exchanges are `all_gather_object`; user errors travel with the values. A rank that meets such an error sends it in
+place of the value that the others wait for, and all ranks end with that one error. The exchanges use gloo, which
+notices at once when a rank is gone; gradients use the backend of their device.
 """
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -14,50 +15,53 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import torch.distributed as dist
+
 from stages.core.errors import SpoError, UserError, first_line
 from stages.core.launcher import Launch
 from stages.optimization.batches import RankSubset
 
 T = TypeVar("T")
 
-_PATIENCE = datetime.timedelta(days=1)
-"""Rank 0 may hash a large model, or write one, while the others wait; that it is gone shows otherwise."""
-_GONE = re.compile(r"closed by peer|reset by peer|Broken pipe|remote process exited")
+_TIMEOUT = datetime.timedelta(days=1)
+"""Long, because rank 0 may hash or write a large model while the others wait. gloo notices a dead rank without it."""
+_RANK_IS_GONE = re.compile(r"closed by peer|reset by peer|Broken pipe|remote process exited")
 
 
 @dataclass
 class Ranks:
-    """This process among its kind; one on its own talks to itself.
+    """The ranks of a training call, seen from this process.
 
     Attributes:
-      rank: from 0. size: how many.
-      group: what they talk over; None for one on its own.
+      rank: index of this process, from 0.
+      size: number of ranks.
+      group: gloo process group of the exchanges; None for a single process.
     """
 
     rank: int = 0
     size: int = 1
     group: Any = None
-    _over: bool = False
+    _failed: bool = False  # the last exchange carried an error, so every rank knows of it
 
     @property
     def subset(self) -> RankSubset:
-        """The share of a batch that is this rank's."""
+        """The examples of a batch that this rank processes."""
         return RankSubset(self.rank, self.size)
 
     def gather(self, value: T) -> list[T]:
-        """What every rank says, in their order; all must call it, the same number of times.
+        """Return the values of all ranks, in order of rank. All ranks must call it, the same number of times.
 
         Raises:
-          SpoError: what another rank has met.
+          SpoError: the error of another rank.
         """
-        return [said for said, _ in self._exchange(value, None)]
+        return [sent for sent, _ in self._exchange(value, None)]
 
     def broadcast_from_main(self, compute: Callable[[], T]) -> T:
-        """What rank 0 computes, for all: nobody else does it."""
+        """Run `compute` on rank 0 only, and return its result on all ranks."""
         return self.gather(compute() if self.rank == 0 else None)[0]  # pyright: ignore[reportReturnType]
 
     def sum(self, figures: dict[str, float]) -> dict[str, float]:
-        """The sum over ranks of each figure; a rank may lack some."""
+        """Sum each figure over the ranks; figures that a rank lacks count as 0."""
         total: dict[str, float] = {}
         for one in self.gather(figures):
             for name, value in one.items():
@@ -65,84 +69,78 @@ class Ranks:
         return total
 
     def lockstep(self, passes: Iterable[T]) -> Iterator[tuple[T | None, bool]]:
-        """This rank's passes, then None for as long as another has one; and whether it is the last for all.
+        """Yield this rank's passes, then None while another rank has passes left; and whether it is the last for all.
 
-        An engine's ranks work on a pass together, whatever each of them feeds to it.
+        The ranks of an engine must run their passes together, because each pass communicates.
         """
-        coming = iter(passes)
-        now = next(coming, None)
-        going_on = any(self.gather(now is not None))
-        while going_on:
-            following = next(coming, None)
-            going_on = any(self.gather(following is not None))
-            yield now, not going_on
-            now = following
+        remaining = iter(passes)
+        current = next(remaining, None)
+        any_left = any(self.gather(current is not None))
+        while any_left:
+            following = next(remaining, None)
+            any_left = any(self.gather(following is not None))
+            yield current, not any_left
+            current = following
 
     @contextmanager
     def propagate_errors(self) -> Iterator[None]:
-        """A block that ends on all ranks with the same error, if it is one that is told to the user.
+        """End the block on all ranks with the same error, if it is a `SpoError`.
 
         Raises:
-          SpoError: of this rank, of another, or that another is gone.
+          SpoError: the error of this rank or of another one, or the loss of another rank.
         """
-        self._over = False
+        self._failed = False
         try:
             yield
         except SpoError as error:
-            if not self._over:
+            if not self._failed:
                 self._exchange(None, error)
             raise
         except RuntimeError as error:
-            if self.size == 1 or not _GONE.search(str(error)):
+            if self.size == 1 or not _RANK_IS_GONE.search(str(error)):
                 raise
-            raise SpoError("another rank has ended early: what it said last, above or in its log, tells why") from error
+            raise SpoError("another rank ended early; see its last output, above or in its log") from error
 
     def _exchange(self, value: Any, error: SpoError | None) -> list[tuple[Any, SpoError | None]]:
-        said: list[Any] = [(value, error)] * self.size
+        sent: list[Any] = [(value, error)] * self.size
         if self.size > 1:
-            import torch.distributed as dist
-
-            dist.all_gather_object(said, (value, error), group=self.group)
-        self._over = any(failed for _, failed in said)
-        if self._over and error is None:
-            rank, met = next((rank, failed) for rank, (_, failed) in enumerate(said) if failed)
-            raise met if rank == 0 else type(met)(f"rank {rank}: {met}")
-        return said
+            dist.all_gather_object(sent, (value, error), group=self.group)
+        self._failed = any(failed for _, failed in sent)
+        if self._failed and error is None:
+            rank, first = next((rank, failed) for rank, (_, failed) in enumerate(sent) if failed)
+            raise first if rank == 0 else type(first)(f"rank {rank}: {first}")
+        return sent
 
 
 ALONE = Ranks()
-
+"""A call of one process."""
 
 _joined: Ranks | None = None
 
 
 def join(launch: Launch, device: str) -> Ranks:
-    """Meets the other ranks, once per process; they stay together until it ends.
+    """Connect to the other ranks, once per process; the connection lasts until the process ends.
 
     Args:
-      device: type of this rank's device: gradients go over NCCL between `cuda`, over gloo between `cpu`.
+      device: type of this rank's device. Gradients travel over NCCL between `cuda` devices, over gloo between `cpu`.
 
     Raises:
-      UserError: some have another type of device.
-      SpoError: they do not come.
+      UserError: the ranks have different types of devices.
+      SpoError: the other ranks are not reachable.
     """
     global _joined
-    _joined = _joined or _meet(launch, device)
+    _joined = _joined or _connect(launch, device)
     return _joined
 
 
-def _meet(launch: Launch, device: str) -> Ranks:
-    import atexit
-
-    import torch.distributed as dist
-
+def _connect(launch: Launch, device: str) -> Ranks:
     backend = "nccl" if device == "cuda" else "gloo"
-    place = f"{launch.address}:{launch.port}"
+    address = f"{launch.address}:{launch.port}"
     try:
-        if launch.size == 1:
+        if launch.size == 1:  # DeepSpeed needs a process group even for one rank
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
             return Ranks()
-        store, _, _ = next(dist.rendezvous(f"tcp://{place}", launch.rank, launch.size))
+        store, _, _ = next(dist.rendezvous(f"tcp://{address}", launch.rank, launch.size))
         store.set(f"device of {launch.rank}", device)
         devices = [store.get(f"device of {rank}").decode() for rank in range(launch.size)]
         if len(set(devices)) > 1:
@@ -150,18 +148,16 @@ def _meet(launch: Launch, device: str) -> Ranks:
                 f"of {launch.size} ranks, {devices.count('cpu')} have no GPU: pass --device cpu, or give each one"
             )
         dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.size)
-        group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        group = dist.new_group(backend="gloo", timeout=_TIMEOUT)
     except RuntimeError as error:
         raise SpoError(
-            f"rank {launch.rank} of {launch.size} could not meet the others at {place}: {first_line(error)}"
+            f"rank {launch.rank} of {launch.size} could not reach the others at {address}: {first_line(error)}"
         ) from error
     finally:
-        atexit.register(_part)
+        atexit.register(_disconnect)
     return Ranks(launch.rank, launch.size, group)
 
 
-def _part() -> None:
-    import torch.distributed as dist
-
+def _disconnect() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()

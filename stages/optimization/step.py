@@ -1,7 +1,7 @@
-"""Owns what the policy step asks of an optimisation engine, and the step itself, which is the same on every engine.
+"""Run one policy step, the same on every optimization engine; define the protocol of those engines.
 
-An engine scores chosen tokens, takes gradients, steps and saves; it knows nothing of advantages and ratios, which the
-objective turns into a loss.
+An engine scores chosen tokens, accumulates gradients, steps and saves. It knows nothing of advantages and ratios, which
+`stages.optimization.objective` turns into a loss.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stages.maths import statistics
 from stages.maths.mismatch import multiplicative_error
@@ -22,25 +23,25 @@ from stages.optimization.head import Scored
 from stages.optimization.objective import MAX_METRIC, BatchTotals, MicroBatchExamples, Objective, micro_batch_loss
 from stages.optimization.ranks import ALONE, Ranks
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 
 class Scorer(Protocol):
-    """A policy that can be scored."""
+    """A policy whose tokens can be scored."""
 
     def score(self, batch: MicroBatch, temperature: float) -> Scored:
-        """Log-probability and entropy of every kept token, at least float32; differentiable unless told `no_grad`."""
+        """Return log-probability and entropy of every kept token [M], at least float32.
+
+        Differentiable outside `torch.no_grad`.
+        """
         ...
 
 
 class Engine(Scorer, Protocol):
-    """A policy that can be scored and moved.
+    """A policy that can be scored and trained.
 
     Attributes:
-      model: the network; its weights may be shared out over ranks.
-      context_length: longest sequence, prompt and response together.
-      vocabulary: tokens the output head knows.
+      model: the network; its weights may be distributed over ranks.
+      context_length: longest sequence, prompt and response together, in tokens.
+      vocabulary: number of tokens of the output head.
     """
 
     model: PreTrainedModel
@@ -48,23 +49,23 @@ class Engine(Scorer, Protocol):
     vocabulary: int
 
     def backward(self, loss: torch.Tensor, *, last: bool = True) -> None:
-        """Add the gradient of a 0-d loss to what is accumulated, which is summed over ranks.
+        """Add the gradient of a 0-d loss to the accumulated gradient, which is a sum over ranks.
 
         Args:
-          last: what comes next is `step` or `discard`, on all ranks.
+          last: the next call is `step` or `discard`, on all ranks.
         """
         ...
 
     def step(self, learning_rate: float) -> float:
-        """Clip, move the weights, forget the gradient. Returns the gradient's norm before clipping.
+        """Clip the gradient, update the weights, clear the gradient. Return the gradient's norm before clipping.
 
         Raises:
-          FloatingPointError: the norm is not finite; the weights are as they were.
+          FloatingPointError: the norm is not finite; the weights are unchanged.
         """
         ...
 
     def discard(self) -> None:
-        """Forget the accumulated gradient."""
+        """Clear the accumulated gradient."""
         ...
 
     def save(
@@ -73,11 +74,11 @@ class Engine(Scorer, Protocol):
         tokenizer: PreTrainedTokenizerBase,
         write_more: Callable[[Path], None],
     ) -> None:
-        """Write a model directory with the optimiser's state, atomically; all ranks together."""
+        """Write a model directory with the optimizer's state, atomically. All ranks must call it."""
         ...
 
     def close(self) -> None:
-        """Give the memory back; nothing else is called after this."""
+        """Free the memory; no other method may be called afterwards."""
         ...
 
 
@@ -90,44 +91,32 @@ def update(
     layout: Layout = padded,
     ranks: Ranks = ALONE,
 ) -> dict[str, float]:
-    """One optimiser step on a batch, in forward passes as large as `size` examples.
+    """Take one optimizer step on a batch, in forward passes of about `size` examples.
 
-    Every share of the loss is divided by counts of the whole batch, which all ranks know, so how it is split over
-    passes and ranks does not matter (but for rounding, and for `whiten="micro-batch"`). A batch without a kept token,
-    or with a mean ratio above the limit, moves nothing: `skipped/empty` or `skipped/ratio` is 1.
+    Every contribution to the loss is divided by counts of the whole batch, which all ranks know. The split over passes
+    and ranks therefore changes only rounding (except with `whiten="micro-batch"`). The weights stay unchanged for a
+    batch without a kept token or with a mean ratio above the limit: `skipped/empty` or `skipped/ratio` is 1.
 
     Returns:
-      Metrics, named as TRL names them; means are over kept tokens. `tokens/fed` counts what the model reads, padding
-      included, and `tokens/trained` the kept tokens; `tokens/fed_per_trained` is what one of them costs.
+      Metrics with TRL's names; means are over kept tokens. `tokens/fed` counts tokens that the model reads, including
+      padding; `tokens/trained` counts kept tokens; `tokens/fed_per_trained` is their quotient.
 
     Raises:
-      FloatingPointError: the loss or the gradient is not finite; the weights are as they were.
+      FloatingPointError: the loss or the gradient is not finite; the weights are unchanged.
     """
     metrics = batch_metrics(batch)
-    whole = BatchTotals.of(batch, objective)
-    if whole.tokens == 0:
+    totals = BatchTotals.of(batch, objective)
+    if totals.tokens == 0:
         return metrics | {"skipped/empty": 1.0}
-    totals: dict[str, torch.Tensor] = {}
-    fed = 0
-    for work, last in ranks.lockstep(_groups(batch, size, objective, layout, ranks.subset)):
-        if work is None:
-            engine.backward(_idle(engine), last=last)
-            continue
-        group, inputs = work
-        loss, sums = micro_batch_loss(objective, group, engine.score(inputs, objective.temperature), whole)
-        engine.backward(loss, last=last)
-        fed += inputs.input_ids.size
-        for name, value in sums.items():  # tensors: one copy from the device per step, not per pass
-            add = torch.maximum if name == MAX_METRIC else torch.add
-            totals[name] = add(totals[name], value) if name in totals else value
-    values = torch.stack([value.double() for value in totals.values()]).tolist() if totals else []
-    found = dict(zip(totals, values, strict=True))
+    found = _accumulate_gradient(
+        engine, _micro_batches(batch, size, objective, layout, ranks.subset), objective, totals, ranks
+    )
     largest = found.pop(MAX_METRIC, 0.0)
-    metrics |= ranks.sum({"tokens/fed": float(fed)} | found)
-    if whole.compared:
-        metrics |= {MAX_METRIC: max(ranks.gather(largest)), "mismatch/tokens": float(whole.compared)}
+    metrics |= ranks.sum(found)
+    if totals.compared:
+        metrics |= {MAX_METRIC: max(ranks.gather(largest)), "mismatch/tokens": float(totals.compared)}
         metrics["mismatch/error"] = multiplicative_error(metrics["mismatch/logp_difference_mean"])
-    metrics["tokens/fed_per_trained"] = metrics["tokens/fed"] / whole.tokens
+    metrics["tokens/fed_per_trained"] = metrics["tokens/fed"] / totals.tokens
     if not math.isfinite(metrics["loss"]):
         engine.discard()
         raise FloatingPointError(f"the loss is {metrics['loss']}")
@@ -135,6 +124,32 @@ def update(
         engine.discard()
         return metrics | {"skipped/ratio": 1.0}
     return metrics | {"grad_norm": engine.step(learning_rate), "learning_rate": learning_rate}
+
+
+def _accumulate_gradient(
+    engine: Engine,
+    micro_batches: Iterator[tuple[MicroBatchExamples, MicroBatch]],
+    objective: Objective,
+    totals: BatchTotals,
+    ranks: Ranks,
+) -> dict[str, float]:
+    """Run this rank's forward and backward passes; return its contribution to each metric."""
+    sums: dict[str, torch.Tensor] = {}
+    forward_tokens = 0
+    for work, last in ranks.lockstep(micro_batches):
+        if work is None:
+            engine.backward(_idle_loss(engine), last=last)
+            continue
+        group, inputs = work
+        loss, contributions = micro_batch_loss(objective, group, engine.score(inputs, objective.temperature), totals)
+        engine.backward(loss, last=last)
+        forward_tokens += inputs.input_ids.size
+        for name, value in contributions.items():
+            add = torch.maximum if name == MAX_METRIC else torch.add
+            sums[name] = add(sums[name], value) if name in sums else value
+    # The sums stay tensors until here: one copy from the device per step instead of one per pass.
+    values = torch.stack([value.double() for value in sums.values()]).tolist() if sums else []
+    return {"tokens/fed": float(forward_tokens)} | dict(zip(sums, values, strict=True))
 
 
 def score_all(
@@ -145,14 +160,14 @@ def score_all(
     layout: Layout = padded,
     ranks: Ranks = ALONE,
 ) -> Iterator[tuple[int, NDArray[np.floating]]]:
-    """Log-probabilities of the kept tokens, without gradient: pairs of an example's index and its [M].
+    """Yield the log-probabilities of the kept tokens without gradient: index of an example, and its [M].
 
-    Each rank gives those of its share.
+    Each rank yields those of its own subset.
     """
     with torch.no_grad():
         for work, _ in ranks.lockstep(layout(examples, size, ranks.subset)):
             if work is None:
-                _idle(engine)
+                _idle_loss(engine)
                 continue
             group, inputs = work
             flat = engine.score(inputs, temperature).logprobs.cpu().numpy()
@@ -160,21 +175,21 @@ def score_all(
             yield from zip(group, np.split(flat, ends[:-1]), strict=True)
 
 
-def _idle(engine: Scorer) -> torch.Tensor:
-    """A pass that adds nothing, for a rank that has none while others do: a loss of 0."""
+def _idle_loss(engine: Scorer) -> torch.Tensor:
+    """Run a pass with loss 0, for a rank without passes while others have some."""
     token = np.zeros((1, 1), np.int64)
     return engine.score(MicroBatch(token, token[0], token[0]), 1.0).logprobs.sum() * 0.0
 
 
-def _groups(
-    batch: Sequence[Example], size: int, objective: Objective, layout: Layout, part: RankSubset
+def _micro_batches(
+    batch: Sequence[Example], size: int, objective: Objective, layout: Layout, subset: RankSubset
 ) -> Iterator[tuple[MicroBatchExamples, MicroBatch]]:
-    """A part's forward passes, with the advantages as the loss takes them."""
+    """Yield the passes of a subset, with advantages whitened as the objective says."""
     advantages = [example.advantages for example in batch]
     if objective.whiten == "batch":
         ends = np.cumsum([values.size for values in advantages])
         advantages = np.split(statistics.whiten(np.concatenate(advantages)), ends[:-1])
-    for indices, inputs in layout(batch, size, part):
+    for indices, inputs in layout(batch, size, subset):
         values = np.concatenate([advantages[index] for index in indices])
         if objective.whiten == "micro-batch":
             values = statistics.whiten(values)
@@ -182,7 +197,7 @@ def _groups(
 
 
 def batch_metrics(batch: Sequence[Example]) -> dict[str, float]:
-    """What is known of a batch before the model sees it: reward, mask, advantages, counts."""
+    """Return the metrics that do not depend on the model: reward, mask, advantages, counts."""
     advantages = np.concatenate([example.advantages for example in batch])
     rewards = [example.reward for example in batch if not math.isnan(example.reward)]
     response_tokens = sum(example.response_tokens for example in batch)
@@ -203,10 +218,10 @@ def batch_metrics(batch: Sequence[Example]) -> dict[str, float]:
 def learning_rate_factor(
     position: int, total: int, warmup: int, kind: Literal["constant", "linear", "cosine"]
 ) -> float:
-    """The factor on the learning rate at a step: rises over `warmup` steps, then stays, or falls to 0 at `total`.
+    """Return the factor on the peak learning rate: it rises over `warmup` steps, then stays, or falls to 0 at `total`.
 
     Args:
-      position: steps taken before this one, so the first step of a warm-up of n has 1/n.
+      position: steps taken before this one; the first step of a warm-up of n steps has the factor 1/n.
     """
     if position < warmup:
         return (position + 1) / warmup

@@ -117,7 +117,7 @@ def test_a_model_that_is_nowhere_is_told_in_one_line(tmp_path: Path):
         checkpoints.resolve(__file__)
     for name in ("nobody/no-such-model", "not a name"):
         with pytest.raises(
-            UserError, match="neither a directory here nor to be had from the Hugging Face hub"
+            UserError, match="neither a local directory nor available on the Hugging Face hub"
         ) as raised:
             checkpoints.resolve(name)
         assert "\n" not in str(raised.value)

@@ -204,7 +204,7 @@ def test_its_directory_is_a_hugging_face_one_whose_digest_knows_the_head(tmp_pat
 
 def test_a_critic_is_no_policy(tmp_path: Path) -> None:
     open_trained(tmp_path / "critic", tmp_path)
-    with pytest.raises(UserError, match=r"critic is a critic's; expected a language model"):
+    with pytest.raises(UserError, match=r"critic is a critic; expected a language model"):
         loading.load_model(tmp_path / "critic", torch.device("cpu"), torch.float32)
 
 

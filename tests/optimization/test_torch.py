@@ -247,7 +247,7 @@ def test_the_state_of_another_model_is_refused(tmp_path: Path) -> None:
     engine = TorchEngine(make_model(tied=False), ADAM)
     update(engine, make_examples(), OBJECTIVE, 3, RATE)
     engine.optimizer.save(tmp_path / OPTIMIZER_FILE)
-    with pytest.raises(UserError, match=r"another model \(lm_head.weight\).*--optimizer-state fresh"):
+    with pytest.raises(UserError, match=r"belongs to another model \(lm_head.weight\).*--optimizer-state fresh"):
         TorchEngine(make_model(tied=True), ADAM).optimizer.load(tmp_path / OPTIMIZER_FILE)
 
 
