@@ -1,4 +1,4 @@
-"""A batch shared out over ranks: everything once, and about as much for everyone."""
+"""Balancing a batch over ranks: every item once, and similar costs."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ from hypothesis import strategies as st
 from stages.maths.balancing import balanced_groups, contiguous_slices
 
 COSTS = st.lists(st.integers(0, 5000), max_size=60)
-PARTS = st.integers(1, 9)
+COUNTS = st.integers(1, 9)
 
 
-def test_the_dearest_go_round_and_who_has_least_takes_first():
-    # Round 1: 9 8 7 to shares 0 1 2; round 2: share 2 (7) takes 6, share 1 (8) takes 5, share 0 (9) takes 1.
+def test_the_cheapest_group_gets_the_most_expensive_item_of_a_round():
+    # Round 1: 9, 8, 7 to groups 0, 1, 2. Round 2: group 2 (cost 7) gets 6, group 1 (8) gets 5, group 0 (9) gets 1.
     assert balanced_groups([1, 9, 5, 8, 7, 6], 3) == [[0, 1], [2, 3], [4, 5]]
 
 
-@given(COSTS, PARTS)
-def test_a_balanced_share_differs_by_one_item_and_the_cost_of_the_dearest(costs: list[int], parts: int):
-    shares = balanced_groups(costs, parts)
-    assert len(shares) == parts
-    assert sorted(item for share in shares for item in share) == list(range(len(costs)))
-    assert all(share == sorted(share) for share in shares)
-    sizes = [len(share) for share in shares]
+@given(COSTS, COUNTS)
+def test_balanced_groups_differ_by_one_item_and_by_at_most_the_largest_cost(costs: list[int], count: int):
+    groups = balanced_groups(costs, count)
+    assert len(groups) == count
+    assert sorted(item for group in groups for item in group) == list(range(len(costs)))
+    assert all(group == sorted(group) for group in groups)
+    sizes = [len(group) for group in groups]
     assert max(sizes) - min(sizes) <= 1
-    loads = [sum(costs[item] for item in share) for share in shares]
+    loads = [sum(costs[item] for item in group) for group in groups]
     assert max(loads) - min(loads) <= max(costs, default=0)
 
 
 @given(COSTS)
-def test_one_share_is_everything_in_order(costs: list[int]):
+def test_a_single_group_or_slice_has_all_items_in_order(costs: list[int]):
     assert balanced_groups(costs, 1) == [list(range(len(costs)))]
     assert contiguous_slices(costs, 1) == [slice(0, len(costs))]
 
 
-@given(COSTS, PARTS)
-def test_slices_follow_one_another_and_cost_at_most_their_part_and_the_dearest_item(costs: list[int], parts: int):
-    slices = contiguous_slices(costs, parts)
+@given(COSTS, COUNTS)
+def test_slices_are_consecutive_and_exceed_the_mean_by_at_most_the_largest_cost(costs: list[int], count: int):
+    slices = contiguous_slices(costs, count)
     assert [item for one in slices for item in range(one.start, one.stop)] == list(range(len(costs)))
     for one in slices:
-        assert sum(costs[one]) <= sum(costs) / parts + max(costs, default=0) + 1e-6
+        assert sum(costs[one]) <= sum(costs) / count + max(costs, default=0) + 1e-6
 
 
 def test_slices_of_equal_items_are_equal():

@@ -1,4 +1,4 @@
-"""Where the responses of a group part: by hand, and against a count of who shares each prefix."""
+"""Branching points of a group: worked by hand, and checked by counting the responses that share each prefix."""
 
 import numpy as np
 import pytest
@@ -19,12 +19,12 @@ def starts(*groups: tuple[str, ...]) -> list[list[int]]:
 @pytest.mark.parametrize(
     ("group", "expected"),
     [
-        # z parts from the others at 0, where every response begins anyway; y from a at 2; c from d at 3
+        # z differs from the others at 0, where every response begins; y from a at 2; c from d at 3
         (("xabc", "xabd", "xay", "z"), [[2, 3], [2, 3], [2], []]),
         (("xa", "xb"), [[1], [1]]),
         (("same", "same"), [[], []]),
         (("alone",), [[]]),
-        (("ab", "abc"), [[], [2]]),  # the first is over where the second goes on
+        (("ab", "abc"), [[], [2]]),  # the first response ends where the second continues
         (("ab.", "abc"), [[2], [2]]),
         (("", "a", "ab"), [[], [], [1]]),
     ],
@@ -33,17 +33,17 @@ def test_a_segment_begins_where_fewer_share_the_prefix(group: tuple[str, ...], e
     assert starts(group) == expected
 
 
-def test_groups_do_not_meet():
+def test_prefixes_are_not_shared_across_groups():
     assert starts(("abc", "abd"), ("abe", "x")) == [[2], [2], [], []]
     assert starts() == []
 
 
-def test_a_group_for_every_response():
+def test_a_missing_group_is_refused():
     with pytest.raises(ValueError, match="each of 2 responses"):
         branch_starts(Ragged.of([[1], [2]], np.int32), [0])
 
 
-def test_ids_beyond_a_byte_are_compared_as_numbers():
+def test_token_ids_above_255_are_compared_as_numbers():
     found = branch_starts(Ragged.of([[256, 7], [256, 8], [1, 7]], np.int32), [0, 0, 0])
     assert [row.tolist() for row in found] == [[1], [1], []]
 
@@ -52,7 +52,7 @@ responses = st.lists(st.tuples(st.integers(0, 2), st.text("ab", max_size=6)), ma
 
 
 @given(responses)
-def test_every_start_is_counted_out(group: list[tuple[int, str]]):
+def test_starts_agree_with_counting(group: list[tuple[int, str]]):
     numbers, texts = [number for number, _ in group], [text for _, text in group]
 
     def sharers(row: int, length: int) -> int:
@@ -63,4 +63,4 @@ def test_every_start_is_counted_out(group: list[tuple[int, str]]):
     found = branch_starts(ragged, np.array(numbers, np.int64))
     for row, text in enumerate(texts):
         assert found[row].tolist() == [t for t in range(1, len(text)) if sharers(row, t + 1) < sharers(row, t)]
-    partition_at_boundaries(ragged.lengths, found)  # takes them
+    partition_at_boundaries(ragged.lengths, found)  # accepts them as a partition

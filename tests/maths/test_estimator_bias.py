@@ -1,6 +1,6 @@
-"""Every estimator against the exact value on a Markov chain where V is a power of its matrix: bias and variance.
+"""Bias and variance of every estimator on a Markov chain, whose exact V follows from powers of its transition matrix.
 
-What is claimed of V̂ holds for each of the states that a stretch may end in, not just on average over them.
+Bias is tested at each state in which a segment may end, not only on average over the states.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ def errors_by_state(found: Estimates) -> list[np.ndarray]:
     return [(found.value - found.true_value)[found.state == state] for state in range(3)]
 
 
-def test_the_exact_value_is_what_paths_come_to():
+def test_the_exact_value_agrees_with_simulated_paths():
     for state in range(3):
         ends = paths(np.full(20_000, state), LENGTH - STRETCH, np.random.default_rng(0))[:, -1]
-        truth = true_value(np.array([state]), STRETCH)[0]
-        assert abs(np.mean(ends == 2) - truth) < 3 * np.sqrt(truth * (1 - truth) / ends.size)
+        exact = true_value(np.array([state]), STRETCH)[0]
+        assert abs(np.mean(ends == 2) - exact) < 3 * np.sqrt(exact * (1 - exact) / ends.size)
 
 
 @pytest.mark.parametrize(
@@ -54,23 +54,23 @@ def test_values_are_unbiased_at_every_state(estimator):
 
 
 @pytest.mark.parametrize("rollouts", [4, 9])
-def test_the_variance_of_monte_carlo_is_that_of_a_mean(rollouts):
+def test_the_variance_of_monte_carlo_is_the_variance_of_a_mean(rollouts):
     found = draw(monte_carlo(rollouts))
     for state, error in enumerate(errors_by_state(found)):
-        truth = true_value(np.array([state]), STRETCH)[0]
-        assert np.square(error).mean() == pytest.approx(truth * (1 - truth) / rollouts, rel=0.15)
+        exact = true_value(np.array([state]), STRETCH)[0]
+        assert np.square(error).mean() == pytest.approx(exact * (1 - exact) / rollouts, rel=0.15)
 
 
-def test_a_tree_spends_its_leaves_better_than_as_many_rollouts_per_state_cost():
-    """V̂ of a node of 4-4-4 rests on 16 leaves that share 4 stems: closer than 4 rollouts, not as close as 16."""
-    spread = [np.square(draw(one).value - draw(one).true_value).mean() for one in (monte_carlo(4), tree((4, 4, 4)))]
+def test_a_tree_is_more_accurate_than_rollouts_of_the_same_cost():
+    """V̂ of a node of 4-4-4 uses 16 leaves with 4 common stems: more accurate than 4 rollouts, less than 16."""
+    errors = [np.square(draw(one).value - draw(one).true_value).mean() for one in (monte_carlo(4), tree((4, 4, 4)))]
     independent = np.square(draw(monte_carlo(16)).value - draw(monte_carlo(16)).true_value).mean()
-    assert independent < spread[1] < spread[0]
+    assert independent < errors[1] < errors[0]
 
 
 @pytest.mark.parametrize("branches", [2, 4])
-def test_the_mean_of_the_siblings_draws_advantages_to_0_and_leaving_oneself_out_does_not(branches):
-    """Among n siblings one's own value is a part of their mean: E[Â | state] = (1 − 1/n) · A."""
+def test_the_mean_baseline_shrinks_advantages_and_leave_one_out_does_not(branches):
+    """The mean of n siblings includes the own value: E[Â | state] = (1 − 1/n) · A."""
     fit, error = slope(draw(tree((branches, 4, 4))))
     assert abs(fit - (1 - 1 / branches)) < 3 * error
     assert fit < 1 - 3 * error
@@ -83,8 +83,8 @@ def test_monte_carlo_advantages_are_unbiased():
     assert abs(fit - 1) < 3 * error
 
 
-def test_stopping_where_rollouts_agree_draws_values_to_0_and_1():
-    """What the documentation admits: the mean at a moment chosen by the outcomes is not unbiased."""
+def test_adaptive_stopping_biases_values_towards_0_and_1():
+    """Documented bias: the decision to stop depends on the outcomes."""
     found = draw(adaptive(4, 32, 0.4))
     fit = np.polyfit(found.true_value, found.value, 1)[0]
     assert fit > 1.03
@@ -94,16 +94,17 @@ def test_stopping_where_rollouts_agree_draws_values_to_0_and_1():
     )
 
 
-def test_states_chosen_because_responses_part_there_are_biased():
-    """What the documentation admits, by going through every group of two: V is 0.9, V̂ is 0.5 wherever they part."""
-    chances = {1: 0.9, 2: 0.1}  # the second token; 1 is right
-    weight, parted, always = 0.0, 0.0, 0.0
+def test_values_at_branching_points_of_a_group_are_biased():
+    """Documented bias, by enumerating all groups of two: V is 0.9, but V̂ is 0.5 where the responses branch."""
+    chances = {1: 0.9, 2: 0.1}  # of the second token; 1 is correct
+    branch_chance, branch_sum, total = 0.0, 0.0, 0.0
     for a, b in itertools.product(chances, repeat=2):
         order, common = shared_prefixes([np.array([7, token], np.int32) for token in (a, b)])
         first, count = responses_with_prefix(common, np.array([0]), np.array([1]))
         value = np.mean([(a, b)[i] == 1 for i in order[first[0] : first[0] + count[0]]])
         chance = chances[a] * chances[b]
-        always += chance * value
-        weight, parted = weight + chance * (common[0] == 1), parted + chance * value * (common[0] == 1)
-    assert always == pytest.approx(0.9)
-    assert parted / weight == pytest.approx(0.5)
+        total += chance * value
+        branch_chance += chance * (common[0] == 1)
+        branch_sum += chance * value * (common[0] == 1)
+    assert total == pytest.approx(0.9)
+    assert branch_sum / branch_chance == pytest.approx(0.5)

@@ -1,4 +1,4 @@
-"""Losses: clipped surrogate, KL, distillation and means by hand, guards at the extremes, and parts that add up."""
+"""Losses: worked by hand, finite at extreme inputs, and additive over micro-batches."""
 
 import math
 from itertools import pairwise
@@ -17,7 +17,7 @@ def vector(*values: float) -> torch.Tensor:
 
 
 def one_token(ratio: float, advantage: float, **options: float) -> tuple[float, float]:
-    """Loss of a token with this ratio, and its gradient to the log-probability."""
+    """Return the loss of a token with this ratio, and its gradient with respect to the log-probability."""
     logprobs = vector(math.log(ratio) - 1.0).requires_grad_()
     loss, _ = ppo_clip(logprobs, vector(-1.0), vector(advantage), **options)
     (gradient,) = torch.autograd.grad(loss.sum(), logprobs)
@@ -29,10 +29,10 @@ def one_token(ratio: float, advantage: float, **options: float) -> tuple[float, 
     [
         (1.0, 2.0, -2.0, -2.0),  # on policy
         (1.1, 2.0, -2.2, -2.2),  # inside: −rA, and d(rA)/dlogp = rA
-        (1.5, 2.0, -2.4, 0.0),  # up and good: clipped at 1 + ε
-        (0.5, 2.0, -1.0, -1.0),  # down and good: never clipped
-        (0.5, -2.0, 1.6, 0.0),  # down and bad: clipped at 1 − ε
-        (1.5, -2.0, 3.0, 3.0),  # up and bad: never clipped
+        (1.5, 2.0, -2.4, 0.0),  # ratio up, A > 0: clipped at 1 + ε
+        (0.5, 2.0, -1.0, -1.0),  # ratio down, A > 0: never clipped
+        (0.5, -2.0, 1.6, 0.0),  # ratio down, A < 0: clipped at 1 − ε
+        (1.5, -2.0, 3.0, 3.0),  # ratio up, A < 0: never clipped
         (1.5, 0.0, 0.0, 0.0),
     ],
 )
@@ -40,7 +40,7 @@ def test_each_side_of_the_clip(ratio, advantage, loss, gradient):
     assert one_token(ratio, advantage) == pytest.approx((loss, gradient))
 
 
-def test_the_upper_range_may_be_wider():
+def test_the_upper_clip_range_may_differ():
     assert one_token(1.3, 1.0, epsilon_high=0.28)[0] == pytest.approx(-1.28)
     assert one_token(0.5, -1.0, epsilon_high=0.28)[0] == pytest.approx(0.8)
 
@@ -98,7 +98,7 @@ tokens = st.lists(st.tuples(*[st.floats(-5, 0)] * 3, st.floats(-2, 2)), max_size
 
 
 @given(tokens, st.lists(st.integers(0, 12), max_size=3), st.integers(1, 5))
-def test_micro_batches_add_up_to_the_whole_batch(batch, cuts, sequences):
+def test_micro_batches_add_up_to_the_batch(batch, cuts, sequences):
     columns = torch.tensor(batch, dtype=torch.float64).reshape(-1, 4)
 
     def loss_and_gradient(parts: list[torch.Tensor]) -> tuple[float, torch.Tensor]:
@@ -122,7 +122,7 @@ def test_micro_batches_add_up_to_the_whole_batch(batch, cuts, sequences):
     torch.testing.assert_close(gathered, gradient)
 
 
-def test_no_kept_token_contributes_zero_and_can_be_differentiated():
+def test_without_kept_tokens_the_loss_is_0_and_can_be_differentiated():
     logprobs = vector().requires_grad_()
     loss, sums = ppo_clip(logprobs, vector(), vector())
     total = policy_loss(loss, 0) + kl_loss(kl_estimate(logprobs, vector()), 4, 0.1)
@@ -141,13 +141,13 @@ def test_distillation_by_hand():
     weights = [math.exp(0.2), math.exp(-0.5)]
     assert loss.tolist() == pytest.approx([0.5 * weights[0] * (2 * 0.5 - 1.0) ** 2, 0.5 * weights[1] * 0.25])
     (gradient,) = torch.autograd.grad(loss.sum(), logprobs)
-    # w (β Σ − A) β for each token of the segment; the weight carries none
+    # w (β Σ − A) β for each token of the segment; the weight has no gradient
     assert gradient.tolist() == pytest.approx([0.0, 0.0, weights[1] * 0.5 * 2.0])
     assert (sums.weight.item(), sums.log_ratio.item()) == pytest.approx((sum(weights), 0.5))
     assert sums.weight_clipped.item() == 0
 
 
-def test_the_weight_of_a_distilled_segment_is_cut_at_10():
+def test_the_weight_of_a_distilled_segment_is_clipped_at_10():
     logprobs = vector(-1.0, -1.0, -400.0).requires_grad_()
     old = vector(-4.0, -1.0, -1200.0)  # ratios e³ = 20, 1 and infinity
     loss, sums = distillation_loss(logprobs, old, logprobs.detach(), torch.arange(3), vector(1.0, 1.0, 1.0), beta=0.5)
@@ -155,8 +155,8 @@ def test_the_weight_of_a_distilled_segment_is_cut_at_10():
     assert (sums.weight.item(), sums.weight_clipped.item()) == (21.0, 2)
 
 
-def test_means_by_hand():
-    """Sequences of 1, 3 and no kept tokens, with losses 6 and 1, 2, 3."""
+def test_normalizations_by_hand():
+    """Sequences of 1, 3 and 0 kept tokens, with losses 6 and 1, 2, 3."""
     lengths, losses = np.array([1, 3, 0]), vector(6, 1, 2, 3)
 
     def loss(normalization, constant=None) -> float:
@@ -164,20 +164,20 @@ def test_means_by_hand():
         return policy_loss(losses, torch.from_numpy(divisors)).item()
 
     assert loss("tokens") == pytest.approx(12 / 4)
-    assert loss("sequence") == pytest.approx((6 + 2) / 2)  # the mean of the means of those that have one
+    assert loss("sequence") == pytest.approx((6 + 2) / 2)  # the mean over sequences with kept tokens
     assert loss("constant", 10.0) == pytest.approx(12 / 30)
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=9))
-def test_means_agree_where_all_sequences_are_of_one_length(lengths):
+def test_normalizations_agree_for_sequences_of_equal_length(lengths):
     tokens = max(lengths) + 1
     same = np.full(len(lengths), tokens)
     expected = np.full(len(lengths), float(tokens * len(lengths)))
-    for normalisation in ("tokens", "sequence", "constant"):
-        assert token_divisors(same, normalisation, float(tokens)).tolist() == expected.tolist()
+    for normalization in ("tokens", "sequence", "constant"):
+        assert token_divisors(same, normalization, float(tokens)).tolist() == expected.tolist()
 
 
-def test_what_is_refused():
+def test_invalid_arguments_are_refused():
     with pytest.raises(ValueError, match="one shape"):
         ppo_clip(vector(-1, -1), vector(-1), vector(1, 1))
     with pytest.raises(ValueError, match="one shape"):

@@ -1,4 +1,4 @@
-"""Shared prefixes against looking at every pair, and the values that follow from them."""
+"""Shared prefixes: checked against all pairs, and the values of the prefix tree that follow from them."""
 
 import numpy as np
 from hypothesis import given
@@ -26,7 +26,7 @@ def test_three_responses_by_hand():
 
 
 @given(RESPONSES)
-def test_those_that_share_a_prefix_are_found(responses):
+def test_all_responses_with_a_prefix_are_found(responses):
     order, common = shared_prefixes(as_ids(responses))
     place = np.argsort(order)
     for i, tokens in enumerate(responses):
@@ -37,7 +37,7 @@ def test_those_that_share_a_prefix_are_found(responses):
 
 
 def values_of(responses: list[list[int]], rewards: list[float], size: int) -> tuple[Advantages, np.ndarray, np.ndarray]:
-    """Advantages under the mean, how many share each start, and whose segment it is; cut after every `size` tokens."""
+    """Return advantages, responses per start state and trajectory of each segment; segments have `size` tokens."""
     segments = partition_by_length([len(tokens) for tokens in responses], size)
     order, common = shared_prefixes(as_ids(responses))
     first, count = responses_with_prefix(common, np.argsort(order)[segments.trajectory], segments.start)
@@ -46,7 +46,7 @@ def values_of(responses: list[list[int]], rewards: list[float], size: int) -> tu
 
 
 @given(RESPONSES, st.integers(1, 4), st.data())
-def test_the_prefix_trees_advantages_telescope(responses, size, data):
+def test_advantages_of_the_prefix_tree_telescope(responses, size, data):
     rewards = [data.draw(st.floats(-2, 2)) for _ in responses]
     found, _, trajectory = values_of(responses, rewards, size)
     for i, reward in enumerate(rewards):
@@ -55,24 +55,26 @@ def test_the_prefix_trees_advantages_telescope(responses, size, data):
 
 
 def test_a_prefix_tree_by_hand():
-    # Two responses share [1, 2] and part there, the third parts at once.
+    # Two responses share [1, 2]; the third shares nothing.
     found, count, _ = values_of([[1, 2, 3, 4], [1, 2, 5, 6], [9, 9]], [1, 0, 0], 2)
     assert count.tolist() == [3, 2, 3, 2, 3]
     np.testing.assert_allclose(found.value_start, [1 / 3, 1 / 2, 1 / 3, 1 / 2, 1 / 3])
     np.testing.assert_allclose(found.value_end, [1 / 2, 1, 1 / 2, 0, 0])
     others = leave_own_reward_out(found, [1, 1, 0, 0, 0], count)
-    np.testing.assert_allclose(others.value_start, [0, 0, 1 / 2, 1, 1 / 2])  # of the two, or the one, that remain
+    np.testing.assert_allclose(
+        others.value_start, [0, 0, 1 / 2, 1, 1 / 2]
+    )  # means over the other responses at the state
     np.testing.assert_allclose(others.advantage, [1 / 2, 1, 0, -1, -1 / 2])
 
 
-def test_a_state_that_only_its_own_response_passed_has_no_advantage():
+def test_segments_from_unshared_states_have_no_advantage():
     found, count, _ = values_of([[1, 2, 3], [4, 5, 6]], [1, 0], 1)
     assert found.advantage.tolist() == [0.5, 0, 0, -0.5, 0, 0]
     assert leave_own_reward_out(found, [1, 1, 1, 0, 0, 0], count).advantage.tolist() == [1, 0, 0, -1, 0, 0]
 
 
 @given(st.lists(st.floats(-2, 2), min_size=2, max_size=8))
-def test_whole_responses_without_their_own_reward_are_rloo(rewards):
+def test_whole_responses_with_their_own_reward_left_out_are_rloo(rewards):
     segments = partition_by_trajectory([1] * len(rewards))
     group = Ragged(np.tile(rewards, len(rewards)), np.arange(len(rewards) + 1) * len(rewards))
     found = chain_advantages(segments, monte_carlo_values(group).mean, rewards)

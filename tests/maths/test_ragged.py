@@ -1,4 +1,4 @@
-"""Ragged: rows come back as they were given, as views."""
+"""Ragged arrays: rows are returned unchanged, as views."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from stages.maths.ragged import Ragged, offsets_of
 
 
-def test_rows_of_uneven_length_come_back():
+def test_rows_of_unequal_length_are_returned_unchanged():
     ragged = Ragged.of([[1, 2], [], [3]], np.int32)
     assert [row.tolist() for row in ragged] == [[1, 2], [], [3]]
     assert len(ragged) == 3
@@ -25,20 +25,20 @@ def test_a_row_is_a_view():
     assert np.shares_memory(ragged[1], ragged.values)
 
 
-def test_a_slice_of_a_larger_table_knows_its_own_values():
+def test_flat_is_the_range_between_the_first_and_last_offset():
     ragged = Ragged(np.arange(10), np.array([2, 5, 6]))
     assert ragged.flat.tolist() == [2, 3, 4, 5]
     assert ragged[0].tolist() == [2, 3, 4]
 
 
 @pytest.mark.parametrize("offsets", [[], [0, 2, 1], [-1, 2], [0, 4]])
-def test_offsets_that_do_not_fit_are_refused(offsets):
+def test_invalid_offsets_are_refused(offsets):
     with pytest.raises(ValueError, match="offsets"):
         Ragged(np.arange(3), np.array(offsets, np.int64))
 
 
 @pytest.mark.parametrize("index", [2, -3])
-def test_a_row_that_is_not_there(index):
+def test_an_index_out_of_range_is_refused(index):
     with pytest.raises(IndexError, match="of 2"):
         Ragged.of([[1], [2]], np.int64)[index]
 

@@ -1,4 +1,4 @@
-"""Randomness by name: the same on every machine, independent of order, evenly spread, unrelated between neighbours."""
+"""Random numbers by name: reproducible, independent of batch and order, uniform, uncorrelated between neighbors."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def splitmix(seed: int, position: int) -> int:
     return mix((seed + (position + 1) * 0x9E3779B97F4A7C15) & MASK)
 
 
-def test_it_is_splitmix64_read_at_a_counter():
+def test_numbers_are_splitmix64_at_a_counter():
     # The published first outputs of SplitMix64 for the seed 1234567.
     assert [splitmix(1234567, i) for i in range(2)] == [6457827717110365317, 3203168211198807973]
     keys = [0, 1, 1234567, MASK]
@@ -30,23 +30,23 @@ def test_keys_do_not_change_between_releases():
     assert random_key(0, "q0", 3) == 6250723004219385930
 
 
-def test_key_parts_are_not_confused():
+def test_keys_depend_on_type_length_and_order_of_parts():
     keys = {
         random_key(*parts) for parts in [("a", "b"), ("ab",), ("b", "a"), (1,), ("1",), (b"1",), (), (-1,), (1, "")]
     }
     assert len(keys) == 9
 
 
-def test_a_numpy_integer_is_the_same_name():
+def test_numpy_integers_are_integers():
     assert random_key(np.int64(5), "x") == random_key(5, "x")
 
 
-def test_a_float_names_nothing():
+def test_float_parts_are_refused():
     with pytest.raises(TypeError, match="float"):
         random_key(0.5)  # pyright: ignore[reportArgumentType]
 
 
-def test_numbers_do_not_depend_on_the_batch_they_are_drawn_in():
+def test_numbers_do_not_depend_on_the_batch():
     keys = np.array([random_key("s", i) for i in range(64)], np.uint64)
     positions = np.arange(64) % 5
     together = uniforms(keys, positions)
@@ -56,7 +56,7 @@ def test_numbers_do_not_depend_on_the_batch_they_are_drawn_in():
 
 
 @pytest.mark.parametrize("along", ["keys", "positions"])
-def test_numbers_are_uniform_and_neighbours_unrelated(along):
+def test_numbers_are_uniform_and_uncorrelated(along):
     n = 100_000
     line, zero = np.arange(n), np.zeros(n, np.int64)
     drawn = uniforms(line, zero) if along == "keys" else uniforms(zero, line)

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from stages.core.errors import UserError
 from stages.maths.advantages import dr_grpo, grpo, rloo, sibling_advantages
 from stages.maths.trees import leaves_below, node_values, preorder, start_states
-from stages.maths.values import group_std
 
 NAN = float("nan")
 #   0 ── 1 (R 1), 2 (R 0)
@@ -53,12 +52,6 @@ def test_rounding_errors_are_not_scaled_up():
 def test_values_of_equal_leaves_are_exact():
     parent = np.array([-1] + [0] * 7)
     assert node_values(parent, [NAN] + [0.1] * 7)[0] == 0.1
-
-
-def test_group_std_by_hand():
-    # 0.5 and 1 are 0.25 from their mean: std = sqrt(2 · 0.0625 / 1)
-    found = group_std(np.array([0.5, 1, 7, 1]), np.array([4, 4, 9, 5]))
-    np.testing.assert_allclose(found, [np.sqrt(0.125), np.sqrt(0.125), NAN, NAN])
 
 
 def test_two_trees_in_any_order_are_sorted_to_pre_order():

@@ -1,4 +1,4 @@
-"""Values and advantages: hand-worked numbers, telescoping, and reduction to the group methods."""
+"""Advantages: worked by hand, telescoping along trajectories, and reduction to the group methods."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,6 @@ from stages.maths.partition import (
     segment_cutpoints,
 )
 from stages.maths.ragged import Ragged
-from stages.maths.values import all_equal, best_of_n_values, monte_carlo_values
 
 NAN = float("nan")
 
@@ -23,51 +22,10 @@ def flags(*responses: str) -> tuple[list[int], np.ndarray]:
     return [len(response) for response in responses], np.array([token == "x" for token in "".join(responses)], np.bool_)
 
 
-# Values
+# Start states that need a value
 
 
-def test_monte_carlo_mean_std_and_count():
-    values = monte_carlo_values(Ragged.of([[1, 0, 0, 1], [], [1], [0, 0]], np.float32))
-    np.testing.assert_allclose(values.mean, [0.5, NAN, 1, 0])
-    np.testing.assert_allclose(values.std, [np.sqrt(4 * 0.25 / 3), NAN, NAN, 0])
-    assert values.rollouts.tolist() == [4, 0, 1, 2]
-
-
-def test_groups_are_equal_if_every_value_is():
-    assert all_equal(np.array([1.0, 0, 1, 0.5, 1]), np.array([0, 1, 0, 1, 2])).tolist() == [True, False, True]
-    assert all_equal(np.empty(0), np.empty(0, np.int64)).tolist() == []
-
-
-@pytest.mark.parametrize("rewards", [[], [[]], [[], []]])
-def test_no_rollouts_no_value(rewards):
-    values = monte_carlo_values(Ragged.of(rewards, np.float32))
-    assert np.isnan(values.mean).all()
-    assert values.mean.size == len(rewards)
-
-
-def test_a_slice_of_rewards_and_trailing_states_without_rollouts():
-    values = monte_carlo_values(Ragged(np.array([9.0, 1, 0, 9]), np.array([1, 1, 3, 3])))
-    np.testing.assert_allclose(values.mean, [NAN, 0.5, NAN])
-
-
-@pytest.mark.parametrize("bad", [NAN, np.inf])
-def test_a_reward_that_is_no_number_is_refused(bad):
-    with pytest.raises(ValueError, match="finite"):
-        monte_carlo_values(Ragged.of([[1.0, bad]], np.float64))
-
-
-def test_the_best_of_n_attempts():
-    # One of two attempts at a chance of 1/4: 1 − (3/4)²
-    np.testing.assert_allclose(best_of_n_values([0, 0.25, 1], 2), [0, 7 / 16, 1])
-    assert best_of_n_values([0.25], 1).tolist() == [0.25]
-    with pytest.raises(ValueError, match="probabilities"):
-        best_of_n_values([1.5], 2)
-
-
-# Which states
-
-
-def test_the_stretch_before_the_first_cutpoint_is_not_estimated():
+def test_the_segment_before_the_first_cutpoint_needs_no_value():
     lengths, is_cutpoint = flags("x.x", "..x", "...", "")
     segments = partition_by_cutpoints(lengths, is_cutpoint, 1)
     cutpoints = segment_cutpoints(segments, lengths, is_cutpoint)
@@ -75,11 +33,11 @@ def test_the_stretch_before_the_first_cutpoint_is_not_estimated():
     assert states_to_estimate(segments.start, cutpoints).tolist() == [True, True, False, True, False, False]
 
 
-def test_other_partitions_estimate_every_start():
+def test_other_partitions_need_every_value():
     assert states_to_estimate(partition_by_length([3, 4], 2).start, None).all()
 
 
-def test_cutpoints_of_other_segments():
+def test_cutpoints_of_another_number_of_segments_are_refused():
     with pytest.raises(ValueError, match="2 segments; got 1"):
         states_to_estimate(partition_by_length([4], 2).start, Ragged.of([[]], np.int32))
 
@@ -95,7 +53,7 @@ def test_a_chain_by_hand():
     assert result.advantage.tolist() == [0.5, 0.25, -0.5]
 
 
-def test_an_unestimated_first_state_has_the_value_of_its_end():
+def test_an_unestimated_first_state_gets_the_value_of_its_end():
     result = chain_advantages(partition_by_cutpoints(*flags("..x"), 1), [NAN, 0.25], [1])
     assert result.value_start.tolist() == [0.25, 0.25]
     assert result.value_end.tolist() == [0.25, 1]
@@ -122,7 +80,7 @@ def test_no_trajectories():
         ([0.5, 0.5], [1.0, 0.0], "1 trajectories"),
     ],
 )
-def test_values_that_do_not_fit(values, rewards, found):
+def test_values_and_rewards_that_do_not_match_are_refused(values, rewards, found):
     with pytest.raises(ValueError, match=found):
         chain_advantages(partition_by_length([4], 2), values, rewards)
 
@@ -135,19 +93,19 @@ def test_advantages_telescope_and_follow_their_trajectory(trajectories, interval
     lengths, is_cutpoint = flags(*(response for response, _ in trajectories))
     rewards = [reward for _, reward in trajectories]
     segments = partition_by_cutpoints(lengths, is_cutpoint, interval)
-    wanted = states_to_estimate(segments.start, segment_cutpoints(segments, lengths, is_cutpoint))
-    drawn = np.array([data.draw(finite) if estimate else NAN for estimate in wanted], np.float64)
+    needs_value = states_to_estimate(segments.start, segment_cutpoints(segments, lengths, is_cutpoint))
+    drawn = np.array([data.draw(finite) if estimate else NAN for estimate in needs_value], np.float64)
     advantage = chain_advantages(segments, drawn, rewards).advantage
     for i, reward in enumerate(rewards):
         own = segments.trajectory == i
-        estimated = drawn[own & wanted]
+        estimated = drawn[own & needs_value]
         start = estimated[0] if estimated.size else reward
         np.testing.assert_allclose(advantage[own].sum(), reward - start, atol=1e-12)
         alone = chain_advantages(
             partition_by_cutpoints([lengths[i]], flags(trajectories[i][0])[1], interval), drawn[own], [reward]
         )
         assert np.array_equal(alone.advantage, advantage[own])
-    assert np.all(advantage[~wanted] == 0)
+    assert np.all(advantage[~needs_value] == 0)
 
 
 # Groups
@@ -156,7 +114,7 @@ groups_of_rewards = st.lists(st.tuples(st.integers(0, 3), finite), min_size=1, m
 
 
 @given(groups_of_rewards)
-def test_one_segment_with_the_others_mean_as_value_is_rloo(members):
+def test_with_one_segment_and_the_mean_of_the_others_as_value_the_chain_is_rloo(members):
     groups, rewards = np.array([g for g, _ in members]), np.array([r for _, r in members])
     others = np.zeros(rewards.size)
     for i, g in enumerate(groups):
@@ -169,14 +127,14 @@ def test_one_segment_with_the_others_mean_as_value_is_rloo(members):
 
 
 @given(groups_of_rewards)
-def test_one_segment_with_the_groups_mean_as_value_is_dr_grpo_and_over_the_std_grpo(members):
+def test_with_one_segment_and_the_group_mean_as_value_the_chain_is_dr_grpo(members):
     groups, rewards = np.array([g for g, _ in members]), np.array([r for _, r in members])
     mean, std = (np.array([f(rewards[groups == g]) for g in groups]) for f in (np.mean, np.std))
     found = chain_advantages(partition_by_trajectory(np.full(rewards.size, 5)), mean, rewards).advantage
     np.testing.assert_allclose(found, dr_grpo(rewards, groups).advantage, atol=1e-12)
-    apart = std > 1e-6  # closer together, rounding decides
+    distinct = std > 1e-6  # for smaller ones, rounding errors decide
     expected = grpo(rewards, groups).advantage
-    np.testing.assert_allclose((found / (std + 1e-8))[apart], expected[apart], atol=1e-6)
+    np.testing.assert_allclose((found / (std + 1e-8))[distinct], expected[distinct], atol=1e-6)
 
 
 @given(groups_of_rewards)
@@ -187,7 +145,7 @@ def test_grpo_is_the_group_formula(members):
         own = rewards[groups == g]
         if own.std() > 2e-8:
             np.testing.assert_allclose(result[groups == g], (own - own.mean()) / (own.std() + 1e-8), atol=1e-6)
-        elif own.std() < 5e-9:  # equal, but for rounding
+        elif own.std() < 5e-9:  # equal up to rounding errors
             assert not result[groups == g].any()
 
 
@@ -202,21 +160,25 @@ def test_permuting_responses_permutes_group_advantages(members, seed):
 
 
 @pytest.mark.parametrize("reward", [0.1, 1 / 3, 1000.1])
-def test_equal_rewards_earn_exactly_nothing(reward):
+def test_equal_rewards_have_advantages_of_exactly_0(reward):
     assert grpo([reward] * 7, [0] * 7).advantage.tolist() == [0.0] * 7
     assert rloo([reward] * 7, [0] * 7).advantage.tolist() == [0.0] * 7
 
 
 def test_groups_of_one_and_names_as_groups():
     assert grpo([1.0, 0.0], ["a", "b"]).advantage.tolist() == [0, 0]
-    assert rloo([1.0, 0.5, 0.0], ["a", "b", "b"]).advantage.tolist() == [1, 0.5, -0.5]  # no others: the baseline is 0
+    assert rloo([1.0, 0.5, 0.0], ["a", "b", "b"]).advantage.tolist() == [
+        1,
+        0.5,
+        -0.5,
+    ]  # the only member of a group has baseline 0
 
 
 def test_no_responses():
     assert grpo([], []).advantage.size == rloo([], []).advantage.size == 0
 
 
-def test_a_reward_that_is_not_finite():
+def test_group_methods_refuse_rewards_that_are_not_finite():
     with pytest.raises(ValueError, match="finite"):
         grpo([1.0, NAN], [0, 0])
 
