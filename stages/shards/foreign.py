@@ -41,7 +41,7 @@ KEYS = {
 
 
 def columns_to_read(schema: Schema, names: Sequence[str], found: Sequence[str], path: Path) -> list[str]:
-    """Return the columns to read from a file so that `adopt` can return the columns `names`.
+    """Return the columns to read from a file so that `conform_foreign` can return the columns `names`.
 
     Args:
       names: the columns that the caller needs.
@@ -70,7 +70,7 @@ def columns_to_read(schema: Schema, names: Sequence[str], found: Sequence[str], 
     return list(dict.fromkeys(required))
 
 
-def adopt(table: pa.Table, schema: Schema, names: Sequence[str], first_row: int, path: Path) -> pa.Table:
+def conform_foreign(table: pa.Table, schema: Schema, names: Sequence[str], first_row: int, path: Path) -> pa.Table:
     """Return the columns `names` in the types of the schema: cast, checked, and derived where the file lacks them.
 
     Args:

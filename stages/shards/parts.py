@@ -104,7 +104,7 @@ class Artefact:
         _ = self._foreign_ids_are_unique  # checks at the first access
         names = foreign.columns_to_read(self.schema, columns, part.columns, part.path)
         table = read_columns(part.path, names or list(part.columns[:1]), self.schema).select(names)
-        return foreign.adopt(table, self.schema, columns, part.first_row, part.path)
+        return foreign.conform_foreign(table, self.schema, columns, part.first_row, part.path)
 
     def read_all(self, columns: Sequence[str]) -> pa.Table:
         """Return the named columns of all parts, in order. Raises the same errors as `read`."""

@@ -1,1 +1,1 @@
-"""A run's metrics: one log on disk, and the trackers that mirror it (TensorBoard, Weights & Biases)."""
+"""The metrics of a run: one log on disk, and trackers that show it (TensorBoard, Weights & Biases)."""

@@ -1,14 +1,15 @@
-"""Owns a run's metrics: all of them in one JSONL file, in order, and the mirrors that show it (`--report-to`).
+"""The metrics of a run: one JSONL file with all entries in order, and the trackers that show them (`--report-to`).
 
-    RUN/_logs/metrics.jsonl       of `spo run`, whose stages share it
-    DIR/_logs/NAME/metrics.jsonl  of a stage by itself that writes DIR/NAME, where mirrors are asked for
-    beside it                     tensorboard/, wandb/, mirrors.json (the run's id)
+    RUN/_logs/metrics.jsonl       written by `spo run`; all its stages share the file
+    DIR/_logs/NAME/metrics.jsonl  written by a single stage with the output DIR/NAME, if `--report-to` is given
+    in the same directory         tensorboard/, wandb/, mirrors.json (the id of the run at the trackers)
 
-A run in a store has all this in the cache of this machine, and a copy of the two files in its own `_logs/`.
+For a run in an object store, these files are in the cache of this machine, and the two JSON files are copied to the
+`_logs/` of the run.
 
-A stage opens the series of its output with the lines that stand (those up to its checkpoint, where it was killed), and
-the file then says exactly these: what is beyond is dropped, what is missing added. A mirror is told an entry before the
-file is, so a complete file means complete mirrors.
+A stage opens the series of its output with the metrics that are already valid: all steps up to its checkpoint, if the
+stage was killed. The file then contains exactly these entries of the output: later ones are removed, missing ones are
+added. A tracker receives an entry before the file does, so that a complete file implies complete trackers.
 """
 
 from __future__ import annotations
@@ -31,49 +32,51 @@ from stages.shards.lineage import canonical_json
 from stages.tracking.trackers import TRACKERS, Entry, RunInfo, Tracker, check_trackers
 
 LOGS = "_logs"
-"""A directory that no reader of artefacts looks into."""
+"""Name of the directory for logs. Readers of artefacts ignore names that start with an underscore."""
 
-Line = Mapping[str, float]
-"""Figures by name; `step` among them, from 1, where they are of an optimiser step."""
+Metrics = Mapping[str, float]
+"""Metric name → value. Metrics of an optimizer step also have `step`, counted from 1."""
 
 
 class MetricsLog:
-    """The metrics of a run, held by this process alone.
+    """The metrics of a run. A lock keeps other processes from writing to it.
 
     Attributes:
-      steps: optimiser steps of the run before the stage at hand.
+      steps: the number of optimizer steps that the run made before the current stage. It is added to the step of each
+        entry, so that all iterations share one axis.
     """
 
     def __init__(
         self,
         logs: Path,
         root: Path,
-        mirrors: Sequence[str],
+        trackers: Sequence[str],
         title: str,
         settings: Mapping[str, Any],
         progress: Progress,
     ) -> None:
         """
         Args:
-          logs: where the file and the mirrors lie, or a copy of the file.
-          root: outputs are named as seen from here.
-          mirrors: names of `TRACKERS`.
-          title, settings: for mirrors that show them: a name for people, and the run's options.
+          logs: the directory of the file and of the trackers' files; if it is in a store, of copies of the JSON files.
+          root: outputs are recorded as paths relative to this directory.
+          trackers: names of trackers (keys of `TRACKERS`).
+          title, settings: a name for the run and its options, which some trackers show.
+          progress: receives a note with the location of each tracker.
         """
         self.steps = 0
-        self._logs, self._root, self._asked = logs, root, tuple(dict.fromkeys(mirrors))
+        self._logs, self._root, self._tracker_names = logs, root, tuple(dict.fromkeys(trackers))
         self._title, self._settings, self._progress = title, settings, progress
         local = is_local(logs)
         self._directory = logs if local else cache_directory() / "logs" / digest(str(logs.resolve()).encode())
         self._path, self._state = self._directory / "metrics.jsonl", self._directory / "mirrors.json"
         self._opened: list[Tracker] | None = None
-        self._told: dict[str, list[int]] = {}
-        self._works: dict[str, str] = {}
-        self._count = 0
+        self._entry_numbers: dict[str, list[int]] = {}  # output → numbers of its entries in the file
+        self._works: dict[str, str] = {}  # output → fingerprint of the work in its last entry
+        self._count = 0  # entries in the file
         self._resources = ExitStack()
 
     def __enter__(self) -> Self:
-        check_trackers(self._asked)
+        check_trackers(self._tracker_names)
         with disk_errors(self._directory):
             self._resources.enter_context(locked(self._directory))
             self._fetch()
@@ -82,69 +85,78 @@ class MetricsLog:
 
     def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
         try:
-            if kind is None and self._count and not set(self._asked) <= set(self._read_state().get("shown", ())):
-                self._mirrors()
-            for mirror in self._opened or ():
-                mirror.close(failed=kind is not None)
+            # A tracker that was added to a finished run still has to show its entries.
+            if (
+                kind is None
+                and self._count
+                and not set(self._tracker_names) <= set(self._read_state().get("shown", ()))
+            ):
+                self._open_trackers()
+            for tracker in self._opened or ():
+                tracker.close(failed=kind is not None)
             self._store(self._path)
         finally:
             self._resources.__exit__(kind, *error)
 
-    def open_series(self, stage: str, output: Path, work: str, lines: Sequence[Line]) -> Series:
-        """Makes the run tell of an output exactly these lines; what it gets next is logged to the series.
+    def open_series(self, stage: str, output: Path, work: str, valid: Sequence[Metrics]) -> Series:
+        """Make `valid` the only entries of an output, and return the series that further entries are logged to.
 
         Args:
-          work: fingerprint of what is done; another one than before begins a new run in the mirrors.
+          stage: the command that makes the output.
+          output: the path of the output.
+          work: the fingerprint of the work. If it differs from that of the existing entries, the trackers start a new
+            run.
+          valid: the metrics of the output so far, e.g. of all steps up to the last checkpoint.
         """
         name = relative_path(output, self._root)
-        told = self._told.get(name, [])
-        if told and self._works[name] != work:
-            self._write_state({})
-            self._cut(told[0])
-        elif len(told) > len(lines):
-            self._cut(told[len(lines)])
+        existing = self._entry_numbers.get(name, [])
+        if existing and self._works[name] != work:
+            self._write_state({})  # without an identity, the trackers start a new run
+            self._truncate(existing[0])
+        elif len(existing) > len(valid):
+            self._truncate(existing[len(valid)])
         series = Series(self, stage, name, work)
-        for line in lines[len(self._told.get(name, [])) :]:
-            series.log(line)
+        for metrics in valid[len(self._entry_numbers.get(name, [])) :]:
+            series.log(metrics)
         return series
 
-    def log_figures(self, stage: str, output: Path, told: Line) -> None:
-        """The figures of a stage that is done, as its artefact tells them: once, however often it is asked."""
-        self.open_series(stage, output, digest(canonical_json(told).encode()), [told])
+    def log_figures(self, stage: str, output: Path, figures: Metrics) -> None:
+        """Record the figures of a finished stage. Repeating the call with the same figures changes nothing."""
+        self.open_series(stage, output, digest(canonical_json(figures).encode()), [figures])
 
-    def add(self, entry: Entry) -> None:
-        """One entry, to the mirrors and to the file."""
-        for mirror in self._mirrors():
-            mirror.show(self._count, entry)
+    def append(self, entry: Entry) -> None:
+        """Add an entry, first to the trackers and then to the file."""
+        for tracker in self._open_trackers():
+            tracker.log(self._count, entry)
         with disk_errors(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
-        self._note(entry)
+        self._register(entry)
 
-    def _note(self, entry: Entry) -> None:
-        self._told.setdefault(entry["of"], []).append(self._count)
+    def _register(self, entry: Entry) -> None:
+        self._entry_numbers.setdefault(entry["of"], []).append(self._count)
         self._works[entry["of"]] = entry["work"]
         self._count += 1
 
     def _index(self) -> None:
-        """Reads what the file says; a line that a crash has torn goes."""
-        self._told, self._works, self._count = {}, {}, 0
+        """Read the file; remove an incomplete last line, which a crash left."""
+        self._entry_numbers, self._works, self._count = {}, {}, 0
         if not self._path.exists():
             return
         content = self._path.read_bytes()
         if not content.endswith(b"\n"):
             self._replace(content[: content.rfind(b"\n") + 1])
         for entry in self._entries():
-            self._note(entry)
+            self._register(entry)
 
     def _entries(self) -> Iterator[Entry]:
         if self._path.exists():
             with self._path.open(encoding="utf-8") as file:
                 yield from map(json.loads, file)
 
-    def _cut(self, count: int) -> None:
-        """Drops all entries but the first `count`, and lets the mirrors be opened again."""
-        for mirror in self._opened or ():
-            mirror.close(failed=False)
+    def _truncate(self, count: int) -> None:
+        """Keep the first `count` entries, and close the trackers: the next entry opens them again without the rest."""
+        for tracker in self._opened or ():
+            tracker.close(failed=False)
         self._opened = None
         with self._path.open("rb") as file:
             self._replace(b"".join(line for _, line in zip(range(count), file, strict=False)))
@@ -154,22 +166,22 @@ class MetricsLog:
         with disk_errors(self._path), replacing(self._path, self._path.with_name(".metrics.jsonl")) as file:
             file.write(content)
 
-    def _mirrors(self) -> list[Tracker]:
-        """Those asked for, opened when there is something new to show."""
+    def _open_trackers(self) -> list[Tracker]:
+        """Return the trackers; open them at the first call, so that a run without new entries starts none."""
         if self._opened is None:
             state = self._read_state()
             identity = state.get("identity") or uuid.uuid4().hex[:8]
             self._write_state({"identity": identity})
-            shown = RunInfo(self._directory, identity, self._title, self._settings)
+            run = RunInfo(self._directory, identity, self._title, self._settings)
             self._opened = []
-            for name in self._asked:
-                self._opened.append(TRACKERS[name](shown, self._entries()))
-                self._progress.note(self._opened[-1].where)
-            self._write_state({"identity": identity, "shown": self._asked})
+            for name in self._tracker_names:
+                self._opened.append(TRACKERS[name](run, self._entries()))
+                self._progress.note(self._opened[-1].location)
+            self._write_state({"identity": identity, "shown": self._tracker_names})
         return self._opened
 
     def _fetch(self) -> None:
-        """From the store what this machine has not seen: a run that began on another goes on."""
+        """Copy the files that this machine lacks from the store, to continue a run that began on another machine."""
         for path in (self._path, self._state) if not is_local(self._logs) else ():
             if not path.exists() and (self._logs / path.name).exists():
                 path.write_bytes((self._logs / path.name).read_bytes())
@@ -179,7 +191,7 @@ class MetricsLog:
             (self._logs / path.name).write_bytes(path.read_bytes())
 
     def _read_state(self) -> dict[str, Any]:
-        """The run's identity, and which mirrors show all that the file says."""
+        """Return the id of the run at the trackers (`identity`) and the trackers that have all entries (`shown`)."""
         return json.loads(self._state.read_text()) if self._state.exists() else {}
 
     def _write_state(self, state: Mapping[str, Any]) -> None:
@@ -189,48 +201,54 @@ class MetricsLog:
 
 
 class Series:
-    """What a run tells of one output, line by line."""
+    """The entries of one output in a `MetricsLog`."""
 
-    def __init__(self, report: MetricsLog, stage: str, output: str, work: str) -> None:
-        self._report, self._stage, self._output, self._work = report, stage, output, work
-        self._before = report.steps
+    def __init__(self, metrics_log: MetricsLog, stage: str, output: str, work: str) -> None:
+        self._metrics_log, self._stage, self._output, self._work = metrics_log, stage, output, work
+        self._steps_before = metrics_log.steps
 
-    def log(self, line: Line) -> None:
-        """The next line; figures that are not finite are left out."""
+    def log(self, metrics: Metrics) -> None:
+        """Add the next entry; values that are not finite are left out, because JSON has no notation for them."""
         head = {"stage": self._stage, "of": self._output, "work": self._work}
-        place = {"step": self._before + int(line.get("step", 0)), "time": round(time.time(), 3)}
-        told = {f"{self._stage}/{name}": value for name, value in line.items() if name != "step"}
-        self._report.add(head | place | {name: value for name, value in told.items() if math.isfinite(value)})
+        position = {"step": self._steps_before + int(metrics.get("step", 0)), "time": round(time.time(), 3)}
+        named = {f"{self._stage}/{name}": value for name, value in metrics.items() if name != "step"}
+        self._metrics_log.append(
+            head | position | {name: value for name, value in named.items() if math.isfinite(value)}
+        )
 
 
 @contextmanager
 def open_run_log(
-    out: Path, mirrors: Sequence[str], settings: Mapping[str, Any], progress: Progress
+    out: Path, trackers: Sequence[str], settings: Mapping[str, Any], progress: Progress
 ) -> Iterator[MetricsLog | None]:
-    """The report of a whole run; None in every process of a group but the first.
+    """Open the metrics of a whole run; yield None in every rank except the first.
 
     Raises:
-      UserError: as `check_trackers`; another process writes to it.
+      UserError: as for `check_trackers`, or another process writes to these metrics.
     """
     if read_launch().rank:
         yield None
         return
-    with MetricsLog(out / LOGS, out, mirrors, out.resolve().name, settings, progress) as report:
-        yield report
+    with MetricsLog(out / LOGS, out, trackers, out.resolve().name, settings, progress) as metrics_log:
+        yield metrics_log
 
 
 @contextmanager
 def open_stage_log(
-    out: Path, mirrors: Sequence[str], settings: Mapping[str, Any], progress: Progress, shared: MetricsLog | None = None
+    out: Path,
+    trackers: Sequence[str],
+    settings: Mapping[str, Any],
+    progress: Progress,
+    shared: MetricsLog | None = None,
 ) -> Iterator[MetricsLog | None]:
-    """The report that a stage writes to: that of the run which it is part of, else its own where mirrors are asked for.
+    """Open the metrics that a stage writes to: those of its run (`shared`), or its own if `trackers` names any.
 
-    None elsewhere, and in every process of a group but the first. Raises as `open_run_log`.
+    Otherwise, and in every rank except the first, yield None. Raises the same errors as `open_run_log`.
     """
-    if shared or not mirrors or read_launch().rank:
+    if shared or not trackers or read_launch().rank:
         yield shared
         return
     here = out.resolve()
     title = f"{here.parent.name}/{here.name}"
-    with MetricsLog(out.parent / LOGS / out.name, out.parent, mirrors, title, settings, progress) as report:
-        yield report
+    with MetricsLog(out.parent / LOGS / out.name, out.parent, trackers, title, settings, progress) as metrics_log:
+        yield metrics_log

@@ -1,7 +1,7 @@
-"""Owns the places that show a run's metrics while it goes on: TensorBoard's event files, and Weights & Biases.
+"""Trackers, which show the metrics of a run while it is in progress: TensorBoard event files, Weights & Biases.
 
-A mirror is given all entries so far when it is opened, shows those that it lacks, and then each new one. So what it
-shows is what the run's `metrics.jsonl` says (`stages.tracking.metrics_log`), each entry once, whatever was killed before.
+A tracker receives all entries so far when it is opened, adds those that it lacks, and then receives each new entry. It
+therefore shows the entries of `metrics.jsonl` (`stages.tracking.metrics_log`), each once, even after a kill.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from typing import Any, Protocol
 from stages.core.errors import UserError
 
 Entry = dict[str, Any]
-"""One line of a run's metrics: `stage`, `of` (the output), `work`, `step`, `time`, and figures as `stage/name`."""
+"""One entry of `metrics.jsonl`: `stage`, `of` (the output), `work`, `step`, `time`, and metrics as `stage/name`."""
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a mirror tells of a run.
+    """The run that a tracker shows.
 
     Attributes:
-      directory: where it may keep files.
-      identity: of the run, the same for every process that goes on with it.
-      title: for people.
-      settings: the run's options.
+      directory: the directory for the tracker's files.
+      identity: the id of the run; processes that resume the run use the same id.
+      title: a name for the run.
+      settings: the options of the run.
     """
 
     directory: Path
@@ -38,41 +38,41 @@ class RunInfo:
 
 
 class Tracker(Protocol):
-    """A place that shows a run.
+    """A tracker of one run.
 
     Attributes:
-      where: one line for people.
+      location: where the user finds the run at the tracker, in one line.
     """
 
-    where: str
+    location: str
 
-    def show(self, number: int, entry: Entry) -> None:
-        """Entry `number` of the run, counted from 0; one that is there already is passed over."""
+    def log(self, number: int, entry: Entry) -> None:
+        """Add entry `number` of the run, counted from 0; skip an entry that the tracker already has."""
         ...
 
     def close(self, *, failed: bool) -> None:
-        """The process ends here, well or not."""
+        """Finish at the end of the process, which may have failed."""
         ...
 
 
 class TensorBoard:
-    """Event files, made anew from the first entry by each process that goes on with a run, and flushed every step.
+    """Event files, flushed after every entry. Each process that resumes a run writes them again from the first entry.
 
-    They begin by telling a TensorBoard that is open to forget what it has read of the run.
+    `purge_step=0` makes a running TensorBoard discard what it has read of the run before.
     """
 
-    def __init__(self, shown: RunInfo, entries: Iterable[Entry]) -> None:
+    def __init__(self, run: RunInfo, entries: Iterable[Entry]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        directory = shown.directory / "tensorboard"
+        directory = run.directory / "tensorboard"
         shutil.rmtree(directory, ignore_errors=True)
-        self.where = f"tensorboard --logdir {directory}"
+        self.location = f"tensorboard --logdir {directory}"
         self._writer = SummaryWriter(str(directory), purge_step=0)
         for entry in entries:
             self._write(entry)
         self._writer.flush()
 
-    def show(self, number: int, entry: Entry) -> None:
+    def log(self, number: int, entry: Entry) -> None:
         self._write(entry)
         self._writer.flush()
 
@@ -85,43 +85,43 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run at Weights & Biases, of which an entry's number is the step, so that none is taken in twice.
+    """A run at Weights & Biases. The number of an entry is its W&B step, so that no entry is recorded twice.
 
-    Online the server says what it has; an offline process writes everything again, and its directory takes the place
-    of the one before: `wandb sync` uploads it whole.
+    Online, the server reports the step at which the run continues. Offline, the process writes all entries again, and
+    its directory replaces that of the previous process, so that `wandb sync` uploads the complete run.
     """
 
-    def __init__(self, shown: RunInfo, entries: Iterable[Entry]) -> None:
+    def __init__(self, run: RunInfo, entries: Iterable[Entry]) -> None:
         import wandb
 
         try:
             self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "spo"),
-                name=os.environ.get("WANDB_NAME", shown.title),
-                id=shown.identity,
+                name=os.environ.get("WANDB_NAME", run.title),
+                id=run.identity,
                 resume="allow",
-                dir=str(shown.directory),
-                config=dict(shown.settings),
+                dir=str(run.directory),
+                config=dict(run.settings),
                 reinit="create_new",
                 settings=wandb.Settings(silent=True, console="off"),
             )
         except wandb.Error as error:
             raise UserError(
-                f"Weights & Biases cannot be reached ({error}): run this again when it can, or with WANDB_MODE=offline "
-                "and `wandb sync` later"
+                f"Weights & Biases is unreachable ({error}): rerun the command later, or set WANDB_MODE=offline "
+                "and run `wandb sync` afterwards"
             ) from error
         self._run.define_metric("*", step_metric="step")
         self._count = self._run.starting_step
         for number, entry in enumerate(entries):
-            self.show(number, entry)
+            self.log(number, entry)
         if self._run.offline:
-            here = Path(self._run.dir).parent
-            for before in here.parent.glob(f"offline-run-*-{shown.identity}"):
-                if before != here:
-                    shutil.rmtree(before, ignore_errors=True)
-        self.where = f"Weights & Biases: {self._run.url or Path(self._run.dir).parent}"
+            directory = Path(self._run.dir).parent
+            for previous in directory.parent.glob(f"offline-run-*-{run.identity}"):
+                if previous != directory:
+                    shutil.rmtree(previous, ignore_errors=True)
+        self.location = f"Weights & Biases: {self._run.url or Path(self._run.dir).parent}"
 
-    def show(self, number: int, entry: Entry) -> None:
+    def log(self, number: int, entry: Entry) -> None:
         if number >= self._count:
             self._run.log({"step": entry["step"], **figures(entry)}, step=number)
             self._count = number + 1
@@ -134,23 +134,25 @@ TRACKERS: dict[str, Callable[[RunInfo, Iterable[Entry]], Tracker]] = {
     "tensorboard": TensorBoard,
     "wandb": WeightsAndBiases,
 }
-"""Value of `--report-to` → what opens it."""
+"""Value of `--report-to` → constructor of the tracker."""
 
 
 def figures(entry: Entry) -> dict[str, float]:
-    """The numbers of an entry, by name."""
+    """Return the metrics of an entry by name; their names contain a slash, unlike the other keys."""
     return {name: value for name, value in entry.items() if "/" in name}
 
 
 def check_trackers(names: Iterable[str]) -> None:
-    """Told before any work begins.
+    """Check that trackers can be used, before any work begins.
 
     Raises:
-      UserError: a package is missing, or Weights & Biases has no credentials.
+      UserError: a package is not installed, or Weights & Biases has no credentials.
     """
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise UserError(f"--report-to {name} needs a package that is not installed: pip install 'spo-cli[{name}]'")
+            raise UserError(
+                f"--report-to {name} needs the package {name}, which is not installed: pip install 'spo-cli[{name}]'"
+            )
     if "wandb" in names:
         import wandb
 
@@ -159,5 +161,6 @@ def check_trackers(names: Iterable[str]) -> None:
                 wandb.login(verify=False)
         except wandb.Error as error:
             raise UserError(
-                f"--report-to wandb: {error} Or set WANDB_API_KEY; or WANDB_MODE=offline, and `wandb sync` later"
+                f"--report-to wandb: {error} Alternatively, set WANDB_API_KEY, or set WANDB_MODE=offline and run "
+                "`wandb sync` later"
             ) from error

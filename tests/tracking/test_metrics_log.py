@@ -1,4 +1,7 @@
-"""Metrics of a run: one JSONL file, and mirrors that show each entry once, read back by the readers of their makers."""
+"""The metrics of a run: one JSONL file, and trackers that show each entry once.
+
+The files of the trackers are read with the packages that define their formats.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +76,7 @@ def spo() -> Iterator[Commands]:
 
 @pytest.fixture
 def wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
-    """The real package, without credentials; it reads the environment once, unless it is torn down."""
+    """Return the real package without credentials; `teardown` makes it read the environment again."""
     package = pytest.importorskip("wandb", reason="wandb is not installed (the extra `wandb`)")
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
@@ -93,12 +96,12 @@ def lines(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
-def timeless(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Entries without what the clock decides."""
-    return [{k: v for k, v in entry.items() if k not in CLOCK} for entry in entries]
-
-
 CLOCK = {"time", "train/step_time", "train/tokens_per_second"}
+"""Values that differ between two runs of the same work."""
+
+
+def without_times(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in entry.items() if k not in CLOCK} for entry in entries]
 
 
 def series(entries: list[dict[str, Any]], tag: str) -> list[tuple[int, float]]:
@@ -106,7 +109,7 @@ def series(entries: list[dict[str, Any]], tag: str) -> list[tuple[int, float]]:
 
 
 def scalars(directory: Path) -> dict[str, list[tuple[int, float]]]:
-    """All points of all event files by tag, as they lie there: nothing is purged by the reader."""
+    """Return all points of all event files by tag, including those that TensorBoard would discard."""
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
     found: dict[str, list[tuple[int, float]]] = {}
@@ -118,7 +121,7 @@ def scalars(directory: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def shown(directory: Path, tag: str) -> list[tuple[int, float]]:
-    """What TensorBoard shows."""
+    """Return the points that TensorBoard shows."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     accumulator = EventAccumulator(str(directory))
@@ -127,7 +130,7 @@ def shown(directory: Path, tag: str) -> list[tuple[int, float]]:
 
 
 def history(directory: Path) -> list[dict[str, Any]]:
-    """The history in an offline run's file: blocks of 32 KiB, in them CRC (4), length (2), kind (1) and content."""
+    """Return the history in the file of an offline run: blocks of 32 KiB: CRC (4), length (2), kind (1), content."""
     from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportAttributeAccessIssue]
 
     (path,) = directory.glob("wandb/offline-run-*/run-*.wandb")
@@ -139,7 +142,7 @@ def history(directory: Path) -> list[dict[str, Any]]:
         _, length, kind = struct.unpack("<IHB", data[place : place + 7])
         content += data[place + 7 : place + 7 + length]
         place += 7 + length
-        if kind in (1, 4):  # a whole record, or the last piece of one
+        if kind in (1, 4):  # a complete record, or the last fragment of one
             record = Record.FromString(content)
             content = b""
             if record.WhichOneof("record_type") == "history":
@@ -155,76 +158,76 @@ def close_to(points: list[tuple[int, float]]) -> list[tuple[int, Any]]:
     return [(step, pytest.approx(value, rel=1e-6)) for step, value in points]
 
 
-def open_new(directory: Path, *mirrors: str) -> MetricsLog:
-    return MetricsLog(directory, directory.parent, mirrors, "title", {}, Notes())
+def open_log(directory: Path, *trackers: str) -> MetricsLog:
+    return MetricsLog(directory, directory.parent, trackers, "title", {}, Notes())
 
 
-def test_a_resumed_series_says_each_step_once_and_of_those_done_again_the_last(tmp_path: Path):
+def test_a_resumed_series_has_each_step_once_with_the_values_of_its_last_run(tmp_path: Path):
     logs = tmp_path / "_logs"
     steps = [{"step": i, "loss": 1.0 / i} for i in range(1, 7)]
-    with open_new(logs, "tensorboard") as report:  # ends two steps after its checkpoint
-        told = report.open_series("train", tmp_path / "a", "work", [])
+    with open_log(logs, "tensorboard") as metrics_log:  # killed two steps after its checkpoint
+        opened = metrics_log.open_series("train", tmp_path / "a", "work", [])
         for line in steps[:4]:
-            told.log(line)
+            opened.log(line)
     again = [{**line, "loss": line["loss"] + 1} for line in steps]
-    with open_new(logs, "tensorboard") as report:
-        told = report.open_series("train", tmp_path / "a", "work", steps[:2])
+    with open_log(logs, "tensorboard") as metrics_log:
+        opened = metrics_log.open_series("train", tmp_path / "a", "work", steps[:2])
         for line in again[2:]:
-            told.log(line)
+            opened.log(line)
     expected = [(line["step"], line["loss"]) for line in [*steps[:2], *again[2:]]]
     assert series(lines(logs), "train/loss") == expected
     assert scalars(logs / "tensorboard") == {"train/loss": close_to(expected)}
     assert shown(logs / "tensorboard", "train/loss") == close_to(expected)
 
 
-def test_a_line_that_a_crash_has_torn_is_told_again(tmp_path: Path):
+def test_a_line_that_a_crash_truncated_is_written_again(tmp_path: Path):
     steps = [{"step": i, "loss": float(i)} for i in range(1, 4)]
-    with open_new(tmp_path / "_logs") as report:
-        report.open_series("train", tmp_path / "a", "work", steps)
+    with open_log(tmp_path / "_logs") as metrics_log:
+        metrics_log.open_series("train", tmp_path / "a", "work", steps)
     path = tmp_path / "_logs" / "metrics.jsonl"
     path.write_bytes(path.read_bytes()[:-5])
-    with open_new(tmp_path / "_logs") as report:
-        report.open_series("train", tmp_path / "a", "work", steps)
+    with open_log(tmp_path / "_logs") as metrics_log:
+        metrics_log.open_series("train", tmp_path / "a", "work", steps)
     assert series(lines(tmp_path / "_logs"), "train/loss") == [(1, 1.0), (2, 2.0), (3, 3.0)]
 
 
-def test_a_mirror_that_is_asked_for_later_shows_everything(tmp_path: Path):
+def test_a_tracker_that_is_added_later_shows_all_entries(tmp_path: Path):
     logs, steps = tmp_path / "_logs", [{"step": i, "loss": float(i)} for i in range(1, 4)]
-    with open_new(logs) as report:
-        report.open_series("train", tmp_path / "a", "work", steps)
+    with open_log(logs) as metrics_log:
+        metrics_log.open_series("train", tmp_path / "a", "work", steps)
     assert not (logs / "tensorboard").exists()
-    with open_new(logs, "tensorboard") as report:
-        report.open_series("train", tmp_path / "a", "work", steps)
+    with open_log(logs, "tensorboard") as metrics_log:
+        metrics_log.open_series("train", tmp_path / "a", "work", steps)
     assert scalars(logs / "tensorboard") == {"train/loss": [(1, 1.0), (2, 2.0), (3, 3.0)]}
     written = {path: path.stat().st_mtime_ns for path in (logs / "tensorboard").iterdir()}
-    with open_new(logs, "tensorboard") as report:
-        report.open_series("train", tmp_path / "a", "work", steps)
-    assert {path: path.stat().st_mtime_ns for path in (logs / "tensorboard").iterdir()} == written, "nothing to do"
+    with open_log(logs, "tensorboard") as metrics_log:
+        metrics_log.open_series("train", tmp_path / "a", "work", steps)
+    assert {path: path.stat().st_mtime_ns for path in (logs / "tensorboard").iterdir()} == written, (
+        "the tracker is complete"
+    )
 
 
-def test_two_processes_do_not_write_one_run(tmp_path: Path):
-    with open_new(tmp_path / "_logs"), pytest.raises(UserError, match="another process"), open_new(tmp_path / "_logs"):
+def test_two_processes_cannot_write_the_metrics_of_one_run(tmp_path: Path):
+    with open_log(tmp_path / "_logs"), pytest.raises(UserError, match="another process"), open_log(tmp_path / "_logs"):
         pass
 
 
-def test_figures_that_are_not_finite_are_left_out(tmp_path: Path):
-    with open_new(tmp_path / "_logs") as report:
-        report.log_figures("eval", tmp_path / "eval", {"avg@1": 0.5, "avg@1 standard error": float("nan")})
+def test_values_that_are_not_finite_are_left_out(tmp_path: Path):
+    with open_log(tmp_path / "_logs") as metrics_log:
+        metrics_log.log_figures("eval", tmp_path / "eval", {"avg@1": 0.5, "avg@1 standard error": float("nan")})
     (entry,) = lines(tmp_path / "_logs")
     assert "eval/avg@1" in entry
     assert "eval/avg@1 standard error" not in entry
 
 
-def test_a_package_that_is_missing_is_told_before_any_work(
-    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_missing_package_is_reported_before_any_work(policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    asked = sft.Config(out=tmp_path / "m", preset="tiny", steps=1, report_to=("tensorboard",), **ARITHMETIC)
+    config = sft.Config(out=tmp_path / "m", preset="tiny", steps=1, report_to=("tensorboard",), **ARITHMETIC)
     with pytest.raises(UserError, match=r"--report-to tensorboard .* pip install 'spo-cli\[tensorboard\]'"):
-        sft.run(asked)
-    asked = evaluate.Config(model=str(policy), out=tmp_path / "e", report_to=("wandb",), **EVALUATION)
+        sft.run(config)
+    config = evaluate.Config(model=str(policy), out=tmp_path / "e", report_to=("wandb",), **EVALUATION)
     with pytest.raises(UserError, match=r"pip install 'spo-cli\[wandb\]'"):
-        evaluate.run(asked)
+        evaluate.run(config)
     assert not any(tmp_path.iterdir())
 
 
@@ -232,25 +235,25 @@ EVALUATION: dict[str, Any] = {"task": ("arithmetic",), "task_arg": ("operations=
 
 
 @pytest.mark.usefixtures("wandb")
-def test_without_credentials_weights_and_biases_says_so_before_any_work(recipe: Path, tmp_path: Path):
+def test_missing_credentials_for_weights_and_biases_are_reported_before_any_work(recipe: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"--report-to wandb: .*WANDB_MODE=offline"):
         iterate.run(iterate.Config(recipe=recipe, out=tmp_path / "run", report_to=("wandb",)))
     assert not (tmp_path / "run").exists()
 
 
-def test_only_the_first_rank_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_only_the_first_rank_writes_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MASTER_ADDR", "localhost")
-    with open_stage_log(tmp_path / "model", ("tensorboard",), {}, Notes()) as report:
-        assert report is None
+    with open_stage_log(tmp_path / "model", ("tensorboard",), {}, Notes()) as metrics_log:
+        assert metrics_log is None
     assert not any(tmp_path.iterdir())
 
 
-def test_a_stage_by_itself_keeps_its_report_beside_its_output(chain: Path, tmp_path: Path):
-    asked = {"per_device_batch_size": 8, "gradient_accumulation_steps": 2, "threads": 1, "learning_rate": 1e-4}
+def test_a_single_stage_keeps_its_metrics_next_to_its_output(chain: Path, tmp_path: Path):
+    options = {"per_device_batch_size": 8, "gradient_accumulation_steps": 2, "threads": 1, "learning_rate": 1e-4}
     train.run(
-        train.Config(advantages=(chain / "advantages",), out=tmp_path / "model", report_to=("tensorboard",), **asked)
+        train.Config(advantages=(chain / "advantages",), out=tmp_path / "model", report_to=("tensorboard",), **options)
     )
     own = [json.loads(line) for line in (tmp_path / "model" / "metrics.jsonl").read_text().splitlines()]
     points = scalars(tmp_path / "_logs" / "model" / "tensorboard")
@@ -259,11 +262,11 @@ def test_a_stage_by_itself_keeps_its_report_beside_its_output(chain: Path, tmp_p
         assert points[f"train/{name}"] == close_to([(int(line["step"]), line[name]) for line in own])
 
 
-def test_an_evaluation_in_shards_is_reported_once_all_of_it_is_there(policy: Path, tmp_path: Path):
+def test_an_evaluation_in_shards_is_recorded_when_all_parts_exist(policy: Path, tmp_path: Path):
     for shard in ("0/2", "1/2"):
         assert not (tmp_path / "_logs").exists()
-        asked = {"num_questions": 4, "shard": shard, "report_to": ("tensorboard",), **EVALUATION}
-        evaluate.run(evaluate.Config(model=str(policy), out=tmp_path / "eval", **asked))
+        options = {"num_questions": 4, "shard": shard, "report_to": ("tensorboard",), **EVALUATION}
+        evaluate.run(evaluate.Config(model=str(policy), out=tmp_path / "eval", **options))
     (entry,) = lines(tmp_path / "_logs" / "eval")
     assert 0 <= entry["eval/avg@1"] <= 1
     assert scalars(tmp_path / "_logs" / "eval" / "tensorboard")["eval/avg_at_1"] == close_to([(0, entry["eval/avg@1"])])
@@ -271,27 +274,27 @@ def test_an_evaluation_in_shards_is_reported_once_all_of_it_is_there(policy: Pat
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("offline")
-def test_the_stages_of_a_run_share_one_report_and_a_kill_neither_doubles_nor_loses_a_step(
+def test_the_stages_of_a_run_share_one_log_and_a_kill_neither_repeats_nor_loses_a_step(
     recipe: Path, spo: Commands, tmp_path: Path
 ):
     def command(out: str) -> list[str | Path]:
         return ["run", recipe, "--out", tmp_path / out, "--report-to", "tensorboard", "wandb"]
 
-    away = {"WANDB_MODE": "offline"}
-    unbroken = spo.finish(*command("unbroken"), variables=away)
-    expected = lines(tmp_path / "unbroken" / "_logs")
+    offline = {"WANDB_MODE": "offline"}
+    uninterrupted = spo.finish(*command("uninterrupted"), variables=offline)
+    expected = lines(tmp_path / "uninterrupted" / "_logs")
     kills, identities = 0, set[str]()
-    for share in (0.2, 0.25, 0.3, 0.4, 0.5):
-        killed = spo.run(*command("killed"), seconds=unbroken.seconds * share, variables=away)
+    for fraction in (0.2, 0.25, 0.3, 0.4, 0.5):
+        killed = spo.run(*command("killed"), seconds=uninterrupted.seconds * fraction, variables=offline)
         kills += killed.code == -signal.SIGPROF
         assert killed.code in (-signal.SIGPROF, 0), killed.stderr
         state = tmp_path / "killed" / "_logs" / "mirrors.json"
         identities |= {json.loads(state.read_text())["identity"]} if state.exists() else set()
     assert kills >= 2
-    spo.finish(*command("killed"), variables=away)
+    spo.finish(*command("killed"), variables=offline)
     logs = tmp_path / "killed" / "_logs"
     entries = lines(logs)
-    assert timeless(entries) == timeless(expected)
+    assert without_times(entries) == without_times(expected)
     assert identities == {json.loads((logs / "mirrors.json").read_text())["identity"]}
 
     steps = [step for step, _ in series(entries, "train/loss")]
@@ -302,34 +305,34 @@ def test_the_stages_of_a_run_share_one_report_and_a_kill_neither_doubles_nor_los
     assert scalars(logs / "tensorboard")["train/loss"] == close_to(series(entries, "train/loss"))
     assert shown(logs / "tensorboard", "eval/avg_at_1") == close_to(series(entries, "eval/avg@1"))
 
-    told = history(logs)
-    assert [line["number"] for line in told] == [*range(len(entries))]
-    pairs = [(line["step"], line["train/loss"]) for line in told if "train/loss" in line]
+    recorded = history(logs)
+    assert [line["number"] for line in recorded] == [*range(len(entries))]
+    pairs = [(line["step"], line["train/loss"]) for line in recorded if "train/loss" in line]
     assert pairs == close_to(series(entries, "train/loss"))
 
     def touched() -> dict[Path, int]:
-        """But for the lock, and wandb's own notes on itself, which a process of its own ends later."""
+        """Return modification times, except of the lock and of logs that a process of wandb writes later."""
         kept = (path for path in logs.rglob("*") if path.is_file() and path.name != "lock" and path.suffix != ".log")
         return {path: path.stat().st_mtime_ns for path in kept}
 
     before = touched()
-    spo.finish(*command("killed"), variables=away)
-    assert touched() == before, "nothing was left to tell"
+    spo.finish(*command("killed"), variables=offline)
+    assert touched() == before, "the metrics are complete"
 
 
 @pytest.mark.usefixtures("offline")
-def test_work_that_is_done_anew_is_another_run_at_weights_and_biases(tmp_path: Path):
+def test_work_with_another_fingerprint_is_a_new_run_at_weights_and_biases(tmp_path: Path):
     logs = tmp_path / "_logs"
     identities = []
     for work in ("first", "second", "second"):
-        with open_new(logs, "wandb") as report:
-            report.open_series("train", tmp_path / "a", work, [{"step": 1, "loss": 0.5}])
+        with open_log(logs, "wandb") as metrics_log:
+            metrics_log.open_series("train", tmp_path / "a", work, [{"step": 1, "loss": 0.5}])
         identities.append(json.loads((logs / "mirrors.json").read_text())["identity"])
     assert identities[0] != identities[1] == identities[2]
 
 
-def test_what_the_server_has_is_not_sent_again(offline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Online, a run that goes on starts at the step after the last that the server has."""
+def test_entries_that_the_server_has_are_not_sent_again(offline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Online, a resumed run starts at the step after the last one that the server has."""
     sent = []
 
     class Run:
@@ -343,13 +346,13 @@ def test_what_the_server_has_is_not_sent_again(offline: Any, tmp_path: Path, mon
         def finish(self, exit_code: int) -> None:
             sent.append(exit_code)
 
-    asked: dict[str, Any] = {}
-    monkeypatch.setattr(offline, "init", lambda **given: asked.update(given) or Run())
+    arguments: dict[str, Any] = {}
+    monkeypatch.setattr(offline, "init", lambda **given: arguments.update(given) or Run())
     steps = [{"step": i, "loss": float(i)} for i in range(1, 5)]
-    with open_new(tmp_path / "_logs") as report:
-        report.open_series("train", tmp_path / "a", "work", steps[:3])
-    with open_new(tmp_path / "_logs", "wandb") as report:
-        report.open_series("train", tmp_path / "a", "work", steps)
+    with open_log(tmp_path / "_logs") as metrics_log:
+        metrics_log.open_series("train", tmp_path / "a", "work", steps[:3])
+    with open_log(tmp_path / "_logs", "wandb") as metrics_log:
+        metrics_log.open_series("train", tmp_path / "a", "work", steps)
     assert sent == [(2, 3.0), (3, 4.0), 0]
-    assert asked["resume"] == "allow"
-    assert asked["id"] == json.loads((tmp_path / "_logs" / "mirrors.json").read_text())["identity"]
+    assert arguments["resume"] == "allow"
+    assert arguments["id"] == json.loads((tmp_path / "_logs" / "mirrors.json").read_text())["identity"]
