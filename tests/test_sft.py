@@ -1,4 +1,4 @@
-"""`spo sft`: what is learned, what is refused, and that a killed run ends as if it had not been killed."""
+"""Test `spo sft`: what it learns, what it refuses, and that a killed run resumes to the same bytes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from stages.core.errors import FingerprintMismatch, Interrupted, UserError
 from stages.core.progress import Silent
@@ -28,7 +30,7 @@ TOKENIZER = make_byte_tokenizer()
 
 
 def settings(out: Path, **given: Any) -> Config:
-    """A warm start of seconds: questions of one operation, 4 steps of 8 examples."""
+    """Return a config that trains in seconds: questions of one operation, 4 steps of 8 examples."""
     settings: dict[str, Any] = {"preset": "tiny", "task": "arithmetic", "task_arg": ("operations=1",), "threads": 1}
     settings |= {"steps": 4, "per_device_batch_size": 8} | given
     return Config(out=out, **settings)
@@ -44,7 +46,7 @@ def same(a: Path, b: Path) -> bool:
 
 
 def log_prob(model: Any, prompt: str, response: str) -> float:
-    """Mean log-probability of the response's tokens and the end token, straight from the logits."""
+    """Return the mean log-probability of the tokens of a response and the end token, computed from the logits."""
     ids = torch.tensor([[*prompt.encode(), *response.encode(), 256]])
     with torch.no_grad():
         table = model(ids).logits.log_softmax(-1)[0, :-1].gather(-1, ids[0, 1:, None]).flatten()
@@ -52,7 +54,7 @@ def log_prob(model: Any, prompt: str, response: str) -> float:
 
 
 class Stop(Silent):
-    """Sends a signal to this process after so many steps."""
+    """Sends a signal to this process after a number of steps."""
 
     def __init__(self, after: int, number: int) -> None:
         self.left, self.number = after, number
@@ -64,7 +66,7 @@ class Stop(Silent):
 
 
 def test_it_learns_the_response_and_its_end(tmp_path: Path):
-    """One question over and over: its response becomes near certain, end token included."""
+    """Trained on one question, the response and the end token become nearly certain."""
     data = tmp_path / "train.jsonl"
     data.write_text('{"question": "1 + 1?", "answer": "It is 2.\\n#### 2"}\n')
     args: dict[str, Any] = {"task": "gsm8k", "task_arg": (), "prompt_template": "plain", "data": str(data)}
@@ -85,7 +87,7 @@ def test_the_first_loss_is_minus_the_mean_log_probability_of_the_response_tokens
     assert first["num_tokens"] == 8 * 9
 
 
-def test_the_directory_is_an_ordinary_one_with_its_lineage(tmp_path: Path):
+def test_the_output_is_a_model_directory_with_a_lineage(tmp_path: Path):
     summary = run(settings(tmp_path / "model"))
     directory = checkpoints.resolve(str(tmp_path / "model"))
     assert loading.load_tokenizer(directory)("#1")["input_ids"] == [35, 49]
@@ -99,7 +101,7 @@ def test_the_directory_is_an_ordinary_one_with_its_lineage(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]  # nothing unfinished is left beside it
 
 
-def test_how_a_step_is_split_into_passes_changes_nothing_but_rounding(tmp_path: Path):
+def test_the_number_of_passes_per_step_changes_rounding_only(tmp_path: Path):
     run(settings(tmp_path / "whole"))
     split = settings(tmp_path / "split", per_device_batch_size=4, gradient_accumulation_steps=2)
     run(split)
@@ -114,7 +116,7 @@ def lineage_of(directory: Path) -> Lineage:
     return lineage
 
 
-def test_the_same_work_is_skipped_and_other_work_refused_with_its_differences(tmp_path: Path):
+def test_the_same_work_is_skipped_and_another_configuration_is_refused(tmp_path: Path):
     config, notes = settings(tmp_path / "model"), Notes()
     first = run(config)
     before = (tmp_path / "model" / "model.safetensors").stat().st_mtime_ns
@@ -129,7 +131,7 @@ def test_the_same_work_is_skipped_and_other_work_refused_with_its_differences(tm
     assert lineage_of(tmp_path / "model").seed == 1
 
 
-def test_a_given_model_goes_on_from_its_weights(tmp_path: Path):
+def test_training_starts_from_the_weights_of_a_given_model(tmp_path: Path):
     run(settings(tmp_path / "first"))
     second = settings(tmp_path / "second", preset=None, model=str(tmp_path / "first"), learning_rate=1e-9)
     run(second)
@@ -140,7 +142,7 @@ def test_a_given_model_goes_on_from_its_weights(tmp_path: Path):
     assert (source.path, source.fingerprint) == ("../first", checkpoints.digest(tmp_path / "first"))
 
 
-def test_something_else_in_the_way_is_never_replaced(tmp_path: Path):
+def test_an_output_path_with_other_files_is_refused(tmp_path: Path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "thesis.txt").touch()
     with pytest.raises(UserError, match="no model directory made by spo"):
@@ -156,12 +158,12 @@ def test_something_else_in_the_way_is_never_replaced(tmp_path: Path):
         ({"steps": 0}, "--steps must be at least 1; got 0"),
     ],
 )
-def test_flags_that_cannot_be_are_refused(tmp_path: Path, given: dict[str, Any], problem: str):
+def test_invalid_options_are_refused(tmp_path: Path, given: dict[str, Any], problem: str):
     with pytest.raises(UserError, match=problem):
         settings(tmp_path / "model", **given)
 
 
-def test_what_cannot_be_learned_from_is_told_and_nothing_is_written(tmp_path: Path):
+def test_unusable_examples_are_refused_before_anything_is_written(tmp_path: Path):
     data = tmp_path / "train.jsonl"
     long: dict[str, Any] = {"task": "gsm8k", "task_arg": (), "data": str(data)}
     data.write_text(json.dumps({"question": "?", "answer": "x" * 3000 + "#### 1"}))
@@ -175,7 +177,7 @@ def test_what_cannot_be_learned_from_is_told_and_nothing_is_written(tmp_path: Pa
         run(settings(tmp_path / "model", **long))
     with pytest.raises(UserError, match="endless stream: pass --num-examples or --steps"):
         run(settings(tmp_path / "model", steps=None))
-    with pytest.raises(UserError, match="has 10,000 questions; --num-examples 10001"):
+    with pytest.raises(UserError, match="has 10,000 questions; expected --num-examples of at most that, got 10001"):
         run(settings(tmp_path / "model", split="test", num_examples=10_001))
     assert [path.name for path in tmp_path.iterdir()] == ["train.jsonl"]
 
@@ -202,12 +204,12 @@ def killed_after(config: Config, steps: int) -> None:
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
 
 
-def test_killed_again_and_again_it_ends_with_the_same_bytes(tmp_path: Path):
+def test_a_run_that_is_killed_several_times_ends_with_the_same_bytes(tmp_path: Path):
     given: dict[str, Any] = {"steps": 7, "num_examples": 24, "save_steps": 2}  # 3 steps an epoch
     (tmp_path / "torn").mkdir()
     run(settings(tmp_path / "whole", **given))
     config = settings(tmp_path / "torn" / "model", **given)
-    for steps in (3, 1, 3):  # states: after 2, after 2, after 4
+    for steps in (3, 1, 3):  # the newest checkpoint is then after step 2, 2 and 4
         killed_after(config, steps)
     assert [path.name for path in (tmp_path / "torn" / ".model.partial").glob("step-*")] == ["step-00000004"]
     notes = Notes()
@@ -218,7 +220,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(tmp_path: Path):
     assert [path.name for path in (tmp_path / "torn").iterdir()] == ["model"]
 
 
-def test_a_signal_ends_it_resumably_and_other_settings_do_not_take_over(tmp_path: Path):
+def test_a_signal_leaves_a_resumable_run_that_other_settings_do_not_resume(tmp_path: Path):
     config = settings(tmp_path / "model", save_steps=1)
     with pytest.raises(Interrupted, match="SIGTERM"), interruptible():
         run(config, Stop(3, signal.SIGTERM))
@@ -230,18 +232,15 @@ def test_a_signal_ends_it_resumably_and_other_settings_do_not_take_over(tmp_path
     assert same(tmp_path / "model", tmp_path / "whole")
 
 
-def test_a_response_follows_the_prompt_as_a_rollout_reads_it():
+def test_a_response_follows_the_prompt_tokens_of_a_rollout():
     example, empty = encode_examples(TOKENIZER, [("1B+2C", "B+2=3;#3"), ("é", "")])
     assert example.tokens.tolist() == [*b"1B+2CB+2=3;#3", 256]
     assert example.kept.tolist() == list(range(5, 14))
     assert (empty.tokens.tolist(), empty.kept.tolist()) == ([*"é".encode(), 256], [2])
 
 
-def test_a_token_across_the_border_is_cut_there():
-    """`b#` is one token of this vocabulary; a rollout reads the prompt `ab`, so it must be learned as that."""
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
+def test_a_token_that_spans_prompt_and_response_is_split():
+    """`b#` is one token of this vocabulary, but a rollout has the prompt `ab`, so training must have it too."""
     vocabulary = {"a": 0, "b": 1, "#": 2, "1": 3, "b#": 4, "#1": 5, "<end>": 6}
     bpe = Tokenizer(models.BPE(vocab=vocabulary, merges=[("b", "#"), ("#", "1")]))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<end>")
@@ -251,7 +250,7 @@ def test_a_token_across_the_border_is_cut_there():
     assert example.kept.tolist() == [2, 3]
 
 
-def test_an_epoch_holds_every_example_once_in_batches_of_like_length():
+def test_an_epoch_has_every_example_once_in_batches_of_similar_length():
     texts = [("p", "x" * (1 + i * 37 % 50)) for i in range(200)]
     examples = encode_examples(TOKENIZER, texts)
     batches = plan_batches(examples, 8, seed=0, epoch=0)

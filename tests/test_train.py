@@ -1,4 +1,4 @@
-"""`spo train` on real artefacts and a real tiny model: what it writes, resumes, continues and refuses."""
+"""Test `spo train` on real artefacts and a tiny model: what it writes, resumes, continues and refuses."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def chain(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with trajectories/ and advantages/ in one part each."""
+    """Return a folder with trajectories/ and advantages/, one part each."""
     return write_chain(tmp_path_factory.mktemp("chain"), model)
 
 
@@ -64,7 +64,7 @@ def save_model(directory: Path, seed: int, change: Callable[[Any], None] | None 
 
 
 def make_rows(model: Path, *, keep: float = 0.4) -> tuple[pa.Table, pa.Table]:
-    """Responses of uneven length in two segments each, with the log-probabilities that the model gives them."""
+    """Return trajectories with the model's log-probabilities, and their advantages, two segments for each response."""
     network = loading.load_model(model, torch.device("cpu"), torch.float32)
     generator = np.random.default_rng(0)
     trajectories, advantages = [], []
@@ -139,12 +139,14 @@ def metrics(directory: Path) -> list[dict[str, float]]:
 
 
 def assert_identical(one: Path, other: Path) -> None:
-    """Bit for bit: weights, optimiser state, lineage."""
+    """Assert that weights, optimizer state and lineage are the same bytes."""
     for name in ("model.safetensors", "optimizer.safetensors", "spo.json"):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
-def test_it_writes_a_hugging_face_directory_with_metrics_and_lineage(chain: Path, model: Path, tmp_path: Path) -> None:
+def test_the_output_is_a_hugging_face_directory_with_metrics_and_lineage(
+    chain: Path, model: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "policy"
     summary = run(settings(chain, out))
     network = loading.load_model(checkpoints.resolve(str(out)), torch.device("cpu"), torch.float32)
@@ -180,7 +182,7 @@ def test_a_second_call_finds_it_up_to_date(chain: Path, tmp_path: Path) -> None:
     assert (out / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_another_configuration_is_refused_by_name_unless_overwritten(chain: Path, tmp_path: Path) -> None:
+def test_another_configuration_is_refused_with_the_difference_unless_overwritten(chain: Path, tmp_path: Path) -> None:
     out = tmp_path / "policy"
     run(settings(chain, out))
     with pytest.raises(FingerprintMismatch, match=r"epsilon: found 0\.2, requested 0\.3"):
@@ -190,7 +192,7 @@ def test_another_configuration_is_refused_by_name_unless_overwritten(chain: Path
     assert_identical(out, tmp_path / "other")
 
 
-def test_what_another_tool_wrote_is_never_replaced(chain: Path, tmp_path: Path) -> None:
+def test_files_of_another_tool_are_never_replaced(chain: Path, tmp_path: Path) -> None:
     out = tmp_path / "thesis"
     out.mkdir()
     (out / "chapter1.tex").write_text("…", encoding="utf-8")
@@ -199,8 +201,8 @@ def test_what_another_tool_wrote_is_never_replaced(chain: Path, tmp_path: Path) 
     assert (out / "chapter1.tex").exists()
 
 
-def test_how_a_step_is_split_changes_neither_weights_nor_fingerprint(chain: Path, tmp_path: Path) -> None:
-    """Beyond rounding: a step of 1e-3 may differ by what float32 sums differ by."""
+def test_the_number_of_passes_per_step_changes_neither_weights_nor_fingerprint(chain: Path, tmp_path: Path) -> None:
+    """Weights may differ by the rounding of float32 sums, which is small against the learning rate of 1e-3."""
     splits = [(1, 4), (2, 2), (4, 1)]
     for size, accumulation in splits:
         given = {"per_device_batch_size": size, "gradient_accumulation_steps": accumulation, "adam_epsilon": 1e-4}
@@ -211,14 +213,14 @@ def test_how_a_step_is_split_changes_neither_weights_nor_fingerprint(chain: Path
     assert run(settings(chain, tmp_path / "1", **given)).up_to_date
 
 
-def test_the_order_does_not_depend_on_how_the_artefact_was_cut(model: Path, chain: Path, tmp_path: Path) -> None:
+def test_the_order_does_not_depend_on_the_number_of_parts(model: Path, chain: Path, tmp_path: Path) -> None:
     parted = write_chain(tmp_path / "parted", model, parts=3)
     run(settings(chain, tmp_path / "one"))
     run(settings(parted, tmp_path / "three"))
     assert distance(tmp_path / "one", tmp_path / "three") == 0.0
 
 
-def test_every_epoch_takes_each_trajectory_once_in_an_order_of_its_own() -> None:
+def test_every_epoch_has_each_trajectory_once_in_its_own_order() -> None:
     ids = [f"q{index}/0" for index in range(20)]
     batches = plan_batches(ids, seed=3, epochs=2, size=6)
     assert [len(batch) for batch in batches] == [6, 6, 6, 2] * 2
@@ -231,7 +233,7 @@ def test_every_epoch_takes_each_trajectory_once_in_an_order_of_its_own() -> None
 
 
 class Stop(Silent):
-    """Sends itself a signal when a number of trajectories is done."""
+    """Sends a signal to this process after a number of trajectories."""
 
     def __init__(self, after: int, number: signal.Signals) -> None:
         self.left, self.number = after, number
@@ -244,7 +246,7 @@ class Stop(Silent):
 
 
 def attempt(config: Config, seconds: float | None = None, stop: Stop | None = None) -> bool:
-    """Run in a child; False if it was killed: by the alarm clock, whose default action ends a process like SIGKILL."""
+    """Run in a child; return False if a signal killed it. The default action of SIGALRM ends a process like SIGKILL."""
     child = os.fork()
     if child == 0:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -263,14 +265,14 @@ def attempt(config: Config, seconds: float | None = None, stop: Stop | None = No
     return True
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_bytes(chain: Path, tmp_path: Path) -> None:
+def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(chain: Path, tmp_path: Path) -> None:
     given = {"epochs": 2, "save_steps": 1}
     (tmp_path / "whole").mkdir()
     run(settings(chain, tmp_path / "whole" / "policy", **given))
     config = settings(chain, tmp_path / "torn" / "policy", **given)
     assert not attempt(config, stop=Stop(9, signal.SIGKILL))
     saved = list((tmp_path / "torn" / ".policy.partial").glob("step-*"))
-    assert [place.name for place in saved] == ["step-00000002"]
+    assert [path.name for path in saved] == ["step-00000002"]
     generator = random.Random(0)
     for _ in range(10):
         if attempt(config, seconds=generator.uniform(0.02, 0.5)):
@@ -281,7 +283,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(chain: Path, tmp_p
     assert [entry.name for entry in (tmp_path / "torn").iterdir()] == ["policy"]
 
 
-def test_a_signal_ends_it_resumably(chain: Path, tmp_path: Path) -> None:
+def test_a_signal_leaves_a_resumable_run(chain: Path, tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()
     run(settings(chain, tmp_path / "whole" / "policy"))
     config = settings(chain, tmp_path / "policy", save_steps=1)
@@ -295,8 +297,8 @@ def test_a_signal_ends_it_resumably(chain: Path, tmp_path: Path) -> None:
         assert (tmp_path / "policy" / name).read_bytes() == (tmp_path / "whole" / "policy" / name).read_bytes()
 
 
-def test_two_calls_that_hand_on_the_optimiser_are_one(chain: Path, tmp_path: Path) -> None:
-    """With recorded log-probabilities and one step an epoch, two calls do what one call of two epochs does."""
+def test_two_calls_that_continue_one_optimizer_equal_one_call(chain: Path, tmp_path: Path) -> None:
+    """With recorded log-probabilities and one step per epoch, two calls equal one call of two epochs."""
     given = {"old_logprobs": "recorded", "beta": 0.0, "gradient_accumulation_steps": 8, "adam_epsilon": 1e-4}
     whole = settings(chain, tmp_path / "whole", epochs=2, **given)
     run(whole)
@@ -311,7 +313,9 @@ def test_two_calls_that_hand_on_the_optimiser_are_one(chain: Path, tmp_path: Pat
     assert [item.stage for item in lineage.inputs] == ["estimate", "rollout", "optimizer"]
 
 
-def test_a_schedule_over_all_calls_goes_on_where_the_last_one_stopped(chain: Path, tmp_path: Path) -> None:
+def test_a_schedule_over_all_calls_continues_after_the_last_step_of_the_previous_call(
+    chain: Path, tmp_path: Path
+) -> None:
     given = {"lr_scheduler_type": "linear", "total_steps": 6, "warmup_steps": 2}
     run(settings(chain, tmp_path / "first", **given))
     run(settings(chain, tmp_path / "second", model=str(tmp_path / "first"), **given))
@@ -319,7 +323,7 @@ def test_a_schedule_over_all_calls_goes_on_where_the_last_one_stopped(chain: Pat
     assert rates == pytest.approx([0.5e-3, 1e-3, 1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
 
 
-def test_schedules_by_hand() -> None:
+def test_schedules_equal_values_computed_by_hand() -> None:
     assert [learning_rate_factor(position, 10, 4, "constant") for position in range(6)] == [
         0.25,
         0.5,
@@ -338,7 +342,7 @@ def test_schedules_by_hand() -> None:
     assert [learning_rate_factor(position, 4, 0, "cosine") for position in (0, 2, 4)] == pytest.approx([1.0, 0.5, 0.0])
 
 
-def test_recorded_log_probabilities_that_agree_give_the_recomputed_step(chain: Path, tmp_path: Path) -> None:
+def test_recorded_log_probabilities_give_the_same_steps_as_recomputed_ones(chain: Path, tmp_path: Path) -> None:
     run(settings(chain, tmp_path / "recompute"))
     run(settings(chain, tmp_path / "recorded", old_logprobs="recorded"))
     for one, other in zip(metrics(tmp_path / "recompute"), metrics(tmp_path / "recorded"), strict=True):
@@ -347,7 +351,7 @@ def test_recorded_log_probabilities_that_agree_give_the_recomputed_step(chain: P
     assert metrics(tmp_path / "recorded")[0]["ratio/mean"] == pytest.approx(1.0, abs=1e-5)
 
 
-def test_the_mask_can_be_left_off(chain: Path, tmp_path: Path) -> None:
+def test_without_the_mask_all_tokens_are_trained(chain: Path, tmp_path: Path) -> None:
     run(settings(chain, tmp_path / "masked"))
     run(settings(chain, tmp_path / "all", mask="all"))
     assert all(line["mask/fraction"] < 1 for line in metrics(tmp_path / "masked"))
@@ -355,15 +359,15 @@ def test_the_mask_can_be_left_off(chain: Path, tmp_path: Path) -> None:
     assert distance(tmp_path / "masked", tmp_path / "all") > 1e-4
 
 
-def test_without_any_kept_token_nothing_moves_and_it_is_counted(model: Path, tmp_path: Path) -> None:
+def test_steps_without_a_kept_token_are_skipped_and_counted(model: Path, tmp_path: Path) -> None:
     chain = write_chain(tmp_path / "chain", model, keep=0.0)
     summary = run(settings(chain, tmp_path / "policy"))
     assert distance(model, tmp_path / "policy") == 0.0
     assert summary.figures["steps/skipped"] == 3
-    run(settings(chain, tmp_path / "next", model=str(tmp_path / "policy")))  # an empty optimiser state continues
+    run(settings(chain, tmp_path / "next", model=str(tmp_path / "policy")))  # an empty optimizer state can be continued
 
 
-def test_the_kl_pulls_towards_the_reference(chain: Path, tmp_path: Path) -> None:
+def test_the_kl_term_pulls_towards_the_reference(chain: Path, tmp_path: Path) -> None:
     anchor = save_model(tmp_path / "anchor", seed=1)
     given = {"reference_model": str(anchor), "epochs": 3, "learning_rate": 3e-3}
     run(settings(chain, tmp_path / "free", beta=1e-9, **given))
@@ -375,14 +379,12 @@ def test_the_kl_pulls_towards_the_reference(chain: Path, tmp_path: Path) -> None
     assert [item.stage for item in lineage.inputs] == ["estimate", "rollout", "reference"]
 
 
-def test_the_reference_by_name_is_the_policy_where_it_is_the_same_model(
-    chain: Path, model: Path, tmp_path: Path
-) -> None:
+def test_a_reference_with_the_weights_of_the_policy_is_the_policy(chain: Path, model: Path, tmp_path: Path) -> None:
     run(settings(chain, tmp_path / "policy"))
     assert run(settings(chain, tmp_path / "policy", reference_model=str(model))).up_to_date
 
 
-def test_tables_without_lineage_are_taken_once_model_and_temperature_are_told(model: Path, tmp_path: Path) -> None:
+def test_tables_without_lineage_need_trajectories_model_and_temperature(model: Path, tmp_path: Path) -> None:
     trajectories, advantages = make_rows(model)
     pq.write_table(trajectories.replace_schema_metadata(None), tmp_path / "t.parquet")
     pq.write_table(advantages.replace_schema_metadata(None), tmp_path / "a.parquet")
@@ -435,7 +437,7 @@ def test_a_reference_with_another_vocabulary_is_refused(chain: Path, model: Path
     run(settings(chain, tmp_path / "policy", reference_model=str(other), beta=0.0))
 
 
-def test_a_loss_that_is_not_finite_names_the_step_and_the_remedy(chain: Path, tmp_path: Path) -> None:
+def test_the_error_about_a_loss_that_is_not_finite_names_the_step_and_the_remedy(chain: Path, tmp_path: Path) -> None:
     broken = save_model(tmp_path / "broken", 0, lambda network: network.model.norm.weight.fill_(float("nan")))
     with pytest.raises(UserError, match=r"step 1 of 3: the loss is nan; take a lower --learning-rate"):
         run(settings(chain, tmp_path / "policy", model=str(broken)))

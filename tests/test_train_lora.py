@@ -1,4 +1,4 @@
-"""`spo train --lora-r` on real artefacts: an adapter that is gone on with, resumed, merged, sampled from."""
+"""Test `spo train --lora-r` on real artefacts: adapters that are continued, resumed, merged and sampled from."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ num_questions = 2
 
 @pytest.fixture(scope="module")
 def adapted(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The first iteration's adapter on the policy that sampled the chain."""
+    """Return the adapter of a first iteration, on the policy that sampled the chain."""
     out = tmp_path_factory.mktemp("adapted") / "adapter"
     run(settings(chain, out))
     return out
@@ -92,19 +92,19 @@ def assert_same_adapter(one: Path, other: Path) -> None:
 
 
 def next_chain(here: Path, model: Path) -> Path:
-    """A second iteration's experience, sampled from an adapter's directory."""
+    """Make the artefacts of a second iteration, sampled from the directory of an adapter."""
     sample(here / "trajectories", model, num_questions=4, temperature=0.8)
     cut(here / "cutpoints", here / "trajectories", interval=2)
     value(here / "advantages", here / "cutpoints")
     return here
 
 
-def test_it_writes_an_adapter_whose_base_is_the_policy(chain: Path, policy: Path, adapted: Path):
+def test_the_output_is_an_adapter_whose_base_is_the_policy(chain: Path, policy: Path, adapted: Path):
     assert {path.name for path in adapted.iterdir()} >= {"adapter_config.json", "adapter_model.safetensors", "spo.json"}
     assert not [*adapted.glob("model*"), *adapted.glob("merged")]
-    told = json.loads((adapted / "adapter_config.json").read_text())
-    assert told["base_model_name_or_path"] == str(policy)
-    assert (told["r"], told["lora_alpha"], told["lora_dropout"]) == (4, 8.0, 0.0)
+    settings = json.loads((adapted / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(policy)
+    assert (settings["r"], settings["lora_alpha"], settings["lora_dropout"]) == (4, 8.0, 0.0)
     lineage = read_lineage(adapted)
     assert lineage is not None
     assert lineage.config["lora_target_modules"] == [
@@ -114,7 +114,7 @@ def test_it_writes_an_adapter_whose_base_is_the_policy(chain: Path, policy: Path
     assert metrics(adapted)[-1]["kl"] > 0
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_adapter(chain: Path, tmp_path: Path):
+def test_a_run_killed_at_random_moments_ends_with_the_same_adapter(chain: Path, tmp_path: Path):
     given = {"epochs": 2, "save_steps": 1}
     (tmp_path / "whole").mkdir()
     run(settings(chain, tmp_path / "whole" / "policy", **given))
@@ -129,7 +129,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_adapter(chain: Path, tmp
     assert_same_adapter(tmp_path / "whole" / "policy", tmp_path / "torn" / "policy")
 
 
-def test_the_next_iteration_samples_from_it_and_goes_on_with_it(
+def test_the_next_iteration_samples_from_the_adapter_and_continues_it(
     policy: Path, adapted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     here = next_chain(tmp_path, adapted)
@@ -139,7 +139,7 @@ def test_the_next_iteration_samples_from_it_and_goes_on_with_it(
     assert sampled.model.fingerprint == checkpoints.digest(adapted)
     loads = count_loads(monkeypatch)
     run(settings(here, tmp_path / "next", reference_model=str(policy), epochs=2))
-    assert loads == [policy]  # the reference is what the adapter lies on: no second copy
+    assert loads == [policy]  # the reference is the base of the adapter, which is loaded once
     steps = load_file(tmp_path / "next" / "optimizer.safetensors")
     before = load_file(adapted / "optimizer.safetensors")
     names = [name for name in steps if name.startswith("step.")]
@@ -148,11 +148,11 @@ def test_the_next_iteration_samples_from_it_and_goes_on_with_it(
     lineage = read_lineage(tmp_path / "next")
     assert lineage is not None
     assert [item.stage for item in lineage.inputs] == ["estimate", "rollout", "reference", "optimizer"]
-    assert metrics(tmp_path / "next")[0]["kl"] > 0  # the policy has left its base
+    assert metrics(tmp_path / "next")[0]["kl"] > 0  # the policy differs from its base
 
 
 def count_loads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The directories of which weights are loaded from now on."""
+    """Return a list that records the directories whose weights are loaded from now on."""
     loaded, load = list[Path](), loading.load_model
 
     def counted(directory: Path, *rest: Any) -> Any:
@@ -163,7 +163,9 @@ def count_loads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return loaded
 
 
-def test_replay_takes_ratios_to_the_base_and_to_older_adapters(chain: Path, adapted: Path, tmp_path: Path):
+def test_under_replay_the_base_and_older_adapters_are_denominators_of_ratios(
+    chain: Path, adapted: Path, tmp_path: Path
+):
     here = next_chain(tmp_path, adapted)
     both = (chain / "advantages", here / "advantages")
     run(settings(here, tmp_path / "next", advantages=both, replay=2, max_per_question=1))
@@ -171,7 +173,7 @@ def test_replay_takes_ratios_to_the_base_and_to_older_adapters(chain: Path, adap
     run(settings(here, tmp_path / "after", advantages=both, replay=2, max_per_question=1, model=str(tmp_path / "next")))
 
 
-def test_merge_writes_the_whole_model_beside_now_or_later(chain: Path, policy: Path, adapted: Path):
+def test_merge_writes_the_merged_model_at_once_or_in_a_later_call(chain: Path, policy: Path, adapted: Path):
     assert run(settings(chain, adapted, merge=True)).up_to_date
     whole, merged = checkpoints.resolve(str(adapted / "merged")), load_file(adapted / "merged" / "model.safetensors")
     base, cpu = load_file(policy / "model.safetensors"), torch.device("cpu")
@@ -188,24 +190,24 @@ def test_merge_writes_the_whole_model_beside_now_or_later(chain: Path, policy: P
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "problem"),
     [
         ({"lora_r": None, "merge": True}, "pass --lora-r"),
         ({"lora_target_modules": ("query",)}, "--lora-target-modules query"),
     ],
 )
-def test_what_does_not_fit_is_told_before_work(chain: Path, tmp_path: Path, change: dict[str, Any], told: str):
-    with pytest.raises(UserError, match=told):
+def test_invalid_options_are_refused_before_any_work(chain: Path, tmp_path: Path, change: dict[str, Any], problem: str):
+    with pytest.raises(UserError, match=problem):
         run(settings(chain, tmp_path / "out", **change))
     assert not any(tmp_path.iterdir())
 
 
-def test_another_rank_is_other_work(chain: Path, adapted: Path):
+def test_another_rank_is_another_configuration(chain: Path, adapted: Path):
     with pytest.raises(FingerprintMismatch, match="lora_r: found 4, requested 8"):
         run(settings(chain, adapted, lora_r=8))
 
 
-def test_a_warm_start_may_be_an_adapter(policy: Path, tmp_path: Path):
+def test_sft_can_train_and_continue_an_adapter(policy: Path, tmp_path: Path):
     given: dict[str, Any] = {**ARITHMETIC, "steps": 2, "threads": 1, "device": "cpu"}
     sft.run(sft.Config(out=tmp_path / "warm", model=str(policy), lora_r=2, merge=True, **given))
     assert adapters.read_lora(tmp_path / "warm").r == 2
@@ -216,7 +218,7 @@ def test_a_warm_start_may_be_an_adapter(policy: Path, tmp_path: Path):
         sft.run(sft.Config(out=tmp_path / "none", preset="tiny", lora_r=2, **given))
 
 
-def test_a_run_trains_one_adapter_over_its_iterations(tmp_path: Path):
+def test_a_run_trains_one_adapter_over_all_iterations(tmp_path: Path):
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(RECIPE)
     iterate.run(iterate.Config(recipe=recipe, out=tmp_path / "run"), Notes())
@@ -232,26 +234,26 @@ def test_a_run_trains_one_adapter_over_its_iterations(tmp_path: Path):
     assert checkpoints.base_of(checkpoints.resolve(str(moved))).resolve() == tmp_path / "moved" / "start" / "checkpoint"
 
 
-def test_show_tells_what_an_adapter_changes(policy: Path, adapted: Path, capsys: pytest.CaptureFixture[str]):
+def test_show_describes_an_adapter(policy: Path, adapted: Path, capsys: pytest.CaptureFixture[str]):
     show.run(show.Config(path=adapted, json=True))
-    told = json.loads(capsys.readouterr().out)
-    assert told["fingerprint"] == checkpoints.digest(adapted)
-    figures = told["statistics"]
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["fingerprint"] == checkpoints.digest(adapted)
+    figures = shown["statistics"]
     assert (figures["adapter_of"], figures["rank"], figures["alpha"]) == (str(policy), 4, 8.0)
     assert figures["steps"] == len(metrics(adapted))
 
 
 def test_ranks_of_deepspeed_train_the_same_adapter(chain: Path, policy: Path, tmp_path: Path):
-    """Two of them at ZeRO stage 3, where neither base nor adapter is whole on one; then the torch engine goes on."""
+    """Two ranks at ZeRO stage 3 each hold a fraction of base and adapter; then the torch engine continues."""
     given: dict[str, Any] = {"adam_epsilon": 1e-4, "epochs": 2}
     run(settings(chain, tmp_path / "torch", **given))
     flags = ["--lora-r=4", "--learning-rate=1e-2", "--per-device-batch-size=4", "--gradient-accumulation-steps=2"]
     flags += ["--beta=0.01", "--device=cpu", "--threads=1", "--adam-epsilon=1e-4", "--epochs=2", "--merge"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
     launch += ["--nproc-per-node=2", "-m", "spo_cli"]
-    place = ["train", str(chain / "advantages"), "--out", str(tmp_path / "ranks")]
+    arguments = ["train", str(chain / "advantages"), "--out", str(tmp_path / "ranks")]
     done = subprocess.run(
-        [*launch, *place, *flags, "--engine=deepspeed", "--zero-stage=3"],
+        [*launch, *arguments, *flags, "--engine=deepspeed", "--zero-stage=3"],
         env=os.environ | {"TORCHDYNAMO_DISABLE": "1"},
         capture_output=True,
         text=True,

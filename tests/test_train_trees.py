@@ -1,4 +1,4 @@
-"""`spo train` on trees and on several iterations: what it trains, shares, replays, resumes and refuses."""
+"""Test `spo train` on trees and on several iterations: packing, replay, resuming and refusals."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SHAPE, LENGTH = (3, 2, 2), 5
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Three policies, as of three iterations: the same up to small changes."""
+    """Return three policies that differ a little, as of three iterations."""
     folder = tmp_path_factory.mktemp("models")
 
     def nudge(amount: float) -> Any:
@@ -54,13 +54,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def iterations(models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Three folders with trajectories/ and advantages/ of two trees each, the oldest first."""
+    """Return three folders with trajectories/ and advantages/ of two trees each, the oldest first."""
     folder = tmp_path_factory.mktemp("iterations")
     return [write_trees(folder / f"{number:03d}", model, seed=number) for number, model in enumerate(models)]
 
 
 def write_trees(folder: Path, model: Path, *, seed: int, questions: int = 2, signal: float = 0.8) -> Path:
-    """Trees of a real shape with the log-probabilities that the model gives; some stretches have no row."""
+    """Write trees with the log-probabilities of the model; some nodes have no row in the advantages."""
     network = loading.load_model(model, torch.device("cpu"), torch.float32)
     generator = np.random.default_rng(seed)
     trajectories: list[dict[str, Any]] = []
@@ -68,25 +68,25 @@ def write_trees(folder: Path, model: Path, *, seed: int, questions: int = 2, sig
 
     def grow(prompt: list[int], path: list[int], name: str, parent: str | None, left: tuple[int, ...]) -> None:
         for child in range(left[0] if left else 0):
-            stretch = generator.integers(32, 127, size=LENGTH + int(generator.integers(3))).tolist()
+            tokens = generator.integers(32, 127, size=LENGTH + int(generator.integers(3))).tolist()
             identifier = f"{name}{child}"
-            context = torch.tensor([prompt + path + stretch])
+            context = torch.tensor([prompt + path + tokens])
             with torch.no_grad():
-                logits = network(input_ids=context).logits[0, -len(stretch) - 1 : -1] / TEMPERATURE
-            logprobs = logits.log_softmax(-1).gather(-1, torch.tensor(stretch)[:, None]).squeeze(-1).tolist()
+                logits = network(input_ids=context).logits[0, -len(tokens) - 1 : -1] / TEMPERATURE
+            logprobs = logits.log_softmax(-1).gather(-1, torch.tensor(tokens)[:, None]).squeeze(-1).tolist()
             leaf = len(left) == 1
             row = dict.fromkeys(TRAJECTORIES.names)
             row |= {"trajectory_id": identifier, "parent_id": parent, "question_id": name.split("/")[0]}
             row |= {"depth": identifier.count("."), "finish_reason": "stop" if leaf else "segment", "reference": "7"}
-            row |= {"prompt_token_ids": prompt, "token_ids": stretch, "logprobs": logprobs}
+            row |= {"prompt_token_ids": prompt, "token_ids": tokens, "logprobs": logprobs}
             trajectories.append(row | {"reward": float(generator.integers(2)) if leaf else None})
             if generator.random() < signal:
-                cutpoints = np.flatnonzero(generator.random(len(stretch)) < 0.5).tolist()
+                cutpoints = np.flatnonzero(generator.random(len(tokens)) < 0.5).tolist()
                 row = dict.fromkeys(ADVANTAGES.names)
-                row |= {"trajectory_id": identifier, "segment_index": 0, "start": 0, "end": len(stretch)}
+                row |= {"trajectory_id": identifier, "segment_index": 0, "start": 0, "end": len(tokens)}
                 row |= {"cutpoints": cutpoints, "value_start": 0.5, "value_end": 0.5, "num_rollouts": 0, "rewards": []}
                 advantages.append(row | {"advantage": float(generator.normal())})
-            grow(prompt, path + stretch, f"{identifier}.", identifier, left[1:])
+            grow(prompt, path + tokens, f"{identifier}.", identifier, left[1:])
 
     for question in range(questions):
         grow(generator.integers(32, 127, size=6).tolist(), [], f"q{question}/", None, SHAPE)
@@ -120,7 +120,7 @@ def settings(out: Path, *folders: Path, **changes: Any) -> Config:
     return Config(**given | changes)
 
 
-def test_a_tree_is_trained_packed_as_it_is_unpacked_and_feeds_less(iterations: list[Path], tmp_path: Path) -> None:
+def test_packing_gives_the_same_weights_with_fewer_forward_tokens(iterations: list[Path], tmp_path: Path) -> None:
     packed = run(settings(tmp_path / "packed", iterations[0], mask="all"))
     plain = run(settings(tmp_path / "plain", iterations[0], mask="all", packing=False))
     assert packed.rows == plain.rows == rows(iterations[0])
@@ -132,7 +132,7 @@ def test_a_tree_is_trained_packed_as_it_is_unpacked_and_feeds_less(iterations: l
     assert metrics(tmp_path / "packed")[0]["ratio/mean"] == pytest.approx(1.0, abs=1e-5)
 
 
-def test_several_artefacts_without_a_life_are_trained_whole(iterations: list[Path], tmp_path: Path) -> None:
+def test_without_replay_all_segments_of_several_artefacts_are_trained(iterations: list[Path], tmp_path: Path) -> None:
     summary = run(settings(tmp_path / "policy", *iterations, mask="all"))
     assert summary.rows == rows(*iterations)
     lineage = read_lineage(tmp_path / "policy")
@@ -141,10 +141,10 @@ def test_several_artefacts_without_a_life_are_trained_whole(iterations: list[Pat
     assert lineage.config["ages"] == [2, 1, 0]
 
 
-def test_ratios_are_taken_to_the_policy_that_sampled(
+def test_the_denominator_of_a_ratio_is_the_policy_that_sampled(
     iterations: list[Path], models: list[Path], tmp_path: Path
 ) -> None:
-    """Recorded when sampling or scored anew by each sampler: the same, and not the policy's own."""
+    """Recorded and recomputed log-probabilities of the samplers agree, and differ from those of the policy."""
     given = {"mask": "all", "model": str(models[2])}
     run(settings(tmp_path / "recompute", *iterations, **given))
     run(settings(tmp_path / "recorded", *iterations, old_logprobs="recorded", **given))
@@ -156,7 +156,7 @@ def test_ratios_are_taken_to_the_policy_that_sampled(
     assert metrics(tmp_path / "own")[0]["approx_kl"] < 1e-9
 
 
-def test_under_replay_every_segment_is_trained_once_over_its_life_or_counted(
+def test_under_replay_every_segment_is_trained_once_or_counted_as_unused(
     iterations: list[Path], models: list[Path], tmp_path: Path
 ) -> None:
     later = [write_trees(tmp_path / f"later{number}", models[2], seed=number, questions=1) for number in (3, 4)]
@@ -177,7 +177,7 @@ def test_under_replay_every_segment_is_trained_once_over_its_life_or_counted(
     assert "skipped 2 artefacts from outside the replay window of 3 iterations" in notes
 
 
-def test_a_lost_artefact_keeps_the_place_of_the_others(
+def test_a_lost_artefact_does_not_change_the_age_of_the_others(
     iterations: list[Path], models: list[Path], tmp_path: Path
 ) -> None:
     old, _, new = (folder / "advantages" for folder in iterations)
@@ -188,11 +188,11 @@ def test_a_lost_artefact_keeps_the_place_of_the_others(
     assert held is not None
     assert closed is not None
     assert (held.config["ages"], closed.config["ages"]) == ([2, 0], [1, 0])
-    with pytest.raises(UserError, match="the last of the advantages is this iteration's"):
+    with pytest.raises(UserError, match="the last of the advantages is the current iteration"):
         run(settings(tmp_path / "no", advantages=(old, Path("-"))))
 
 
-def test_the_number_of_samples_is_held(iterations: list[Path], tmp_path: Path) -> None:
+def test_the_limit_of_samples_per_iteration_holds(iterations: list[Path], tmp_path: Path) -> None:
     summary = run(settings(tmp_path / "policy", iterations[0], samples_per_iteration=10))
     lineage = read_lineage(tmp_path / "policy")
     assert lineage is not None
@@ -200,10 +200,10 @@ def test_the_number_of_samples_is_held(iterations: list[Path], tmp_path: Path) -
     assert lineage.counts["beyond_limit"] == rows(iterations[0]) - 10
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_bytes(
+def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(
     iterations: list[Path], models: list[Path], tmp_path: Path
 ) -> None:
-    """Several artefacts, their samplers, a reference that is one of them, packed rows."""
+    """The run has several artefacts, their samplers, a reference that is one of the samplers, and packed rows."""
     given = {"epochs": 2, "save_steps": 1, "reference_model": str(models[0]), "model": str(models[2])}
     (tmp_path / "whole").mkdir()
     run(settings(tmp_path / "whole" / "policy", *iterations, **given))
@@ -216,16 +216,16 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(
     assert_identical(tmp_path / "whole" / "policy", tmp_path / "torn" / "policy")
 
 
-def test_a_critic_on_trees_is_refused_before_work_begins(
+def test_a_critic_on_trees_is_refused_before_any_work(
     iterations: list[Path], models: list[Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match="holds stretches of trees, and a critic is trained on whole responses"):
+    with pytest.raises(UserError, match="holds nodes of trees, and a critic is trained on whole responses"):
         run(settings(tmp_path / "policy", iterations[0], critic_learning_rate=1e-3, critic=str(models[0])))
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("loss", [{"loss": "distill", "beta": 0.1}, {"loss_normalization": "sequence"}])
-def test_every_loss_moves_the_policy_and_tells_finite_numbers(
+def test_every_loss_changes_the_policy_and_has_finite_metrics(
     iterations: list[Path], models: list[Path], tmp_path: Path, loss: dict[str, Any]
 ) -> None:
     run(settings(tmp_path / "policy", iterations[0], epochs=2, **loss))
@@ -234,7 +234,7 @@ def test_every_loss_moves_the_policy_and_tells_finite_numbers(
 
 
 def test_distillation_reaches_the_advantages(iterations: list[Path], tmp_path: Path) -> None:
-    """Its loss is ½ A² at the start, where policy and reference agree, and falls towards 0."""
+    """The loss is ½ A² at the start, where policy and reference are equal, and falls towards 0."""
     given = {"loss": "distill", "beta": 1.0, "epochs": 25, "learning_rate": 3e-3, "mask": "all"}
     run(settings(tmp_path / "policy", iterations[0], gradient_accumulation_steps=16, **given))
     advantages = open_artefact(iterations[0] / "advantages", ADVANTAGES).read_all(["advantage"])["advantage"].to_numpy()
@@ -250,7 +250,7 @@ def test_a_constant_length_scales_the_loss(iterations: list[Path], tmp_path: Pat
     assert metrics(tmp_path / "10")[0]["loss"] == pytest.approx(2 * metrics(tmp_path / "20")[0]["loss"], rel=1e-5)
 
 
-def test_where_nothing_has_an_advantage_the_policy_stays_and_says_so(models: list[Path], tmp_path: Path) -> None:
+def test_without_any_advantage_the_policy_does_not_change(models: list[Path], tmp_path: Path) -> None:
     folder = write_trees(tmp_path / "flat", models[0], seed=9, signal=0.0)
     summary = run(settings(tmp_path / "policy", folder))
     assert (summary.rows, summary.figures["steps"]) == (0, 0)
@@ -258,7 +258,7 @@ def test_where_nothing_has_an_advantage_the_policy_stays_and_says_so(models: lis
     run(settings(tmp_path / "next", folder, model=str(tmp_path / "policy")))
 
 
-def test_a_sampler_that_is_gone_is_named_with_the_way_out(
+def test_the_error_about_a_missing_sampler_names_the_remedy(
     iterations: list[Path], models: list[Path], tmp_path: Path
 ) -> None:
     gone = shutil.copytree(models[0], tmp_path / "gone")
@@ -291,6 +291,6 @@ def test_the_same_advantages_twice_are_refused(iterations: list[Path], tmp_path:
         ({"packing": True, "whiten": "micro-batch"}, "--no-packing"),
     ],
 )
-def test_options_that_do_not_go_together_are_named(given: dict[str, Any], problem: str) -> None:
+def test_conflicting_options_are_refused(given: dict[str, Any], problem: str) -> None:
     with pytest.raises(UserError, match=problem):
         Config(advantages=(Path("a"),), out=Path("b"), **given)

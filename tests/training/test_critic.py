@@ -1,4 +1,4 @@
-"""`spo train --critic-learning-rate`: the critic learns beside the policy, lies within it, and survives a kill."""
+"""Test `spo train --critic-learning-rate`: a critic is trained and saved with the policy, and resumes after a kill."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ FILES = ("model.safetensors", "value_head.safetensors", "optimizer.safetensors")
 
 @pytest.fixture(scope="module")
 def ppo(chain: Path, policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with `cutpoints` at every token and `advantages` by a critic whose head is zero."""
+    """Return a directory with `cutpoints` at every token and `advantages` by a critic whose head is zero."""
     here = tmp_path_factory.mktemp("ppo")
     cut(here / "cutpoints", chain / "trajectories", partition="token")
-    judge(here / "advantages", here / "cutpoints", policy)
+    estimate_advantages(here / "advantages", here / "cutpoints", policy)
     return here
 
 
-def judge(out: Path, cutpoints: Path, critic: Path, **options: Any) -> Summary:
+def estimate_advantages(out: Path, cutpoints: Path, critic: Path, **options: Any) -> Summary:
     given: dict[str, Any] = {"estimator": "critic", "critic": str(critic), "threads": 1, "gae_lambda": 1.0} | options
     return estimate.run(estimate.Config(out=out, cutpoints=cutpoints, **given))
 
@@ -71,7 +71,7 @@ def assert_identical(one: Path, other: Path) -> None:
         assert (one / path).read_bytes() == (other / path).read_bytes(), path
 
 
-def test_old_values_and_returns_stand_at_every_boundary(chain: Path, ppo: Path) -> None:
+def test_every_boundary_has_an_old_value_and_a_return(chain: Path, ppo: Path) -> None:
     visited = load_visited_states(
         open_artefact(ppo / "advantages", ADVANTAGES), open_artefact(chain / "trajectories", TRAJECTORIES)
     )
@@ -85,10 +85,10 @@ def test_old_values_and_returns_stand_at_every_boundary(chain: Path, ppo: Path) 
         assert one.old_values is not None
         assert one.returns is not None
         assert not one.old_values.any()
-        assert (one.returns == row["reward"]).all()  # λ = 1: what was earned
+        assert (one.returns == row["reward"]).all()  # λ = 1: the return is the reward
 
 
-def test_the_critic_lies_within_the_policy_and_is_a_model_directory(policy: Path, ppo: Path, tmp_path: Path) -> None:
+def test_the_critic_is_a_model_directory_within_the_one_of_the_policy(policy: Path, ppo: Path, tmp_path: Path) -> None:
     summary = train.run(settings(ppo / "advantages", tmp_path / "policy"))
     lines = metrics(tmp_path / "policy")
     for name in ("loss", "value_mean", "clip_ratio", "grad_norm"):
@@ -104,16 +104,16 @@ def test_the_critic_lies_within_the_policy_and_is_a_model_directory(policy: Path
     assert lineage.config["critic_learning_rate"] == 1e-3
 
 
-def test_the_critic_learns_what_earns_a_reward(chain: Path, policy: Path, tmp_path: Path) -> None:
-    """Where questions that begin with an even digit earn 1, a critic that begins at zero comes to tell them apart."""
+def test_the_critic_learns_to_predict_the_reward(chain: Path, policy: Path, tmp_path: Path) -> None:
+    """The reward is 1 for questions that start with an even digit; the critic starts with values of 0."""
     sampled = pq.read_table(chain / "trajectories")
     earned = [float(prompt[0] % 2 == 0) for prompt in sampled["prompt_token_ids"].to_pylist()]
-    place = sampled.schema.get_field_index("reward")
+    column = sampled.schema.get_field_index("reward")
     (tmp_path / "trajectories").mkdir()
-    told = sampled.set_column(place, "reward", pa.array(earned, pa.float32())).replace_schema_metadata()
-    pq.write_table(told, tmp_path / "trajectories" / "told.parquet")
+    changed = sampled.set_column(column, "reward", pa.array(earned, pa.float32())).replace_schema_metadata()
+    pq.write_table(changed, tmp_path / "trajectories" / "changed.parquet")
     cut(tmp_path / "cutpoints", tmp_path / "trajectories", partition="token")
-    judge(tmp_path / "advantages", tmp_path / "cutpoints", policy)
+    estimate_advantages(tmp_path / "advantages", tmp_path / "cutpoints", policy)
     given = {"model": str(policy), "temperature": 0.8, "epochs": 12, "critic_learning_rate": 5e-3, "value_clip": 0.0}
     train.run(settings(tmp_path / "advantages", tmp_path / "policy", **given))
     lines = metrics(tmp_path / "policy")
@@ -121,12 +121,12 @@ def test_the_critic_learns_what_earns_a_reward(chain: Path, policy: Path, tmp_pa
     assert np.mean(last) < 0.3 * np.mean(first)
     assert lines[0]["critic/explained_variance"] == pytest.approx(0.0, abs=1e-9)
     assert min(line["critic/explained_variance"] for line in lines[-3:]) > 0.5
-    judge(tmp_path / "later", tmp_path / "cutpoints", tmp_path / "policy" / "critic")
+    estimate_advantages(tmp_path / "later", tmp_path / "cutpoints", tmp_path / "policy" / "critic")
     before, after = (np.square([row["advantage"] for row in rows(tmp_path / name)]) for name in ("advantages", "later"))
-    assert after.mean() < 0.3 * before.mean()  # λ = 1: what is left is what the critic cannot tell
+    assert after.mean() < 0.3 * before.mean()  # λ = 1: the advantage is the error of the critic
 
 
-def test_the_policy_is_the_one_that_it_would_be_without_a_critic_that_learns(ppo: Path, tmp_path: Path) -> None:
+def test_training_a_critic_does_not_change_the_policy(ppo: Path, tmp_path: Path) -> None:
     train.run(settings(ppo / "advantages", tmp_path / "both"))
     train.run(settings(ppo / "advantages", tmp_path / "alone", critic_learning_rate=None))
     assert (tmp_path / "both" / FILES[0]).read_bytes() == (tmp_path / "alone" / FILES[0]).read_bytes()
@@ -134,15 +134,15 @@ def test_the_policy_is_the_one_that_it_would_be_without_a_critic_that_learns(ppo
     assert "critic/loss" not in metrics(tmp_path / "alone")[0]
 
 
-def test_the_next_iteration_takes_the_critic_and_its_optimiser_up(
+def test_the_next_iteration_continues_the_critic_and_its_optimizer(
     chain: Path, policy: Path, ppo: Path, tmp_path: Path
 ) -> None:
-    """The chain of recipes: the critic of iteration i is that of iteration i − 1's checkpoint."""
+    """As in recipes, the critic of an iteration is the one in the checkpoint of the previous iteration."""
     first = tmp_path / "first"
     train.run(settings(ppo / "advantages", first))
     sample(tmp_path / "trajectories", first, num_questions=4, temperature=0.8)
     cut(tmp_path / "cutpoints", tmp_path / "trajectories", partition="token")
-    assert not judge(tmp_path / "advantages", tmp_path / "cutpoints", first / "critic").notes
+    assert not estimate_advantages(tmp_path / "advantages", tmp_path / "cutpoints", first / "critic").notes
     train.run(settings(tmp_path / "advantages", tmp_path / "second"))
     line = metrics(tmp_path / "second")[0]
     assert line["critic/value_mean"] == pytest.approx(
@@ -156,7 +156,7 @@ def test_the_next_iteration_takes_the_critic_and_its_optimiser_up(
 
 
 def attempt(config: train.Config, after: int) -> int:
-    """Run in a child that kills itself after some steps; its status."""
+    """Run in a child that kills itself after a number of steps; return its status."""
 
     class Kill(Silent):
         left = after
@@ -176,7 +176,7 @@ def attempt(config: train.Config, after: int) -> int:
     return os.waitpid(child, 0)[1]
 
 
-def test_killed_and_resumed_it_ends_with_the_same_bytes(ppo: Path, tmp_path: Path) -> None:
+def test_a_run_that_is_killed_and_resumed_ends_with_the_same_bytes(ppo: Path, tmp_path: Path) -> None:
     given = {"save_steps": 1, "epochs": 2}
     for name in ("whole", "torn"):
         (tmp_path / name).mkdir()
@@ -191,7 +191,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bytes(ppo: Path, tmp_path: Pat
     assert [line["step"] for line in metrics(tmp_path / "torn" / "policy")] == [1, 2, 3, 4, 5, 6]
 
 
-def test_how_a_step_is_split_changes_the_critic_by_rounding_only(chain: Path, ppo: Path, tmp_path: Path) -> None:
+def test_the_number_of_passes_changes_the_critic_by_rounding_only(chain: Path, ppo: Path, tmp_path: Path) -> None:
     visited = load_visited_states(
         open_artefact(ppo / "advantages", ADVANTAGES), open_artefact(chain / "trajectories", TRAJECTORIES)
     )
@@ -206,7 +206,7 @@ def test_how_a_step_is_split_changes_the_critic_by_rounding_only(chain: Path, pp
     assert np.abs(found[0]).max() > 1e-3
 
 
-def test_what_cannot_be_is_told_before_any_work(chain: Path, policy: Path, ppo: Path, tmp_path: Path) -> None:
+def test_invalid_inputs_are_refused_before_any_work(chain: Path, policy: Path, ppo: Path, tmp_path: Path) -> None:
     out = tmp_path / "policy"
     with pytest.raises(UserError, match=r"was not made by one critic.*leave --critic-learning-rate out"):
         train.run(settings(chain / "advantages", out))
@@ -218,7 +218,7 @@ def test_what_cannot_be_is_told_before_any_work(chain: Path, policy: Path, ppo: 
     with pytest.raises(UserError, match="expected one ADVANTAGES, got 2"):
         train.run(both)
     shutil.copytree(policy, tmp_path / "critic")
-    judge(tmp_path / "advantages", ppo / "cutpoints", tmp_path / "critic")
+    estimate_advantages(tmp_path / "advantages", ppo / "cutpoints", tmp_path / "critic")
     (tmp_path / "critic" / "generation_config.json").write_text("{}")
     with pytest.raises(UserError, match=r"the critic at .*critic has changed since"):
         train.run(settings(tmp_path / "advantages", out))
@@ -228,8 +228,8 @@ def test_what_cannot_be_is_told_before_any_work(chain: Path, policy: Path, ppo: 
     assert not out.exists()
 
 
-def test_a_named_critic_learns_from_the_values_of_rollouts(chain: Path, policy: Path, tmp_path: Path) -> None:
-    """What a critic can begin with: Monte Carlo values at the boundaries, V̂(end) as the return of each segment."""
+def test_a_given_critic_learns_from_the_values_of_rollouts(chain: Path, policy: Path, tmp_path: Path) -> None:
+    """A critic can start from Monte Carlo values at the boundaries, with V̂(end) as the return of each segment."""
     train.run(settings(chain / "advantages", tmp_path / "policy", critic=str(policy)))
     assert (tmp_path / "policy" / "critic" / FILES[1]).is_file()
     assert metrics(tmp_path / "policy")[-1]["critic/loss"] > 0

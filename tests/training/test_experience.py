@@ -1,4 +1,4 @@
-"""What a policy learns from: whole responses with their segments, stretches of trees behind their paths."""
+"""Test the training examples: whole responses with their segments, nodes of trees with their prefixes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stages.shards.schemas import ADVANTAGES, TRAJECTORIES
 from stages.training.experience import Experience, load_experience
 
 
-def stretch(name: str, tokens: list[int], parent: str | None = None, **more: Any) -> dict[str, Any]:
+def trajectory(name: str, tokens: list[int], parent: str | None = None, **more: Any) -> dict[str, Any]:
     question = name.split("/")[0]
     row = dict.fromkeys(TRAJECTORIES.names) | {"trajectory_id": name, "parent_id": parent, "question_id": question}
     row |= {"depth": name.count("."), "prompt_token_ids": [90, 91], "token_ids": tokens, "reference": "7"}
@@ -29,8 +29,10 @@ def segment(name: str, start: int, end: int, advantage: float, cutpoints: list[i
     return row | {"num_rollouts": 0, "rewards": []}
 
 
-def load(folder: Path, stretches: list[dict[str, Any]], segments: list[dict[str, Any]], **options: Any) -> Experience:
-    for name, rows, schema in (("t", stretches, TRAJECTORIES), ("a", segments, ADVANTAGES)):
+def load(
+    folder: Path, trajectories: list[dict[str, Any]], segments: list[dict[str, Any]], **options: Any
+) -> Experience:
+    for name, rows, schema in (("t", trajectories, TRAJECTORIES), ("a", segments, ADVANTAGES)):
         table = pa.Table.from_pylist(rows, schema=schema.arrow).replace_schema_metadata(None)
         pq.write_table(table, folder / f"{name}.parquet")
     given: dict[str, Any] = {"mask": "all", "recorded": False} | options
@@ -41,15 +43,15 @@ def load(folder: Path, stretches: list[dict[str, Any]], segments: list[dict[str,
 
 INNER = {"finish_reason": "segment", "reward": None}
 TREE = [
-    stretch("q/0", [1, 2], **INNER),
-    stretch("q/0.0", [3], "q/0", **INNER),
-    stretch("q/0.0.0", [4, 5], "q/0.0"),
-    stretch("q/0.0.1", [6, 7], "q/0.0", finish_reason="length", reward=0.0),
-    stretch("q/1", [8, 9]),
+    trajectory("q/0", [1, 2], **INNER),
+    trajectory("q/0.0", [3], "q/0", **INNER),
+    trajectory("q/0.0.0", [4, 5], "q/0.0"),
+    trajectory("q/0.0.1", [6, 7], "q/0.0", finish_reason="length", reward=0.0),
+    trajectory("q/1", [8, 9]),
 ]
 
 
-def test_a_stretch_comes_behind_the_prompt_and_its_ancestors_and_alone_carries_loss(tmp_path: Path) -> None:
+def test_a_node_follows_the_prompt_and_its_ancestors_which_have_no_loss(tmp_path: Path) -> None:
     segments = [segment("q/0.0.1", 0, 2, -0.5, [1]), segment("q/0.0", 0, 1, 0.25, []), segment("q/1", 0, 2, 1.0, [0])]
     found = load(tmp_path, TREE, segments)
     assert found.ids == ["q/0.0", "q/0.0.1", "q/1"]
@@ -65,11 +67,11 @@ def test_a_stretch_comes_behind_the_prompt_and_its_ancestors_and_alone_carries_l
     assert found.from_trees
 
 
-def test_siblings_share_a_group_and_whole_responses_stand_alone(tmp_path: Path) -> None:
+def test_siblings_share_a_group_and_each_whole_response_is_its_own_group(tmp_path: Path) -> None:
     names = [row["trajectory_id"] for row in TREE]
     found = load(tmp_path, TREE, [segment(name, 0, 1, 1.0, []) for name in names])
     assert found.groups == ["q/", "q/0/", "q/0.0/", "q/0.0/", "q/"]
-    assert load(tmp_path, [stretch("q/0", [1])], [segment("q/0", 0, 1, 1.0, [])]).groups == ["q/0"]
+    assert load(tmp_path, [trajectory("q/0", [1])], [segment("q/0", 0, 1, 1.0, [])]).groups == ["q/0"]
 
 
 def test_the_order_of_rows_does_not_matter(tmp_path: Path) -> None:
@@ -79,14 +81,14 @@ def test_the_order_of_rows_does_not_matter(tmp_path: Path) -> None:
     assert dict(zip(turned.ids, (one.tokens.tolist() for one in turned.examples), strict=True)) == tokens
 
 
-def test_every_token_of_a_tree_carries_loss_once(tmp_path: Path) -> None:
+def test_every_token_of_a_tree_has_loss_once(tmp_path: Path) -> None:
     segments = [segment(row["trajectory_id"], 0, len(row["token_ids"]), 1.0, []) for row in TREE]
     found = load(tmp_path, TREE, segments)
     trained = [int(token) for one in found.examples for token in one.tokens[one.kept]]
     assert sorted(trained) == [1, 2, 3, 4, 5, 6, 7, 8, 9]
 
 
-def test_recorded_log_probabilities_are_those_of_the_kept_tokens(tmp_path: Path) -> None:
+def test_old_log_probabilities_can_be_the_recorded_ones_of_the_kept_tokens(tmp_path: Path) -> None:
     found = load(tmp_path, TREE, [segment("q/0.0.1", 0, 2, 1.0, [1])], mask="cutpoints", recorded=True)
     (one,) = found.examples
     assert one.old is not None
@@ -94,9 +96,9 @@ def test_recorded_log_probabilities_are_those_of_the_kept_tokens(tmp_path: Path)
     assert one.kept.tolist() == [6]
 
 
-def test_segments_that_were_dropped_leave_their_tokens_without_loss(tmp_path: Path) -> None:
-    """As the prefix-tree estimator drops segments of whole responses."""
-    rows = [stretch("q/0", [1, 2, 3, 4, 5])]
+def test_tokens_of_dropped_segments_have_no_loss(tmp_path: Path) -> None:
+    """The prefix-tree estimator drops segments of whole responses."""
+    rows = [trajectory("q/0", [1, 2, 3, 4, 5])]
     segments = [segment("q/0", 4, 5, 2.0, [4], number=2), segment("q/0", 0, 2, 1.0, [0, 1])]
     (one,) = load(tmp_path, rows, segments).examples
     assert one.kept.tolist() == [2, 3, 6]
@@ -106,16 +108,18 @@ def test_segments_that_were_dropped_leave_their_tokens_without_loss(tmp_path: Pa
     assert one.response_tokens == 5
 
 
-def test_questions_without_signal_leave_whole_and_are_counted(tmp_path: Path) -> None:
-    rows = [stretch("p/0", [1]), stretch("p/1", [2]), stretch("q/0", [3]), stretch("q/1", [4])]
+def test_questions_without_signal_are_left_out_and_counted(tmp_path: Path) -> None:
+    rows = [trajectory("p/0", [1]), trajectory("p/1", [2]), trajectory("q/0", [3]), trajectory("q/1", [4])]
     segments = [segment(row["trajectory_id"], 0, 1, a, []) for row, a in zip(rows, (0.0, 1e-9, 0.0, 0.5), strict=True)]
     found = load(tmp_path, rows, segments, drop_uniform=True)
     assert found.ids == ["q/0", "q/1"]
     assert found.left_out == {"questions_uniform": 1}
 
 
-def test_signal_counts_even_where_the_mask_keeps_none_of_its_tokens(tmp_path: Path) -> None:
-    found = load(tmp_path, [stretch("q/0", [1])], [segment("q/0", 0, 1, 0.5, [])], mask="cutpoints", drop_uniform=True)
+def test_a_segment_without_kept_tokens_counts_as_signal(tmp_path: Path) -> None:
+    found = load(
+        tmp_path, [trajectory("q/0", [1])], [segment("q/0", 0, 1, 0.5, [])], mask="cutpoints", drop_uniform=True
+    )
     assert found.ids == ["q/0"]
 
 
@@ -136,18 +140,18 @@ def test_unfinished_responses_are_left_out_and_counted(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_stretch_that_hangs_in_the_air_is_refused(tmp_path: Path, changed: dict[str, Any], problem: str) -> None:
+def test_a_node_without_a_path_to_a_prompt_is_refused(tmp_path: Path, changed: dict[str, Any], problem: str) -> None:
     rows = [TREE[0], TREE[1] | changed]
     with pytest.raises(UserError, match=problem):
         load(tmp_path, rows, [segment("q/0.0", 0, 1, 1.0, [])])
 
 
-def test_segments_that_overlap_are_refused_even_where_no_token_is_kept_twice(tmp_path: Path) -> None:
+def test_overlapping_segments_are_refused_even_if_no_token_is_kept_twice(tmp_path: Path) -> None:
     segments = [segment("q/0", 0, 3, 1.0, [0]), segment("q/0", 2, 4, 1.0, [3], number=1)]
     with pytest.raises(UserError, match="overlaps another one"):
-        load(tmp_path, [stretch("q/0", [1, 2, 3, 4])], segments, mask="cutpoints")
+        load(tmp_path, [trajectory("q/0", [1, 2, 3, 4])], segments, mask="cutpoints")
 
 
-def test_an_empty_prompt_cannot_be_trained_behind(tmp_path: Path) -> None:
+def test_an_empty_prompt_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"the prompt of trajectory q/0 .* is empty"):
-        load(tmp_path, [stretch("q/0", [1, 2], prompt_token_ids=[])], [segment("q/0", 0, 2, 1.0, [0])])
+        load(tmp_path, [trajectory("q/0", [1, 2], prompt_token_ids=[])], [segment("q/0", 0, 2, 1.0, [0])])

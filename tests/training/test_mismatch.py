@@ -1,4 +1,4 @@
-"""Sampler against trainer in `spo train`: measured on what the policy sampled, and told where it is too large."""
+"""Test the mismatch of sampler and trainer in `spo train`: how it is measured, and the warning if it is large."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.shards.samples import Notes
 from tests.test_train import Sampling, make_rows, metrics, save_model, settings, write_parts
 
 FACTOR = 1.25
-"""By which the log-probabilities of a skewed chain are off."""
+"""Factor between the recorded probabilities of a skewed chain and the true ones."""
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def skewed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_skewed(folder: Path, model: Path, sampler: Path | None = None) -> Path:
-    """Experience whose recorded log-probabilities are each too high by log FACTOR, or too low."""
+    """Write artefacts whose recorded log-probabilities are alternately too high and too low by log FACTOR."""
     trajectories, advantages = make_rows(model)
     column = [
         [value + math.log(FACTOR) * (-1) ** place for place, value in enumerate(row)]
@@ -79,7 +79,7 @@ def test_the_embedded_sampler_agrees_with_the_trainer(chain: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("old", ["recompute", "recorded"])
-def test_a_sampler_that_is_off_is_measured_and_told_with_a_remedy(
+def test_a_large_mismatch_is_measured_and_reported_with_a_remedy(
     skewed: Path, tmp_path: Path, old: str, capsys: pytest.CaptureFixture[str]
 ):
     notes, out = Notes(), tmp_path / "policy"
@@ -87,8 +87,8 @@ def test_a_sampler_that_is_off_is_measured_and_told_with_a_remedy(
     assert summary.figures["mismatch/error"] == pytest.approx(FACTOR, abs=1e-4)
     assert summary.figures["mismatch/logp_difference_max"] == pytest.approx(math.log(FACTOR), abs=1e-4)
     assert summary.figures["mismatch/truncated"] == 0.0  # 1.25 is below 2
-    for told in (notes.lines, summary.notes):
-        assert any("off by a factor of 1.2500" in line and "--dtype" in line for line in told)
+    for lines in (notes.lines, summary.notes):
+        assert any("off by a factor of 1.2500" in line and "--dtype" in line for line in lines)
     show.run(show.Config(path=out))
     shown = capsys.readouterr().out
     assert "mismatch" in shown
@@ -98,15 +98,15 @@ def test_a_sampler_that_is_off_is_measured_and_told_with_a_remedy(
     assert figures["error"] == summary.figures["mismatch/error"]
 
 
-def test_with_recorded_log_probabilities_the_first_step_alone_tells(skewed: Path, tmp_path: Path):
-    """Afterwards the policy is no longer the one that sampled."""
+def test_with_recorded_log_probabilities_only_the_first_step_is_compared(skewed: Path, tmp_path: Path):
+    """After the first step, the policy differs from the one that sampled."""
     run(settings(skewed, tmp_path / "recorded", old_logprobs="recorded", epochs=2))
     first, *later = compared(tmp_path / "recorded")
     assert first > 0
     assert not any(later)
 
 
-def test_only_what_the_policy_itself_sampled_counts(model: Path, skewed: Path, tmp_path: Path):
+def test_only_tokens_that_the_policy_sampled_are_compared(model: Path, skewed: Path, tmp_path: Path):
     other = save_model(tmp_path / "other", seed=1)
     older = write_skewed(tmp_path / "older", model, sampler=other)
     run(settings(skewed, tmp_path / "alone"))
@@ -120,14 +120,14 @@ def test_only_what_the_policy_itself_sampled_counts(model: Path, skewed: Path, t
     assert not [name for name in lineage.summary if name.startswith("mismatch")]
 
 
-def test_another_temperature_than_that_of_sampling_shows(model: Path, skewed: Path, tmp_path: Path):
+def test_a_temperature_other_than_the_sampling_temperature_is_visible(model: Path, skewed: Path, tmp_path: Path):
     run(settings(skewed, tmp_path / "right"))
     right = max(line["mismatch/logp_difference_max"] for line in metrics(tmp_path / "right"))
     run(settings(skewed, tmp_path / "wrong", temperature=2.0))
     assert max(line["mismatch/logp_difference_max"] for line in metrics(tmp_path / "wrong")) > 2 * right
 
 
-def test_how_a_batch_is_split_does_not_matter():
+def test_the_number_of_passes_does_not_matter():
     generator = np.random.default_rng(1)
     examples = [
         dataclasses.replace(one, sampled=one.old + generator.normal(size=one.kept.size) if number % 2 else None)
@@ -147,10 +147,10 @@ def figures(line: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in line.items() if name.startswith("mismatch/")}
 
 
-def test_steps_are_summed_up_by_their_tokens():
+def test_steps_are_weighted_by_their_tokens():
     def line(tokens: float, mean: float, largest: float) -> dict[str, float]:
-        told: dict[str, Any] = {"mismatch/tokens": tokens, "mismatch/logp_difference_mean": mean, "mismatch/kl": mean}
-        return told | {"mismatch/truncated": 0.0, "mismatch/logp_difference_max": largest}
+        values: dict[str, Any] = {"mismatch/tokens": tokens, "mismatch/logp_difference_mean": mean, "mismatch/kl": mean}
+        return values | {"mismatch/truncated": 0.0, "mismatch/logp_difference_max": largest}
 
     found = summarize([line(10, 0.1, 0.5), {"loss": 1.0}, line(30, 0.02, 0.9)])
     # (10 · 0.1 + 30 · 0.02) / 40 = 0.04
