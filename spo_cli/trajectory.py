@@ -14,11 +14,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from stages.configs.segment import Config as SegmentConfig
 from stages.maths.advantages import NEGLIGIBLE
 from stages.maths.partition import find_cutpoints
 from stages.maths.ragged import Ragged
 from stages.models.token_texts import Decode, token_texts
-from stages.segment import Config as SegmentConfig
 
 UNLIKELY = SegmentConfig.rho  # for tables that do not know their ρ yet
 _VISIBLE = {"\n": "⏎", "\t": "⇥"}

@@ -1,7 +1,7 @@
 """`spo segment`: cut every trajectory into segments → cutpoints/.
 
-One row per segment, with the offsets of its cutpoints: the tokens of probability below ρ, the probability mask. The
-stretches of a tree are its segments: they were made while sampling.
+The output has one row per segment, with the offsets of the cutpoints in it: the tokens whose probability is below ρ,
+which form the probability mask. The nodes of a sampled tree are already segments; each becomes one row.
 """
 
 from __future__ import annotations
@@ -10,78 +10,92 @@ import dataclasses
 import re
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from stages.configs.segment import Config
 from stages.core.errors import UserError
 from stages.core.progress import Progress, Silent, Summary
 from stages.core.user_function import load_function
-from stages.maths import partition as cuts
+from stages.maths import partition
 from stages.maths.branches import branch_starts
-from stages.maths.partition import Segments, find_cutpoints, partition_at_boundaries, segment_cutpoints
+from stages.maths.partition import Segments
 from stages.maths.ragged import Ragged
 from stages.models import checkpoints, loading
-from stages.models.token_texts import decoder, token_texts
+from stages.models.token_texts import Decode, decoder, token_texts
 from stages.responses.trees import are_trees
 from stages.shards import schemas
 from stages.shards.lineage import Source, describe, model_source
 from stages.shards.origin import foreign_notes, sampling_model
-from stages.shards.parts import Artefact, artefact_source, open_artefact
+from stages.shards.parts import Artefact, Part, artefact_source, open_artefact
 from stages.shards.schemas import CUTPOINTS
 from stages.shards.sharding import resolve_shards, split
 from stages.shards.tables import encode_names, list_array, ragged
 from stages.shards.writing import open_part
 
-if TYPE_CHECKING:
-    Cut = Callable[[pa.Table, Ragged, Ragged, np.ndarray], Segments]
-    """(N rows, their token ids and log-probabilities, cutpoint flags of all tokens [V]) → segments."""
+_BATCH_ROWS = 5_000  # small arrays stay in the cache: twice as fast as a whole part at once
 
-_ROWS_AT_ONCE = 5_000  # of the arithmetic: small arrays stay in the cache, twice as fast as all at once
+
+@dataclass(frozen=True)
+class TrajectoryBatch:
+    """N trajectories of one part, with T tokens in total.
+
+    Attributes:
+      rows: their columns trajectory_id, token_ids, logprobs; for the partition `branches` also question_id.
+      token_ids: [N rows] of token ids.
+      logprobs: [N rows] of log-probabilities of the sampled tokens.
+      is_cutpoint: [T] bool, whether a token's probability is below ρ.
+    """
+
+    rows: pa.Table
+    token_ids: Ragged
+    logprobs: Ragged
+    is_cutpoint: NDArray[np.bool_]
+
+
+Partition = Callable[[TrajectoryBatch], Segments]
+"""Cuts a batch of trajectories into segments."""
 
 
 def run(config: Config, progress: Progress = Silent()) -> Summary:
-    """Cuts the parts of this shard; each part of the input becomes the part of the same number.
+    """Cut the trajectories of this call's shards; each part of the input becomes the part of the same number.
 
     Raises:
-      UserError: wrong options, an input of another stage, missing columns, a partition function that fails.
-      IncompleteInput: parts of the input are missing or torn.
+      UserError: invalid options, an input of another stage, missing columns, or a partition function that fails.
+      IncompleteInput: parts of the input are missing or corrupt.
     """
-
     started = time.monotonic()
     trajectories = open_artefact(config.trajectories, schemas.TRAJECTORIES)
     config = _resolve(config, trajectories)
-    cut, made_with = _make_cut(config, trajectories)
-    columns = ["trajectory_id", "token_ids", "logprobs"]
-    at_once = _ROWS_AT_ONCE
-    if config.partition == "branches":  # needs a question's responses side by side
-        _check_questions_lie_in_one_part(trajectories)
-        columns, at_once = [*columns, "question_id"], max(1, trajectories.rows)
-    mine = [trajectories.parts[i] for i in split(len(trajectories.parts), *resolve_shards(config))]
-    trajectory_count = sum(part.rows for part in mine)
+    cut, sources = _open_partition(config, trajectories)
+    columns, batch_rows = ["trajectory_id", "token_ids", "logprobs"], _BATCH_ROWS
+    if config.partition == "branches":  # compares all responses to a question, so they must be in the same batch
+        _check_questions_are_in_one_part(trajectories)
+        columns, batch_rows = [*columns, "question_id"], max(1, trajectories.rows)
+    own_parts = [trajectories.parts[i] for i in split(len(trajectories.parts), *resolve_shards(config))]
+    trajectory_count = sum(part.rows for part in own_parts)
     progress.start("segment", trajectory_count, "trajectories")
     rows, up_to_date = 0, True
-    for part in mine:
-        lineage = describe(
-            "segment", schemas.CUTPOINTS, config, inputs=(artefact_source(trajectories, config.out, part), *made_with)
-        )
+    for part in own_parts:
+        inputs = (artefact_source(trajectories, config.out, part), *sources)
         with open_part(
             config.out,
             part.index,
             part.count,
-            lineage,
-            schemas.CUTPOINTS,
+            describe("segment", CUTPOINTS, config, inputs=inputs),
+            CUTPOINTS,
             overwrite=config.overwrite,
             progress=progress,
         ) as writer:
             if not writer.up_to_date:
                 table = trajectories.read(part, columns)
-                slices = [(first, table.slice(first, at_once)) for first in range(0, max(table.num_rows, 1), at_once)]
-                cuts = pa.concat_tables([_cut_slice(some, first, part.path, config.rho, cut) for first, some in slices])
-                writer.write(cuts, {"trajectories": table.num_rows})
+                writer.write(_cut_part(table, part, batch_rows, config.rho, cut), {"trajectories": table.num_rows})
         rows, up_to_date = rows + writer.rows, up_to_date and writer.up_to_date
         progress.advance(part.rows)
     return Summary(
@@ -96,124 +110,139 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
 
 
 def _resolve(config: Config, trajectories: Artefact) -> Config:
-    """With the partition that a left out one stands for.
+    """Return the configuration with the default partition filled in.
 
     Raises:
-      UserError: another partition than their own for trees.
+      UserError: a partition other than `tree` for sampled trees.
     """
-
     in_trees = are_trees(trajectories)
     if in_trees and config.partition not in (None, "tree"):
         raise UserError(
-            f"{trajectories.path} holds stretches of trees, and each of them is a segment: leave out --partition "
+            f"{trajectories.path} holds nodes of trees, and each node is a segment: omit --partition "
             f"{config.partition}, or sample whole responses (spo rollout without --tree)"
         )
     return dataclasses.replace(config, partition=config.partition or ("tree" if in_trees else "cutpoints"))
 
 
-def _check_questions_lie_in_one_part(trajectories: Artefact) -> None:
-    """Our own rollouts see to it; Parquet from elsewhere may do otherwise.
+def _check_questions_are_in_one_part(trajectories: Artefact) -> None:
+    """Check that no question has responses in two parts; only Parquet from other tools may have such questions.
 
     Raises:
-      UserError: naming a question and two files.
+      UserError: the message names a question and two files.
     """
-    home: dict[str, Path] = {}
+    path_of: dict[str, Path] = {}
     for part in trajectories.parts if not trajectories.lineage else ():
         for question in trajectories.read(part, ["question_id"])["question_id"].unique().to_pylist():
-            if home.setdefault(question, part.path) != part.path:
+            if path_of.setdefault(question, part.path) != part.path:
                 raise UserError(
-                    f"the partition branches compares the responses to a question, but those to {question} lie in "
-                    f"{home[question]} and in {part.path}: put them in one file"
+                    f"the partition branches compares all responses to a question, but the responses to {question} are "
+                    f"in {path_of[question]} and in {part.path}: put them in one file"
                 )
 
 
-def _cut_slice(rows: pa.Table, first: int, path: Path, rho: float, cut: Cut) -> pa.Table:
-    """`cutpoint_table` of some rows of a part; an error, which counts from the first of them, says where they are."""
-    try:
-        return cutpoint_table(rows, rho, cut)
-    except UserError as error:
-        where = f"{path}, counted from trajectory {rows['trajectory_id'][0]} (row {first})"
-        raise UserError(f"{where}: {error}") from error
+def _cut_part(table: pa.Table, part: Part, batch_rows: int, rho: float, cut: Partition) -> pa.Table:
+    """Return the rows of `schemas.CUTPOINTS` for the trajectories of a part, computed batch by batch.
+
+    Raises:
+      UserError: as `cut`; the message names the part and the first trajectory of the batch.
+    """
+    tables = []
+    for first in range(0, max(table.num_rows, 1), batch_rows):
+        batch = table.slice(first, batch_rows)
+        try:
+            tables.append(cutpoint_table(batch, rho, cut))
+        except UserError as error:
+            where = f"{part.path}, counted from trajectory {batch['trajectory_id'][0]} (row {first})"
+            raise UserError(f"{where}: {error}") from error
+    return pa.concat_tables(tables)
 
 
-def cutpoint_table(trajectories: pa.Table, rho: float, cut: Cut) -> pa.Table:
-    """Rows of `schemas.CUTPOINTS` for N trajectories (trajectory_id, token_ids, logprobs, and what the cut reads)."""
+def cutpoint_table(trajectories: pa.Table, rho: float, cut: Partition) -> pa.Table:
+    """Return the rows of `schemas.CUTPOINTS` for N trajectories.
 
-    token_ids, logprobs = ragged(trajectories["token_ids"]), ragged(trajectories["logprobs"])
-    is_cutpoint = find_cutpoints(logprobs, rho)
-    segments = cut(trajectories, token_ids, logprobs, is_cutpoint)
+    Args:
+      trajectories: the columns of `TrajectoryBatch.rows`.
+      rho: tokens with a probability below this are cutpoints.
+      cut: the partition.
+    """
+    logprobs = ragged(trajectories["logprobs"])
+    is_cutpoint = partition.find_cutpoints(logprobs, rho)
+    segments = cut(TrajectoryBatch(trajectories, ragged(trajectories["token_ids"]), logprobs, is_cutpoint))
     columns = [
         trajectories["trajectory_id"].combine_chunks().take(pa.array(segments.trajectory)),
         pa.array(segments.number.astype("int32")),
         pa.array(segments.start.astype("int32")),
         pa.array(segments.end.astype("int32")),
-        list_array(segment_cutpoints(segments, logprobs.lengths, is_cutpoint), pa.int32()),
+        list_array(partition.segment_cutpoints(segments, logprobs.lengths, is_cutpoint), pa.int32()),
     ]
     return pa.table(columns, schema=CUTPOINTS.arrow)
 
 
-def _make_cut(config: Config, trajectories: Artefact) -> tuple[Cut, tuple[Source, ...]]:
-    """The partition as one function over a batch, and what it depends on beside the configuration."""
-
-    by_name: dict[str, Cut] = {
-        "cutpoints": lambda rows, tokens, logprobs, flags: cuts.partition_by_cutpoints(
-            tokens.lengths, flags, config.interval
-        ),
-        "fixed": lambda rows, tokens, logprobs, flags: cuts.partition_by_length(tokens.lengths, config.segment_tokens),
-        "count": lambda rows, tokens, logprobs, flags: cuts.partition_by_count(tokens.lengths, config.num_segments),
-        "token": lambda rows, tokens, logprobs, flags: cuts.partition_by_token(tokens.lengths),
-        "trajectory": lambda rows, tokens, logprobs, flags: cuts.partition_by_trajectory(tokens.lengths),
-        "tree": lambda rows, tokens, logprobs, flags: cuts.partition_by_trajectory(tokens.lengths),
-        "branches": lambda rows, tokens, logprobs, flags: _cut_where_responses_part(rows, tokens),
-    }
+def _open_partition(config: Config, trajectories: Artefact) -> tuple[Partition, tuple[Source, ...]]:
+    """Return the partition, and the inputs that it depends on besides the configuration: a tokenizer or a function."""
+    match config.partition:
+        case "cutpoints" | "fixed" | "count" | "token" | "trajectory" | "tree" | "branches":
+            return partial(_cut_built_in, config), ()
+        case "delimiter":
+            return _open_delimiter(config, trajectories)
     assert config.partition is not None, "resolved by run"
-    if config.partition in by_name:
-        return by_name[config.partition], ()
-    if config.partition == "delimiter":
-        return _delimiter_cut(config, trajectories)
     function, digest = load_function(config.partition, "--partition")
-    return _user_cut(config.partition, function), (Source(config.partition, digest, "function"),)
+    return partial(_cut_by_function, config.partition, function), (Source(config.partition, digest, "function"),)
 
 
-def _cut_where_responses_part(rows: pa.Table, tokens: Ragged) -> Segments:
+def _cut_built_in(config: Config, batch: TrajectoryBatch) -> Segments:
+    """Cut a batch by a partition that needs lengths, cutpoints or token ids only."""
+    lengths = batch.token_ids.lengths
+    match config.partition:
+        case "cutpoints":
+            return partition.partition_by_cutpoints(lengths, batch.is_cutpoint, config.interval)
+        case "fixed":
+            return partition.partition_by_length(lengths, config.segment_tokens)
+        case "count":
+            return partition.partition_by_count(lengths, config.num_segments)
+        case "token":
+            return partition.partition_by_token(lengths)
+        case "branches":
+            starts = branch_starts(batch.token_ids, encode_names(batch.rows["question_id"]))
+            return partition.partition_at_boundaries(lengths, starts)
+    return partition.partition_by_trajectory(lengths)  # "trajectory", and "tree", where each row is a node
 
-    return partition_at_boundaries(tokens.lengths, branch_starts(tokens, encode_names(rows["question_id"])))
 
-
-def _delimiter_cut(config: Config, trajectories: Artefact) -> tuple[Cut, tuple[Source, ...]]:
-
+def _open_delimiter(config: Config, trajectories: Artefact) -> tuple[Partition, tuple[Source, ...]]:
+    """Return the partition after each match of `--delimiter`, and the model whose tokenizer decodes the tokens."""
     model = config.tokenizer or sampling_model(trajectories, "--tokenizer")
     if model is None:
         raise UserError(
-            f"{config.trajectories} does not say which model sampled it, and the partition delimiter must read its "
-            "tokens: pass --tokenizer MODEL"
+            f"{config.trajectories} does not name the model that sampled it, and the partition delimiter needs its "
+            "tokenizer: pass --tokenizer MODEL"
         )
     directory = checkpoints.resolve(model)
-    decode, pattern = decoder(loading.load_tokenizer(directory)), re.compile(config.delimiter)
-
-    def cut(rows: pa.Table, tokens: Ragged, logprobs: Ragged, flags: np.ndarray) -> Segments:
-
-        starts = [cuts.delimiter_starts(token_texts(decode, row), pattern) for row in tokens]
-        return cuts.partition_at_boundaries(tokens.lengths, Ragged.of(starts, np.int64))
-
-    return cut, (model_source(model, checkpoints.digest(directory), config.out),)
+    decode = decoder(loading.load_tokenizer(directory))
+    source = model_source(model, checkpoints.digest(directory), config.out)
+    return partial(_cut_by_delimiter, decode, re.compile(config.delimiter)), (source,)
 
 
-def _user_cut(name: str, function: Callable[..., Sequence[int]]) -> Cut:
-    """A function of one trajectory, `(token_ids, logprobs, cutpoints) → starts`, over a batch."""
+def _cut_by_delimiter(decode: Decode, pattern: re.Pattern[str], batch: TrajectoryBatch) -> Segments:
+    """Cut a batch after each match of a pattern in the decoded text."""
+    starts = [partition.delimiter_starts(token_texts(decode, row), pattern) for row in batch.token_ids]
+    return partition.partition_at_boundaries(batch.token_ids.lengths, Ragged.of(starts, np.int64))
 
-    def cut(rows: pa.Table, tokens: Ragged, logprobs: Ragged, flags: np.ndarray) -> Segments:
 
-        starts = []
-        for row in range(len(tokens)):
-            begin, end = tokens.offsets[row] - tokens.offsets[0], tokens.offsets[row + 1] - tokens.offsets[0]
-            try:
-                found = np.asarray(function(tokens[row], logprobs[row], np.flatnonzero(flags[begin:end])))
-            except Exception as error:  # code that is not ours may raise anything
-                raise UserError(f"--partition {name} failed: {type(error).__name__}: {error}") from error
-            if found.ndim != 1 or (found.size and not np.issubdtype(found.dtype, np.integer)):
-                raise UserError(f"--partition {name} must return a list of token offsets; got {found.tolist()!r}")
-            starts.append(found)
-        return cuts.partition_at_boundaries(tokens.lengths, Ragged.of(starts, np.int64))
+def _cut_by_function(name: str, function: Callable[..., Sequence[int]], batch: TrajectoryBatch) -> Segments:
+    """Cut a batch by a user's function of one trajectory: `(token_ids, logprobs, cutpoints) → starts`.
 
-    return cut
+    Raises:
+      UserError: the function raises an exception, or returns something other than a list of integers.
+    """
+    offsets = batch.token_ids.offsets - batch.token_ids.offsets[0]
+    starts = []
+    for row, (begin, end) in enumerate(pairwise(offsets.tolist())):
+        cutpoints = np.flatnonzero(batch.is_cutpoint[begin:end])
+        try:
+            found = np.asarray(function(batch.token_ids[row], batch.logprobs[row], cutpoints))
+        except Exception as error:  # a user's function may raise anything
+            raise UserError(f"--partition {name} failed: {type(error).__name__}: {error}") from error
+        if found.ndim != 1 or (found.size and not np.issubdtype(found.dtype, np.integer)):
+            raise UserError(f"--partition {name} must return a list of token offsets; got {found.tolist()!r}")
+        starts.append(found)
+    return partition.partition_at_boundaries(batch.token_ids.lengths, Ragged.of(starts, np.int64))

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from stages.configs.segment import Config
 from stages.core.errors import FingerprintMismatch, IncompleteInput, UserError
 from stages.models.presets import make_byte_tokenizer
-from stages.segment import Config
 from stages.shards.schemas import CUTPOINTS
 from tests.chains import cut, footer, rows, sample
 from tests.shards.samples import files
@@ -156,7 +156,7 @@ def test_parquet_from_elsewhere_is_taken_and_said_to_have_no_lineage(worked: Pat
         ({"trajectory_id": ["a"], "token_ids": [[1]]}, r"lacks the column logprobs .*found: trajectory_id, token_ids"),
         ({"token_ids": [[1]], "logprobs": [[-1.0]]}, "lacks the column trajectory_id"),
         ({"trajectory_id": ["a", "b"], "token_ids": [[1], [1, 2]], "logprobs": [[-1.0], [-1.0]]}, "length: row 1"),
-        ({"trajectory_id": ["a", "a"], "token_ids": [[1], [2]], "logprobs": [[-1.0], [-1.0]]}, "tell rows apart"),
+        ({"trajectory_id": ["a", "a"], "token_ids": [[1], [2]], "logprobs": [[-1.0], [-1.0]]}, "trajectory_id must be unique"),
         ({"trajectory_id": ["a"], "token_ids": [[1]], "logprobs": [[0.7]]}, "natural logs, at most 0"),
         ({"trajectory_id": ["a"], "token_ids": ["b"], "logprobs": [[-0.7]]}, "column token_ids"),
     ],
@@ -176,7 +176,7 @@ def test_an_input_of_another_stage_is_refused_with_the_command_that_takes_it(cha
 def test_missing_parts_are_named(policy: Path, tmp_path: Path):
     for shard in (0, 2):
         sample(tmp_path / "in", policy, shard=f"{shard}/4")
-    with pytest.raises(IncompleteInput, match=r"parts 1, 3 of 4 are missing in .*in: `spo rollout`"):
+    with pytest.raises(IncompleteInput, match=r"parts 1, 3 of 4 are missing in .*in: run `spo rollout`"):
         cut(tmp_path / "out", tmp_path / "in")
     with pytest.raises(IncompleteInput, match="does not exist"):
         cut(tmp_path / "out", tmp_path / "nowhere")
@@ -374,7 +374,7 @@ def test_an_unknown_partition_is_named_with_the_known_ones(worked: Path, tmp_pat
 
 
 def test_more_trajectories_than_are_cut_at_once_give_the_same_rows(chain: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("stages.segment._ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("stages.segment._BATCH_ROWS", 7)
     shutil.copytree(chain / "trajectories", tmp_path / "trajectories")
     cut(tmp_path / "cutpoints", tmp_path / "trajectories", interval=2)
     assert rows(tmp_path / "cutpoints") == rows(chain / "cutpoints")

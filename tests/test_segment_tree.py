@@ -54,7 +54,7 @@ def test_a_partition_left_out_is_the_one_that_fits(tree: Path, chain: Path, tmp_
 
 @pytest.mark.parametrize("partition", ["cutpoints", "fixed", "trajectory", "branches", "my_cuts:thirds"])
 def test_another_partition_of_a_tree_is_refused(tree: Path, tmp_path: Path, partition: str):
-    with pytest.raises(UserError, match=f"stretches of trees, and each of them is a segment.*{partition}"):
+    with pytest.raises(UserError, match=f"nodes of trees, and each node is a segment.*{partition}"):
         cut(tmp_path / "out", tree, partition=partition)
     assert not (tmp_path / "out").exists()
 
@@ -75,7 +75,7 @@ def test_trees_from_elsewhere_are_known_by_their_parents(tmp_path: Path):
     )
     cut(tmp_path / "out", source)
     assert cuts(tmp_path / "out") == {"b": [(0, 1, [0])], "a": [(0, 2, [1])], "c": [(0, 2, [])]}
-    with pytest.raises(UserError, match="stretches of trees"):
+    with pytest.raises(UserError, match="nodes of trees"):
         cut(tmp_path / "other", source, partition="cutpoints")
 
 
@@ -135,7 +135,7 @@ def test_branches_are_where_the_responses_to_a_question_part(tmp_path: Path):
 
 
 def test_branches_of_a_rollout_agree_with_a_count_of_the_prefixes(chain: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("stages.segment._ROWS_AT_ONCE", 3)  # would tear the questions apart
+    monkeypatch.setattr("stages.segment._BATCH_ROWS", 3)  # would tear the questions apart
     cut(tmp_path / "out", chain / "trajectories", partition="branches")
     frame = pd.DataFrame(rows(chain / "trajectories"))
     found, several = cuts(tmp_path / "out"), 0
@@ -152,7 +152,9 @@ def test_branches_of_a_rollout_agree_with_a_count_of_the_prefixes(chain: Path, t
 def test_a_question_in_two_files_from_elsewhere_has_no_branches(tmp_path: Path):
     group(tmp_path / "in" / "0.parquet", ("q", "q/0", "ab"), ("p", "p/0", "ab"))
     group(tmp_path / "in" / "1.parquet", ("q", "q/1", "ac"))
-    with pytest.raises(UserError, match=r"those to q lie in .*0\.parquet and in .*1\.parquet: put them in one file"):
+    with pytest.raises(
+        UserError, match=r"responses to q are in .*0\.parquet and in .*1\.parquet: put them in one file"
+    ):
         cut(tmp_path / "out", tmp_path / "in", partition="branches")
     assert not (tmp_path / "out").exists()
 
