@@ -1,1 +1,1 @@
-"""Jobs of a SLURM cluster: what each requests, its script, its state."""
+"""Jobs on a SLURM cluster: their resources, scripts, submission and state."""

@@ -1,4 +1,4 @@
-"""Owns what a job is: one stage of one iteration, its command, its tasks, and the jobs it waits for."""
+"""The jobs of a run: one stage of one iteration each, with its command, its array tasks and its dependencies."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ STAGES = {
     "train": "checkpoint",
     "eval": "eval",
 }
-"""Stage → the name of what it writes within an iteration of a run."""
+"""Stage → name of its output in the directory of an iteration."""
 
 MODEL_STAGES = ("sft", "train")
-"""Those that write a model directory: one piece, by one job."""
+"""Stages that write a model directory, which is not divided into parts: one job each."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one stage of one iteration has to make.
+    """The work of one stage in one iteration.
 
     Attributes:
-      iteration: `start`, `000` …
+      iteration: the name of the iteration: `start`, `000`, `001` …
       stage: the command.
-      parts: of its artefact; 1 for a model directory.
-      num_shards, shards_per_task: how it is shared out. A stage that follows its input has as many parts as that,
-        whatever its shards.
+      parts: the number of parts of its output; 1 for a model directory.
+      num_shards, shards_per_task: how the parts are distributed over array tasks. A stage that reads an artefact has
+        as many parts as its input, whatever its number of shards.
     """
 
     iteration: str
@@ -44,38 +44,38 @@ class Work:
 
     @property
     def output(self) -> str:
-        """Of its artefact within the run, as `000/trajectories`."""
+        """Return the path of the output within the run, e.g. `000/trajectories`."""
         return f"{self.iteration}/{STAGES[self.stage]}"
 
     @property
     def name(self) -> str:
-        """`000-rollout`: of its script, its logs and its job."""
+        """Return the name of the script, the logs and the job: `000-rollout`."""
         return f"{self.iteration}-{self.stage}"
 
     @property
     def tasks(self) -> int:
-        """Of its array."""
+        """Return the number of tasks in the job array."""
         return count_tasks(self.num_shards, self.shards_per_task)
 
     @property
     def is_array(self) -> bool:
-        """Whether its tasks are those of an array; else it is one job."""
+        """Return whether the job is an array; otherwise it is a single job."""
         return self.num_shards > 1
 
     def parts_of_task(self, task: int) -> range:
-        """The parts that a task of the array makes."""
+        """Return the parts that one task of the array makes."""
         return split(self.parts, *task_shards(task, self.num_shards, self.shards_per_task))
 
 
 @dataclass(frozen=True)
 class Job:
-    """Some work as a job of the cluster.
+    """The job that does some work.
 
     Attributes:
-      work: what it makes.
-      config: what its command is told.
-      resources: what it asks for.
-      after: the places of what it reads, which must be whole before it begins.
+      work: the work.
+      config: the Config of the stage, which becomes the flags of the command.
+      resources: the requested resources.
+      after: the outputs that the command reads (`Work.output`); they must be complete before the job begins.
     """
 
     work: Work
@@ -84,18 +84,23 @@ class Job:
     after: tuple[str, ...]
 
     def command(self) -> list[str]:
-        """Its command, a flag and its value together, quoted for a shell."""
+        """Return the words of the command, quoted for a shell; a flag and its value are one entry."""
         return [f"spo {self.work.stage}", *(shlex.join(words) for words in to_arguments(self.config))]
 
     def launcher(self) -> list[str]:
-        """What starts the command: srun for several processes, the program that runs a container, both or none."""
-        asked, words = self.resources, list[str]()
-        cpus = [f"--cpus-per-task={asked.cpus}"] if asked.cpus else []  # srun does not take it from the job
-        if isinstance(asked, RankResources) and asked.ranks > 1:
+        """Return the words before the command: srun for several processes, a container runtime, both or none."""
+        resources, words = self.resources, list[str]()
+        # srun does not inherit --cpus-per-task from the job (since SLURM 22.05).
+        cpus = [f"--cpus-per-task={resources.cpus}"] if resources.cpus else []
+        if isinstance(resources, RankResources) and resources.ranks > 1:
             words = ["srun", "--kill-on-bad-exit=1", *cpus]
-        if asked.container and asked.container_runtime == "pyxis":
-            return [*(words or ["srun", *cpus]), f"--container-image={asked.container}", *asked.container_options]
-        if asked.container:
-            gpus = ["--nv"] if asked.has_gpus else []
-            words += [asked.container_runtime, "exec", *gpus, *asked.container_options, asked.container]
+        if resources.container and resources.container_runtime == "pyxis":
+            return [
+                *(words or ["srun", *cpus]),
+                f"--container-image={resources.container}",
+                *resources.container_options,
+            ]
+        if resources.container:
+            gpus = ["--nv"] if resources.has_gpus else []
+            words += [resources.container_runtime, "exec", *gpus, *resources.container_options, resources.container]
         return words

@@ -1,4 +1,4 @@
-"""Owns what `_slurm/` says of a run's jobs: what they are to make (plan.json), and which were submitted (jobs.tsv)."""
+"""The records of a run's jobs in `_slurm/`: the planned work (plan.json) and the submitted jobs (jobs.tsv)."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages.core.errors import UserError
+from stages.shards.disk import disk_errors
 from stages.slurm.jobs import Work
 
 FOLDER, LOGS, PLAN, SUBMITTED = "_slurm", "logs", "plan.json", "jobs.tsv"
-"""The folder within a run; in it, the folder of the jobs' logs, the plan, and a line for every job submitted."""
+"""Directory in a run; in it, the directory of the jobs' logs, the plan, and a table with a line per submitted job."""
 
 
 @dataclass(frozen=True)
 class SubmittedJob:
-    """A job that SLURM took.
+    """A job that was submitted to SLURM.
 
     Attributes:
-      name: of the work, as `000-rollout`.
-      number: that SLURM gave it.
-      tasks: those of its array that were submitted; None: all.
+      name: the name of its work, e.g. `000-rollout`.
+      number: its number in SLURM.
+      tasks: the tasks of its array that were submitted; None: all of them.
     """
 
     name: str
@@ -30,18 +31,16 @@ class SubmittedJob:
     tasks: frozenset[int] | None
 
     def has(self, task: int) -> bool:
-        """Whether it includes a task."""
+        """Return whether the submission included a task."""
         return self.tasks is None or task in self.tasks
 
 
 def write_files(run: Path, files: Mapping[str, str]) -> None:
-    """Texts by name, into the folder of a run's jobs.
+    """Write files (name → text) into the directory of a run's jobs.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: the directory is not writable, or the disk is full.
     """
-    from stages.shards.disk import disk_errors
-
     folder = run / FOLDER
     with disk_errors(folder):
         (folder / LOGS).mkdir(parents=True, exist_ok=True)
@@ -50,16 +49,16 @@ def write_files(run: Path, files: Mapping[str, str]) -> None:
 
 
 def plan_text(works: Sequence[Work]) -> str:
-    """What `read_plan` reads: a line for each."""
+    """Return the text of plan.json, which `read_plan` reads: one line per stage and iteration."""
     lines = ",\n".join(json.dumps(dataclasses.asdict(work)) for work in works)
     return f"[\n{lines}\n]\n"
 
 
 def read_plan(run: Path) -> tuple[Work, ...]:
-    """What the jobs of a run have to make; nothing where no job was planned.
+    """Return the planned work of a run; empty if no job was planned.
 
     Raises:
-      UserError: a plan that cannot be read.
+      UserError: the plan cannot be read.
     """
     path = run / FOLDER / PLAN
     if not path.is_file():
@@ -67,14 +66,14 @@ def read_plan(run: Path) -> tuple[Work, ...]:
     try:
         return tuple(Work(**work) for work in json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error}): write it anew with `spo slurm RECIPE`") from error
+        raise UserError(f"cannot read {path} ({error}): write it again with `spo slurm RECIPE`") from error
 
 
 def read_submitted(run: Path) -> tuple[SubmittedJob, ...]:
-    """The jobs of a run that were ever submitted, in order.
+    """Return all jobs of a run that were ever submitted, in order.
 
     Raises:
-      UserError: a list that cannot be read.
+      UserError: the table of jobs cannot be read.
     """
     path = run / FOLDER / SUBMITTED
     if not path.is_file():
@@ -82,15 +81,15 @@ def read_submitted(run: Path) -> tuple[SubmittedJob, ...]:
     try:
         return tuple(_submitted(*line.split("\t")) for line in path.read_text().splitlines())
     except (ValueError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); expected name, number and tasks on each line") from error
+        raise UserError(f"cannot read {path} ({error}): expected name, number and tasks on each line") from error
 
 
 def _submitted(name: str, number: str, tasks: str) -> SubmittedJob:
-    written = tasks.partition("%")[0]
-    return SubmittedJob(name, number, frozenset(_numbers(written)) if written else None)
+    array = tasks.partition("%")[0]  # `%4` limits how many tasks run at once
+    return SubmittedJob(name, number, frozenset(_numbers(array)) if array else None)
 
 
 def _numbers(array: str) -> list[int]:
-    """`2,5-6` → 2, 5, 6."""
-    runs = [piece.partition("-") for piece in array.split(",")]
+    """Return the task numbers of an array: `2,5-6` → 2, 5, 6."""
+    runs = [run.partition("-") for run in array.split(",")]
     return [number for first, _, last in runs for number in range(int(first), int(last or first) + 1)]

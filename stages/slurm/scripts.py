@@ -1,4 +1,4 @@
-"""Owns the shell that is written for SLURM: a script for each job, what they share, and the one that submits them."""
+"""Shell scripts for SLURM: one per job, one that they share, and one that submits the jobs."""
 
 from __future__ import annotations
 
@@ -13,51 +13,53 @@ from stages.slurm.jobs import Job, Work
 from stages.slurm.records import FOLDER, LOGS, SUBMITTED
 
 SHARED, SUBMIT = "requeue.sh", "submit.sh"
-"""What the scripts share, and what submits them."""
+"""Names of the script that all jobs share and of the script that submits them."""
 
 REQUEUE = """\
-# What every script here does around its command. Before the time limit (and before a preemption, where the cluster is
-# set to) SLURM sends SIGUSR1 to the script. The command gets it too, keeps what it has committed and leaves; the task
-# then goes back into the queue under its own number, and resumes there inside its part.
-told= command= again=
-hear() {
-  told=$1 again=yes
-  [[ ! $command ]] || kill -"$told" "$command" 2>/dev/null || true
+# Runs the command of a job and requeues the job after SIGUSR1. SLURM sends that signal to the script before the time
+# limit (and before a preemption, if the cluster is configured so). The script forwards it to the command, which keeps
+# its committed work and exits. The task then goes back into the queue under its own number and resumes its part.
+received= command= again=
+forward() {
+  received=$1 again=yes
+  [[ ! $command ]] || kill -"$received" "$command" 2>/dev/null || true
 }
-trap 'hear USR1' USR1 # from here on, as it may come amid the lines of setup
+trap 'forward USR1' USR1 # set first, because the signal can arrive during the setup lines
 run() {
   local status code=4
-  if [[ ! $told ]]; then
+  if [[ ! $received ]]; then
     "$@" &
     command=$!
-    trap 'hear TERM' TERM
-    [[ ! $told ]] || hear "$told" # it came just now
+    trap 'forward TERM' TERM
+    [[ ! $received ]] || forward "$received" # it arrived before `command` was set
     again=yes code=127
     while [[ $again ]]; do # a signal ends `wait` before the command has ended
       again=
       status=0
       wait "$command" || status=$?
-      [[ $status == 127 ]] || code=$status # 127: it has ended, and an earlier `wait` has said how
+      [[ $status == 127 ]] || code=$status # 127: the command has ended, and an earlier `wait` returned its status
     done
   fi
-  if [[ $told == USR1 && $code != 0 && ${SLURM_RESTART_COUNT:-0} -lt $max_requeues ]]; then
+  if [[ $received == USR1 && $code != 0 && ${SLURM_RESTART_COUNT:-0} -lt $max_requeues ]]; then
     scontrol requeue "${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}"
-  elif [[ $told == USR1 && $code != 0 ]]; then
+  elif [[ $received == USR1 && $code != 0 ]]; then
     echo "not requeued: this was attempt $((SLURM_RESTART_COUNT + 1)), and max_requeues is $max_requeues" >&2
   fi
   exit "$code"
 }
 """
+"""Text of requeue.sh. The scripts of all jobs source it."""
 
 
 @dataclass(frozen=True)
 class Submission:
-    """A job that is to be submitted.
+    """A job that the submit script submits.
 
     Attributes:
-      tasks: of its array, where not all.
-      after: the places of jobs submitted with it that it waits for.
-      running: jobs or tasks already in the queue that it waits for, as SLURM names them.
+      job: the job.
+      tasks: the tasks of its array to submit; None: all of them.
+      after: the outputs of jobs in the same script that it waits for (`Work.output`).
+      running: jobs or tasks already in the queue that it waits for, by their names in SLURM.
     """
 
     job: Job
@@ -67,14 +69,16 @@ class Submission:
 
 
 def job_script(job: Job, run: Path, recipe: Path, directory: Path) -> str:
-    """The script of one job.
+    """Return the script of one job.
 
     Args:
-      run: the directory of the run, absolute or from `directory`.
-      directory: where the command is run.
+      job: the job.
+      run: the directory of the run, absolute or relative to `directory`.
+      recipe: the path of the recipe, for the comment in the script.
+      directory: the working directory of the command.
 
     Raises:
-      UserError: a line in the wrong place, or a path that SLURM would read otherwise.
+      UserError: a path contains `%`, which SLURM replaces in file names.
     """
     work = job.work
     many = f"{work.parts} parts, {work.tasks} tasks" if work.is_array else "one job"
@@ -97,60 +101,64 @@ def _title(work: Work) -> str:
 
 
 def _directives(job: Job, run: Path, directory: Path) -> Iterator[str]:
-    asked, work = job.resources, job.work
+    resources, work = job.resources, job.work
     number = "%A_%a" if work.is_array else "%j"
     for path in (directory, run):
         if "%" in str(path):
-            raise UserError(f"{path} has a % in it, which SLURM reads as a sign for something else: choose another")
+            raise UserError(f"{path} contains %, which SLURM replaces in paths: choose another path")
     yield f"--job-name={shlex.quote(f'{run.name}-{work.name}')}"
     yield f"--chdir={shlex.quote(str(directory))}"
     yield f"--output={shlex.quote(str(run / FOLDER / LOGS / f'{work.name}-{number}.log'))}"
     yield "--open-mode=append"
     if work.is_array:
-        yield f"--array={array(range(work.tasks), asked)}"
+        yield f"--array={array(range(work.tasks), resources)}"
     for name in ("partition", "account", "qos", "time", "mem"):
-        if value := getattr(asked, name):
+        if value := getattr(resources, name):
             yield f"--{name}={value}"
-    if asked.has_gpus:
-        yield f"--gres=gpu:{asked.gpus}"
-    if asked.cpus:
-        yield f"--cpus-per-task={asked.cpus}"
-    if isinstance(asked, RankResources) and asked.ranks > 1:
-        yield f"--nodes={asked.nodes}"
-        yield f"--ntasks-per-node={asked.ranks // asked.nodes}"
+    if resources.has_gpus:
+        yield f"--gres=gpu:{resources.gpus}"
+    if resources.cpus:
+        yield f"--cpus-per-task={resources.cpus}"
+    if isinstance(resources, RankResources) and resources.ranks > 1:
+        yield f"--nodes={resources.nodes}"
+        yield f"--ntasks-per-node={resources.ranks // resources.nodes}"
     yield "--requeue"
-    yield f"--signal=B:USR1@{asked.signal_seconds}"
-    yield from asked.directives
+    yield f"--signal=B:USR1@{resources.signal_seconds}"
+    yield from resources.directives
 
 
 def array(tasks: Sequence[int], resources: Resources) -> str:
-    """Tasks as sbatch takes them: `0-7`, `2,5-6%4`."""
+    """Return task numbers in the notation of sbatch: `0-7`, `2,5-6%4`."""
     runs = list[list[int]]()
     for task in tasks:
         if runs and task == runs[-1][-1] + 1:
             runs[-1].append(task)
         else:
             runs.append([task])
-    written = ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+    numbers = ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
     limit = resources.max_parallel if isinstance(resources, ArrayResources) else None
-    return f"{written}%{limit}" if limit else written
+    return f"{numbers}%{limit}" if limit else numbers
 
 
 def submit_script(submissions: Sequence[Submission], cancel: Sequence[tuple[str, str]], run: Path, recipe: Path) -> str:
-    """The script that submits jobs, each to begin once those that it reads from have ended well.
+    """Return the script that submits jobs; each begins when the jobs whose outputs it reads have succeeded.
 
     Args:
-      cancel: jobs of the queue that wait for what will not come: number and name.
+      submissions: the jobs in the order of submission.
+      cancel: (number, name) of jobs in the queue that wait for tasks that failed and are therefore canceled.
+      run: the directory of the run.
+      recipe: the path of the recipe, for the comment in the script.
     """
     head = f"""\
 #!/usr/bin/env bash
-# Submits the jobs of {run}, each to begin once those it reads from have ended well. Written by `spo slurm {recipe}`.
+# Submits the jobs of {run}. Written by `spo slurm {recipe}`.
+# Each job begins when the jobs that it reads from have succeeded.
 set -euo pipefail
 cd "$(dirname "${{BASH_SOURCE[0]}}")"
 mkdir -p {LOGS}
-unset "${{!SLURM_ARRAY_@}}" "${{!SLURM_STEP_@}}" SLURM_RESTART_COUNT # of a job that this may run in: not of these
+unset "${{!SLURM_ARRAY_@}}" "${{!SLURM_STEP_@}}" SLURM_RESTART_COUNT # set if this script itself runs inside a job
 
-# submit NAME AFTER [OPTION...]: hands NAME.sbatch to SLURM, notes its number in {SUBMITTED}, and prints it.
+# submit NAME AFTER [OPTION...]: submits NAME.sbatch, records its number in {SUBMITTED}, and prints the number.
 submit() {{
   local name=$1 after=$2 number
   shift 2
@@ -161,7 +169,7 @@ submit() {{
   echo "${{number%;*}}"
 }}
 """
-    lines = [f"scancel {number} # {name} waits for tasks that have failed" for number, name in cancel]
+    lines = [f"scancel {number} # {name} waits for tasks that failed" for number, name in cancel]
     names = {one.job.work.output: _variable(one.job.work) for one in submissions}
     for one in submissions:
         needs = ":".join([*(f"${names[place]}" for place in one.after), *one.running])
@@ -171,5 +179,5 @@ submit() {{
 
 
 def _variable(work: Work) -> str:
-    """A name for the shell: `rollout_000`."""
+    """Return the shell variable that holds the number of the job: `rollout_000`."""
     return f"{work.stage}_{work.iteration}"

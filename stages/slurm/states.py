@@ -1,4 +1,4 @@
-"""Owns how far a run is: for every part of every artefact, whether it is there, in the making, or given up."""
+"""The progress of a run: the state of every part of every output, from the files on disk and from SLURM."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ WorkState = Literal["done", "running", "queued", "failed", "missing"]
 WORK_STATES: tuple[WorkState, ...] = ("done", "running", "queued", "failed", "missing")
 
 _PART = re.compile(r"\.?part-(\d{5})-of-(\d{5})(?:\.parquet|\.log)?")
-_HOLDER = re.compile(r"(.*), process (\d+)")
+_HOLDER = re.compile(r"(.*), process (\d+)")  # the content of a lock (`stages.shards.disk`)
 _MODEL_FILE, _METRICS_FILE = "spo.json", "metrics.jsonl"
 
 
 @dataclass(frozen=True)
 class PartProgress:
-    """A part of an artefact, or a model.
+    """The progress of one part of an artefact, or of a model.
 
     Attributes:
-      index: of the part.
-      state: failed is what was begun and is no longer worked on, for whatever reason; missing what never was.
-      told: the last line of its log, or why it waits.
-      task: of SLURM, the last one that it was given to.
+      index: the number of the part; 0 for a model.
+      state: `failed` if work on it began and nothing works on it now, for whatever reason; `missing` if none began.
+      message: the last line of its log, or why its task waits.
+      task: the last SLURM task that was submitted for it.
     """
 
     index: int
@@ -44,50 +44,53 @@ class PartProgress:
 
 @dataclass(frozen=True)
 class StageProgress:
-    """How far the work of one stage is."""
+    """The progress of the work of one stage: one entry per part."""
 
     work: Work
     parts: tuple[PartProgress, ...]
 
     @property
     def counts(self) -> dict[WorkState, int]:
-        """Pieces by their state."""
-        return {state: sum(piece.state == state for piece in self.parts) for state in WORK_STATES}
+        """Return the number of parts in each state."""
+        return {state: sum(part.state == state for part in self.parts) for state in WORK_STATES}
 
     def tasks_in(self, *states: WorkState) -> tuple[int, ...]:
-        """The tasks of its array that have a piece in one of these states."""
-        wanted = {piece.index for piece in self.parts if piece.state in states}
-        return tuple(task for task in range(self.work.tasks) if wanted & set(self.work.parts_of_task(task)))
+        """Return the tasks of its array that have a part in one of these states."""
+        indices = {part.index for part in self.parts if part.state in states}
+        return tuple(task for task in range(self.work.tasks) if indices & set(self.work.parts_of_task(task)))
 
 
 def stage_progress(run: Path, work: Work, submitted: Sequence[SubmittedJob], queue: JobQueue) -> StageProgress:
-    """How far some work is, by what lies on the disk and what SLURM says of the jobs it was given to.
+    """Return the progress of some work, from the files on disk and the state of its jobs in SLURM.
 
-    It is done, too, where all of it lies there in another number of parts, as `spo run` makes it.
+    The work is also done if its output is complete in another number of parts, as `spo run` writes it.
 
     Args:
-      submitted: all jobs of the run, in order.
+      run: the directory of the run.
+      work: the work.
+      submitted: all jobs of the run, in the order of submission.
+      queue: the state of the jobs in SLURM.
     """
     for parts in _splits((run / work.output).glob("part-*.parquet")) - {work.parts}:
-        whole = dataclasses.replace(work, parts=parts, num_shards=parts, shards_per_task=1)
-        if all(_path(run, whole, index).exists() for index in range(parts)):
-            return StageProgress(whole, tuple(PartProgress(index, "done") for index in range(parts)))
-    mine = [job for job in reversed(submitted) if job.name == work.name]
-    tasks = dict[int, tuple[SubmittedJob, int]]()  # piece → who was given it last
+        other_split = dataclasses.replace(work, parts=parts, num_shards=parts, shards_per_task=1)
+        if all(_path(run, other_split, index).exists() for index in range(parts)):
+            return StageProgress(other_split, tuple(PartProgress(index, "done") for index in range(parts)))
+    jobs = [job for job in reversed(submitted) if job.name == work.name]  # the last submission first
+    tasks = dict[int, tuple[SubmittedJob, int]]()  # part → the last job and task for it
     for task in range(work.tasks):
-        if last := next((job for job in mine if job.has(task)), None):
+        if last := next((job for job in jobs if job.has(task)), None):
             tasks |= dict.fromkeys(work.parts_of_task(task), (last, task))
-    find = _model if work.stage in MODEL_STAGES else _part
+    find = _model_progress if work.stage in MODEL_STAGES else _part_progress
     return StageProgress(work, tuple(find(run, work, index, tasks.get(index), queue) for index in range(work.parts)))
 
 
 def check_split(run: Path, work: Work) -> None:
-    """Refuse to make some work where parts of another split lie, or chunks of one.
+    """Check that the output does not contain parts, or committed chunks, of another split.
 
     Raises:
-      UserError: they do.
+      UserError: it does.
     """
-    if work.stage not in ("rollout", "eval"):  # the others have the parts of their input
+    if work.stage not in ("rollout", "eval"):  # the other stages have as many parts as their input
         return
     directory = run / work.output
     others = [path for path in directory.glob(".part-*") if _splits([path]) != {work.parts}]
@@ -95,12 +98,12 @@ def check_split(run: Path, work: Work) -> None:
     for parts in _splits([*directory.glob("part-*.parquet"), *begun]) - {work.parts}:
         raise UserError(
             f"{directory} holds parts of another split (of {parts}; the jobs make {work.parts}): delete it, or set "
-            f"num_shards = {parts} in [slurm.{work.stage}]; one that is whole is kept with --only-missing"
+            f"num_shards = {parts} in [slurm.{work.stage}]. To keep a complete one, pass --only-missing"
         )
 
 
 def works_on_disk(run: Path) -> tuple[Work, ...]:
-    """What a run was made of so far, where no plan says what it is to be."""
+    """Return the work that is found on disk, for a run without a plan."""
     found = list[Work]()
     for iteration in sorted(path for path in run.glob("[!._]*") if path.is_dir()):
         stages = [stage for stage in STAGES if stage != ("train" if iteration.name == "start" else "sft")]
@@ -110,7 +113,9 @@ def works_on_disk(run: Path) -> tuple[Work, ...]:
             if begun:
                 parts = 1 if stage in MODEL_STAGES else _count_parts(directory)
                 found.append(Work(iteration.name, stage, parts, parts))
-    order = {name: place for place, name in enumerate(sorted({work.iteration for work in found}, key=_iteration_order))}
+    order = {
+        name: position for position, name in enumerate(sorted({work.iteration for work in found}, key=_iteration_order))
+    }
     return tuple(sorted(found, key=lambda work: order[work.iteration]))
 
 
@@ -118,46 +123,61 @@ def _iteration_order(name: str) -> tuple[bool, str]:
     return name != "start", name
 
 
-def _part(run: Path, work: Work, index: int, given: tuple[SubmittedJob, int] | None, queue: JobQueue) -> PartProgress:
+def _part_progress(
+    run: Path, work: Work, index: int, given: tuple[SubmittedJob, int] | None, queue: JobQueue
+) -> PartProgress:
     path = _path(run, work, index)
     task = queue.find(given[0].number, given[1]) if given else None
     if path.exists():
         return PartProgress(index, "done", task=task)
     begun = path.with_name(f".{path.stem}")
     logs = [path.parent / "_logs" / f"{path.stem}.log", *_job_logs(run, work, given)]
-    alone = work.parts <= work.num_shards and work.shards_per_task == 1
-    return _unfinished_piece(index, begun, logs, task, waits_its_turn=not alone and not begun.exists())
+    # A task that makes several parts makes them one after the other.
+    one_part_per_task = work.parts <= work.num_shards and work.shards_per_task == 1
+    may_wait = not one_part_per_task and not begun.exists()
+    return _unfinished_progress(index, begun, logs, task, waits_in_task=may_wait)
 
 
-def _model(run: Path, work: Work, index: int, given: tuple[SubmittedJob, int] | None, queue: JobQueue) -> PartProgress:
+def _model_progress(
+    run: Path, work: Work, index: int, given: tuple[SubmittedJob, int] | None, queue: JobQueue
+) -> PartProgress:
     directory = run / work.output
     task = queue.find(given[0].number, given[1]) if given else None
     if (directory / _MODEL_FILE).exists():
         return PartProgress(index, "done", task=task)
     begun = _unfinished(directory)
-    piece = _unfinished_piece(index, begun, _job_logs(run, work, given), task, waits_its_turn=False)
+    progress = _unfinished_progress(index, begun, _job_logs(run, work, given), task, waits_in_task=False)
     steps = _count_lines(begun / _METRICS_FILE)
-    if not steps or piece.state == "queued":
-        return piece
-    return PartProgress(index, piece.state, f"step {steps}{f': {piece.message}' if piece.message else ''}", task)
+    if not steps or progress.state == "queued":
+        return progress
+    message = f"step {steps}: {progress.message}" if progress.message else f"step {steps}"
+    return PartProgress(index, progress.state, message, task)
 
 
-def _unfinished_piece(
-    index: int, begun: Path, logs: Sequence[Path], task: JobTask | None, *, waits_its_turn: bool
+def _unfinished_progress(
+    index: int, begun: Path, logs: Sequence[Path], task: JobTask | None, *, waits_in_task: bool
 ) -> PartProgress:
-    """A piece that is not there: what SLURM says of its task, else what its lock and its logs say."""
-    told, age = _last_words(logs)
-    if task and task.phase == "running" and not waits_its_turn:
-        return PartProgress(index, "running", told, task)
+    """Return the progress of a part that is not finished: from SLURM if it knows its task, else from lock and logs.
+
+    Args:
+      begun: the directory of its chunks or of its checkpoint.
+      waits_in_task: whether a running task may not have reached this part yet.
+    """
+    line, age = _last_line(logs)
+    if task and task.phase == "running" and not waits_in_task:
+        return PartProgress(index, "running", line, task)
     if task and task.phase != "ended":
         return PartProgress(index, "queued", task.description, task)
     if holder := _holder(begun, elsewhere=not task):
-        return PartProgress(index, "running", f"{told} ({holder}{age})".lstrip())
+        return PartProgress(index, "running", f"{line} ({holder}{age})".lstrip())
     if task and task.state != "COMPLETED":
-        began = told or begun.is_dir() or task.state != "CANCELLED"
-        return PartProgress(index, "failed" if began else "missing", f"{task.description}{f'; {told}' if told else ''}", task)
-    if begun.is_dir() or (told and not task and not told.startswith("finished: ")):
-        return PartProgress(index, "failed", told)
+        began = line or begun.is_dir() or task.state != "CANCELLED"
+        return PartProgress(
+            index, "failed" if began else "missing", f"{task.description}{f'; {line}' if line else ''}", task
+        )
+    # A log that ends with "finished: " without a part belongs to a part that was deleted, not to one that failed.
+    if begun.is_dir() or (line and not task and not line.startswith("finished: ")):
+        return PartProgress(index, "failed", line)
     return PartProgress(index, "missing")
 
 
@@ -169,8 +189,8 @@ def _job_logs(run: Path, work: Work, given: tuple[SubmittedJob, int] | None) -> 
     return [run / FOLDER / LOGS / f"{work.name}-{number}.log"]
 
 
-def _last_words(logs: Sequence[Path]) -> tuple[str, str]:
-    """The last line of the log that was written to last, without its time, and how long ago that was."""
+def _last_line(logs: Sequence[Path]) -> tuple[str, str]:
+    """Return the last line of the log that was written last, without its time, and how long ago it was written."""
     written = {path.stat().st_mtime: path for path in logs if path.is_file() and path.stat().st_size}
     if not written:
         return "", ""
@@ -190,21 +210,22 @@ def _ago(seconds: float) -> str:
 
 
 def _holder(begun: Path, *, elsewhere: bool) -> str:
-    """The process that works on a piece; "" where none does any longer.
+    """Return the process that holds the lock of a part; "" if there is none.
 
     Args:
-      elsewhere: believe a lock of another machine, where no process can be asked for.
+      begun: the directory with the lock.
+      elsewhere: trust the lock of a process on another machine, although it cannot be checked from here.
     """
     with suppress(OSError):
         found = _HOLDER.fullmatch((begun / "lock").read_text(errors="replace"))
         if found and found[1] == os.uname().nodename:
-            return f"process {found[2]}" if _lives(int(found[2])) else ""
+            return f"process {found[2]}" if _is_alive(int(found[2])) else ""
         if found and elsewhere:
-            return f"process {found[2]} on {found[1]}, which cannot be asked from here"
+            return f"process {found[2]} on {found[1]}, which cannot be checked from here"
     return ""
 
 
-def _lives(process: int) -> bool:
+def _is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -219,11 +240,12 @@ def _path(run: Path, work: Work, index: int) -> Path:
 
 
 def _splits(paths: Iterable[Path]) -> set[int]:
-    """The numbers of parts that parts, and folders of their chunks, belong to."""
+    """Return the splits (numbers of parts) that part files and directories of chunks belong to, from their names."""
     return {int(match[2]) for path in paths if (match := _PART.fullmatch(path.name))}
 
 
 def _unfinished(directory: Path) -> Path:
+    """Return the directory in which a training run keeps its checkpoint until the model is finished."""
     return directory.with_name(f".{directory.name}.partial")
 
 
@@ -239,5 +261,5 @@ def _count_lines(path: Path) -> int:
 
 
 def count_states(stages: Sequence[StageProgress]) -> Mapping[WorkState, int]:
-    """Pieces of all stages by their state."""
+    """Return the number of parts of all stages in each state."""
     return {state: sum(stage.counts[state] for stage in stages) for state in WORK_STATES}

@@ -97,7 +97,7 @@ def test_a_killed_process_is_no_longer_at_work_and_one_elsewhere_cannot_be_asked
         (part / "lock").write_text(holder)
     found = look(tmp_path)["000/trajectories"]
     assert states(found) == "fr"
-    assert found.parts[1].message == "(process 7 on elsewhere, which cannot be asked from here)"
+    assert found.parts[1].message == "(process 7 on elsewhere, which cannot be checked from here)"
 
 
 def test_what_slurm_says_of_a_task_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -169,11 +169,11 @@ def test_a_directory_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.Ca
     assert "holds no artefact of a run" in capsys.readouterr().err
     plan(tmp_path)
     (tmp_path / "_slurm" / "plan.json").write_text("{")
-    with pytest.raises(UserError, match=r"plan.json cannot be read"):
+    with pytest.raises(UserError, match=r"cannot read .*plan.json"):
         look(tmp_path)
     (tmp_path / "_slurm" / "plan.json").unlink()
     submitted(tmp_path, "000-rollout 7")
-    with pytest.raises(UserError, match=r"jobs.tsv cannot be read .*expected name, number and tasks"):
+    with pytest.raises(UserError, match=r"cannot read .*jobs.tsv .*expected name, number and tasks"):
         look(tmp_path)
 
 
