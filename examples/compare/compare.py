@@ -125,7 +125,7 @@ def carry_out(plan: Plan, run: Run, out: Path) -> dict[str, Any]:
     write_recipe(here / "recipe.toml", run_recipe(plan, run, policy.absolute()))
     intended = iterate.make_plan(iterate.Config(recipe=here / "recipe.toml", out=here / "run"))
     curve, before = [], time.process_time()
-    for done in iterate.carry_out(intended):
+    for done in iterate.run_plan(intended):
         curve.append(point(done, intended) | {"cpu_seconds": time.process_time() - before})
         before = time.process_time()
     last = len(intended.iterations) - 1
