@@ -1,4 +1,4 @@
-"""Read the directories of low-rank adapters (LoRA, arXiv 2106.09685): W + α/r · B A for some matrices W of a base model.
+"""Read the directories of low-rank adapters (LoRA, arXiv 2106.09685): W + α/r · B A for some matrices W of a base.
 
     adapter_config.json          r, α, the adapted layers, and the base: a directory, or a name on the hub
     adapter_model.safetensors    A and B of every adapted layer
@@ -93,7 +93,7 @@ def read_lora(directory: Path) -> Lora:
     targets = config.get("target_modules")
     if config.get("peft_type") != "LORA" or not isinstance(targets, list):
         raise UserError(
-            f"{directory / CONFIG_FILE} has peft_type {config.get('peft_type')}; expected LORA with a list of layer names"
+            f"{directory / CONFIG_FILE} has peft_type {config.get('peft_type')}; expected LORA over named layers"
         )
     return Lora(int(config["r"]), float(config["lora_alpha"]), tuple(sorted(targets)))
 

@@ -1,8 +1,7 @@
 """Load models, configurations and tokenizers from model directories (`stages.models.checkpoints` finds them).
 
-Code that a model brings along is never run (`trust_remote_code=False`). `transformers` is imported as a module and torch
-only inside functions that need it: transformers imports torch when a class is first looked up, so that stages which
-read a tokenizer at most start fast.
+Code that a model brings along is never run (`trust_remote_code=False`). `transformers` is imported as a module: it
+imports torch only when one of its classes is looked up, so stages that need no model start fast.
 """
 
 from __future__ import annotations

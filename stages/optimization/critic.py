@@ -1,14 +1,14 @@
-"""The critic: V(s) of the states of a trajectory, from a transformer's hidden states; scored, trained, saved.
+"""The critic: estimate V(s) of the states of a trajectory from a transformer's hidden states; score, train and save it.
 
     V(s) = w · h(s) + b        h(s): the last hidden state of the last token of s
 
-A critic's directory is that of its backbone in the Hugging Face layout (`config.json`, `model.safetensors`, the
-tokenizer's files) with two files beside: `value_head.safetensors` (`weight` [1, H], `bias` [1], float32) and, once it
-was trained, `optimizer.safetensors` (see `stages.optimization.optimizer`). Any language model's directory is one whose head is
-still to come: it starts at zero, so V = 0 everywhere.
+A critic's directory holds its backbone in the Hugging Face layout (`config.json`, `model.safetensors`, the tokenizer's
+files), `value_head.safetensors` (`weight` [1, H], `bias` [1], float32) and, after training, `optimizer.safetensors`
+(see `stages.optimization.optimizer`). The directory of a language model has no head yet: its critic starts with a zero
+head, so V = 0 everywhere.
 
-Weights are float32 masters as in `stages.optimization.torch`; where bfloat16 is asked for the backbone runs under autocast,
-the head is always float32.
+Weights are float32 masters as in `stages.optimization.torch`. With bfloat16 the backbone runs under autocast; the head
+always computes in float32.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stages.core.errors import UserError
 from stages.maths.gae import value_loss
@@ -31,22 +33,19 @@ from stages.models.checkpoints import OPTIMIZER_FILE
 from stages.optimization.optimizer import DEFAULT_ADAMW, AdamWConfig, Optimizer
 from stages.optimization.torch import checkpoint_layers
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 TOKENS_PER_PASS = 16384
-"""Where no number of trajectories is asked for, the most tokens in one pass without gradient, padding included."""
+"""Default limit of tokens, including padding, in one pass without gradient."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class CriticExample:
-    """The states of one trajectory that have a value.
+    """The states of one trajectory that a critic values.
 
     Attributes:
       tokens: int32 [T], prompt and response.
-      lengths: int64 [M], rising: how many tokens each state holds; at least 1, or there is nothing to value.
-      old_values: floating [M], as the critic that made the advantages said; None where none has spoken.
-      returns: floating [M], what the values are to be; None where nothing is to be learned.
+      lengths: int64 [M], rising: number of tokens of each state; at least 1.
+      old_values: floating [M], values of the critic that computed the advantages; None if the states are only scored.
+      returns: floating [M], regression targets; None if the states are only scored.
     """
 
     tokens: NDArray[np.int32]
@@ -68,35 +67,36 @@ class Critic:
         self,
         backbone: PreTrainedModel,
         head: nn.Linear,
-        adam: AdamWConfig = DEFAULT_ADAMW,
+        config: AdamWConfig = DEFAULT_ADAMW,
         *,
         compute: torch.dtype | None = None,
     ) -> None:
-        """Take a model over.
+        """Take over a model.
 
         Args:
-          backbone: gives `last_hidden_state`; weights in the type they are to be kept in.
-          head: H to 1.
-          compute: type of the backbone's matrix products; left out, that of the weights.
+          backbone: model that returns `last_hidden_state`; its weights keep their type.
+          head: linear layer from H to 1.
+          config: AdamW's settings.
+          compute: type of the backbone's matrix products. Default: the type of its weights.
         """
-        self.model = _ValueModel(backbone.eval(), head)  # no dropout: a state has one value
+        self.model = _ValueModel(backbone.eval(), head)  # no dropout: a state has exactly one value
         self.context_length = loading.context_length(backbone.config)
         self.vocabulary = loading.vocabulary_size(backbone.config)
         self._compute = compute or backbone.dtype
-        self.optimizer = Optimizer(self.model, adam)
+        self.optimizer = Optimizer(self.model, config)
 
     def value(self, group: Sequence[CriticExample]) -> Tensor:
-        """V of every state of some trajectories, end to end [M], at least float32; differentiable unless `no_grad`.
+        """Return V of every state of some trajectories, concatenated [M], at least float32.
 
-        Attention is causal and padding stands on the right, so no mask is needed; what lies behind a trajectory's last
-        state is not fed.
+        Differentiable outside `torch.no_grad`. Attention is causal and padding is on the right, so no mask is needed;
+        tokens after the last state of a trajectory are not fed.
         """
         backbone, head = self.model.backbone, self.model.head
-        length = max(int(visited.lengths[-1]) for visited in group)
+        length = max(int(example.lengths[-1]) for example in group)
         ids = np.zeros((len(group), length), np.int64)
-        for row, visited in enumerate(group):
-            ids[row, : visited.lengths[-1]] = visited.tokens[: visited.lengths[-1]]
-        last = np.concatenate([row * length + visited.lengths - 1 for row, visited in enumerate(group)])
+        for row, example in enumerate(group):
+            ids[row, : example.lengths[-1]] = example.tokens[: example.lengths[-1]]
+        last = np.concatenate([row * length + example.lengths - 1 for row, example in enumerate(group)])
         device = head.weight.device
         with torch.autocast(device.type, dtype=self._compute, enabled=self._compute != backbone.dtype):
             hidden: Tensor = backbone(input_ids=torch.from_numpy(ids).to(device), use_cache=False).last_hidden_state
@@ -106,8 +106,7 @@ class Critic:
     def save(
         self, directory: Path, tokenizer: PreTrainedTokenizerBase, write_more: Callable[[Path], None] | None = None
     ) -> None:
-        """Write a critic's directory with the optimiser's state, atomically; see `saving.save_directory`."""
-        from safetensors.torch import save_file
+        """Write a critic's directory with the optimizer's state, atomically; see `saving.save_directory`."""
 
         def write_rest(unfinished: Path) -> None:
             save_file(self.model.head.state_dict(), unfinished / checkpoints.VALUE_HEAD_FILE)
@@ -119,42 +118,40 @@ class Critic:
 
 
 def has_head(directory: Path) -> bool:
-    """Whether a model directory is a critic's already."""
+    """Return whether a model directory has a value head."""
     return (directory / checkpoints.VALUE_HEAD_FILE).is_file()
 
 
 def open_critic(
     directory: Path,
-    adam: AdamWConfig = DEFAULT_ADAMW,
+    config: AdamWConfig = DEFAULT_ADAMW,
     *,
     device: str = "auto",
     dtype: str = "auto",
     gradient_checkpointing: bool = False,
     continue_optimizer: bool = False,
 ) -> Critic:
-    """The critic of a directory with float32 masters; with its optimiser's state if that is there and asked for.
+    """Open the critic in a directory with float32 masters; without a value head there, the head is zero.
 
-    A directory without a value head gives a critic whose head is zero.
+    Args:
+      continue_optimizer: also load the optimizer's state, if the directory has one.
 
     Raises:
-      UserError: see `loading.load_backbone`, `adam.Optimizer.load`; a head of another width, or torn.
+      UserError: as `loading.load_backbone` and `Optimizer.load`; the head is torn, or has another width.
     """
-    place = devices.pick_device(device)
-    backbone = loading.load_backbone(directory, place, torch.float32)
+    target = devices.pick_device(device)
+    backbone = loading.load_backbone(directory, target, torch.float32)
     head = nn.Linear(backbone.config.get_text_config().hidden_size, 1)
     _load_head(head, directory)
     if gradient_checkpointing:
         checkpoint_layers(backbone)
-    critic = Critic(backbone, head.to(place), adam, compute=devices.pick_dtype(dtype, place))
+    critic = Critic(backbone, head.to(target), config, compute=devices.pick_dtype(dtype, target))
     if continue_optimizer and has_head(directory) and (directory / OPTIMIZER_FILE).is_file():
         critic.optimizer.load(directory / OPTIMIZER_FILE)
     return critic
 
 
 def _load_head(head: nn.Linear, directory: Path) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     if not has_head(directory):
         with torch.no_grad():
             head.weight.zero_()
@@ -165,23 +162,23 @@ def _load_head(head: nn.Linear, directory: Path) -> None:
         state = load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-    expected, found = ({name: [*value.shape] for name, value in of.items()} for of in (head.state_dict(), state))
+    expected, found = ({name: [*one.shape] for name, one in tensors.items()} for tensors in (head.state_dict(), state))
     if found != expected:
-        raise UserError(f"{path} holds {found}; expected {expected}, the head of the backbone beside it")
+        raise UserError(f"{path} holds {found}; expected {expected}, which fits the backbone in the same directory")
     head.load_state_dict(state)
 
 
 def score_states(
-    critic: Critic, visited: Sequence[CriticExample], size: int | None = None
+    critic: Critic, examples: Sequence[CriticExample], size: int | None = None
 ) -> Iterator[tuple[int, NDArray[np.floating]]]:
-    """Values of all states, without gradient: pairs of a trajectory's index and its [M].
+    """Yield the values of all states, without gradient: index of a trajectory, and its [M].
 
     Args:
-      size: trajectories in one pass; None: as many as `TOKENS_PER_PASS` holds.
+      size: trajectories per pass; None: as many as fit in `TOKENS_PER_PASS`.
     """
     with torch.no_grad():
-        for group in _groups(visited, size):
-            chosen = [visited[index] for index in group]
+        for group in _groups(examples, size):
+            chosen = [examples[index] for index in group]
             flat = critic.value(chosen).cpu().numpy()
             ends = np.cumsum([one.lengths.size for one in chosen])
             yield from zip(group, np.split(flat, ends[:-1]), strict=True)
@@ -190,19 +187,21 @@ def score_states(
 def update_critic(
     critic: Critic, batch: Sequence[CriticExample], size: int, learning_rate: float, clip: float | None
 ) -> dict[str, float]:
-    """One optimiser step towards the returns, in passes of at most `size` trajectories: the split does not matter.
+    """Take one optimizer step towards the returns, in passes of at most `size` trajectories.
+
+    The split into passes does not change the result, except for rounding.
 
     Args:
-      clip: how far a value may move from the old one before the loss lets go of it; None: any distance.
+      clip: the clip range of values around the old ones (`maths.gae.value_loss`); None: no clipping.
 
     Returns:
-      `critic/…`: loss, value_mean, explained_variance (1 − Var(G − V)/Var(G), before the step; not there where all
-      returns agree), clip_ratio, grad_norm.
+      `critic/…`: loss, value_mean, explained_variance (1 − Var(G − V)/Var(G), before the step; absent if all returns
+      are equal), clip_ratio, grad_norm.
 
     Raises:
-      FloatingPointError: the loss or the gradient is not finite; the weights are as they were.
+      FloatingPointError: the loss or the gradient is not finite; the weights are unchanged.
     """
-    states = sum(visited.lengths.size for visited in batch)
+    states = sum(example.lengths.size for example in batch)
     if not states:
         return {}
     sums: dict[str, Tensor] = {}
@@ -213,9 +212,9 @@ def update_critic(
             torch.from_numpy(np.concatenate([getattr(one, name) for one in chosen])).to(values)
             for name in ("old_values", "returns")
         )
-        loss, watched = value_loss(values, old, returns, states, clip)
+        loss, group_sums = value_loss(values, old, returns, states, clip)
         loss.backward()
-        for name, value in ({"loss": loss.detach()} | vars(watched)).items():
+        for name, value in ({"loss": loss.detach()} | vars(group_sums)).items():
             sums[name] = sums[name] + value.double() if name in sums else value.double()
     totals = dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
     if not math.isfinite(totals["loss"]):
@@ -233,15 +232,15 @@ def update_critic(
     return figures | {"critic/grad_norm": critic.optimizer.step(learning_rate)}
 
 
-def _groups(visited: Sequence[CriticExample], size: int | None) -> list[list[int]]:
-    """Trajectories with a state, by length, the longest first: like lengths share a pass, so little is padding."""
-    filled = [index for index, one in enumerate(visited) if one.lengths.size]
-    filled.sort(key=lambda index: -int(visited[index].lengths[-1]))
+def _groups(examples: Sequence[CriticExample], size: int | None) -> list[list[int]]:
+    """Group the trajectories with states by length, the longest first, so that a pass has little padding."""
+    filled = [index for index, one in enumerate(examples) if one.lengths.size]
+    filled.sort(key=lambda index: -int(examples[index].lengths[-1]))
     groups: list[list[int]] = []
     room = 0
     for index in filled:
         if not groups or len(groups[-1]) == room:
             groups.append([])
-            room = size or max(1, TOKENS_PER_PASS // int(visited[index].lengths[-1]))
+            room = size or max(1, TOKENS_PER_PASS // int(examples[index].lengths[-1]))
         groups[-1].append(index)
     return groups

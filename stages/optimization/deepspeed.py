@@ -1,14 +1,14 @@
-"""The optimisation engine of many ranks: DeepSpeed shares a policy out over them (ZeRO, arXiv 1910.02054).
+"""The optimization engine of many ranks: DeepSpeed distributes a policy over them (ZeRO, arXiv 1910.02054).
 
-A policy is opened as `stages.optimization.torch` opens it, whole and on the CPU of every rank, looked at there, and then
-shared out. What is scored and how is the same function; DeepSpeed runs it, reduces gradients and steps torch's AdamW.
+`stages.optimization.torch` opens and checks the full policy on the CPU of every rank; then it is distributed. Both
+engines score with the same function; DeepSpeed calls it, reduces gradients and steps torch's AdamW.
 
-Weights are float32 masters here too: at stage 0 the parameters themselves (bfloat16 products run under autocast), from
-stage 1 on a copy in the optimiser where the parameters are bfloat16. A saved directory is what the torch engine writes:
-masters and the optimiser's state by parameter name, gathered on rank 0. So either engine, on any number of ranks and at
-any stage, goes on where another has stopped.
+Weights are float32 masters here too. At stage 0 they are the parameters (bfloat16 products run under autocast); from
+stage 1 on, if the parameters are bfloat16, the optimizer holds a float32 copy. A saved directory is the same as the
+torch engine's: masters and the optimizer's state by parameter name, gathered on rank 0. Either engine, with any number
+of ranks and at any stage, can therefore continue the work of the other.
 
-DeepSpeed clips as torch does, and leaves a step out whose gradient is not finite.
+DeepSpeed clips as torch does, and skips a step whose gradient is not finite.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from stages.core.errors import UserError, first_line
 from stages.models import devices, saving
+from stages.models.adapters import Lora
 from stages.models.checkpoints import OPTIMIZER_FILE
 from stages.optimization import lora
 from stages.optimization.batches import MicroBatch
@@ -40,20 +42,15 @@ from stages.optimization.torch import TorchEngine
 from stages.optimization.zero import DeepSpeedSettings
 from stages.optimization.zero_state import ZeroState
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from stages.models.adapters import Lora
-
 
 class DeepSpeedEngine:
-    """A causal language model over many ranks; see `optimisation.Engine`. All ranks call the same methods."""
+    """A causal language model on many ranks; implements `step.Engine`. All ranks must call the same methods."""
 
     def __init__(
         self,
         policy: TorchEngine,
-        adam: AdamWConfig,
-        zero: DeepSpeedSettings,
+        config: AdamWConfig,
+        settings: DeepSpeedSettings,
         ranks: Ranks,
         device: torch.device,
         state: Path | None = None,
@@ -74,27 +71,31 @@ class DeepSpeedEngine:
         trained = {name: one for name, one in self.model.named_parameters() if one.requires_grad}
         moments = load_state(state, {name: one.shape for name, one in trained.items()}) if state else {}
         masters = {name: one.data for name, one in trained.items()}
-        settings = zero.settings(bfloat16=policy.compute == torch.bfloat16, max_grad_norm=adam.max_grad_norm)
-        ranks.gather(None)  # all have read it; from here on they work together
-        self._engine = _initialise(deepspeed, _Scoring(policy), adam, settings, zero.path)
-        self._state = ZeroState(self._engine, trained, zero.stage, ranks)
-        if "bf16" in settings:
+        bfloat16 = policy.compute == torch.bfloat16
+        options = settings.deepspeed_options(bfloat16=bfloat16, max_grad_norm=config.max_grad_norm)
+        # An error of one rank so far (such as an unreadable state) must reach the others here: in DeepSpeed's own
+        # collectives they would wait for it.
+        ranks.gather(None)
+        self._engine = _initialize(deepspeed, _Scoring(policy), config, options, settings.path)
+        self._state = ZeroState(self._engine, trained, settings.stage, ranks)
+        if "bf16" in options:
+            # DeepSpeed has cast the parameters and copied its masters from the rounded values: restore the exact ones.
             policy.mixed = False
             for name, parameter in trained.items():
                 self._state.put(parameter, masters[name])
         self._state.restore(moments)
 
     def score(self, batch: MicroBatch, temperature: float) -> Scored:
-        """See `optimisation.Engine.score`."""
+        """Score as `step.Engine.score`."""
         return Scored(*self._engine(batch, temperature))
 
     def backward(self, loss: Tensor, *, last: bool = True) -> None:
-        """See `optimisation.Engine.backward`; DeepSpeed takes the mean over ranks."""
+        """Accumulate as `step.Engine.backward`. The factor turns DeepSpeed's mean over ranks into a sum."""
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss * self._ranks.size)
 
     def step(self, learning_rate: float) -> float:
-        """See `optimisation.Engine.step`."""
+        """Step as `step.Engine.step`; DeepSpeed clips."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         self._engine.step()
@@ -104,17 +105,20 @@ class DeepSpeedEngine:
         return norm
 
     def discard(self) -> None:
-        """See `optimisation.Engine.discard`; made infinite, the gradient is what DeepSpeed itself forgets."""
+        """Clear the gradient.
+
+        DeepSpeed itself clears the gradient of a step that it skips, and it skips steps with an infinite gradient.
+        """
         token = np.zeros((1, 1), np.int64)
         self.backward(self.score(MicroBatch(token, token[0], token[0]), 1.0).logprobs.sum() * math.inf)
         self._engine.step()
 
     def save(self, directory: Path, tokenizer: PreTrainedTokenizerBase, write_more: Callable[[Path], None]) -> None:
-        """See `optimisation.Engine.save`; rank 0 writes what all gather."""
+        """Save as `step.Engine.save`; all ranks gather, rank 0 writes."""
         weights, state = self._state.gather(), dict[str, Tensor]()
         if steps := self._state.steps():
             moments = {what: self._state.gather(what) for what in MOMENTS}
-            state = {f"{what}.{name}": whole for what, of_all in moments.items() for name, whole in of_all.items()}
+            state = {f"{what}.{name}": full for what, by_name in moments.items() for name, full in by_name.items()}
             state |= {f"step.{name}": torch.tensor(steps) for name in moments[MOMENTS[0]]}
 
         def write_rest(unfinished: Path) -> None:
@@ -128,17 +132,17 @@ class DeepSpeedEngine:
         )
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         self._engine.destroy()
         del self._engine, self._state
-        gc.collect()  # its hooks and modules hold one another
+        gc.collect()  # its hooks and modules reference one another
         self._ranks.gather(None)
 
 
 def open_engine(
     directory: Path,
-    adam: AdamWConfig,
-    zero: DeepSpeedSettings,
+    config: AdamWConfig,
+    settings: DeepSpeedSettings,
     ranks: Ranks,
     device: torch.device,
     *,
@@ -150,32 +154,35 @@ def open_engine(
     adapter: Lora | None = None,
     seed: int = 0,
 ) -> DeepSpeedEngine:
-    """As `stages.optimization.torch.open_engine`, on many ranks; each reads the whole model first, into its host's memory.
+    """Open the model in a directory on many ranks; see `stages.optimization.torch.open_engine`.
+
+    Each rank first reads the full model into its host's memory.
 
     Args:
-      device: this rank's.
-      check: looks at the policy before it is shared out, and may refuse it.
+      device: the device of this rank.
+      check: called with the policy before it is distributed; it may raise a UserError.
 
     Raises:
       UserError: as there, and as `DeepSpeedEngine` and `check`.
     """
-    if zero.bfloat16 is not None:
-        dtype = "bfloat16" if zero.bfloat16 else "float32"
+    if settings.bfloat16 is not None:
+        dtype = "bfloat16" if settings.bfloat16 else "float32"
     compute = devices.pick_dtype(dtype, device)
     policy = TorchEngine(
         lora.open_to_train(directory, torch.device("cpu"), compute, adapter, seed),
-        adam,
+        config,
         compute=compute,
         gradient_checkpointing=gradient_checkpointing,
         head_chunk=head_chunk,
     )
     check(policy)
     state = directory / OPTIMIZER_FILE
-    return DeepSpeedEngine(policy, adam, zero, ranks, device, state if continue_optimizer and state.is_file() else None)
+    continued = state if continue_optimizer and state.is_file() else None
+    return DeepSpeedEngine(policy, config, settings, ranks, device, continued)
 
 
 class _Scoring(nn.Module):
-    """What DeepSpeed runs: a pass through the decoder and the masked head."""
+    """The module that DeepSpeed wraps: a pass through the decoder and the masked head."""
 
     def __init__(self, policy: TorchEngine) -> None:
         super().__init__()
@@ -186,10 +193,10 @@ class _Scoring(nn.Module):
 
 
 class _GuardedAdamW(torch.optim.AdamW):
-    """AdamW that clips, and stays where it is where the gradient is not finite: from stage 1 on DeepSpeed does so."""
+    """AdamW that clips, and skips a step with a non-finite gradient; from stage 1 on DeepSpeed does both itself."""
 
     max_grad_norm = math.inf
-    _global_grad_norm = 0.0  # where DeepSpeed looks for it
+    _global_grad_norm = 0.0  # DeepSpeed reads the norm from this attribute
 
     def step(self, closure: None = None) -> None:
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
@@ -199,36 +206,36 @@ class _GuardedAdamW(torch.optim.AdamW):
 
 
 def _import(device: torch.device) -> Any:
-    """DeepSpeed for a device. On a CPU it would compile an operation that only its inference uses: it must not."""
+    """Import DeepSpeed, set up for a device."""
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     if device.index is not None:
-        os.environ["LOCAL_RANK"] = str(device.index)  # which device is this rank's
+        os.environ["LOCAL_RANK"] = str(device.index)  # DeepSpeed takes the device of a rank from here
         torch.cuda.set_device(device)
     os.environ.setdefault("LOCAL_RANK", "0")
     import deepspeed
 
-    deepspeed.utils.logger.setLevel("ERROR")  # it warns of steps that are left out, which is told otherwise
+    deepspeed.utils.logger.setLevel("ERROR")  # it warns of skipped steps; `step` raises for them
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
-    if device.type == "cpu":
+    if device.type == "cpu":  # else it compiles an operation that only its inference uses
         cast("Any", deepspeed.ops).__compatible_ops__ = defaultdict(bool)
     return deepspeed
 
 
-def _initialise(
-    deepspeed: Any, module: _Scoring, adam: AdamWConfig, settings: dict[str, Any], path: Path | None
+def _initialize(
+    deepspeed: Any, module: _Scoring, config: AdamWConfig, options: dict[str, Any], path: Path | None
 ) -> Any:
     head = cast("nn.Module", module.model.get_output_embeddings())
-    if settings["zero_optimization"]["stage"] == 3:  # the head is used without being called
+    if options["zero_optimization"]["stage"] == 3:  # the head's weight is used without calling the head
         for parameter in head.parameters(recurse=False):
             deepspeed.zero.register_external_parameter(module, parameter)
-    guarded = settings["zero_optimization"]["stage"] == 0
-    adamw = make_adamw(module, adam, _GuardedAdamW if guarded else torch.optim.AdamW)
+    guarded = options["zero_optimization"]["stage"] == 0
+    adamw = make_adamw(module, config, _GuardedAdamW if guarded else torch.optim.AdamW)
     if isinstance(adamw, _GuardedAdamW):
-        adamw.max_grad_norm = adam.max_grad_norm
+        adamw.max_grad_norm = config.max_grad_norm
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # one of its optimisers prints how much memory there is
-            return deepspeed.initialize(model=module, optimizer=adamw, config=settings)[0]
+        with contextlib.redirect_stdout(io.StringIO()):  # one of its optimizers prints memory statistics
+            return deepspeed.initialize(model=module, optimizer=adamw, config=options)[0]
     except (ValueError, AssertionError, KeyError, TypeError, NotImplementedError) as error:
         if path is None:
             raise
-        raise UserError(f"DeepSpeed does not take {path}: {first_line(error)}") from error
+        raise UserError(f"DeepSpeed rejects {path}: {first_line(error)}") from error

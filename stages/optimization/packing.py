@@ -23,7 +23,7 @@ from stages.maths.prefixes import common_prefix_length, sortable_bytes
 from stages.optimization.batches import ALL_EXAMPLES, Example, MicroBatch, RankSubset, TokenTree
 
 ROW_LIMIT = 3.0
-"""Longest row, in lengths of the longest example. A longer row shares more tokens but computes more masked attention."""
+"""Longest row, in lengths of the longest example. Longer rows share more tokens but compute more masked attention."""
 
 
 @dataclass(frozen=True, eq=False)

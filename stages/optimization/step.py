@@ -108,9 +108,8 @@ def update(
     totals = BatchTotals.of(batch, objective)
     if totals.tokens == 0:
         return metrics | {"skipped/empty": 1.0}
-    found = _accumulate_gradient(
-        engine, _micro_batches(batch, size, objective, layout, ranks.subset), objective, totals, ranks
-    )
+    micro_batches = _micro_batches(batch, size, objective, layout, ranks.subset)
+    found = _accumulate_gradient(engine, micro_batches, objective, totals, ranks)
     largest = found.pop(MAX_METRIC, 0.0)
     metrics |= ranks.sum(found)
     if totals.compared:

@@ -1,8 +1,8 @@
-"""The one-process optimisation engine: a Hugging Face model, AdamW, the masked head.
+"""The one-process optimization engine: a Hugging Face model, AdamW, the masked head.
 
-Weights are float32 masters, whatever type they were stored in: at learning rates such as 1e-6 a bfloat16 weight does
-not move. Where bfloat16 is asked for, the decoder runs under autocast and the head multiplies in bfloat16. Saved
-directories hold the masters, so nothing is lost between iterations.
+Weights are float32 masters, whatever type they were stored in: at learning rates such as 1e-6, updates are smaller than
+the spacing of bfloat16 numbers and would be lost. With bfloat16, the decoder runs under autocast and the head
+multiplies in bfloat16. Saved directories hold the masters, so nothing is lost between iterations.
 
 On the CPU the same calls give the same bits. On a GPU, attention's backward pass may add in another order.
 """
@@ -11,14 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from stages.core.errors import UserError
 from stages.models import devices, loading, saving
+from stages.models.adapters import Lora
 from stages.models.checkpoints import OPTIMIZER_FILE
 from stages.optimization import lora
 from stages.optimization.batches import Example, MicroBatch, TokenTree, padded
@@ -26,41 +29,38 @@ from stages.optimization.head import Scored, selected_log_probs
 from stages.optimization.optimizer import DEFAULT_ADAMW, AdamWConfig, Optimizer
 from stages.optimization.packing import packed
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from stages.models.adapters import Lora
-
 
 class TorchEngine:
-    """A causal language model in this process; see `optimisation.Engine`.
+    """A causal language model in this process; implements `step.Engine`.
 
     Attributes:
-      model: with everything that is trained.
-      compute: type of the matrix products. mixed: some weights are of another, so the decoder runs under autocast.
+      model: the network, with an adapter on it if one is trained.
+      compute: type of the matrix products.
+      mixed: some weights have another type, so the decoder runs under autocast.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
-        adam: AdamWConfig = DEFAULT_ADAMW,
+        config: AdamWConfig = DEFAULT_ADAMW,
         *,
         compute: torch.dtype | None = None,
         gradient_checkpointing: bool = False,
         head_chunk: int | None = None,
     ) -> None:
-        """Take a model over.
+        """Take over a model.
 
         Args:
-          model: weights in the type they are to be kept in.
-          compute: type of the matrix products; left out, that of the weights.
+          model: its weights keep their type.
+          config: AdamW's settings.
+          compute: type of the matrix products. Default: the type of the weights.
           gradient_checkpointing: recompute each layer in the backward pass instead of keeping its activations.
-          head_chunk: positions per pass through the output head; left out, by the size of the vocabulary.
+          head_chunk: positions per pass through the output head. Default: by the size of the vocabulary.
 
         Raises:
-          UserError: the model's logits are not its output head's product alone.
+          UserError: the model changes its logits after the output head.
         """
-        self.model = model.eval()  # no dropout: the old log-probabilities are of the same function
+        self.model = model.eval()  # no dropout: the old log-probabilities come from the same function
         self.context_length = loading.context_length(model.config)
         self._decoder = cast("nn.Module", model.get_decoder())
         self._head = cast("nn.Linear", model.get_output_embeddings())
@@ -68,7 +68,7 @@ class TorchEngine:
         self.compute = compute or model.dtype
         self.mixed = any(parameter.dtype != self.compute for parameter in model.parameters())
         self._chunk = head_chunk
-        self.optimizer = Optimizer(model, adam)
+        self.optimizer = Optimizer(model, config)
         if gradient_checkpointing:
             checkpoint_layers(model)
         self._check_head()
@@ -85,34 +85,35 @@ class TorchEngine:
         )
 
     def _states(self, batch: MicroBatch, compute: torch.dtype) -> Tensor:
-        """The hidden states [M, H] that predict the kept tokens."""
+        """Return the hidden states [M, H] that predict the kept tokens."""
         device = self._head.weight.device
         ids, positions = (torch.from_numpy(array).to(device) for array in (batch.input_ids, batch.positions))
-        seen = self._tree_inputs(batch.tree, compute) if batch.tree else {}
+        attention = self._tree_inputs(batch.tree, compute) if batch.tree else {}
         with torch.autocast(device.type, dtype=compute, enabled=self.mixed and compute != torch.float32):
-            hidden: Tensor = self._decoder(input_ids=ids, use_cache=False, **seen).last_hidden_state
+            hidden: Tensor = self._decoder(input_ids=ids, use_cache=False, **attention).last_hidden_state
         return hidden.flatten(0, 1).index_select(0, positions).to(compute)
 
     def _tree_inputs(self, tree: TokenTree, compute: torch.dtype) -> dict[str, Tensor]:
-        """Positions [B, L] and the attention mask [B, 1, L, L] of rows that are trees."""
+        """Return positions [B, L] and the attention mask [B, 1, L, L] of rows that are trees."""
         depth, ends = (torch.from_numpy(array).to(self._head.weight.device) for array in (tree.depth, tree.ends))
-        place = torch.arange(ends.shape[1], device=ends.device)
-        mask = (place <= place[:, None]) & (place[:, None] < ends[:, None, :])
-        if self.model.config._attn_implementation != "sdpa":  # it adds the mask to its scores
+        index = torch.arange(ends.shape[1], device=ends.device)
+        mask = (index <= index[:, None]) & (index[:, None] < ends[:, None, :])  # token i sees j: j ≤ i < ends[j]
+        if self.model.config._attn_implementation != "sdpa":  # eager attention adds the mask to its scores
             mask = torch.zeros_like(mask, dtype=compute).masked_fill_(~mask, torch.finfo(compute).min)
         return {"position_ids": depth, "attention_mask": mask[:, None]}
 
     def check_trees(self, longest: int) -> None:
-        """Refuse a model that cannot read several sequences as one tree.
+        """Reject a model that cannot read several sequences packed as one tree.
 
-        Two short sequences that begin alike are read both ways, in the weights' own precision.
+        Two short sequences with a common prefix are read padded and packed, in the precision of the weights, and the
+        hidden states are compared.
 
         Args:
-          longest: tokens of the longest sequence that will be read.
+          longest: length of the longest sequence that will be read, in tokens.
 
         Raises:
-          UserError: its attention looks at a window that is shorter, or it reads otherwise than by masked attention
-            and positions (a recurrent or convolving layer, say).
+          UserError: the attention window is shorter than that, or the model mixes tokens by other means than masked
+            attention and positions (such as recurrence or convolution).
         """
         config = self.model.config.get_text_config()
         windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
@@ -129,11 +130,11 @@ class TorchEngine:
         for index, states in alone.items():
             rounding = max(1e-4, 8 * torch.finfo(states.dtype).eps) * float(states.abs().max())
             if not torch.allclose(together[index], states, rtol=0, atol=rounding):
-                problem = "a token behind a fork does not see its own past alone"
+                problem = "a token after a fork sees tokens of the other branch"
         if problem:
             raise UserError(
                 f"models of the family {self.model.config.model_type} cannot read sequences packed as trees: {problem}"
-                "; pass --no-packing, which feeds every sequence on its own"
+                "; pass --no-packing to feed every sequence by itself"
             )
 
     def _by_example(self, group: list[int], batch: MicroBatch) -> list[tuple[int, Tensor]]:
@@ -163,11 +164,11 @@ class TorchEngine:
         saving.save_directory(directory, self.model, tokenizer, write_rest)
 
     def close(self) -> None:
-        """See `optimisation.Engine.close`: nothing else holds the weights."""
+        """Free the memory: nothing else references the weights."""
         del self.model, self._decoder, self._head, self.optimizer
 
     def _check_head(self) -> None:
-        """Some families scale or cap the logits after the head; scored here they would be silently wrong."""
+        """Reject families that scale or cap the logits after the head: their scores would be silently wrong."""
         ids = np.arange(min(8, self.vocabulary), dtype=np.int64)[None]
         batch = MicroBatch(ids[:, :-1], np.arange(ids.size - 1), ids[0, 1:])
         with torch.no_grad():
@@ -178,13 +179,13 @@ class TorchEngine:
         if not torch.allclose(found.float(), expected, rtol=0.02, atol=0.02, equal_nan=True):
             raise UserError(
                 f"models of the family {self.model.config.model_type} change the logits after their output head, "
-                "which this engine does not; expected a model whose logits are its head's product alone"
+                "which this engine does not support; expected a model whose logits are the product of its head alone"
             )
 
 
 def open_engine(
     directory: Path,
-    adam: AdamWConfig = DEFAULT_ADAMW,
+    config: AdamWConfig = DEFAULT_ADAMW,
     *,
     device: str = "auto",
     dtype: str = "auto",
@@ -194,20 +195,21 @@ def open_engine(
     adapter: Lora | None = None,
     seed: int = 0,
 ) -> TorchEngine:
-    """The model of a directory with float32 masters; with its optimiser's state if that is there and asked for.
+    """Open the model in a directory for training, with float32 masters.
 
     Args:
-      adapter: what is trained in place of the weights of a whole model; that of an adapter's directory is gone on with.
-      seed: of a new adapter.
+      continue_optimizer: also load the optimizer's state, if the directory has one.
+      adapter: a new adapter to train instead of the full weights; the adapter in a directory is continued without it.
+      seed: seed of a new adapter.
 
     Raises:
-      UserError: see `lora.open_to_train`, `TorchEngine` and `adam.Optimizer.load`.
+      UserError: as `lora.open_to_train`, `TorchEngine` and `Optimizer.load`.
     """
-    place = devices.pick_device(device)
-    compute = devices.pick_dtype(dtype, place)
+    target = devices.pick_device(device)
+    compute = devices.pick_dtype(dtype, target)
     engine = TorchEngine(
-        lora.open_to_train(directory, place, compute, adapter, seed),
-        adam,
+        lora.open_to_train(directory, target, compute, adapter, seed),
+        config,
         compute=compute,
         gradient_checkpointing=gradient_checkpointing,
         head_chunk=head_chunk,
@@ -218,9 +220,11 @@ def open_engine(
 
 
 def checkpoint_layers(model: PreTrainedModel) -> None:
-    """transformers checkpoints a layer only while that layer's own flag says training; its children stay in eval."""
-    from transformers.modeling_layers import GradientCheckpointingLayer
+    """Recompute each layer in the backward pass instead of keeping its activations.
 
+    transformers checkpoints a layer only while the `training` flag of the layer itself is set. Its children stay in
+    evaluation mode, so there is still no dropout.
+    """
     model.gradient_checkpointing_enable({"use_reentrant": False})
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):

@@ -1,8 +1,8 @@
-"""Owns DeepSpeed's configuration: what flags say of it, and what a JSON file may add.
+"""Resolve DeepSpeed's configuration from flags and an optional JSON file.
 
-What decides the step itself (batch sizes, optimiser, schedule, clipping, loss scaling) is the flags' alone, so a file
-that speaks of it is refused, unless it says "auto", as files for transformers do. What flags and file both speak of
-(stage, offload, number format) must agree. Everything else of the file goes to DeepSpeed as it is.
+Flags alone decide the step itself (batch sizes, optimizer, schedule, clipping, loss scaling): a file that sets one of
+these is rejected, unless the value is "auto", as in files for transformers. Settings that both can express (stage,
+offload, number format) must agree. All other settings of the file are passed to DeepSpeed unchanged.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from stages.core.errors import UserError
 
 DEFAULT_STAGE = 2
 
-_OF_FLAGS = {
+_DECIDED_BY_FLAGS = {
     "train_batch_size": "--per-device-batch-size and --gradient-accumulation-steps",
     "train_micro_batch_size_per_gpu": "--per-device-batch-size",
     "gradient_accumulation_steps": "--gradient-accumulation-steps",
@@ -33,19 +33,19 @@ _OF_FLAGS = {
 
 _FREE = {"zero_optimization", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "aio", "comms_logger"}
 _FREE |= {"flops_profiler", "wall_clock_breakdown", "steps_per_print", "dump_state", "memory_breakdown", "log_level"}
-"""Of a file: how work is shared out, moved and timed, whatever the numbers; but for what ZeRO++ quantises."""
+"""Settings that only distribute, move or time the work; results stay the same, except for ZeRO++ quantization."""
 
 
 @dataclass(frozen=True)
 class DeepSpeedSettings:
-    """How DeepSpeed shares a model out over ranks.
+    """How DeepSpeed distributes a model over ranks.
 
     Attributes:
-      stage: 0: nothing is shared; from 1 the optimiser's state, from 2 the gradients, at 3 the parameters as well.
-      offload_optimizer, offload_parameters: kept in the memory of the host.
-      bfloat16: what a file says of bf16; None: nothing.
-      more: what else a file says.
-      path: that file.
+      stage: ZeRO stage: 0 distributes nothing, 1 the optimizer's state, 2 also the gradients, 3 also the parameters.
+      offload_optimizer, offload_parameters: keep them in the host's memory.
+      bfloat16: `bf16.enabled` of the file; None if the file does not set it.
+      more: the settings of the file.
+      path: the file; None without one.
     """
 
     stage: int = DEFAULT_STAGE
@@ -56,17 +56,20 @@ class DeepSpeedSettings:
     path: Path | None = None
 
     def numerical_settings(self) -> dict[str, Any] | None:
-        """What a file says that may change results by more than rounding; None where it says nothing of the kind."""
-        moved = self.more.get("zero_optimization", {}).items()
-        rounded = {name: value for name, value in moved if "quantized" in name}
-        return {name: value for name, value in self.more.items() if name not in _FREE} | rounded or None
+        """Return the settings of the file that may change results by more than rounding; None without any."""
+        zero = self.more.get("zero_optimization", {}).items()
+        quantization = {name: value for name, value in zero if "quantized" in name}
+        return {name: value for name, value in self.more.items() if name not in _FREE} | quantization or None
 
-    def settings(self, *, bfloat16: bool, max_grad_norm: float) -> dict[str, Any]:
-        """What DeepSpeed takes. Its micro-batches are ours: it counts one per step, and is told which pass is the last.
+    def deepspeed_options(self, *, bfloat16: bool, max_grad_norm: float) -> dict[str, Any]:
+        """Return the configuration to pass to DeepSpeed.
+
+        DeepSpeed counts one micro-batch per step; the engine calls its passes itself and marks the last one
+        (`set_gradient_accumulation_boundary`).
 
         Args:
-          bfloat16: parameters are bfloat16, beside float32 masters in the optimiser; not at stage 0, where float32
-            parameters run under autocast.
+          bfloat16: compute in bfloat16. From stage 1 on, parameters are bfloat16 and the optimizer holds float32
+            masters; at stage 0, float32 parameters run under autocast.
         """
         zero: dict[str, Any] = {**self.more.get("zero_optimization", {}), "stage": self.stage}
         for name, wanted in (("offload_optimizer", self.offload_optimizer), ("offload_param", self.offload_parameters)):
@@ -80,7 +83,7 @@ class DeepSpeedSettings:
             }
         rest = {name: value for name, value in self.more.items() if name != "bf16"}
         return {
-            "zero_force_ds_cpu_optimizer": False,  # torch's AdamW runs on a CPU too, with nothing to compile
+            "zero_force_ds_cpu_optimizer": False,  # torch's AdamW also runs on a CPU, and needs no compiler
             **rest,
             **formats,
             "train_micro_batch_size_per_gpu": 1,
@@ -91,7 +94,7 @@ class DeepSpeedSettings:
 
 
 def require_deepspeed() -> None:
-    """Raises UserError where DeepSpeed is not installed."""
+    """Raise a UserError unless DeepSpeed is installed."""
     if find_spec("deepspeed") is None:
         raise UserError("--engine deepspeed needs DeepSpeed, which is not installed: pip install 'spo-cli[deepspeed]'")
 
@@ -99,65 +102,65 @@ def require_deepspeed() -> None:
 def plan_deepspeed(
     path: Path | None, *, stage: int | None, offload_optimizer: bool, offload_parameters: bool, dtype: str
 ) -> DeepSpeedSettings:
-    """What flags and a DeepSpeed file come to.
+    """Combine flags and a DeepSpeed file.
 
     Args:
-      path: of the file; None: there is none.
-      stage: None where no flag says.
-      dtype: as `--dtype` says.
+      path: the file; None without one.
+      stage: `--zero-stage`; None if it is not given.
+      dtype: `--dtype`.
 
     Raises:
-      UserError: no such file, no JSON object, a setting that is the flags', one that they contradict, or a
-        combination that DeepSpeed or this engine does not know.
+      UserError: the file cannot be read or is no JSON object; it sets what flags decide, or contradicts them; DeepSpeed
+        or this engine does not support the combination.
     """
     more = _without_auto(_read(path)) if path else {}
-    for name, flags in _OF_FLAGS.items():
+    for name, flags in _DECIDED_BY_FLAGS.items():
         if name in more and not _is_off(more[name]):
-            raise UserError(f'{path} sets "{name}", which {flags} decides: leave it out of the file, or write "auto"')
+            raise UserError(f'{path} sets "{name}", which {flags} decides: remove it from the file, or write "auto"')
     zero = _table(more, "zero_optimization", path)
     found = zero.get("stage", DEFAULT_STAGE if stage is None else stage)
     if found not in range(4):
-        raise UserError(f"{path} says ZeRO stage {found!r}; expected 0, 1, 2 or 3")
+        raise UserError(f"{path} sets ZeRO stage {found!r}; expected 0, 1, 2 or 3")
     if stage not in (None, found):
-        raise UserError(f"--zero-stage {stage}, but {path} says stage {found}: say one of them")
+        raise UserError(f"--zero-stage {stage}, but {path} sets stage {found}: set one of them only")
     offload = {}
-    for name, flag, asked in (
+    for name, flag, given in (
         ("offload_optimizer", "--offload-optimizer", offload_optimizer),
         ("offload_param", "--offload-parameters", offload_parameters),
     ):
         device = _table(zero, name, path).get("device", "none")
-        if device not in ("cpu", "none") or (asked and name in zero and device == "none"):
-            raise UserError(f'{path} offloads to "{device}" ({name}); expected cpu, which is what {flag} means')
-        offload[name] = asked or device == "cpu"
+        if device not in ("cpu", "none") or (given and name in zero and device == "none"):
+            raise UserError(f'{path} offloads to "{device}" ({name}); expected "cpu", as {flag} does')
+        offload[name] = given or device == "cpu"
     if offload["offload_optimizer"] and found == 0:
-        raise UserError("ZeRO stage 0 shares nothing out, so nothing of the optimiser is offloaded: take stage 1 to 3")
+        raise UserError("ZeRO stage 0 distributes nothing, so it cannot offload the optimizer: use stage 1, 2 or 3")
     if offload["offload_param"] and found < 3:
-        raise UserError(f"parameters are offloaded at ZeRO stage 3 alone, and this is stage {found}")
+        raise UserError(f"only ZeRO stage 3 can offload parameters; got stage {found}")
     bfloat16 = _table(more, "bf16", path).get("enabled")
     if bfloat16 is not None and dtype != "auto" and bfloat16 != (dtype == "bfloat16"):
-        raise UserError(f'--dtype {dtype}, but {path} sets "bf16" to {json.dumps(bfloat16)}: say one of them')
+        raise UserError(f'--dtype {dtype}, but {path} sets "bf16" to {json.dumps(bfloat16)}: set one of them only')
     return DeepSpeedSettings(found, offload["offload_optimizer"], offload["offload_param"], bfloat16, more, path)
 
 
 def _read(path: Path) -> Any:
     try:
-        told = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"--deepspeed-config {path} cannot be read: {error}") from error
-    if not isinstance(told, dict):
-        raise UserError(f"--deepspeed-config {path} holds no JSON object")
-    return told
+    if not isinstance(content, dict):
+        raise UserError(f"--deepspeed-config {path} holds {type(content).__name__}; expected a JSON object")
+    return content
 
 
 def _without_auto(value: Any) -> Any:
-    """A setting without those within it that leave the choice to others."""
+    """Remove the settings whose value is "auto", at any depth."""
     if not isinstance(value, dict):
         return value
     return {name: _without_auto(one) for name, one in value.items() if one != "auto"}
 
 
 def _is_off(value: Any) -> bool:
-    """A table that says it is not used, or says nothing."""
+    """Return whether a table is empty or disabled."""
     return isinstance(value, dict) and (not value or value.get("enabled") is False)
 
 

@@ -1,6 +1,7 @@
-"""Owns the float32 masters and moments of a policy that DeepSpeed shares out: where each rank has its share of them.
+"""Read and write the float32 masters and AdamW moments of a policy that DeepSpeed distributes over ranks.
 
-At stage 0 they are the parameters and the optimiser's own state; from stage 1 on, slices of flat tensors.
+At stage 0 they are the parameters and the optimizer's own state; from stage 1 on, each rank holds slices of flattened
+tensors.
 """
 
 from __future__ import annotations
@@ -15,21 +16,24 @@ from stages.optimization.optimizer import MOMENTS
 from stages.optimization.ranks import Ranks
 
 _FLAT = ("single_partition_of_fp32_groups", "fp32_groups_flat_partition", "fp32_partitioned_groups_flat")
-"""Names that DeepSpeed's optimisers have for this rank's slices of the masters."""
+"""Attributes of DeepSpeed's optimizers (one per kind of optimizer) with this rank's slices of the masters."""
 
 
 class ZeroState:
-    """Masters and moments of what is trained of a module; all ranks call the same methods.
+    """Masters and moments of the trainable parameters of a module. All ranks must call the same methods.
 
     Attributes:
-      trained: parameters by name.
+      trained: the parameters by name.
     """
 
     def __init__(self, engine: Any, trained: Mapping[str, nn.Parameter], stage: int, ranks: Ranks) -> None:
-        """
+        """Take over a newly opened engine.
+
         Args:
-          engine: DeepSpeed's, just opened: from stage 1 on its optimiser gets its moments here, which are 0 until
-            others are put there, as they would be in the first step.
+          engine: DeepSpeed's engine. From stage 1 on its optimizer would create its moments in the first step; they are
+            created here, with value 0, so that saved ones can be restored before it.
+          trained: the trainable parameters by name.
+          stage: ZeRO stage.
         """
         self.trained = trained
         self._optimizer, self._stage, self._ranks = engine.optimizer, stage, ranks
@@ -38,7 +42,7 @@ class ZeroState:
             self._make_moments()
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Put a saved optimiser's state (`adam.save_state`), whole on every rank, where their shares of it belong."""
+        """Restore a saved optimizer's state (`optimizer.save_state`), which every rank has read completely."""
         steps = [int(value) for key, value in state.items() if key.startswith("step.")]
         for name, parameter in self.trained.items():
             for what in MOMENTS:
@@ -54,7 +58,7 @@ class ZeroState:
                 kept["step"].fill_(max(steps))
 
     def put(self, parameter: nn.Parameter, value: Tensor, what: str | None = None) -> None:
-        """A whole tensor as a parameter's master (None) or moment, from stage 1 on."""
+        """Set a parameter's master (`what` is None) or moment from a full tensor; stages 1 to 3."""
         from deepspeed import utils
 
         named = () if what is None else (what,)
@@ -62,32 +66,33 @@ class ZeroState:
             put = utils.safe_set_full_fp32_param if what is None else utils.safe_set_full_optimizer_state
             put(parameter, value, *named)
             return
-        # Not by the same functions: where a size is no multiple of the ranks, they look for the last share beyond it.
-        share: Any = parameter
-        size = share.partition_numel()
+        # Stage 3 partitions each parameter. DeepSpeed's setters for full tensors read beyond the end of a tensor whose
+        # size is no multiple of the number of ranks, so this rank's slice is cut here, padded, and set locally.
+        partitioned: Any = parameter
+        size = partitioned.partition_numel()
         first = size * self._optimizer._get_param_partition_rank(parameter)
-        mine = value.flatten()[first : first + size]
+        own = value.flatten()[first : first + size]
         put = utils.safe_set_local_fp32_param if what is None else utils.safe_set_local_optimizer_state
-        put(parameter, nn.functional.pad(mine, (0, size - mine.numel())), *named)
+        put(parameter, nn.functional.pad(own, (0, size - own.numel())), *named)
 
     def gather(self, what: str | None = None) -> dict[str, Tensor]:
-        """On rank 0, masters (None) or moments of all that is trained, whole and on the CPU; else nothing."""
+        """Return the full masters (`what` is None) or moments by parameter name, on the CPU of rank 0; {} on others."""
         from deepspeed import utils
 
         found = {}
         for name, parameter in self.trained.items():
             if self._stage == 0:
-                whole = parameter.detach() if what is None else self._adamw.state[parameter].get(what)
+                full = parameter.detach() if what is None else self._adamw.state[parameter].get(what)
             elif what is None:
-                whole = utils.safe_get_full_fp32_param(parameter)
+                full = utils.safe_get_full_fp32_param(parameter)
             else:
-                whole = utils.safe_get_full_optimizer_state(parameter, what)
-            if self._ranks.rank == 0 and whole is not None:
-                found[name] = whole.to("cpu", copy=True)
+                full = utils.safe_get_full_optimizer_state(parameter, what)
+            if self._ranks.rank == 0 and full is not None:
+                found[name] = full.to("cpu", copy=True)
         return found
 
     def steps(self) -> float:
-        """How many steps the optimiser has taken; the same on every rank."""
+        """Return the number of steps that the optimizer has taken; the same on every rank."""
         taken = max((float(kept["step"]) for kept in self._adamw.state.values()), default=0.0)
         return max(self._ranks.gather(taken))
 

@@ -199,7 +199,7 @@ def test_families_that_cannot_read_a_tree_are_refused_with_the_way_out() -> None
         for parameter in model.parameters():
             parameter.mul_(5.0)  # fresh weights are so small that the convolution hardly matters
     convolving = TorchEngine(model)
-    with pytest.raises(UserError, match=r"family lfm2 .* does not see its own past alone; pass --no-packing"):
+    with pytest.raises(UserError, match=r"family lfm2 .* sees tokens of the other branch; pass --no-packing"):
         convolving.check_trees(9)
 
 

@@ -23,7 +23,7 @@ def plan(folder: Path, file: Any = None, **flags: Any) -> DeepSpeedSettings:
 
 
 def test_left_out_it_is_stage_2_of_float32_weights_and_our_own_counts(tmp_path: Path):
-    assert plan(tmp_path).settings(bfloat16=False, max_grad_norm=0.5) == {
+    assert plan(tmp_path).deepspeed_options(bfloat16=False, max_grad_norm=0.5) == {
         "zero_force_ds_cpu_optimizer": False,
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -33,13 +33,13 @@ def test_left_out_it_is_stage_2_of_float32_weights_and_our_own_counts(tmp_path: 
 
 
 def test_bfloat16_weights_have_gradients_summed_in_float32(tmp_path: Path):
-    settings = plan(tmp_path, stage=3).settings(bfloat16=True, max_grad_norm=1.0)
+    settings = plan(tmp_path, stage=3).deepspeed_options(bfloat16=True, max_grad_norm=1.0)
     assert settings["bf16"] == {"enabled": True, "check_grad_overflow": True}
     assert settings["data_types"] == {"grad_accum_dtype": "fp32"}
 
 
 def test_at_stage_0_weights_stay_float32_and_the_optimiser_clips(tmp_path: Path):
-    settings = plan(tmp_path, {"bf16": {"enabled": True}}, stage=0).settings(bfloat16=True, max_grad_norm=1.0)
+    settings = plan(tmp_path, {"bf16": {"enabled": True}}, stage=0).deepspeed_options(bfloat16=True, max_grad_norm=1.0)
     assert "bf16" not in settings
     assert settings["gradient_clipping"] == 0.0
 
@@ -59,7 +59,7 @@ def test_a_file_of_transformers_is_taken_with_what_it_leaves_to_others(tmp_path:
     del file["optimizer"]
     found = plan(tmp_path, file)
     assert (found.stage, found.offload_parameters, found.offload_optimizer, found.bfloat16) == (3, True, False, None)
-    settings = found.settings(bfloat16=False, max_grad_norm=1.0)
+    settings = found.deepspeed_options(bfloat16=False, max_grad_norm=1.0)
     assert settings["zero_optimization"] == {"stage": 3, "offload_param": {"device": "cpu"}}
     assert settings["steps_per_print"] == 100
 
@@ -82,19 +82,19 @@ def test_what_is_quantised_on_its_way_is_told(tmp_path: Path):
     [
         ({"train_batch_size": 8}, {}, "--per-device-batch-size and --gradient-accumulation-steps decides"),
         ({"fp16": {"enabled": True}}, {}, "--dtype, float32 or bfloat16"),
-        ({"zero_optimization": {"stage": 1}}, {"stage": 2}, "--zero-stage 2, but .* says stage 1"),
+        ({"zero_optimization": {"stage": 1}}, {"stage": 2}, "--zero-stage 2, but .* sets stage 1"),
         ({"zero_optimization": {"stage": 7}}, {}, "ZeRO stage 7; expected 0, 1, 2 or 3"),
         ({"zero_optimization": 3}, {}, "expected a table"),
         ({"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}, {}, 'offloads to "nvme"'),
         (
             {"zero_optimization": {"stage": 3, "offload_param": {"device": "none"}}},
             {"offload_parameters": True},
-            'offloads to "none" .*expected cpu, which is what --offload-parameters means',
+            'offloads to "none" .*expected "cpu", as --offload-parameters does',
         ),
         ({"bf16": {"enabled": True}}, {"dtype": "float32"}, '--dtype float32, but .* sets "bf16" to true'),
-        (None, {"stage": 0, "offload_optimizer": True}, "take stage 1 to 3"),
-        (None, {"offload_parameters": True}, "stage 3 alone, and this is stage 2"),
-        ([], {}, "holds no JSON object"),
+        (None, {"stage": 0, "offload_optimizer": True}, "use stage 1, 2 or 3"),
+        (None, {"offload_parameters": True}, "only ZeRO stage 3 can offload parameters; got stage 2"),
+        ([], {}, "holds list; expected a JSON object"),
     ],
 )
 def test_contradictions_are_told(tmp_path: Path, file: Any, flags: dict[str, Any], told: str):
