@@ -332,7 +332,7 @@ from stages import estimate
 here = Path({str(chain)!r})
 summary = estimate.run(estimate.Config(out=here / "advantages", cutpoints=here / "cutpoints", rollouts=4))
 assert summary.up_to_date and summary.rows > 48 and summary.tokens_sampled == 0 and summary.figures["states"], summary
-assert not {{"torch", "transformers"}} & set(sys.modules)
+assert "torch" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""From logits to tokens: temperature, top-k, top-p and the draw itself, for many rows at once."""
+"""Draw tokens from logits: temperature, top-k, top-p and the draw itself, for many rows at once."""
 
 from __future__ import annotations
 
@@ -6,23 +6,25 @@ import torch
 
 from stages.sampling.protocol import SamplingParams
 
-# Probabilities are drawn as whole multiples of 2^-48: their running sums are exact on every device, so no rounding can
-# pick a token of probability zero or make a draw depend on how a sum was split.
+# Probabilities are rounded to whole multiples of 2^-48. Their running sums are then exact on every device, so rounding
+# can neither pick a token of probability zero nor make a draw depend on the order of a sum.
 _UNIT = 2.0**48
-_NUCLEUS = 1024  # how many of the largest probabilities top-p looks at before it sorts a whole large vocabulary
+_NUCLEUS = 1024  # top-p first looks at this many of the largest probabilities: sorting a large vocabulary is slow
 
 
-def choose(logits: torch.Tensor, uniforms: torch.Tensor, params: SamplingParams) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draws tokens from each row by the inverse of the cumulative distribution, in order of token id.
+def draw_tokens(
+    logits: torch.Tensor, uniforms: torch.Tensor, params: SamplingParams
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw tokens from each row by the inverse of the cumulative distribution, in order of token id.
 
     Args:
       logits: [B, V], any float type.
       uniforms: float64 [B, K] in [0, 1), for K draws from each row.
-      params: temperature, top-p, top-k. At temperature 0 the first most probable token is taken.
+      params: temperature, top-p, top-k. At temperature 0 the most probable token is taken, of equals the first.
 
     Returns:
-      token ids int64 [B, K], and their log-probabilities float32 [B, K] under softmax(logits / temperature) over all V
-      tokens (temperature 1 where it is 0), whatever top-p and top-k leave out.
+      Token ids int64 [B, K], and their log-probabilities float32 [B, K] under softmax(logits / temperature) over all V
+      tokens, regardless of top-p and top-k. At temperature 0 the log-probabilities are those at temperature 1.
     """
     scaled = logits.float()
     if params.temperature not in (0, 1):
@@ -41,7 +43,7 @@ def choose(logits: torch.Tensor, uniforms: torch.Tensor, params: SamplingParams)
 
 
 def _keep_most_probable(weights: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
-    """Sets to 0 what top-k, then top-p leave out; tokens as probable as the last one that is kept are kept too."""
+    """Set to 0 the weights that top-k, then top-p exclude; tokens as probable as the last kept one are kept too."""
     size = weights.shape[-1]
     if 0 < top_k < size:
         smallest = weights.topk(top_k, dim=-1).values[:, -1:]

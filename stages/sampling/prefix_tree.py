@@ -1,8 +1,8 @@
-"""Which prefix tokens of a call are distinct, and an order of prefilling that runs each through the model once.
+"""Find the distinct prefix tokens of a call, and an order of prefilling that runs each through the model once.
 
-Prefixes in lexicographic order are a depth-first walk of their trie: a prefix of another stands right before its
-extensions, and what a path shares with any earlier one, it shares with the path just before it. So a *path* (a prefix
-that no other extends) only has to compute the tokens behind what it shares with its predecessor.
+Prefixes in lexicographic order are a depth-first walk of their trie: a prefix comes right before its extensions, and
+the tokens that a path shares with any earlier path, it shares with the path just before it. So a *path* (a prefix that
+no other prefix extends) has to compute only the tokens after those that it shares with its predecessor.
 """
 
 from __future__ import annotations
@@ -16,66 +16,66 @@ from stages.maths.prefixes import common_prefix_length, sortable_bytes
 
 
 @dataclass(frozen=True)
-class State:
-    """A distinct prefix: the position `length` of a path, and the requests that start there."""
+class PrefixState:
+    """A distinct prefix: the first `length` tokens of a path, and the indices of the requests that start there."""
 
     length: int
     requests: list[int]
 
 
 @dataclass(frozen=True)
-class Path:
+class PrefixPath:
     """A prefix that no other prefix extends.
 
     Attributes:
       token_ids: int32 [length].
-      shared: leading tokens that the path before it has too; it computes the rest.
+      shared: number of leading tokens that the previous path has too; this path computes the rest.
       states: the distinct prefixes that end in its own tokens, shortest first; the last one is the path itself.
-      known: leading tokens that an earlier call has left, in row `known_row` of its memory.
+      known: number of leading tokens that an earlier call left in row `known_row` of its memory.
     """
 
     token_ids: np.ndarray
     shared: int
-    states: list[State]
+    states: list[PrefixState]
     known: int = 0
     known_row: int = -1
 
     @property
     def start(self) -> int:
-        """Where the tokens begin that have to be computed."""
+        """Index of the first token that has to be computed."""
         return max(self.shared, self.known)
 
 
-def paths(prefixes: Mapping[int, np.ndarray]) -> tuple[list[Path], int]:
-    """The paths of the trie of the requests' prefixes, depth first, and how many distinct tokens (nodes) it has."""
+def build_paths(prefixes: Mapping[int, np.ndarray]) -> tuple[list[PrefixPath], int]:
+    """Return the paths of the trie of the prefixes, depth first, and its number of nodes (distinct tokens)."""
     requests: dict[bytes, list[int]] = {}
     for index, prefix in prefixes.items():
         requests.setdefault(sortable_bytes(prefix), []).append(index)
-    found: list[Path] = []
-    states: list[State] = []
+    found: list[PrefixPath] = []
+    states: list[PrefixState] = []
     previous, shared_with_path, distinct = np.empty(0, np.int32), 0, 0
     for key in sorted(requests):
         ids = np.frombuffer(key, dtype=">u4").astype(np.int32)
         shared = common_prefix_length(previous, ids)
         if states and shared < len(previous):
-            found.append(Path(previous, shared_with_path, states))
+            found.append(PrefixPath(previous, shared_with_path, states))
             states, shared_with_path = [], shared
-        states.append(State(len(ids), requests[key]))
+        states.append(PrefixState(len(ids), requests[key]))
         distinct += len(ids) - shared
         previous = ids
     if states:
-        found.append(Path(previous, shared_with_path, states))
+        found.append(PrefixPath(previous, shared_with_path, states))
     return found, distinct
 
 
 @dataclass(frozen=True)
-class Node:
-    """A prefix from which several things go on, or requests start.
+class PrefixNode:
+    """A prefix where requests start, or where longer prefixes part.
 
     Attributes:
       token_ids: int32 [length].
-      parent: number of the node that holds the longest other prefix of it; -1 where there is none.
-      requests: those that start there; none where prefixes only part.
+      parent: index of the node with the longest other prefix of this one; -1 if there is none.
+      requests: indices of the requests that start here; empty if prefixes only part here.
     """
 
     token_ids: np.ndarray
@@ -83,11 +83,14 @@ class Node:
     requests: list[int]
 
 
-def nodes(all_paths: Sequence[Path], least: int) -> list[Node]:
-    """The states of the paths as a tree, parents first, depth first; and the places where prefixes part on their way
-    from one state to the next, if they share at least `least` tokens there that no state has."""
+def build_nodes(all_paths: Sequence[PrefixPath], least: int) -> list[PrefixNode]:
+    """Return the states of the paths as a tree, parents first, depth first.
+
+    A node without requests is added where prefixes part between two states, if they share at least `least` tokens there
+    beyond the state above.
+    """
     found: list[tuple[np.ndarray, list[int], list[int]]] = []  # prefix, requests, children
-    branch: list[int] = []  # from the root down to where the path before ended
+    branch: list[int] = []  # nodes from the root down to the end of the previous path
     root: list[int] = []
 
     def children() -> list[int]:
@@ -112,63 +115,69 @@ def nodes(all_paths: Sequence[Path], least: int) -> list[Node]:
         for state in path.states:
             hang(path.token_ids[: state.length], state.requests)
 
-    ordered: list[Node] = []
+    ordered: list[PrefixNode] = []
     waiting = [(node, -1) for node in reversed(root)]
     while waiting:
         node, parent = waiting.pop()
         prefix, requests, its_children = found[node]
         waiting += [(child, len(ordered)) for child in reversed(its_children)]
-        ordered.append(Node(prefix, parent, requests))
+        ordered.append(PrefixNode(prefix, parent, requests))
     return ordered
 
 
 @dataclass(frozen=True)
-class Edge:
-    """The tokens of a path from `start` on: computed into `row` of the store, behind those copied from `source` (or
-    from the memory, where that knows more)."""
+class PathEdge:
+    """The tokens of a path from `start` on, which are computed into `row` of the store.
 
-    path: Path
+    The tokens before are copied from row `source` of the store, or from the memory if it holds more of them.
+    """
+
+    path: PrefixPath
     row: int
     source: int
 
 
 @dataclass(frozen=True)
-class Window:
+class PathWindow:
     """Paths that are prefilled together.
 
     Attributes:
-      levels: edges that depend on earlier levels alone; their rows follow one another, the most to compute first.
-      last_row: where the last path lies. Copied to row 0, it is what the next window's sources 0 mean.
+      levels: edges by depth; an edge depends only on earlier levels. The edges of a level have consecutive rows, those
+        with the most tokens to compute first.
+      last_row: row of the last path. It is copied to row 0, the source of the next window's first edges.
     """
 
-    levels: list[list[Edge]]
+    levels: list[list[PathEdge]]
     last_row: int
 
 
-def windows(all_paths: Sequence[Path], capacity: int) -> Iterator[Window]:
-    """Cuts the paths into windows of at most `capacity` paths, for a store of capacity + 1 rows.
+def split_windows(all_paths: Sequence[PrefixPath], capacity: int) -> Iterator[PathWindow]:
+    """Split the paths into windows of at most `capacity` paths, for a store of capacity + 1 rows.
 
-    Row 0 holds the last path of the window before: all that this window shares with earlier ones, so nothing is
-    computed twice.
+    Row 0 holds the last path of the previous window. Because the paths are in depth-first order, it has all tokens that
+    this window shares with earlier ones, so no token is computed twice.
     """
     for first in range(0, len(all_paths), capacity):
         window = all_paths[first : first + capacity]
         sources, depths = _dependencies(window)
         order = sorted(range(len(window)), key=lambda i: (depths[i], window[i].start - len(window[i].token_ids)))
         row_of = {i: row for row, i in enumerate(order, start=1)}
-        levels: list[list[Edge]] = [[] for _ in range(max(depths) + 1)]
+        levels: list[list[PathEdge]] = [[] for _ in range(max(depths) + 1)]
         for i in order:
             source = sources[i]
-            levels[depths[i]].append(Edge(window[i], row_of[i], 0 if source is None else row_of[source]))
-        yield Window(levels, row_of[len(window) - 1])
+            levels[depths[i]].append(PathEdge(window[i], row_of[i], 0 if source is None else row_of[source]))
+        yield PathWindow(levels, row_of[len(window) - 1])
 
 
-def _dependencies(window: Sequence[Path]) -> tuple[list[int | None], list[int]]:
-    """For each path the earlier one of the window that computes the last token they share (None: none of them), and
-    its depth: 0 without such a source, else one more than the source's."""
+def _dependencies(window: Sequence[PrefixPath]) -> tuple[list[int | None], list[int]]:
+    """Return the source and the depth of each path of a window.
+
+    The source is the earlier path of the window that computes the last token that both share; None if there is none.
+    The depth is 0 without a source, else one more than the depth of the source.
+    """
     sources: list[int | None] = []
     depths: list[int] = []
-    branch: list[int] = []  # paths whose own tokens lie on the way to the current one, from the root down
+    branch: list[int] = []  # paths whose own tokens are on the way to the current path, from the root down
     for i, path in enumerate(window):
         while branch and window[branch[-1]].shared >= path.shared:
             branch.pop()

@@ -1,4 +1,4 @@
-"""Where a sample ends: the tokens that end a text, and the stop strings, by one rule for every engine."""
+"""Find the end of a sample: end-of-text tokens and stop strings, by the same rule for every engine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 
 
 def end_tokens(settings: object, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> NDArray[np.bool_]:
-    """bool [V]: the tokens that end a text, by a model's generation settings (None: it has none) and its tokenizer."""
+    """Return the tokens that end a text, as bool [V].
+
+    Args:
+      settings: the model's generation settings; None if it has none.
+      tokenizer: its end-of-text token counts, in addition to those of the settings.
+      vocabulary: V, number of logits.
+    """
     ends = np.zeros(vocabulary, bool)
     ids = getattr(settings, "eos_token_id", None)
     for token in [*(ids if isinstance(ids, list | tuple) else [ids]), tokenizer.eos_token_id]:
@@ -25,21 +31,21 @@ def end_tokens(settings: object, tokenizer: PreTrainedTokenizerBase, vocabulary:
     return ends
 
 
-def reach(stop: Sequence[str]) -> int:
-    """How many tokens at the end of a text cover any match of a stop string."""
-    # A token is at least a byte, but for a few at the start of a text; more tokens than bytes cover any match.
+def stop_window(stop: Sequence[str]) -> int:
+    """Return how many tokens at the end of a text cover every match of a stop string."""
+    # A token is at least one byte, except a few at the start of a text: 4 more tokens than bytes cover every match.
     return max(len(text.encode()) for text in stop) + 4
 
 
 def completes_stop_string(
     tokenizer: PreTrainedTokenizerBase, request: Request, drawn: NDArray[np.int32], stop: Sequence[str]
 ) -> bool:
-    """Whether the text so far ends in a stop string, or in a token that completes one.
+    """Return whether the text so far ends in a stop string, or in a token that completes one.
 
     Args:
-      drawn: int32 [T], the tokens behind the request's prefix; the last `reach(stop)` of them are enough.
+      drawn: int32 [T], the tokens after the request's prefix; the last `stop_window(stop)` of them are enough.
     """
-    most = reach(stop)
+    most = stop_window(stop)
     tail = drawn[max(0, len(drawn) - most) :]
     if request.text_start is not None:
         prefix = request.prefix
@@ -51,15 +57,15 @@ def completes_stop_string(
 def find_stop_string(
     tokenizer: PreTrainedTokenizerBase, request: Request, drawn: NDArray[np.int32], stop: Sequence[str]
 ) -> int | None:
-    """How many tokens there are up to the first that completes a stop string; None: none does.
+    """Return the number of tokens up to the first one that completes a stop string; None if no token does.
 
-    For whole samples: what `completes_stop_string` says of one after the other, by bisection.
+    Equals `completes_stop_string` on ever longer parts of a whole sample, by bisection.
     """
     if not stop:
         return None
     prefix = request.prefix
-    # One token less than a match may have: of a match at the first token, that one is part.
-    start = len(prefix) if request.text_start is None else max(request.text_start, len(prefix) + 1 - reach(stop))
+    # One token less than a match may have: a match must include at least the first drawn token.
+    start = len(prefix) if request.text_start is None else max(request.text_start, len(prefix) + 1 - stop_window(stop))
 
     def holds(count: int) -> bool:
         decoded = tokenizer.decode([*prefix[start:].tolist(), *drawn[:count].tolist()])

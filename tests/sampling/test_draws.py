@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.sampling.draws import choose
+from stages.sampling.draws import draw_tokens
 from stages.sampling.protocol import SamplingParams
 
 LAST = float(np.nextafter(1.0, 0.0))
@@ -15,7 +15,7 @@ LAST = float(np.nextafter(1.0, 0.0))
 def draw(probabilities: list[float], uniforms: list[float], **params: float) -> list[int]:
     logits = torch.tensor(probabilities).log().expand(len(uniforms), -1)
     numbers = torch.tensor(uniforms, dtype=torch.float64)[:, None]
-    return choose(logits, numbers, SamplingParams(**params))[0][:, 0].tolist()  # pyright: ignore[reportArgumentType]
+    return draw_tokens(logits, numbers, SamplingParams(**params))[0][:, 0].tolist()  # pyright: ignore[reportArgumentType]
 
 
 def test_a_token_is_drawn_when_the_number_falls_in_its_share() -> None:
@@ -39,7 +39,7 @@ def test_top_p_reaches_beyond_the_tokens_it_looks_at_first() -> None:
     logits = torch.zeros(1, 5000)
     logits[0, :2500] = 1e-3
     uniforms = torch.tensor([[LAST]], dtype=torch.float64)
-    token, logprob = choose(logits, uniforms, SamplingParams(top_p=0.5))
+    token, logprob = draw_tokens(logits, uniforms, SamplingParams(top_p=0.5))
     assert token.item() == 2499
     assert logprob.item() == pytest.approx(torch.log_softmax(logits, -1)[0, 2499].item())
 

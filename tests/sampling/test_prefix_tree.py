@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.sampling.prefix_tree import nodes, paths, windows
+from stages.sampling.prefix_tree import build_nodes, build_paths, split_windows
 
 PREFIXES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=7), min_size=1, max_size=14)
 
@@ -16,7 +16,7 @@ def arrays(prefixes: list[list[int]]) -> dict[int, np.ndarray]:
 
 
 def test_nested_states_of_one_trajectory_are_positions_of_one_path() -> None:
-    found, distinct = paths(arrays([[1, 2, 3, 4], [1, 2], [1, 2, 3, 4], [1, 2, 9]]))
+    found, distinct = build_paths(arrays([[1, 2, 3, 4], [1, 2], [1, 2, 3, 4], [1, 2, 9]]))
     assert [path.token_ids.tolist() for path in found] == [[1, 2, 3, 4], [1, 2, 9]]
     assert [path.shared for path in found] == [0, 2]
     assert [(state.length, state.requests) for state in found[0].states] == [(2, [1]), (4, [0, 2])]
@@ -25,7 +25,7 @@ def test_nested_states_of_one_trajectory_are_positions_of_one_path() -> None:
 
 @given(PREFIXES)
 def test_paths_compute_each_distinct_token_once_and_hold_every_request(prefixes: list[list[int]]) -> None:
-    found, distinct = paths(arrays(prefixes))
+    found, distinct = build_paths(arrays(prefixes))
     nodes = {tuple(prefix[: i + 1]) for prefix in prefixes for i in range(len(prefix))}
     assert distinct == len(nodes) == sum(len(path.token_ids) - path.shared for path in found)
     served = {}
@@ -39,10 +39,10 @@ def test_paths_compute_each_distinct_token_once_and_hold_every_request(prefixes:
 @given(PREFIXES, st.integers(1, 5))
 def test_windows_copy_only_what_has_been_computed(prefixes: list[list[int]], capacity: int) -> None:
     """Plays the prefill with token ids in place of keys and values, level by level, for any size of the store."""
-    found, _ = paths(arrays(prefixes))
+    found, _ = build_paths(arrays(prefixes))
     store: dict[int, list[int]] = {0: []}
     seen = 0
-    for window in windows(found, capacity):
+    for window in split_windows(found, capacity):
         for level in window.levels:
             before = {row: list(held) for row, held in store.items()}
             rows = [edge.row for edge in level]
@@ -63,7 +63,7 @@ def test_windows_copy_only_what_has_been_computed(prefixes: list[list[int]], cap
 def test_nodes_are_a_tree_whose_parents_are_the_longest_prefixes_before_them(
     prefixes: list[list[int]], least: int
 ) -> None:
-    found = nodes(paths(arrays(prefixes))[0], least)
+    found = build_nodes(build_paths(arrays(prefixes))[0], least)
     texts = [tuple(node.token_ids.tolist()) for node in found]
     assert len(set(texts)) == len(texts)
     assert texts == sorted(texts)  # depth first: a prefix stands before what extends it
@@ -77,7 +77,7 @@ def test_nodes_are_a_tree_whose_parents_are_the_longest_prefixes_before_them(
 @given(PREFIXES, st.integers(1, 4))
 def test_prefixes_that_part_far_behind_their_node_part_at_a_node(prefixes: list[list[int]], least: int) -> None:
     """What a child shares with its brothers behind their parent is less than `least`, so little is computed twice."""
-    found = nodes(paths(arrays(prefixes))[0], least)
+    found = build_nodes(build_paths(arrays(prefixes))[0], least)
     for parent in range(-1, len(found)):
         start = len(found[parent].token_ids) if parent >= 0 else 0
         behind = [tuple(node.token_ids[start : start + least]) for node in found if node.parent == parent]
@@ -92,5 +92,5 @@ def test_prefixes_that_part_far_behind_their_node_part_at_a_node(prefixes: list[
 
 def test_thousands_of_nested_states_are_a_tree_too() -> None:
     ids = np.arange(3000, dtype=np.int32)
-    found = nodes(paths({i: ids[: i + 1] for i in range(3000)})[0], 8)
+    found = build_nodes(build_paths({i: ids[: i + 1] for i in range(3000)})[0], 8)
     assert [node.parent for node in found] == list(range(-1, 2999))

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from stages.maths.randomness import uniforms
-from stages.sampling.draws import choose
+from stages.sampling.draws import draw_tokens
 from stages.sampling.embedded.forward import Forward, Spans
 from stages.sampling.embedded.invariance import ROWS, whole_blocks
-from stages.sampling.embedded.kv_cache import Rows
+from stages.sampling.embedded.kv_cache import KeyValueRows
 from stages.sampling.protocol import SamplingParams
 
 _LOGITS = 2**24  # most logits in hand
@@ -27,7 +27,7 @@ _COPY_WORK = 4  # keys whose attention costs as much as copying one
 
 
 @dataclass
-class Queue:
+class SampleQueue:
     """Samples that wait, one an entry, those of a state in a row; `hidden` holds a line per state.
 
     Attributes:
@@ -78,7 +78,7 @@ class Batch:
         self.key = np.zeros(0, np.uint64)
         self.start, self.drawn = np.zeros(most_rows, np.int64), np.zeros(most_rows, np.int64)
         length = self.forward.plan.attention.key_length(length)
-        self.cache = Rows(config, most_rows, length, self.device, model.dtype)
+        self.cache = KeyValueRows(config, most_rows, length, self.device, model.dtype)
         self.bias = torch.full((most_rows, length), float("-inf"), device=self.device, dtype=model.dtype)
         self.bias[:, 0] = 0  # a row that sees nothing would be NaN
         self.hidden = torch.zeros(most_rows, config.hidden_size, device=self.device, dtype=model.dtype)
@@ -95,7 +95,7 @@ class Batch:
         """How many more samples can be taken, if each should come to need a row of its own."""
         return min(self.capacity - len(self), self.wanted - int(self._used().sum()))
 
-    def admit(self, queue: Queue, store: Rows) -> None:
+    def admit(self, queue: SampleQueue, store: KeyValueRows) -> None:
         """Takes the next samples of the queue, those of one state into one row."""
         taken = slice(queue.taken, queue.taken + min(self.room, len(queue)))
         queue.taken = taken.stop
@@ -121,7 +121,7 @@ class Batch:
         on_device = torch.from_numpy(numbers).to(self.device)
         size = max(ROWS, _LOGITS // self.vocabulary // ROWS * ROWS)
         parts = [
-            choose(self.head(hidden), uniform, self.params)
+            draw_tokens(self.head(hidden), uniform, self.params)
             for hidden, uniform in zip(self.hidden[: self.rows].split(size), on_device.split(size), strict=True)
         ]
         tokens, logprobs = (torch.cat(column).cpu().numpy()[self.row, rank] for column in zip(*parts, strict=True))
@@ -173,7 +173,7 @@ class Batch:
     def arrange(self) -> None:
         """Sorts the rows into blocks of like length and leaves out blocks without samples, if it is worth its while.
 
-        Attention spans the longest row of a block. Rows that are in their block already stay where they are.
+        Attention spans the longest row of a block. KeyValueRows that are in their block already stay where they are.
         """
         length = np.where(self._used(), (self.start + self.drawn)[: self.rows], 0)
         rows = whole_blocks(int((length > 0).sum()))

@@ -24,14 +24,14 @@ from transformers import AttentionInterface
 from stages.core.errors import UserError
 from stages.models import devices, loading
 from stages.sampling.embedded import invariance
-from stages.sampling.embedded.batch import LOOK_EVERY, Batch, Queue
+from stages.sampling.embedded.batch import LOOK_EVERY, Batch, SampleQueue
 from stages.sampling.embedded.forward import LlamaForward, make_forward
 from stages.sampling.embedded.invariance import ROWS
 from stages.sampling.embedded.kv_cache import bytes_per_token
 from stages.sampling.embedded.prefill import PrefixStore, Ready
-from stages.sampling.embedded.prefix_memory import Memory
+from stages.sampling.embedded.prefix_memory import PrefixMemory
 from stages.sampling.embedded.probe import cpu_threads
-from stages.sampling.prefix_tree import paths
+from stages.sampling.prefix_tree import build_paths
 from stages.sampling.protocol import Request, Sample, SamplingParams, Usage, check_request
 from stages.sampling.stopping import completes_stop_string, end_tokens
 
@@ -77,7 +77,7 @@ class TransformersSampler:
         _require_plain_head(model)
         model.set_attn_implementation(_ATTENTION)
         self.forward = make_forward(model, self.context_length)
-        self.memory: Memory | None = None
+        self.memory: PrefixMemory | None = None
         self.model, self.tokenizer, self.max_batch_rows = model, tokenizer, max_batch_rows
         self.vocabulary: int = cast("Any", model.get_output_embeddings()).weight.shape[0]
         self.is_end = end_tokens(model.generation_config, tokenizer, self.vocabulary)
@@ -144,7 +144,7 @@ class _Call:
         sampler: TransformersSampler,
         requests: Sequence[Request],
         params: SamplingParams,
-        remembered: Memory | None,
+        remembered: PrefixMemory | None,
         remember: bool,
     ) -> None:
         self.sampler, self.requests, self.params = sampler, requests, params
@@ -157,15 +157,15 @@ class _Call:
         self.sampled = 0
 
         asked = [i for i, count in enumerate(counts) if count]
-        all_paths, self.distinct = paths({i: requests[i].prefix for i in asked})
+        all_paths, self.distinct = build_paths({i: requests[i].prefix for i in asked})
         longest = max(len(path.token_ids) for path in all_paths)
         span = max(len(requests[i].prefix) + int(self.limits[i]) for i in asked)
         rows, in_flight, capacity, kept = _sizes(sampler, longest, span, len(self.keys))
         model, forward = sampler.model, sampler.forward
         self.store = PrefixStore(model, forward, all_paths, min(capacity, len(all_paths)), remembered)
         self.batch = Batch(model, forward, rows, in_flight, span, int(self.limits[asked].max()), params)
-        self.memory = Memory(model, min(kept, len(self.keys)), span) if remember else None
-        self.queue: Queue | None = None
+        self.memory = PrefixMemory(model, min(kept, len(self.keys)), span) if remember else None
+        self.queue: SampleQueue | None = None
 
     def run(self, on_tokens: Callable[[int, int], None]) -> tuple[list[list[Sample]], Usage]:
         """Draws every sample."""
@@ -209,7 +209,7 @@ class _Call:
         if self.batch.room >= max(1, min(len(self.queue), self.batch.wanted // _SHARE)):
             self.batch.admit(self.queue, self.store.rows)
 
-    def _queue(self, ready: Ready) -> Queue:
+    def _queue(self, ready: Ready) -> SampleQueue:
         """The samples of the states, short prefixes first: so rows in flight are of similar length, and those that
         have the most to draw do not come last."""
         samples, states = [], []
@@ -221,7 +221,7 @@ class _Call:
         sample, state = np.array(samples), np.array(states)
         start = np.array([state.length for state in ready.states])[state]
         limit = self.limits[self.request_of[sample]]
-        return Queue(sample, self.keys[sample], start, limit, state, ready.rows[state], ready.hidden)
+        return SampleQueue(sample, self.keys[sample], start, limit, state, ready.rows[state], ready.hidden)
 
     def _stopped(self, tokens: np.ndarray) -> np.ndarray:
         """bool [N]: the samples in flight whose last token ended a text, or completed a stop string."""

@@ -1,7 +1,7 @@
-"""Hidden states of new tokens, whose keys and values are written into rows: what prefilling and decoding run.
+"""The forward pass of prefilling and decoding: hidden states of new tokens, whose keys and values go into a cache.
 
-Any decoder of transformers runs through its own modules. Those built like Llama run here, in fewer and larger
-operations: for a small model, or a small batch, the number of operations is most of the time.
+Any decoder of transformers can run through its own modules. A decoder built like Llama runs here in fewer and larger
+operations: for a small model or a small batch, the number of operations takes most of the time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from stages.sampling.embedded.invariance import LinearPlan, Plan, Shape, apply_plan, attend, layer_shape, linear
-from stages.sampling.embedded.kv_cache import Rows
+from stages.sampling.embedded.kv_cache import KeyValueRows
 from stages.sampling.embedded.probe import Products, find_plan
 
 _LIKE_LLAMA = ("llama", "mistral", "qwen2", "qwen3")
@@ -24,7 +24,7 @@ Spans = Sequence[tuple[slice, int]]
 
 
 class Linear(NamedTuple):
-    """A linear layer: its weight [outputs, inputs], its bias [outputs], and how its product is computed."""
+    """A linear layer: its weight [outputs, inputs], its bias [outputs], and the plan of its product."""
 
     weight: torch.Tensor
     bias: torch.Tensor | None
@@ -32,7 +32,7 @@ class Linear(NamedTuple):
 
 
 class Forward(Protocol):
-    """One pass over tokens int64 [B, T] that stand where the rows were aimed at (`Rows.aim`).
+    """One pass over tokens int64 [B, T] at the positions that were set by `KeyValueRows.aim`.
 
     Attributes:
       plan: how its products are computed.
@@ -41,14 +41,14 @@ class Forward(Protocol):
     plan: Plan
 
     def __call__(
-        self, ids: torch.Tensor, bias: torch.Tensor, rows: Rows, spans: Spans | None = None, /
+        self, ids: torch.Tensor, bias: torch.Tensor, rows: KeyValueRows, spans: Spans | None = None, /
     ) -> torch.Tensor:
-        """Hidden states [B, T, H] behind the last norm; bias [B, 1, T, L] and spans as for `invariance.attend`."""
+        """Return hidden states [B, T, H] after the last norm; bias [B, 1, T, L] and spans as in `invariance.attend`."""
         ...
 
 
 def make_forward(model: Any, context_length: int) -> Forward:
-    """Return the pass for a model, whose attention and linear layers become the engine's."""
+    """Return the forward pass of a model, and replace its linear layers and attention by the engine's."""
     decoder = model.get_decoder()
     plan = find_model_plan(model)
     apply_plan(model, plan)
@@ -58,7 +58,7 @@ def make_forward(model: Any, context_length: int) -> Forward:
 
 
 def find_model_plan(model: Any) -> Plan:
-    """Return how a model's products are computed: on a CPU in float32 so that no row depends on its batch."""
+    """Return the plan of a model's products; it is probed only on a CPU in float32."""
     if model.device.type != "cpu" or model.dtype != torch.float32:
         return Plan()
     config, decoder = model.get_decoder().config, model.get_decoder()
@@ -75,9 +75,10 @@ def find_model_plan(model: Any) -> Plan:
 
 
 def _is_like_llama(model: Any) -> bool:
+    """Return whether `LlamaForward` computes this model: a known kind, in transformers' own code, without changes."""
     decoder, kind = model.get_decoder(), model.config.model_type
-    at_home = type(decoder).__module__.startswith(f"transformers.models.{kind}.")
-    return kind in _LIKE_LLAMA and at_home and _are_plain_linears(decoder)
+    is_original = type(decoder).__module__.startswith(f"transformers.models.{kind}.")
+    return kind in _LIKE_LLAMA and is_original and _are_plain_linears(decoder)
 
 
 class ModuleForward:
@@ -87,13 +88,13 @@ class ModuleForward:
         self.decoder, self.plan, self.last_position = decoder, plan, context_length - 1
 
     def __call__(
-        self, ids: torch.Tensor, bias: torch.Tensor, rows: Rows, spans: Spans | None = None, /
+        self, ids: torch.Tensor, bias: torch.Tensor, rows: KeyValueRows, spans: Spans | None = None, /
     ) -> torch.Tensor:
         """See `Forward`."""
         return self.decoder(
             input_ids=ids,
             attention_mask=bias,
-            position_ids=rows.positions.clamp(max=self.last_position),  # padding may stand behind the context
+            position_ids=rows.positions.clamp(max=self.last_position),  # padding may exceed the context
             past_key_values=rows,
             use_cache=True,
             spans=spans,
@@ -103,15 +104,15 @@ class ModuleForward:
 
 @dataclass(frozen=True)
 class _Layer:
-    """Weights of a layer; those that read the same input are one product.
+    """Weights of a layer; projections of the same input are one product.
 
     Attributes:
-      turned_norm: [H + G, D] for models that normalise queries and keys; None for those that do not.
+      query_key_norm: [H + G, D] for models that normalize queries and keys; None for other models.
     """
 
     attention_norm: torch.Tensor
     query_key_value: Linear
-    turned_norm: torch.Tensor | None
+    query_key_norm: torch.Tensor | None
     attention_out: Linear
     feed_norm: torch.Tensor
     gate_up: Linear
@@ -132,10 +133,10 @@ class LlamaForward:
         self.embedding, self.norm = decoder.embed_tokens.weight, decoder.norm.weight
         self.rotary = decoder.rotary_emb
         self.layers = [self._layer(layer) for layer in decoder.layers]
-        self._turns = torch.empty(2, 0, 1, self.width, device=self.embedding.device)
+        self._cos_sin = torch.empty(2, 0, 1, self.width, device=self.embedding.device)
 
     def __call__(
-        self, ids: torch.Tensor, bias: torch.Tensor, rows: Rows, spans: Spans | None = None, /
+        self, ids: torch.Tensor, bias: torch.Tensor, rows: KeyValueRows, spans: Spans | None = None, /
     ) -> torch.Tensor:
         """See `Forward`."""
         x = F.embedding(ids, self.embedding)
@@ -145,10 +146,10 @@ class LlamaForward:
             query_key, value = projected.unflatten(-1, (-1, self.width)).split(
                 [self.heads + self.groups, self.groups], dim=2
             )
-            if layer.turned_norm is not None:
-                query_key = F.rms_norm(query_key, (self.width,), None, self.epsilon) * layer.turned_norm
-            turned = torch.addcmul(query_key * cos, query_key.roll(self.width // 2, -1), sin)
-            query, key = turned.split([self.heads, self.groups], dim=2)
+            if layer.query_key_norm is not None:
+                query_key = F.rms_norm(query_key, (self.width,), None, self.epsilon) * layer.query_key_norm
+            rotated = torch.addcmul(query_key * cos, query_key.roll(self.width // 2, -1), sin)
+            query, key = rotated.split([self.heads, self.groups], dim=2)
             keys, values = rows.write(number, key, value)
             attended = attend(query.transpose(1, 2), keys, values, bias, layer.scaling, self.plan.attention, spans)
             x = x + linear(attended, *layer.attention_out)
@@ -159,25 +160,28 @@ class LlamaForward:
     def _normed(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return F.rms_norm(x, weight.shape, weight, self.epsilon)
 
-    def _rotations(self, rows: Rows) -> torch.Tensor:
-        """Cosines, and sines whose first half is negated as rotating does, [2, B, T, 1, D]."""
-        if self._turns.shape[1] < rows.length:
+    def _rotations(self, rows: KeyValueRows) -> torch.Tensor:
+        """Return cosines and sines of the rotary positions, [2, B, T, 1, D].
+
+        The first half of the sines is negated, so that x · cos + roll(x) · sin rotates.
+        """
+        if self._cos_sin.shape[1] < rows.length:
             positions = torch.arange(rows.length, device=self.embedding.device)
             cos, sin = self.rotary(self.embedding, positions[None])
             sin = torch.cat([-sin[..., : self.width // 2], sin[..., self.width // 2 :]], dim=-1)
-            self._turns = torch.cat([cos, sin])[:, :, None]
-        return self._turns[:, rows.positions]
+            self._cos_sin = torch.cat([cos, sin])[:, :, None]
+        return self._cos_sin[:, rows.positions]
 
     def _layer(self, layer: Any) -> _Layer:
         attention, feed = layer.self_attn, layer.mlp
-        turned_norm = None
+        query_key_norm = None
         if hasattr(attention, "q_norm"):
-            of_heads = [attention.q_norm.weight.expand(self.heads, -1), attention.k_norm.weight.expand(self.groups, -1)]
-            turned_norm = torch.cat(of_heads).detach()
+            norms = [attention.q_norm.weight.expand(self.heads, -1), attention.k_norm.weight.expand(self.groups, -1)]
+            query_key_norm = torch.cat(norms).detach()
         return _Layer(
             attention_norm=layer.input_layernorm.weight,
             query_key_value=_pack(self.plan, *_query_key_value(layer)),
-            turned_norm=turned_norm,
+            query_key_norm=query_key_norm,
             attention_out=_pack(self.plan, attention.o_proj),
             feed_norm=layer.post_attention_layernorm.weight,
             gate_up=_pack(self.plan, *_gate_up(layer)),
@@ -188,7 +192,7 @@ class LlamaForward:
 
 
 def _are_plain_linears(decoder: Any) -> bool:
-    """Whether every projection is torch's own linear layer: neither quantised nor adapted."""
+    """Return whether every projection is torch's own linear layer: neither quantized nor adapted."""
     return all(type(module) is nn.Linear for name, module in decoder.named_modules() if name.endswith("_proj"))
 
 
@@ -201,19 +205,19 @@ def _gate_up(layer: Any) -> tuple[nn.Linear, ...]:
 
 
 def _packed_shape(*linears: nn.Linear) -> Shape:
-    """The shape of linear layers that read the same input, as one."""
+    """Return the shape of one linear layer in place of several with the same input."""
     return Shape(linears[0].in_features, sum(one.out_features for one in linears), linears[0].bias is not None)
 
 
 @torch.no_grad()
 def _pack(plan: Plan, *linears: nn.Linear) -> Linear:
-    """Linear layers that read the same input as one; where there are several, their weights become its parts."""
-    of_shape = plan.linears.get(_packed_shape(*linears))
+    """Return one linear layer in place of several with the same input; their weights become views of its weight."""
+    linear_plan = plan.linears.get(_packed_shape(*linears))
     if len(linears) == 1:
-        return Linear(linears[0].weight, linears[0].bias, of_shape)
+        return Linear(linears[0].weight, linears[0].bias, linear_plan)
     weight = torch.cat([layer.weight for layer in linears])
     bias = None if linears[0].bias is None else torch.cat([layer.bias for layer in linears])
     sizes = [layer.out_features for layer in linears]
     for layer, part in zip(linears, weight.split(sizes), strict=True):
         layer.weight.data = part
-    return Linear(weight, bias, of_shape)
+    return Linear(weight, bias, linear_plan)

@@ -1,14 +1,14 @@
-"""Products whose rows keep their bits whatever shares their batch, on a CPU in float32.
+"""Matrix products and attention whose rows have the same bits in every batch, on a CPU in float32.
 
-A matrix product may add in another order when its shape changes, and one changed bit can change a sampled token. Which
-shapes are safe depends on the processor, the BLAS library and the number of threads, so nothing is assumed here: a
-`Plan` says how the products are computed, and `stages.sampling.embedded.probe` finds, when a model is loaded, the
-fastest plan that leaves every row's bits alone on this machine. Two ideas serve all plans:
+A BLAS library may add the terms of a matrix product in another order when the shape of the product changes, and one
+changed bit can change a sampled token. Which shapes are safe depends on the processor, the library and the number of
+threads. A `Plan` therefore describes how the products are computed, and `stages.sampling.embedded.probe` finds, when a
+model is loaded, the fastest plan under which a row's bits do not depend on its batch. All plans use two methods:
 
-- padding: rows come in multiples of a number, because libraries treat products of very few rows differently;
-- blocks: products of one fixed shape, which leave a row's result to depend on nothing but its own numbers.
+- padding: rows come in multiples of a number, because libraries use other kernels for very few rows;
+- blocks: all products have one fixed shape, so that the result of a row depends only on that row.
 
-So the keys, values and hidden state of a token are the same whether it was drawn or prefilled.
+The keys, values and hidden state of a token are then the same whether the token was drawn or prefilled.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-ROWS = 32
-_KEYS = 16  # keys come in multiples of it where they need not come in whole blocks
+ROWS = 32  # rows of a batch and tokens of a prefill come in multiples of this number
+_KEYS = 16  # keys come in multiples of this number if the plan does not need whole terms
 _BLOCK_KEYS = 64  # keys of a product of fixed shape
-_SCORES = 2**24  # most attention scores in memory
+_SCORES = 2**24  # maximum number of attention scores in memory
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class LinearPlan:
     """How the product of a linear layer is computed.
 
     Attributes:
-      multiple: rows are padded to a multiple of it.
-      most: rows of one product; more are computed in several. A multiple of `multiple`.
+      multiple: rows are padded to a multiple of this number.
+      most: maximum number of rows of one product; more rows take several products. A multiple of `multiple`.
     """
 
     multiple: int
@@ -47,10 +47,11 @@ class AttentionPlan:
     """How the products of attention are computed.
 
     Attributes:
-      queries: the query rows that share keys are padded to a multiple of it. A power of two up to 32.
-      terms: how many keys the values are summed over at a time.
-      whole_terms: keys are padded to a multiple of `terms`, so that every sum has as many; otherwise of 16.
-      blocked: every product has `queries` rows and 64 keys; otherwise all rows and keys at once.
+      queries: query rows that share keys are padded to a multiple of this number, a power of two up to 32.
+      terms: number of keys that one product with the values sums over.
+      whole_terms: whether keys are padded to a multiple of `terms`, so that all sums have the same length; otherwise
+        they are padded to a multiple of 16.
+      blocked: whether every product has `queries` rows and 64 keys; otherwise one product has all rows and keys.
     """
 
     queries: int
@@ -59,7 +60,7 @@ class AttentionPlan:
     blocked: bool = False
 
     def key_length(self, keys: int) -> int:
-        """How many keys to attend to, masked ones included, when `keys` are needed."""
+        """Return the number of keys to attend to, masked ones included, if `keys` of them are needed."""
         multiple = self.terms if self.whole_terms else _KEYS
         return -(-max(2, keys) // multiple) * multiple
 
@@ -79,10 +80,10 @@ class Plan:
     """How a model's products are computed.
 
     Attributes:
-      attention: its products.
-      linears: plans by shape; layers of other shapes are computed at once.
-      threads: CPU threads to sample with; None: as many as torch has.
-      bitwise: whether a sample's bits are known not to depend on its batch.
+      attention: plan of its attention.
+      linears: plans of its linear layers by shape; a layer of another shape computes all rows in one product.
+      threads: CPU threads to sample with; None: torch's current number.
+      bitwise: whether probing showed that a sample's bits do not depend on its batch.
     """
 
     attention: AttentionPlan = AttentionPlan(2)
@@ -92,7 +93,7 @@ class Plan:
 
 
 def whole_blocks(rows: int) -> int:
-    """Return the least multiple of 32 that holds so many rows; at least 32."""
+    """Return `rows` rounded up to a multiple of 32; at least 32."""
     return max(1, -(-rows // ROWS)) * ROWS
 
 
@@ -109,9 +110,9 @@ def attend(
 
     Args:
       query: [B, H, T, D]. keys: [B, G, D, L]. values: [B, G, L, D]; H a multiple of G, T 1 or a multiple of 32.
-      bias: [B, 1, T, L], 0 or -inf; every query sees a key.
+      bias: [B, 1, T, L], 0 or -inf; at least one 0 per query.
       plan: how to compute the products; L is one of its key lengths.
-      spans: for T = 1, which rows need how many keys; None: all of them L.
+      spans: for T = 1, the number of keys that each run of rows needs; None: L for all rows.
 
     Returns:
       [B, T, H · D].
@@ -132,7 +133,7 @@ def attend(
 def _attend(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor, plan: AttentionPlan
 ) -> torch.Tensor:
-    """Attend with one number of keys, for scaled queries; [B, H, T, D]."""
+    """Return the outputs [B, H, T, D] of scaled queries that all attend to the same number of keys."""
     batch, heads, length, width = query.shape
     groups, needed = keys.shape[1], keys.shape[-1]
     folded = query.reshape(batch * groups, -1, width)  # the heads of a group are rows of one product
@@ -157,7 +158,7 @@ def _attend(
 
 
 def _blocked_scores(queries: torch.Tensor, keys: torch.Tensor, rows: int) -> torch.Tensor:
-    """Return q k of [N, R, D] and [N, D, L] in products of `rows` rows and 64 keys: [N, R, L]."""
+    """Return q k for q [N, R, D] and k [N, D, L], in products of `rows` rows and 64 keys: [N, R, L]."""
     scores = queries.new_empty(*queries.shape[:2], keys.shape[-1])
     for row in range(0, queries.shape[1], rows):
         for key in range(0, keys.shape[-1], _BLOCK_KEYS):
@@ -167,7 +168,7 @@ def _blocked_scores(queries: torch.Tensor, keys: torch.Tensor, rows: int) -> tor
 
 
 def _sum_values(weights: torch.Tensor, values: torch.Tensor, terms: int) -> torch.Tensor:
-    """Return w v of [N, R, L] and [N, L, D], added up `terms` keys at a time: [N, R, D]."""
+    """Return w v for w [N, R, L] and v [N, L, D], summed over `terms` keys at a time: [N, R, D]."""
     out = torch.bmm(weights[..., :terms], values[:, :terms])
     for first in range(terms, values.shape[1], terms):
         some = slice(first, first + terms)
@@ -186,20 +187,26 @@ def attention(
     plan: AttentionPlan | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Call `attend` as transformers' modules do: key [B, G, L, D], the result [B, T, H, D], and no weights.
+    """Do `attend` with the interface of transformers' attention functions.
+
+    Args:
+      key: [B, G, L, D]; the other tensors as in `attend`.
+
+    Returns:
+      [B, T, H, D], and None in place of the attention weights.
 
     Raises:
-      ValueError: no mask or no plan; a model that a sampler has taken over is not for other forward passes.
+      ValueError: no mask or no plan: a sampler's model ran in a forward pass that is not the sampler's.
     """
     if attention_mask is None or plan is None:
-        raise ValueError("this model belongs to a sampler, whose attention takes a mask with every call; load another")
+        raise ValueError("this model belongs to a sampler and runs only in its forward passes; load the model again")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     out = attend(query, key.transpose(-1, -2), value, attention_mask, scale, plan, spans)
     return out.unflatten(-1, (query.shape[1], -1)), None
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, plan: LinearPlan | None) -> torch.Tensor:
-    """`F.linear` as the plan says; None: at once."""
+    """Return `F.linear(x, weight, bias)`, computed by the plan; without a plan, all rows in one product."""
     if plan is None:
         return F.linear(x, weight, bias)
     rows = x.reshape(-1, x.shape[-1])
@@ -223,7 +230,7 @@ def layer_shape(module: nn.Module) -> Shape | None:
 
 
 def apply_plan(model: nn.Module, plan: Plan) -> None:
-    """Make every linear layer of a model compute its products as the plan says."""
+    """Make every linear layer of a model compute its products by the plan."""
     for module in model.modules():
         shape = layer_shape(module)
         if shape is not None and shape in plan.linears:
@@ -231,6 +238,7 @@ def apply_plan(model: nn.Module, plan: Plan) -> None:
 
 
 def _planned_forward(plan: LinearPlan, transposed: bool) -> Any:
+    """Return a `forward` method for a linear layer."""
     if transposed:
         return lambda self, x: linear(x, self.weight.t(), self.bias, plan)
     return lambda self, x: linear(x, self.weight, self.bias, plan)

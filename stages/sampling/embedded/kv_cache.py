@@ -1,4 +1,4 @@
-"""Where keys and values lie while a call runs: rows of preallocated tensors, read and written in place."""
+"""Keys and values of a call, in rows of preallocated tensors that are read and written in place."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy as np
 import torch
 from transformers import Cache, PreTrainedConfig
 
-_ALIGNED = 64  # bytes, as torch aligns
+_ALIGNED = 64  # bytes: the alignment of torch's own allocations
 
 
-class Rows(Cache):
-    """Keys and values of many sequences, one a row, at their own positions.
+class KeyValueRows(Cache):
+    """Keys and values of many sequences, one per row, at their own positions.
 
     Attributes:
-      keys: [layers, rows, key heads, head width, length]: as the product with the queries reads them fastest.
-      values: [layers, rows, key heads, length, head width]. Zeros where nothing was written, in both (never a NaN,
-        which a mask would not hide).
-      length: positions of a row.
+      keys: [layers, rows, key heads, head width, length], the layout that the product with the queries reads fastest.
+      values: [layers, rows, key heads, length, head width]. Both hold zeros where nothing was written: a NaN would pass
+        through the mask.
+      length: number of positions in a row.
       positions: int64 [B, T], where the next forward pass writes.
     """
 
@@ -32,13 +32,16 @@ class Rows(Cache):
         self.aim(slice(0, 0), torch.empty(0, 0, dtype=torch.int64), 0)
 
     def aim(self, rows: slice, positions: torch.Tensor, length: int) -> None:
-        """Says where the next forward pass writes (positions int64 [B, T] of these B rows) and reads (up to length)."""
+        """Set where the next pass writes (positions int64 [B, T] of these B rows) and reads (up to `length`)."""
         self._rows, self.positions, self._read = rows, positions, length
         self._index = torch.arange(len(positions), device=positions.device)[:, None]
 
     def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Writes [B, T, heads, width] both; returns keys [B, heads, width, length] and values [B, heads, length, width]
-        of the same rows."""
+        """Write keys and values, both [B, T, heads, width].
+
+        Returns:
+          Keys [B, heads, width, length] and values [B, heads, length, width] of the same rows.
+        """
         all_keys, all_values = self.keys[layer, self._rows], self.values[layer, self._rows]
         all_keys[self._index, :, :, self.positions] = keys
         all_values[self._index, :, self.positions] = values
@@ -47,7 +50,7 @@ class Rows(Cache):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`write` as transformers' modules call it: [B, heads, T, width] in, [B, heads, length, width] out."""
+        """Do `write` as transformers' modules call it: [B, heads, T, width] in, [B, heads, length, width] out."""
         keys, values = self.write(layer_idx, key_states.transpose(1, 2), value_states.transpose(1, 2))
         return keys.transpose(-1, -2), values
 
@@ -57,21 +60,23 @@ class Rows(Cache):
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         return self._read, 0
 
-    def copy(self, targets: torch.Tensor, source: Rows, rows: torch.Tensor, length: int) -> None:
-        """Copies the first `length` positions of the source's rows [N] to rows `targets` [N] of this one, as if all at
-        once."""
+    def copy(self, targets: torch.Tensor, source: KeyValueRows, rows: torch.Tensor, length: int) -> None:
+        """Copy the first `length` positions of rows [N] of the source to rows `targets` [N] of this cache.
+
+        All rows are read before any is written, so the source may be this cache and rows may be both.
+        """
         self.keys[..., :length].index_copy_(1, targets, source.keys[:, rows, ..., :length])
         self.values[..., :length, :].index_copy_(1, targets, source.values[:, rows, :, :length])
 
 
 def bytes_per_token(config: PreTrainedConfig, dtype: torch.dtype) -> int:
-    """Memory of one position of one row."""
+    """Return the bytes of one position of one row."""
     layers, heads, width = _shape(config)
     return layers * 2 * heads * width * dtype.itemsize
 
 
 def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """Zeros; on a CPU they take no memory until they are written to."""
+    """Return zeros; on a CPU they take no memory until they are written to, unlike those of `torch.zeros`."""
     if device.type != "cpu":
         return torch.zeros(shape, device=device, dtype=dtype)
     size = math.prod(shape) * dtype.itemsize

@@ -1,4 +1,4 @@
-"""Runs prefixes through the model, each distinct token once, and keeps what sampling from them needs."""
+"""Run prefixes through the model, each distinct token once, and keep what sampling from them needs."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import torch
 
 from stages.sampling.embedded.forward import Forward
 from stages.sampling.embedded.invariance import whole_blocks
-from stages.sampling.embedded.kv_cache import Rows
-from stages.sampling.embedded.prefix_memory import Memory
-from stages.sampling.prefix_tree import Edge, Path, State, windows
+from stages.sampling.embedded.kv_cache import KeyValueRows
+from stages.sampling.embedded.prefix_memory import PrefixMemory
+from stages.sampling.prefix_tree import PathEdge, PrefixPath, PrefixState, split_windows
 
-_TOKENS = {"cpu": 4096, "cuda": 16384}  # of one forward pass, padding included
-_LENGTH = 512  # most tokens of one row in one forward pass
+_TOKENS = {"cpu": 4096, "cuda": 16384}  # maximum of one forward pass, padding included
+_LENGTH = 512  # maximum number of tokens of one row in one forward pass
 
 
 @dataclass(frozen=True)
 class Ready:
-    """States to sample from: which, the store's row of each, and the hidden state of their last token [S, H]."""
+    """States to sample from, the row of the store of each, and the hidden states [S, H] of their last tokens."""
 
-    states: list[State]
+    states: list[PrefixState]
     rows: np.ndarray
     hidden: torch.Tensor
 
@@ -34,26 +34,26 @@ class PrefixStore:
 
     Attributes:
       rows: the keys and values.
-      prefilled: tokens run through the model so far, padding not counted.
+      prefilled: number of tokens that ran through the model so far, without padding.
     """
 
     def __init__(
-        self, model: Any, forward: Forward, all_paths: Sequence[Path], capacity: int, memory: Memory | None
+        self, model: Any, forward: Forward, all_paths: Sequence[PrefixPath], capacity: int, memory: PrefixMemory | None
     ) -> None:
         self.model, self.forward, self.memory = model, forward, memory
         self.device: torch.device = model.device
         longest = max(len(path.token_ids) for path in all_paths)
-        length = self.forward.plan.attention.key_length(longest) + 1  # the last position takes what padding writes
-        self.rows = Rows(model.get_decoder().config, capacity + 1, length, self.device, model.dtype)
+        length = self.forward.plan.attention.key_length(longest) + 1  # padding tokens write to the last position
+        self.rows = KeyValueRows(model.get_decoder().config, capacity + 1, length, self.device, model.dtype)
         self.prefilled = 0
-        self._windows = windows(memory.recall(all_paths) if memory else all_paths, capacity)
+        self._windows = split_windows(memory.recall(all_paths) if memory else all_paths, capacity)
 
     def next(self) -> Ready | None:
-        """Prefills the next window, over the one before; None when there is none left."""
+        """Prefill the next window, which overwrites the previous one; return None after the last window."""
         window = next(self._windows, None)
         if window is None:
             return None
-        states: list[State] = []
+        states: list[PrefixState] = []
         rows: list[int] = []
         hidden: list[torch.Tensor] = []
         for level in window.levels:
@@ -67,8 +67,8 @@ class PrefixStore:
         self.rows.copy(torch.zeros_like(last), self.rows, last, self.rows.length)
         return Ready(states, np.array(rows), torch.cat(hidden))
 
-    def _copy(self, edges: list[Edge]) -> None:
-        """Brings what is there already to the edges' rows."""
+    def _copy(self, edges: list[PathEdge]) -> None:
+        """Copy the tokens that are computed already to the edges' rows."""
         recalled = [edge for edge in edges if edge.path.known > edge.path.shared]
         shared = [edge for edge in edges if 0 < edge.path.shared >= edge.path.known]
         for source, group in ((self.rows, shared), (self.memory and self.memory.rows, recalled)):
@@ -77,8 +77,8 @@ class PrefixStore:
                 targets = self._on_device([edge.row for edge in group])
                 self.rows.copy(targets, source, self._on_device(of), max(edge.path.start for edge in group))
 
-    def _run(self, edges: list[Edge]) -> Iterator[tuple[list[State], list[int], torch.Tensor]]:
-        """Computes the own tokens of edges in consecutive rows; yields their states, rows and hidden states."""
+    def _run(self, edges: list[PathEdge]) -> Iterator[tuple[list[PrefixState], list[int], torch.Tensor]]:
+        """Compute the own tokens of edges in consecutive rows; yield states, their rows and their hidden states."""
         starts = np.array([edge.path.start for edge in edges])
         ends = np.array([len(edge.path.token_ids) for edge in edges])
         whole = [edge for edge, own in zip(edges, ends - starts, strict=True) if own == 0]
@@ -102,8 +102,8 @@ class PrefixStore:
                 states, rows, places = (list(column) for column in zip(*inside, strict=True))
                 yield states, rows, hidden.flatten(0, 1)[self._on_device(places)]
 
-    def _forward(self, edges: list[Edge], starts: np.ndarray, stops: np.ndarray) -> torch.Tensor:
-        """Hidden states [B, T, H] of the tokens starts … stops of each edge's path, padded to blocks of rows."""
+    def _forward(self, edges: list[PathEdge], starts: np.ndarray, stops: np.ndarray) -> torch.Tensor:
+        """Return hidden states [B, T, H] of the tokens starts … stops of each edge's path, T padded to whole blocks."""
         length = whole_blocks(int((stops - starts).max()))
         ids = np.zeros((len(edges), length), np.int64)
         for i, edge in enumerate(edges):
@@ -120,12 +120,13 @@ class PrefixStore:
         return torch.tensor(numbers, device=self.device)
 
 
-def _padded(edge: Edge) -> int:
+def _padded(edge: PathEdge) -> int:
+    """Return the padded number of an edge's tokens in one forward pass."""
     return min(_LENGTH, whole_blocks(len(edge.path.token_ids) - edge.path.start))
 
 
-def _batches(level: list[Edge], most_tokens: int) -> Iterator[list[Edge]]:
-    """Consecutive edges that are padded to the same length, as many as fit one forward pass."""
+def _batches(level: list[PathEdge], most_tokens: int) -> Iterator[list[PathEdge]]:
+    """Yield consecutive edges with the same padded length, as many as fit into one forward pass."""
     for length, run in groupby(level, _padded):
         edges, count = list(run), max(1, most_tokens // length)
         yield from (edges[first : first + count] for first in range(0, len(edges), count))

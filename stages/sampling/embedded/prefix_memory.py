@@ -1,4 +1,4 @@
-"""What one call leaves for the next: keys and values of what it ran through the model, found again by their tokens."""
+"""Keep the keys and values of one call for the next, which finds them by their tokens."""
 
 from __future__ import annotations
 
@@ -11,27 +11,29 @@ import numpy as np
 import torch
 
 from stages.maths.prefixes import common_prefix_length, sortable_bytes
-from stages.sampling.embedded.kv_cache import Rows
-from stages.sampling.prefix_tree import Path
+from stages.sampling.embedded.kv_cache import KeyValueRows
+from stages.sampling.prefix_tree import PrefixPath
 
 
-class Memory:
-    """Whole sequences (prefix and sample), one a row, as many as there is room for.
+class PrefixMemory:
+    """Whole sequences (prefix and sample), one per row, up to a number of rows.
 
     Attributes:
       rows: their keys and values.
-      hidden: [rows, H], the hidden state of each one's last token.
+      hidden: [rows, H], the hidden state of each sequence's last token.
     """
 
     def __init__(self, model: Any, rows: int, length: int) -> None:
         config = model.get_decoder().config
-        self.rows = Rows(config, rows, length, model.device, model.dtype)
+        self.rows = KeyValueRows(config, rows, length, model.device, model.dtype)
         self.hidden = torch.zeros(rows, config.hidden_size, device=model.device, dtype=model.dtype)
         self.room = rows
         self._token_ids: dict[bytes, np.ndarray] = {}
 
-    def keep(self, source: Rows, rows: np.ndarray, sequences: Sequence[np.ndarray], hidden: torch.Tensor) -> None:
-        """Copies sequences (int32 [T] each, in `rows` of the source, `hidden` [N, H]) while there is room."""
+    def keep(
+        self, source: KeyValueRows, rows: np.ndarray, sequences: Sequence[np.ndarray], hidden: torch.Tensor
+    ) -> None:
+        """Copy sequences (int32 [T] each, in `rows` [N] of the source, with `hidden` [N, H]) while rows are free."""
         taken = []
         for i, token_ids in enumerate(sequences):
             name = sortable_bytes(token_ids)
@@ -44,11 +46,11 @@ class Memory:
             self.rows.copy(places, source, of, max(len(sequences[i]) for i in taken))
             self.hidden[places] = hidden[torch.tensor(taken, device=self.hidden.device)]
 
-    def recall(self, paths: Sequence[Path]) -> list[Path]:
-        """The paths, each with what is known of it.
+    def recall(self, paths: Sequence[PrefixPath]) -> list[PrefixPath]:
+        """Return the paths with `known` and `known_row` filled in.
 
-        A state inside what is known needs its last token computed again for the hidden state, unless a sequence ends
-        there and the path with it.
+        Only the hidden state of a sequence's last token is kept. A state inside the known tokens therefore needs its
+        last token computed again, unless both the sequence and the path end there.
         """
         order = sorted((name, row) for row, name in enumerate(self._token_ids))
         names, all_ids = [name for name, _ in order], list(self._token_ids.values())

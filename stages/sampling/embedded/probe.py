@@ -1,8 +1,8 @@
-"""Find how this machine computes rows whose bits do not depend on their batch: the `Plan` of a model's products.
+"""Find the `Plan` under which this CPU computes rows whose bits do not depend on their batch.
 
-Candidates are tried in a fixed order, the fastest first, on random numbers of the model's own shapes. One that gives a
-row the same bits in every place and every size of batch that the engine uses is taken. The order and the amount of work
-are fixed, never measured, so that every process on a machine finds the same plan.
+Candidates are tried in a fixed order, the fastest first, on random numbers of the model's own shapes. The result is the
+first one that gives a row the same bits at every place and in every size of batch that the engine uses. The order and
+the amount of work are fixed and nothing is timed, so that every process on a machine finds the same plan.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 from stages.sampling.embedded.invariance import AttentionPlan, LinearPlan, Plan, Shape, attend, linear
 
-_WORK = 3e9  # multiplications and additions that probing one linear layer may take: some 0.05 s on a core
-_MOST_ROWS = (512, 256, 128, 64, 32)  # of one product, where all multiples of 32 up to it are tried
-_BLOCKS = (32, 64, 16, 128, 4, 1)
+_WORK = 3e9  # maximum floating-point operations to probe one linear layer: about 0.05 s on a core
+_MOST_ROWS = (512, 256, 128, 64, 32)  # candidates for the rows of one product; all multiples of 32 up to it are tried
+_BLOCKS = (32, 64, 16, 128, 4, 1)  # candidates for the rows of products of one fixed shape
 _ATTENTION = (
     AttentionPlan(2),  # MKL on Intel with AVX-512
     AttentionPlan(16),
@@ -30,10 +30,10 @@ _ATTENTION = (
     AttentionPlan(2, terms=64, whole_terms=True, blocked=True),
     AttentionPlan(1, terms=64, whole_terms=True, blocked=True),
 )
-_SPAN = 544  # positions that attention is tried on: sums change their order with their length up to 512 and more
-_BLOCKED_SPAN = 160  # the same where every product has one shape, so that longer sums only have more of them
-_MOST_SEQUENCES = 33
-_ELEMENTS = 2**22  # most numbers of a tensor that row-wise functions are tried on
+_SPAN = 544  # positions that attention is probed on: the order of a sum changes with its length up to 512 and more
+_BLOCKED_SPAN = 160  # the same for blocked plans, where longer sums only have more products of the same shape
+_MOST_SEQUENCES = 33  # one more than a block of rows
+_ELEMENTS = 2**22  # maximum size of a tensor that row-wise functions are probed on
 
 Cache = tuple[torch.Tensor, torch.Tensor]
 """Keys [B, 1, D, L] and values [B, 1, L, D]."""
@@ -41,11 +41,11 @@ Cache = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class Products:
-    """What a model computes, as far as its batch could matter.
+    """The products of a model whose bits may depend on the batch.
 
     Attributes:
       linears: shapes of its linear layers.
-      heads, groups, width: of its attention: query heads, key heads, dimensions of a head.
+      heads, groups, width: query heads, key heads and dimensions per head of its attention.
     """
 
     linears: frozenset[Shape]
@@ -56,11 +56,12 @@ class Products:
 
 @functools.lru_cache(maxsize=64)
 def find_plan(products: Products, threads: int) -> Plan:
-    """Return the fastest plan that holds on this machine, with `threads` CPU threads if possible, else with fewer.
+    """Return the fastest plan that is bitwise on this machine, with `threads` CPU threads if possible, else with fewer.
 
-    Where no plan holds, the result computes everything at once and says `bitwise=False`.
+    If no plan is bitwise, the result has `bitwise=False` and computes all rows in one product.
     """
-    power_of_two = 1 << (threads.bit_length() - 1)  # threads share the numbers of a tensor evenly, in whole vectors
+    # A power of two divides the numbers of a tensor evenly among the threads, in whole vectors.
+    power_of_two = 1 << (threads.bit_length() - 1)
     for count in dict.fromkeys((threads, power_of_two, 1)):
         with cpu_threads(count), torch.random.fork_rng(devices=[]), torch.inference_mode():
             torch.manual_seed(0)
@@ -71,6 +72,7 @@ def find_plan(products: Products, threads: int) -> Plan:
 
 
 def _find(products: Products, threads: int) -> Plan | None:
+    """Return the fastest bitwise plan with torch's current number of threads; None if there is none."""
     if not all(_rows_hold(width) for width in sorted({shape.inputs for shape in products.linears})):
         return None
     attention = next((plan for plan in _ATTENTION if _attention_holds(products, plan)), None)
@@ -86,7 +88,7 @@ def _find(products: Products, threads: int) -> Plan | None:
 
 
 def _linear_candidates(shape: Shape) -> Iterator[LinearPlan]:
-    """Many rows at once, as many as can be probed in time, then blocks of one fixed shape."""
+    """Yield plans with many rows per product, as many as `_WORK` allows to probe, then blocks of one fixed shape."""
     cost = 2 * shape.inputs * shape.outputs
     most = next((rows for rows in _MOST_ROWS if cost * sum(range(32, rows + 32, 32)) <= _WORK), 32)
     if most > 32:
@@ -97,7 +99,7 @@ def _linear_candidates(shape: Shape) -> Iterator[LinearPlan]:
 
 
 def _linear_holds(shape: Shape, plan: LinearPlan) -> bool:
-    """Whether a row keeps its bits in another place of any number of rows."""
+    """Return whether a row has the same bits at any place among any number of rows."""
     size = (shape.inputs, shape.outputs) if shape.transposed else (shape.outputs, shape.inputs)
     weight = torch.randn(size).t() if shape.transposed else torch.randn(size)
     bias = torch.randn(shape.outputs) if shape.bias else None
@@ -112,9 +114,10 @@ def _linear_holds(shape: Shape, plan: LinearPlan) -> bool:
 
 
 def _attention_holds(products: Products, plan: AttentionPlan) -> bool:
-    """Whether a token attends alike alone or prefilled, among few or many rows, with more masked keys or fewer.
+    """Return whether a token's attention output has the same bits in every case that the engine runs.
 
-    One key head stands for all: heads, like the sequences of a batch, are separate products.
+    The cases: drawn alone or prefilled, among few or many sequences, with more or fewer masked keys. One key head is
+    enough: heads, like the sequences of a batch, are separate products.
     """
     heads, width = products.heads // products.groups, products.width
     span = _BLOCKED_SPAN if plan.blocked else _SPAN
@@ -125,7 +128,7 @@ def _attention_holds(products: Products, plan: AttentionPlan) -> bool:
     longer_cache = F.pad(keys, (0, 33)), F.pad(values, (0, 0, 0, 33))
 
     def attended(sequences: int, first: int, last: int, length: int, cache: Cache) -> torch.Tensor:
-        """Outputs of the first sequence at positions first … last, beside the others."""
+        """Return the outputs of the first of `sequences` sequences at positions first … last, with `length` keys."""
         visible = torch.arange(length) <= torch.arange(first, last)[:, None]
         bias = torch.where(visible, 0.0, float("-inf")).expand(sequences, 1, -1, -1)
         some_keys, some_values = cache[0][:sequences, ..., :length], cache[1][:sequences, :, :length]
@@ -157,7 +160,7 @@ def _attention_holds(products: Products, plan: AttentionPlan) -> bool:
 
 
 def _rows_hold(width: int) -> bool:
-    """Whether functions of a row alone give the same bits for any number of rows: threads may split a row."""
+    """Return whether row-wise functions give the same bits for any number of rows: threads may split a row."""
     functions: list[Callable[[torch.Tensor], torch.Tensor]] = [
         F.silu,
         F.gelu,
@@ -178,7 +181,7 @@ def _rows_hold(width: int) -> bool:
 
 @contextmanager
 def cpu_threads(count: int) -> Iterator[None]:
-    """Let torch compute with so many threads within."""
+    """Set the number of torch's CPU threads inside the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -27,10 +27,10 @@ from stages.models.lora import whole_directory
 from stages.sampling.protocol import Request, Sample, SamplingParams, Usage, check_request
 from stages.sampling.stopping import end_tokens
 from stages.sampling.vllm.launch import (
-    Log,
+    EngineLog,
+    describe_failure,
     engine_arguments,
     environment,
-    explain,
     prepare_environment,
 )
 from stages.sampling.vllm.requests import Call
@@ -47,14 +47,14 @@ _UNREAD = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
 
 
 @dataclass(frozen=True)
-class _Model:
+class _LoadedModel:
     """What is told of a model beside its weights."""
 
     tokenizer: PreTrainedTokenizerBase
     ends: list[int]
 
     @classmethod
-    def read(cls, model_dir: Path) -> _Model:
+    def read(cls, model_dir: Path) -> _LoadedModel:
         from transformers import GenerationConfig
 
         config, tokenizer = loading.load_config(model_dir), loading.load_tokenizer(model_dir)
@@ -63,7 +63,7 @@ class _Model:
         return cls(tokenizer, np.flatnonzero(end_tokens(settings, tokenizer, loading.vocabulary_size(config))).tolist())
 
 
-class _Merged:
+class _WeightDirectories:
     """Directories of a model's whole weights and nothing but, on the disk for as long as an engine may read them."""
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -97,7 +97,9 @@ class VllmSampler:
 
     caveat = None
 
-    def __init__(self, llm: Any, model: _Model, architecture: dict[str, Any], log: Log, merged: _Merged) -> None:
+    def __init__(
+        self, llm: Any, model: _LoadedModel, architecture: dict[str, Any], log: EngineLog, merged: _WeightDirectories
+    ) -> None:
         self.llm, self.model, self.architecture, self.log, self.merged = llm, model, architecture, log, merged
         self.context_length = int(llm.model_config.max_model_len)
         self.numbers = count()
@@ -146,9 +148,9 @@ class VllmSampler:
         _check_device(device, on_cpu)
         whole = loading.context_length(loading.load_config(model_dir))
         number_format = devices.pick_dtype(dtype, torch.device("cpu" if on_cpu else "cuda"))
-        merged = _Merged(number_format)
+        merged = _WeightDirectories(number_format)
         model_dir = merged.whole(model_dir)
-        model = _Model.read(model_dir)
+        model = _LoadedModel.read(model_dir)
         arguments: dict[str, Any] = {
             "enable_prefix_caching": True,
             "disable_log_stats": True,
@@ -169,12 +171,12 @@ class VllmSampler:
             **({"gpu_memory_utilization": gpu_memory_utilization} if gpu_memory_utilization else {}),
         }
         bound = {"OMP_NUM_THREADS": str(threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"} if threads else {}
-        log = Log()
+        log = EngineLog()
         try:
             with environment(bound), log.taking_output():
                 llm = LLM(**arguments)
         except Exception as error:
-            raise explain(error, log) from error
+            raise describe_failure(error, log) from error
         except BaseException:
             log.close()
             raise
@@ -210,9 +212,9 @@ class VllmSampler:
         """
         from vllm.exceptions import VLLMError  # pyright: ignore[reportMissingImports]
 
-        told = explain(error, self.log) if isinstance(error, VLLMError) else None
+        told = describe_failure(error, self.log) if isinstance(error, VLLMError) else None
         if told:
-            self.log = Log()  # the old one stays, to be read
+            self.log = EngineLog()  # the old one stays, to be read
         self.close()
         if told:
             raise told from error
@@ -234,7 +236,7 @@ class VllmSampler:
             self._end(error)
             raise
         self.asleep = False
-        self.model = _Model.read(model_dir)
+        self.model = _LoadedModel.read(model_dir)
         return True
 
     def free_memory(self) -> None:

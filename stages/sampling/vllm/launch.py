@@ -99,7 +99,7 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-class Log:
+class EngineLog:
     """A file for what the engine's processes print; it goes with a good end, and stays after a bad one."""
 
     def __init__(self) -> None:
@@ -137,7 +137,7 @@ class Log:
         self.path.unlink(missing_ok=True)
 
 
-def explain(error: BaseException, log: Log) -> UserError:
+def describe_failure(error: BaseException, log: EngineLog) -> UserError:
     """vLLM's failure as one line: the first error in its log, else its own message."""
     text = str(error)
     cause = log.cause()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stages.core.errors import UserError
-from stages.sampling.prefix_tree import nodes, paths
+from stages.sampling.prefix_tree import build_nodes, build_paths
 from stages.sampling.protocol import Request, Sample, SamplingParams, Usage
 from stages.sampling.stopping import find_stop_string
 from stages.sampling.vllm.launch import CHOICE, FIRST, KEYS, SOURCE, STEM
@@ -31,7 +31,7 @@ stem more for every five states."""
 
 
 @dataclass(frozen=True)
-class Draw:
+class PendingSample:
     """A sample that is being drawn.
 
     Attributes:
@@ -79,13 +79,15 @@ class Call:
         self.context_length, self.requests, self.params, self.on_tokens = context_length, requests, params, on_tokens
         self.samples: list[list[Any]] = [[None] * len(request.keys) for request in requests]
         self.sampled = self.prefilled = 0
-        all_paths, self.distinct = paths({i: request.prefix for i, request in enumerate(requests) if request.keys})
-        self.nodes = nodes(all_paths, _LEAST)
+        all_paths, self.distinct = build_paths(
+            {i: request.prefix for i, request in enumerate(requests) if request.keys}
+        )
+        self.nodes = build_nodes(all_paths, _LEAST)
         self.children: list[list[int]] = [[] for _ in self.nodes]
         for number, node in enumerate(self.nodes):
             if node.parent >= 0:
                 self.children[node.parent].append(number)
-        self.running: dict[str, Draw | int] = {}
+        self.running: dict[str, PendingSample | int] = {}
         self.stems: dict[int, str] = {}
 
     def run(self) -> tuple[list[list[Sample]], Usage]:
@@ -101,7 +103,7 @@ class Call:
                     what = self.running.pop(output.request_id)
                     self._check(output.outputs[0])
                     computed = len(output.prompt_token_ids) - (output.num_cached_tokens or 0)
-                    if isinstance(what, Draw):
+                    if isinstance(what, PendingSample):
                         own = bool(len(what.token_ids)) and not what.again  # the first token, which the stem has drawn
                         self.prefilled += computed - own
                         self._take(what, output.outputs[0])
@@ -124,10 +126,12 @@ class Call:
             self._add(name, node.token_ids.tolist(), number, node.parent, 0, extra, {"max_tokens": 1})
             self.running[name] = number
 
-    def _draws(self, number: int) -> list[Draw]:
+    def _draws(self, number: int) -> list[PendingSample]:
         """The samples that start at a node."""
         requests = self.nodes[number].requests
-        return [Draw(self.requests[i], number, (i, j)) for i in requests for j in range(len(self.requests[i].keys))]
+        return [
+            PendingSample(self.requests[i], number, (i, j)) for i in requests for j in range(len(self.requests[i].keys))
+        ]
 
     def _branch(self, stems: dict[str, int]) -> None:
         """Goes on from stems that are computed."""
@@ -143,7 +147,7 @@ class Call:
             for child in self.children[number]:
                 self._begin(child)
 
-    def _take(self, draw: Draw, output: Any) -> None:
+    def _take(self, draw: PendingSample, output: Any) -> None:
         """What vLLM has drawn of a sample.
 
         vLLM does not see a stop string that begins in its prompt. Where characters are in pieces it sees others late,
@@ -158,7 +162,7 @@ class Call:
         reason = None if isinstance(output.stop_reason, str) else output.finish_reason
         self._settle(drawn, len(output.token_ids), reason)
 
-    def _settle(self, draw: Draw, tokens: int, reason: str | None) -> None:
+    def _settle(self, draw: PendingSample, tokens: int, reason: str | None) -> None:
         """Ends a sample where it ends, by a stop string first, else for the reason given; or asks for more of it."""
         if not np.isfinite(draw.logprobs).all():
             raise UserError("the model's logits are not finite; its weights are damaged, or overflow in this dtype")
@@ -176,7 +180,7 @@ class Call:
         if self.on_tokens:
             self.on_tokens(int(finished), tokens)
 
-    def _ask(self, draw: Draw) -> None:
+    def _ask(self, draw: PendingSample) -> None:
         """Gives vLLM a sample to draw, or to go on with."""
         name = str(next(self.names))
         prompt = [*self.nodes[draw.node].token_ids.tolist(), *draw.token_ids.tolist()]
@@ -219,7 +223,7 @@ class Call:
         )
         self.llm.llm_engine.add_request(name, tokens_input(prompt), params, priority=node)
 
-    def _limit(self, draw: Draw) -> int:
+    def _limit(self, draw: PendingSample) -> int:
         return min(draw.request.max_new_tokens, self.context_length - len(draw.request.prefix))
 
     def _check(self, output: Any) -> None:

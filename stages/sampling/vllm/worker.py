@@ -28,7 +28,7 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor  # pyri
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates  # pyright: ignore[reportMissingImports]
 
 from stages.maths.randomness import uniforms
-from stages.sampling.draws import choose
+from stages.sampling.draws import draw_tokens
 from stages.sampling.protocol import SamplingParams
 from stages.sampling.vllm.launch import CHOICE, FIRST, KEYS, OWNER, STEM
 
@@ -38,7 +38,7 @@ _first_tokens: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
 
 @dataclass(frozen=True)
-class _Row:
+class _BatchRow:
     """What a row of vLLM's batch draws.
 
     Attributes:
@@ -58,7 +58,7 @@ class KeyedChoice(LogitsProcessor):
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
         self.device, self.pinned = device, is_pin_memory
-        self.keyed: dict[int, _Row] = {}
+        self.keyed: dict[int, _BatchRow] = {}
         self.params = SamplingParams()
         if OWNER in os.environ and Path("/proc").is_dir():
             _end_with(int(os.environ[OWNER]))
@@ -87,11 +87,11 @@ class KeyedChoice(LogitsProcessor):
         uniform = self._to_device(numbers)[:, None]
         rows_at_once = max(1, _ELEMENTS // logits.shape[1])
         for part, numbers_of_part in zip(logits.split(rows_at_once), uniform.split(rows_at_once), strict=True):
-            tokens, logprobs = choose(part, numbers_of_part, self.params)
+            tokens, logprobs = draw_tokens(part, numbers_of_part, self.params)
             part.fill_(-torch.inf).scatter_(1, tokens, logprobs)
         return logits
 
-    def _draw_first_tokens(self, logits: torch.Tensor, stems: dict[int, _Row]) -> None:
+    def _draw_first_tokens(self, logits: torch.Tensor, stems: dict[int, _BatchRow]) -> None:
         """Draws for every sample of these rows, and keeps it. Of a prompt computed in pieces, what the last piece gave
         stays."""
         numbers = np.zeros((len(stems), max(len(what.keys) for what in stems.values())))
@@ -100,7 +100,7 @@ class KeyedChoice(LogitsProcessor):
         uniform, rows = self._to_device(numbers), self._to_device(np.fromiter(stems, np.int64))
         rows_at_once = max(1, _ELEMENTS // logits.shape[1])
         chosen = [
-            choose(logits[part], numbers_of_part, self.params)
+            draw_tokens(logits[part], numbers_of_part, self.params)
             for part, numbers_of_part in zip(rows.split(rows_at_once), uniform.split(rows_at_once), strict=True)
         ]
         tokens, logprobs = (torch.cat(pieces) for pieces in zip(*chosen, strict=True))
@@ -108,12 +108,12 @@ class KeyedChoice(LogitsProcessor):
             count = len(what.keys)
             _first_tokens[str(what.stem)] = tokens[place, :count], logprobs[place, :count]
 
-    def _enter(self, params: Any, prompt: list[int] | None, drawn: list[int]) -> _Row | None:
+    def _enter(self, params: Any, prompt: list[int] | None, drawn: list[int]) -> _BatchRow | None:
         extra = params.extra_args or {}
         if KEYS not in extra:
             return None
         self.params = SamplingParams(*extra[CHOICE])
-        return _Row(tuple(extra[KEYS]), extra[FIRST], drawn, extra.get(STEM))
+        return _BatchRow(tuple(extra[KEYS]), extra[FIRST], drawn, extra.get(STEM))
 
     def _to_device(self, numbers: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(numbers)

@@ -9,8 +9,8 @@ import torch
 from stages.maths.randomness import random_key
 from stages.sampling.embedded import engine as engine_module
 from stages.sampling.embedded.engine import TransformersSampler
-from stages.sampling.embedded.prefix_memory import Memory
-from stages.sampling.prefix_tree import paths
+from stages.sampling.embedded.prefix_memory import PrefixMemory
+from stages.sampling.prefix_tree import build_paths
 from stages.sampling.protocol import Request, Sample, SamplingParams, Usage
 from tests.sampling.sampling_models import KINDS, Kind, make, random_prefixes, request, sampler
 
@@ -85,11 +85,11 @@ def test_a_state_within_what_is_remembered_costs_its_last_token() -> None:
 
 def test_memory_holds_each_sequence_once_and_no_more_than_it_has_room_for() -> None:
     engine = sampler(make("qwen2"))
-    memory = Memory(engine.model, 2, 64)
+    memory = PrefixMemory(engine.model, 2, 64)
     one, two, three = random_prefixes([5, 6, 7])
     source, rows = memory.rows, np.array([0, 0, 0, 0])
     memory.keep(source, rows, [one, one, two, three], torch.zeros(4, 64))
-    found = memory.recall(paths({0: one, 1: two, 2: three})[0])
+    found = memory.recall(build_paths({0: one, 1: two, 2: three})[0])
     known = {len(path.token_ids): (path.known, path.known_row) for path in found}
     assert known == {5: (5, 0), 6: (6, 1), 7: (0, -1)}
 

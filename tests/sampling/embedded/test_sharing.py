@@ -8,7 +8,7 @@ import torch
 
 from stages.sampling.embedded.engine import TransformersSampler
 from stages.sampling.embedded.forward import Forward, Spans
-from stages.sampling.embedded.kv_cache import Rows
+from stages.sampling.embedded.kv_cache import KeyValueRows
 from stages.sampling.protocol import Request, Sample, SamplingParams
 from tests.sampling.sampling_models import KINDS, Kind, make, random_prefixes, request, sampler
 
@@ -26,7 +26,7 @@ class Counted:
         self.rows: list[int] = []
 
     def __call__(
-        self, ids: torch.Tensor, bias: torch.Tensor, cache: Rows, spans: Spans | None = None, /
+        self, ids: torch.Tensor, bias: torch.Tensor, cache: KeyValueRows, spans: Spans | None = None, /
     ) -> torch.Tensor:
         if ids.shape[1] == 1:
             self.rows.append(len(ids))

