@@ -1,4 +1,4 @@
-"""A process that starts writers and kills them, for test_crashes.py: one line in per writer, one line out.
+"""A process that starts writers and kills them, for test_crashes.py: one input line and one output line per writer.
 
 In: `[DIRECTORY, EVENT, SECONDS]`: kill at the EVENT-th change to the disk (0: never), or after SECONDS (0: never).
 Out: the number of the signal that ended the writer, 0 if it ran to its end.
@@ -20,7 +20,7 @@ from tests.shards.samples import trajectories, write_part
 
 
 def die_at(event: int) -> None:
-    """SIGKILL to this process right before or right after the call that changes the disk for the `event`-th time."""
+    """Kill this process right before or right after the call that changes the disk for the `event`-th time."""
     events = itertools.count(1)
 
     def deadly(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -39,7 +39,7 @@ def die_at(event: int) -> None:
 
 
 def write(directory: Path) -> None:
-    """The work: one part of 23 rows in 6 chunks."""
+    """Write one part of 23 rows in 6 chunks."""
     write_part(directory, 1, 2, table=trajectories(23), chunk=4)
 
 

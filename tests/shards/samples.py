@@ -1,4 +1,4 @@
-"""Small real tables and lineages that the tests of the contract write and read."""
+"""Small real tables and lineages that the tests of artefacts write and read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Settings:
 
 
 class Notes:
-    """A Progress that keeps its notes."""
+    """A Progress that records its notes."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -37,7 +37,7 @@ class Notes:
 
 
 def trajectories(count: int, first: int = 0) -> pa.Table:
-    """Rows `first` … of a table that goes on for ever; each a function of its number, so that order can be checked."""
+    """Return `count` rows from row `first` of an endless table; each row depends on its number."""
     rows = [
         {
             "trajectory_id": f"q{n // 4}/{n % 4}",
@@ -60,7 +60,7 @@ def trajectories(count: int, first: int = 0) -> pa.Table:
 
 
 def cutpoints(count: int, first: int = 0) -> pa.Table:
-    """One segment for each of the `trajectories`."""
+    """Return one segment for each of the `trajectories`."""
     rows = [
         {"trajectory_id": f"q{n // 4}/{n % 4}", "segment_index": 0, "start": 0, "end": n % 5 + 1, "cutpoints": [0]}
         for n in range(first, first + count)
@@ -89,7 +89,7 @@ def write_part(
     overwrite: bool = False,
     progress: Notes | None = None,
 ) -> Path:
-    """Writes a whole part in chunks of `chunk` rows, unless it is up to date."""
+    """Write a complete part in chunks of `chunk` rows, unless it is up to date."""
     rows = trajectories(12, 12 * index) if table is None else table
     with open_part(
         directory, index, count, work or lineage(), schema, overwrite=overwrite, progress=progress or Notes()
@@ -97,13 +97,13 @@ def write_part(
         if not part.up_to_date:
             starts = range(0, rows.num_rows, chunk)
             for i in part.missing([f"rows {start}-{start + chunk}" for start in starts]):
-                piece = rows.slice(starts[i], chunk)
-                part.commit(i, piece, {"rows": piece.num_rows})
+                rows_of_chunk = rows.slice(starts[i], chunk)
+                part.commit(i, rows_of_chunk, {"rows": rows_of_chunk.num_rows})
             part.finish({"rows": rows.num_rows})
     return part.path
 
 
 def files(directory: Path) -> dict[str, bytes]:
-    """Every file under a directory but the logs, by its relative path."""
+    """Return the content of every file under a directory, except the logs, by its relative path."""
     found = sorted(path for path in directory.rglob("*") if path.is_file() and "_logs" not in path.parts)
     return {str(path.relative_to(directory)): path.read_bytes() for path in found}

@@ -1,4 +1,4 @@
-"""A writer killed at any moment loses nothing that was committed, shows no reader a torn part, and ends the same."""
+"""A writer that is killed at any moment loses no committed work, exposes no partial part, and resumes correctly."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Run = Callable[[Path, int, float], int]
 
 @pytest.fixture(scope="module")
 def run() -> Iterator[Run]:
-    """Runs the writer in a process of its own; returns the signal that ended it (0: none)."""
+    """Run the writer in a separate process; return the signal that ended it (0: none)."""
     with subprocess.Popen(
         [sys.executable, "-m", "tests.shards.crash_writer"],
         cwd=ROOT,
@@ -50,13 +50,15 @@ def run() -> Iterator[Run]:
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    directory = tmp_path_factory.mktemp("unbroken")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    directory = tmp_path_factory.mktemp("uninterrupted")
     write(directory)
     return files(directory)
 
 
-def test_killed_at_every_change_to_the_disk(tmp_path: Path, run: Run, unbroken: dict[str, bytes]) -> None:
+def test_a_kill_at_any_change_to_the_disk_leaves_whole_parts_and_resumes_to_the_same_bytes(
+    tmp_path: Path, run: Run, uninterrupted: dict[str, bytes]
+) -> None:
     event = 0
     while True:
         event += 1
@@ -66,20 +68,22 @@ def test_killed_at_every_change_to_the_disk(tmp_path: Path, run: Run, unbroken: 
             break
         assert ended_by == signal.SIGKILL
         visible = list(directory.glob("*.parquet"))
-        assert all(pandas.read_parquet(path).shape[0] == 23 for path in visible), "a reader sees whole parts or none"
+        assert all(pandas.read_parquet(path).shape[0] == 23 for path in visible), "readers see complete parts only"
         write(directory)
-        assert files(directory) == unbroken, f"killed at change {event}"
+        assert files(directory) == uninterrupted, f"killed at change {event}"
     assert event > 40, "six chunks and the part change the disk more often than that"
 
 
-def test_killed_again_and_again_at_random_moments(tmp_path: Path, run: Run, unbroken: dict[str, bytes]) -> None:
+def test_repeated_kills_at_random_moments_end_with_the_same_bytes(
+    tmp_path: Path, run: Run, uninterrupted: dict[str, bytes]
+) -> None:
     choose = random.Random(0)
     for trial in range(10):
         directory = tmp_path / str(trial)
         for _ in range(3):
             assert run(directory, 0, choose.uniform(0.001, 0.03)) in (0, signal.SIGKILL)
         write(directory)
-        assert files(directory) == unbroken
+        assert files(directory) == uninterrupted
 
 
 def test_a_killed_array_task_leaves_an_incomplete_artefact(tmp_path: Path, run: Run) -> None:
@@ -115,25 +119,27 @@ SIGNALLED = """
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-def test_a_signal_keeps_what_was_committed(tmp_path: Path, number: signal.Signals, unbroken: dict[str, bytes]) -> None:
+def test_a_signal_keeps_what_was_committed(
+    tmp_path: Path, number: signal.Signals, uninterrupted: dict[str, bytes]
+) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(SIGNALLED), tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout
         assert process.stdout.readline() == "three\n"
-        for again in (number, signal.SIGTERM, signal.SIGINT):  # schedulers send several; none disturbs the others
+        for again in (number, signal.SIGTERM, signal.SIGINT):  # schedulers send several; the later ones are ignored
             process.send_signal(again)
-        told = process.stdout.read()
+        output = process.stdout.read()
     assert process.returncode == 4
-    assert "3 of 6 chunks committed" in told
-    assert "same command resumes" in told
+    assert "3 of 6 chunks committed" in output
+    assert "same command resumes" in output
     assert sorted(path.name for path in (tmp_path / ".part-00001-of-00002").iterdir() if path.suffix) == [
         "chunk-00000.parquet",
         "chunk-00001.parquet",
         "chunk-00002.parquet",
     ]
     write(tmp_path)
-    assert files(tmp_path) == unbroken
+    assert files(tmp_path) == uninterrupted
 
 
 FULL_DISK = """
@@ -188,10 +194,10 @@ def test_a_full_disk_is_one_clear_error_and_nothing_is_lost(tmp_path: Path) -> N
     script, small = tmp_path / "script.py", tmp_path / "small"
     script.write_text(textwrap.dedent(FULL_DISK))
     small.mkdir()
-    room = 50 * os.sysconf("SC_PAGE_SIZE")  # such a file system keeps whole pages
+    room = 50 * os.sysconf("SC_PAGE_SIZE")  # tmpfs allocates whole pages
     mount = ["unshare", "-Urm", "sh", "-c", f'mount -t tmpfs -o size={room} none {small} && exec "$0" "$@"']
     if not shutil.which("unshare") or subprocess.run([*mount, "true"], capture_output=True).returncode:
-        pytest.skip("needs the right to mount a small file system (unshare -Urm)")
+        pytest.skip("needs permission to mount a small file system (unshare -Urm)")
     result = subprocess.run(
         [*mount, sys.executable, script, small, tmp_path / "reference"],
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""Parquet from elsewhere: taken like any other where it says enough, refused by name and row where it does not."""
+"""Foreign Parquet: read if its columns suffice; otherwise refused with the name of the column and the row."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.shards.samples import trajectories
 
 
 def rows(count: int = 3) -> list[dict[str, Any]]:
-    """What another framework might write: no ids, no depth, Python's wide types."""
+    """Return rows as another framework might write them: no ids, no depth, 64-bit types."""
     return [
         {"prompt_token_ids": [1, n // 2], "token_ids": [5, 6], "logprobs": [-0.5, 0.0], "reference": "7", "reward": 1}
         for n in range(count)
@@ -36,7 +36,7 @@ def read(path: Path, *columns: str) -> pa.Table:
     return artefact.read_all(columns or TRAJECTORIES.names)
 
 
-def test_what_can_be_derived_is(tmp_path: Path):
+def test_missing_ids_and_depth_are_derived(tmp_path: Path):
     table = read(save(tmp_path / "mine.parquet", rows()))
     assert table.schema == TRAJECTORIES.arrow
     question = ["q" + hashlib.blake2b(b"\1\0\0\0" + bytes([n, 0, 0, 0]), digest_size=6).hexdigest() for n in (0, 1)]
@@ -48,7 +48,7 @@ def test_what_can_be_derived_is(tmp_path: Path):
         assert table[name].null_count == 3
 
 
-def test_a_prompt_as_text_makes_ids_too(tmp_path: Path):
+def test_ids_are_derived_from_prompt_texts(tmp_path: Path):
     texts = [{"prompt": text, "token_ids": [1], "logprobs": [0.0]} for text in ("a", "b", "a")]
     ids = read(save(tmp_path / "mine.parquet", texts), "trajectory_id")["trajectory_id"].to_pylist()
     assert ids[0].split("/")[0] == ids[2].split("/")[0] != ids[1].split("/")[0]
@@ -60,7 +60,7 @@ def test_a_question_without_a_prompt_is_refused(tmp_path: Path):
         read(save(tmp_path / "mine.parquet", [*rows(2), {**rows()[2], "prompt_token_ids": None}]), "question_id")
 
 
-def test_rows_are_numbered_across_files_and_that_is_part_of_what_they_are(tmp_path: Path):
+def test_derived_ids_continue_across_files_and_the_fingerprint_depends_on_it(tmp_path: Path):
     for name in ("a", "b"):
         save(tmp_path / f"{name}.parquet", rows())
     artefact = open_artefact(tmp_path, TRAJECTORIES)
@@ -70,7 +70,7 @@ def test_rows_are_numbered_across_files_and_that_is_part_of_what_they_are(tmp_pa
     assert first != second
 
 
-def test_the_fingerprint_is_that_of_the_bytes(tmp_path: Path):
+def test_the_fingerprint_is_the_digest_of_the_bytes(tmp_path: Path):
     def fingerprint() -> str:
         return open_artefact(path, TRAJECTORIES).fingerprint()
 
@@ -103,13 +103,13 @@ def test_the_types_of_other_writers_are_cast(tmp_path: Path):
     assert table["logprobs"].to_pylist() == [[-0.5, -0.25], []]
 
 
-def test_our_own_rows_after_a_trip_through_pandas(tmp_path: Path):
+def test_rows_of_spo_are_unchanged_after_a_round_trip_through_pandas(tmp_path: Path):
     trajectories(12).to_pandas().to_parquet(tmp_path / "mine.parquet")
     table = read(tmp_path / "mine.parquet")
     assert table.to_pylist() == trajectories(12).to_pylist()
 
 
-def test_only_what_is_asked_for_must_be_there(tmp_path: Path):
+def test_only_the_requested_columns_are_required(tmp_path: Path):
     path = save(tmp_path / "mine.parquet", [{"token_ids": [1], "logprobs": [0.0], "trajectory_id": "a"}])
     assert read(path, "trajectory_id", "token_ids", "logprobs").num_rows == 1
     with pytest.raises(UserError, match=r"lacks the columns question_id, reward .*found: token_ids, logprobs, traj"):
@@ -139,12 +139,12 @@ def test_a_wrong_value_is_named_with_its_row(tmp_path: Path, change: dict[str, A
         read(save(tmp_path / "mine.parquet", content))
 
 
-def test_a_type_that_cannot_be_meant_is_named(tmp_path: Path):
+def test_a_type_that_does_not_cast_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match=r"column logprobs of .*mine\.parquet must be list<"):
         read(save(tmp_path / "mine.parquet", [{**row, "logprobs": "[-0.5, 0.0]"} for row in rows()]))
 
 
-def test_in_a_tree_what_is_continued_has_not_ended(tmp_path: Path):
+def test_the_parent_of_a_node_has_the_finish_reason_segment(tmp_path: Path):
     content = [
         {**row, "trajectory_id": name, "parent_id": parent, "reward": reward}
         for row, name, parent, reward in zip(rows(), "abc", (None, "a", "a"), (None, 1.0, 0.0), strict=True)
@@ -166,7 +166,7 @@ def test_a_missing_finish_reason_is_stop_and_an_inner_node_needs_no_reward(tmp_p
     assert table.to_pydict() == {"finish_reason": ["stop", "segment", "length"], "reward": [1.0, None, 0.0]}
 
 
-def test_ids_must_tell_rows_apart_within_a_file_and_across_files(tmp_path: Path):
+def test_ids_must_be_unique_within_a_file_and_across_files(tmp_path: Path):
     def named(*names: str) -> list[dict[str, Any]]:
         return [{**row, "trajectory_id": name} for row, name in zip(rows(), names, strict=True)]
 
@@ -183,7 +183,7 @@ def test_ids_must_tell_rows_apart_within_a_file_and_across_files(tmp_path: Path)
         read(tmp_path / "two", "token_ids")
 
 
-def test_foreign_cutpoints_need_all_their_columns(tmp_path: Path):
+def test_foreign_cutpoints_require_all_columns(tmp_path: Path):
     path = tmp_path / "cuts.parquet"
     pandas.DataFrame({"trajectory_id": ["a"], "segment_index": [0], "start": [0], "cutpoints": [[0]]}).to_parquet(path)
     artefact: Artefact = open_artefact(path)
@@ -192,11 +192,11 @@ def test_foreign_cutpoints_need_all_their_columns(tmp_path: Path):
         artefact.read_all(CUTPOINTS.names)
 
 
-def test_an_unknown_table_is_not_recognised(tmp_path: Path):
+def test_an_unknown_table_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="is not a table of spo: its columns are a"):
         open_artefact(save(tmp_path / "x.parquet", [{"a": 1}]))
 
 
-def test_an_empty_foreign_file(tmp_path: Path):
+def test_an_empty_foreign_file_is_an_empty_table(tmp_path: Path):
     path = save(tmp_path / "mine.parquet", pa.Table.from_pylist(rows()).slice(0, 0))
     assert read(path).num_rows == 0

@@ -1,4 +1,4 @@
-"""An artefact leads back to what it was made from, wherever both were moved together; or says what is missing."""
+"""An artefact leads back to its inputs, also after both were moved together; errors say what is missing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.shards.samples import Settings, cutpoints, lineage, write_part
 
 
 def segment(trajectories: Artefact, directory: Path, parts: int) -> Artefact:
-    """Cutpoints of each part of the trajectories, as `spo segment` writes them."""
+    """Write cutpoints for each part of the trajectories, as `spo segment` does."""
     for part in trajectories.parts:
         work = lineage(schema=CUTPOINTS, inputs=(artefact_source(trajectories, directory, part),))
         write_part(directory, part.index, parts, table=cutpoints(12, 12 * part.index), schema=CUTPOINTS, work=work)
@@ -24,7 +24,7 @@ def segment(trajectories: Artefact, directory: Path, parts: int) -> Artefact:
 
 
 def estimate(cuts: Artefact, directory: Path) -> Artefact:
-    """Advantages that name the cutpoints alone as their input."""
+    """Write advantages that name only the cutpoints as their input."""
     work = lineage(schema=ADVANTAGES, inputs=(artefact_source(cuts, directory),))
     write_part(directory, table=ADVANTAGES.arrow.empty_table(), schema=ADVANTAGES, work=work)
     return open_artefact(directory, ADVANTAGES)
@@ -32,7 +32,7 @@ def estimate(cuts: Artefact, directory: Path) -> Artefact:
 
 @pytest.fixture
 def chain(tmp_path: Path) -> tuple[Artefact, Artefact, Artefact]:
-    """Trajectories in two parts, their cutpoints and advantages, beside each other in tmp_path/run."""
+    """Write trajectories in two parts, their cutpoints and their advantages into tmp_path/run."""
     for index in (0, 1):
         write_part(tmp_path / "run" / "trajectories", index, 2)
     rolled = open_artefact(tmp_path / "run" / "trajectories", TRAJECTORIES)
@@ -53,7 +53,7 @@ def test_cutpoints_and_advantages_lead_back_to_their_trajectories(
     assert trace_back(moved, TRAJECTORIES).rows == 24
 
 
-def test_trajectories_moved_away_are_asked_for(chain: tuple[Artefact, Artefact, Artefact], tmp_path: Path):
+def test_trajectories_that_were_moved_must_be_named(chain: tuple[Artefact, Artefact, Artefact], tmp_path: Path):
     rolled, cuts, advantages = chain
     moved = tmp_path / "moved"
     shutil.move(rolled.path, moved)

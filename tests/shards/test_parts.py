@@ -1,4 +1,4 @@
-"""Reading: complete artefacts open, and whatever is missing, torn, mixed or of another stage is said in one line."""
+"""Reading: complete artefacts open; missing, truncated, mixed or foreign parts are reported in one line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stages.shards.schemas import BY_STAGE, CUTPOINTS, TRAJECTORIES, Schema
 from tests.shards.samples import Settings, cutpoints, lineage, trajectories, write_part
 
 
-def test_columns_come_in_the_order_asked_with_their_meaning(tmp_path: Path):
+def test_columns_are_returned_in_the_requested_order_with_their_descriptions(tmp_path: Path):
     write_part(tmp_path)
     artefact = open_artefact(tmp_path, TRAJECTORIES)
     table = artefact.read(artefact.parts[0], ["logprobs", "trajectory_id"])
@@ -25,7 +25,7 @@ def test_columns_come_in_the_order_asked_with_their_meaning(tmp_path: Path):
 
 
 @pytest.mark.parametrize("schema", BY_STAGE.values(), ids=lambda schema: schema.stage)
-def test_every_column_says_in_the_file_what_it_means(tmp_path: Path, schema: Schema):
+def test_every_column_has_its_description_in_the_file(tmp_path: Path, schema: Schema):
     write_part(tmp_path, table=schema.arrow.empty_table(), schema=schema, work=lineage(schema=schema))
     written = pq.read_schema(next(tmp_path.glob("*.parquet")))
     assert [field.metadata[b"doc"].decode() for field in written] == [column.doc for column in schema.columns]
@@ -38,7 +38,7 @@ def test_a_single_part_is_an_artefact(tmp_path: Path):
     assert (artefact.rows, len(artefact.parts), artefact.directory) == (12, 1, tmp_path)
 
 
-def test_the_schema_is_recognised(tmp_path: Path):
+def test_the_schema_is_recognized(tmp_path: Path):
     write_part(tmp_path / "t")
     write_part(tmp_path / "c", table=cutpoints(3), schema=CUTPOINTS, work=lineage(schema=CUTPOINTS))
     assert [open_artefact(tmp_path / name).schema for name in "tc"] == [TRAJECTORIES, CUTPOINTS]
@@ -55,7 +55,7 @@ def test_missing_parts_are_named(tmp_path: Path):
         open_artefact(tmp_path)
 
 
-def test_two_splits_are_not_one_table(tmp_path: Path):
+def test_parts_of_two_splits_are_refused(tmp_path: Path):
     for count in (1, 2):
         write_part(tmp_path / str(count), 0, count)
     shutil.copy(tmp_path / "1" / "part-00000-of-00001.parquet", tmp_path / "2")
@@ -63,14 +63,14 @@ def test_two_splits_are_not_one_table(tmp_path: Path):
         open_artefact(tmp_path / "2", TRAJECTORIES)
 
 
-def test_parts_of_different_work_are_not_one_table(tmp_path: Path):
+def test_parts_of_different_work_are_refused(tmp_path: Path):
     write_part(tmp_path, 0, 2)
     write_part(tmp_path, 1, 2, work=lineage(Settings(temperature=0.6)), overwrite=True)
     with pytest.raises(IncompleteInput, match=r"other work than.*temperature"):
         open_artefact(tmp_path, TRAJECTORIES)
 
 
-def test_a_part_under_the_name_of_another_does_not_stand_in_for_it(tmp_path: Path):
+def test_a_part_that_was_renamed_to_another_part_is_refused(tmp_path: Path):
     first = write_part(tmp_path, 0, 2)
     shutil.copy(first, tmp_path / "part-00001-of-00002.parquet")
     with pytest.raises(
@@ -79,22 +79,22 @@ def test_a_part_under_the_name_of_another_does_not_stand_in_for_it(tmp_path: Pat
         open_artefact(tmp_path, TRAJECTORIES)
 
 
-def test_a_part_of_another_stage_says_who_made_it_and_who_takes_it(tmp_path: Path):
+def test_the_error_for_another_stage_names_the_writing_and_the_reading_command(tmp_path: Path):
     write_part(tmp_path, table=cutpoints(3), schema=CUTPOINTS, work=lineage(schema=CUTPOINTS))
     with pytest.raises(UserError, match=r"cutpoints, made by `spo segment`; expected trajectories.*`spo estimate`"):
         open_artefact(tmp_path, TRAJECTORIES)
 
 
-def test_a_part_cut_short_anywhere_is_incomplete(tmp_path: Path):
-    whole = write_part(tmp_path / "whole").read_bytes()
-    torn = tmp_path / "part-00000-of-00001.parquet"
-    for length in [0, 3, *range(4, len(whole), 97), len(whole) - 1]:
-        torn.write_bytes(whole[:length])
+def test_a_part_truncated_at_any_byte_is_incomplete(tmp_path: Path):
+    complete = write_part(tmp_path / "whole").read_bytes()
+    truncated = tmp_path / "part-00000-of-00001.parquet"
+    for length in [0, 3, *range(4, len(complete), 97), len(complete) - 1]:
+        truncated.write_bytes(complete[:length])
         with pytest.raises(IncompleteInput, match=r"part-00000-of-00001\.parquet is truncated.*spo rollout"):
             open_artefact(tmp_path, TRAJECTORIES)
 
 
-def test_a_damaged_page_is_noticed_when_it_is_read(tmp_path: Path):
+def test_a_corrupt_page_is_detected_on_reading(tmp_path: Path):
     path = write_part(tmp_path)
     content, column = bytearray(path.read_bytes()), pq.read_metadata(path).row_group(0).column(7)
     assert column.path_in_schema.startswith("logprobs")
@@ -106,7 +106,7 @@ def test_a_damaged_page_is_noticed_when_it_is_read(tmp_path: Path):
         artefact.read(artefact.parts[0], ["logprobs"])
 
 
-def test_what_is_not_there_or_not_parquet(tmp_path: Path):
+def test_missing_paths_and_other_files_are_refused(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
@@ -134,7 +134,7 @@ def test_a_newer_schema_is_refused(tmp_path: Path):
         open_artefact(path, newer)
 
 
-def test_sources_are_relative_to_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_inputs_are_relative_to_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_part(tmp_path / "trajectories")
     monkeypatch.chdir(tmp_path)
     artefact = open_artefact("trajectories", TRAJECTORIES)

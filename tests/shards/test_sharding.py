@@ -1,4 +1,4 @@
-"""Shards from the flag and from SLURM, and signals within one process."""
+"""Shards from the flags and from SLURM, and signals within one process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from stages.shards.sharding import Shard, count_tasks, interruptible, parse_shar
 
 @dataclass(frozen=True)
 class ShardOptions:
-    """The flags of a sharded command."""
+    """The sharding flags of a command."""
 
     shard: str | None = None
     num_shards: int | None = None
@@ -31,18 +31,18 @@ def array(**values: int) -> dict[str, str]:
 
 @given(total=st.integers(0, 500), count=st.integers(1, 40))
 def test_shards_cover_everything_once_in_order_and_evenly(total: int, count: int):
-    slices = [split(total, Shard(index, count)) for index in range(count)]
-    assert [item for piece in slices for item in piece] == list(range(total))
-    assert max(map(len, slices)) - min(map(len, slices)) <= 1
+    ranges = [split(total, Shard(index, count)) for index in range(count)]
+    assert [item for part in ranges for item in part] == list(range(total))
+    assert max(map(len, ranges)) - min(map(len, ranges)) <= 1
 
 
-def test_a_shard_is_written_index_over_count_from_zero():
+def test_a_shard_is_written_as_index_over_count_from_zero():
     assert parse_shard("3/8") == Shard(3, 8)
     assert str(Shard(3, 8)) == "3/8"
 
 
 @pytest.mark.parametrize("text", ["8/8", "3", "a/b", "-1/8", "0/0", "1/8/2", ""])
-def test_other_shards_are_refused(text: str):
+def test_invalid_shards_are_refused(text: str):
     with pytest.raises(UserError, match="shard"):
         parse_shard(text)
 
@@ -65,7 +65,7 @@ def test_outside_an_array_one_process_does_everything():
         {"ID": 3, "COUNT": 2, "MIN": 3, "MAX": 4, "STEP": 1},
     ],
 )
-def test_arrays_written_otherwise_are_refused_with_advice_unless_the_number_of_shards_is_told(values: dict[str, int]):
+def test_other_arrays_are_refused_with_advice_unless_num_shards_is_given(values: dict[str, int]):
     with pytest.raises(UserError, match=r"0-\(N-1\).*--num-shards N"):
         resolve_shards(ShardOptions(), array(**values))
     assert resolve_shards(ShardOptions(num_shards=30), array(**values)) == (Shard(values["ID"], 30),)
@@ -87,7 +87,7 @@ def test_tasks_of_several_shards_cover_all_of_them_once_in_order(count: int, eac
     assert [item for shards in tasks for item in split(100, *shards)] == list(range(100))
 
 
-def test_a_task_beyond_the_shards_is_refused():
+def test_a_task_without_a_shard_is_refused():
     assert resolve_shards(ShardOptions(num_shards=5, shards_per_task=2), array(ID=2)) == (Shard(4, 5),)
     with pytest.raises(UserError, match=r"=3 is too large: --num-shards 5 with --shards-per-task 2.*--array=0-2"):
         resolve_shards(ShardOptions(num_shards=5, shards_per_task=2), array(ID=3))
@@ -95,7 +95,7 @@ def test_a_task_beyond_the_shards_is_refused():
         resolve_shards(ShardOptions(num_shards=5), {"SLURM_ARRAY_TASK_ID": "%a"})
 
 
-def test_the_flag_goes_before_the_array(monkeypatch: pytest.MonkeyPatch):
+def test_the_flag_takes_precedence_over_the_array(monkeypatch: pytest.MonkeyPatch):
     for name, value in array(ID=2, COUNT=5, MIN=0, MAX=4, STEP=1).items():
         monkeypatch.setenv(name, value)
     assert resolve_shards(ShardOptions("0/3")) == (Shard(0, 3),)
@@ -103,16 +103,16 @@ def test_the_flag_goes_before_the_array(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("options", "message"),
     [
         (ShardOptions("0/3", num_shards=3), "leave out --num-shards 3, or --shard"),
         (ShardOptions(shards_per_task=2), "needs the number of shards: pass --num-shards"),
         (ShardOptions("0/3", shards_per_task=2), "needs the number of shards"),
     ],
 )
-def test_flags_that_do_not_go_together_are_refused(asked: ShardOptions, message: str):
+def test_flags_that_exclude_each_other_are_refused(options: ShardOptions, message: str):
     with pytest.raises(UserError, match=message):
-        resolve_shards(asked, {})
+        resolve_shards(options, {})
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def fresh_signals(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.usefixtures("fresh_signals")
-def test_the_handlers_come_back():
+def test_the_previous_signal_handlers_are_restored():
     with interruptible():
         assert signal.getsignal(signal.SIGTERM) is not signal.default_int_handler
     assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
@@ -135,7 +135,7 @@ def test_the_handlers_come_back():
 
 @pytest.mark.usefixtures("fresh_signals")
 @pytest.mark.parametrize("number", sharding.SIGNALS)
-def test_a_signal_interrupts_and_its_echoes_do_not(number: signal.Signals):
+def test_a_signal_interrupts_and_its_repetitions_do_not(number: signal.Signals):
     def work():
         with interruptible():
             try:
@@ -150,7 +150,7 @@ def test_a_signal_interrupts_and_its_echoes_do_not(number: signal.Signals):
 
 
 @pytest.mark.usefixtures("fresh_signals")
-def test_a_swallowed_signal_can_be_sent_again(monkeypatch: pytest.MonkeyPatch):
+def test_a_later_signal_interrupts_again(monkeypatch: pytest.MonkeyPatch):
     def work():
         with interruptible():
             with suppress(Interrupted):
@@ -174,7 +174,7 @@ def test_an_ignored_signal_stays_ignored():
 
 
 @pytest.mark.usefixtures("fresh_signals")
-def test_off_the_main_thread_nothing_changes():
+def test_outside_the_main_thread_signals_are_unchanged():
     seen = []
 
     def work():

@@ -1,4 +1,4 @@
-"""Arrow list columns and ragged batches are the same thing, without a copy; names are numbers by first appearance."""
+"""Arrow list columns and ragged batches convert without a copy; names are numbered by first appearance."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def rows(batch: Ragged) -> list[list[int]]:
 
 
 @given(LISTS, st.integers(0, 12), st.integers(0, 12), st.integers(1, 4))
-def test_any_slice_in_any_chunks_gives_its_rows(lists: list[list[int]], start: int, length: int, size: int):
+def test_a_slice_of_any_chunks_has_the_rows_of_the_slice(lists: list[list[int]], start: int, length: int, size: int):
     array = pa.array(lists, IDS)
     expected = lists[start : start + length]
     assert rows(ragged(array.slice(start, length))) == expected
@@ -29,7 +29,7 @@ def test_any_slice_in_any_chunks_gives_its_rows(lists: list[list[int]], start: i
 
 
 @given(LISTS)
-def test_there_and_back(lists: list[list[int]]):
+def test_lists_survive_a_round_trip(lists: list[list[int]]):
     batch = Ragged.of(lists, np.int32)
     column = list_array(batch, pa.int32())
     assert column.type == IDS
@@ -47,12 +47,12 @@ def test_values_are_not_copied():
     assert back.to_pylist() == [[3], [4, 5, 6]]
 
 
-def test_a_batch_that_is_a_view_of_a_larger_one():
+def test_a_view_of_a_larger_batch_becomes_its_own_lists():
     batch = Ragged(np.arange(10, dtype=np.float32), np.array([3, 5, 9]))
     assert list_array(batch, pa.float32()).to_pylist() == [[3, 4], [5, 6, 7, 8]]
 
 
-def test_large_and_empty_columns():
+def test_large_and_empty_columns_are_converted():
     assert rows(ragged(pa.chunked_array([], IDS))) == []
     assert rows(ragged(pa.chunked_array([[[1], [2, 3]], [[]]], pa.large_list(pa.int32())))) == [[1], [2, 3], []]
 
@@ -66,12 +66,12 @@ def test_nulls_are_refused_with_their_row(lists: list[list[int | None] | None], 
         ragged(pa.chunked_array([array.slice(i, 1) for i in range(3)]))
 
 
-def test_a_null_outside_the_slice_is_of_no_concern():
+def test_a_null_outside_the_slice_is_ignored():
     array = pa.array([[1], None, [2], [None], [3, 4]], IDS)
     assert rows(ragged(array.slice(2, 1))) == [[2]]
     assert rows(ragged(array.slice(4, 1))) == [[3, 4]]
 
 
-def test_names_are_numbered_as_they_appear_across_chunks():
+def test_names_are_numbered_by_first_appearance_across_chunks():
     assert encode_names(pa.chunked_array([["b", "a"], ["b", "c"]])).tolist() == [0, 1, 0, 2]
     assert encode_names(pa.chunked_array([], pa.string())).tolist() == []

@@ -1,4 +1,4 @@
-"""Parts: up to date, refused, replaced, resumed; the same bytes however the work was cut."""
+"""Parts are skipped, refused, replaced or resumed; their bytes do not depend on the chunks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CHUNKED = ["rows 0-5", "rows 5-10", "rows 10-15"]
 
 
 def commit_some(directory: Path, chunks: int, keys: list[str] = CHUNKED) -> None:
-    """A run that ends after some chunks of five rows."""
+    """Start a part and stop after some chunks of five rows."""
     with open_part(directory, 0, 1, lineage(), TRAJECTORIES) as part:
         for i in list(part.missing(keys))[:chunks]:
             rows = trajectories(12).slice(5 * i, 5)
@@ -59,15 +59,15 @@ def test_any_chunking_gives_the_same_bytes_and_the_rows_come_back(rows: list[dic
     schema = dataclasses.replace(TRAJECTORIES, row_group=row_group)
     table = pa.Table.from_pylist(rows, schema=schema.arrow)
     with tempfile.TemporaryDirectory() as name:
-        chunked, whole = Path(name, "chunked"), Path(name, "whole")
+        chunked, unchunked = Path(name, "chunked"), Path(name, "unchunked")
         write_part(chunked, table=table, chunk=chunk, schema=schema)
-        with open_part(whole, 0, 1, lineage(), schema) as part:
+        with open_part(unchunked, 0, 1, lineage(), schema) as part:
             part.write(table, {"rows": table.num_rows} if rows else {}, {"rows": table.num_rows})
-        assert files(chunked) == files(whole)
-        assert open_artefact(whole, schema).read_all(schema.names).to_pylist() == table.to_pylist()
+        assert files(chunked) == files(unchunked)
+        assert open_artefact(unchunked, schema).read_all(schema.names).to_pylist() == table.to_pylist()
 
 
-def test_the_order_and_layout_in_which_columns_come_do_not_matter(tmp_path: Path):
+def test_the_order_and_memory_layout_of_columns_do_not_matter(tmp_path: Path):
     table = trajectories(12)
     write_part(tmp_path / "a", table=table)
     shuffled = table.select(sorted(table.column_names)).replace_schema_metadata({"x": "y"})
@@ -76,7 +76,7 @@ def test_the_order_and_layout_in_which_columns_come_do_not_matter(tmp_path: Path
     assert files(tmp_path / "a") == files(tmp_path / "b")
 
 
-def test_pandas_reads_the_directory_with_work_and_logs_beside_the_parts(tmp_path: Path):
+def test_pandas_reads_a_directory_that_also_holds_chunks_and_logs(tmp_path: Path):
     for index in (0, 1):
         write_part(tmp_path, index, 3)
     with open_part(tmp_path, 2, 3, lineage(), TRAJECTORIES) as part:
@@ -90,13 +90,13 @@ def test_pandas_reads_the_directory_with_work_and_logs_beside_the_parts(tmp_path
     assert {values.dtype for values in frame["logprobs"]} == {np.dtype(np.float32)}
 
 
-def test_a_part_of_no_rows_is_a_part(tmp_path: Path):
+def test_a_part_may_have_no_rows(tmp_path: Path):
     write_part(tmp_path, 0, 2)
     write_part(tmp_path, 1, 2, table=trajectories(0))
     assert open_artefact(tmp_path, TRAJECTORIES).rows == len(pandas.read_parquet(tmp_path)) == 12
 
 
-def test_the_same_work_is_skipped_saying_so(tmp_path: Path):
+def test_the_same_work_is_skipped_with_a_note(tmp_path: Path):
     path = write_part(tmp_path)
     before, notes = (path.stat().st_ino, path.stat().st_mtime_ns), Notes()
     with open_part(tmp_path, 0, 1, lineage(), TRAJECTORIES, progress=notes) as part:
@@ -107,7 +107,7 @@ def test_the_same_work_is_skipped_saying_so(tmp_path: Path):
     assert "up to date" in notes.lines[0]
 
 
-def test_other_work_is_refused_naming_what_differs(tmp_path: Path):
+def test_other_work_is_refused_with_the_differences(tmp_path: Path):
     write_part(tmp_path)
     before = files(tmp_path)
     with pytest.raises(FingerprintMismatch, match=r"temperature: found 1\.0, requested 0\.6.*--overwrite"):
@@ -115,7 +115,7 @@ def test_other_work_is_refused_naming_what_differs(tmp_path: Path):
     assert files(tmp_path) == before
 
 
-def test_overwrite_replaces_what_differs_and_nothing_else(tmp_path: Path):
+def test_overwrite_replaces_only_other_work(tmp_path: Path):
     paths = [write_part(tmp_path, index, 2, overwrite=True) for index in (0, 1)]
     before = paths[1].stat()
     write_part(tmp_path, 0, 2, work=OTHER, overwrite=True)
@@ -127,7 +127,7 @@ def test_overwrite_replaces_what_differs_and_nothing_else(tmp_path: Path):
     assert paths[1].stat() == before, "it is up to date"
 
 
-def test_a_part_beside_parts_of_other_work_is_refused(tmp_path: Path):
+def test_a_part_next_to_parts_of_other_work_is_refused(tmp_path: Path):
     write_part(tmp_path, 0, 2)
     with pytest.raises(FingerprintMismatch, match="temperature"):
         write_part(tmp_path, 1, 2, work=OTHER)
@@ -147,7 +147,7 @@ def test_another_split_is_refused_and_overwrite_removes_it_at_the_end(tmp_path: 
     assert list(files(tmp_path)) == ["part-00000-of-00002.parquet"]
 
 
-def test_unfinished_work_of_another_split_counts_too(tmp_path: Path):
+def test_unfinished_work_of_another_split_is_refused(tmp_path: Path):
     commit_some(tmp_path, 1)
     with pytest.raises(FingerprintMismatch, match="another split"):
         write_part(tmp_path, 0, 2)
@@ -155,7 +155,7 @@ def test_unfinished_work_of_another_split_counts_too(tmp_path: Path):
     assert list(files(tmp_path)) == ["part-00000-of-00002.parquet"]
 
 
-def test_overwrite_never_touches_what_another_stage_or_tool_wrote(tmp_path: Path):
+def test_overwrite_never_replaces_files_of_another_stage_or_tool(tmp_path: Path):
     write_part(tmp_path / "trajectories")
     pandas.DataFrame({"precious": [1]}).to_parquet(tmp_path / "part-00000-of-00001.parquet")
     before = files(tmp_path)
@@ -171,7 +171,7 @@ def test_overwrite_never_touches_what_another_stage_or_tool_wrote(tmp_path: Path
     assert files(tmp_path) == before
 
 
-def test_committed_chunks_are_not_done_again(tmp_path: Path):
+def test_committed_chunks_are_not_redone(tmp_path: Path):
     commit_some(tmp_path, 2)
     notes = Notes()
     with open_part(tmp_path, 0, 1, lineage(), TRAJECTORIES, progress=notes) as part:
@@ -181,23 +181,26 @@ def test_committed_chunks_are_not_done_again(tmp_path: Path):
         assert part.committed(["reward"]) == trajectories(12).select(["reward"])
         part.finish({"rows": 12})
     assert notes.lines == ["part-00000-of-00001.parquet: resuming, 2 of 3 chunks committed"]
-    write_part(tmp_path / "unbroken")
-    assert part.path.read_bytes() == (tmp_path / "unbroken" / part.path.name).read_bytes()
+    write_part(tmp_path / "uninterrupted")
+    assert part.path.read_bytes() == (tmp_path / "uninterrupted" / part.path.name).read_bytes()
 
 
-def test_chunks_of_another_size_are_dropped_saying_so(tmp_path: Path):
+def test_chunks_of_another_size_are_deleted_with_a_note(tmp_path: Path):
     commit_some(tmp_path, 2)
     notes = Notes()
     write_part(tmp_path, chunk=4, progress=notes)
     assert notes.lines == ["part-00000-of-00001.parquet: 2 chunks are corrupt or of another size and are redone"]
-    write_part(tmp_path / "unbroken")
-    assert files(tmp_path / "unbroken")["part-00000-of-00001.parquet"] == files(tmp_path)["part-00000-of-00001.parquet"]
+    write_part(tmp_path / "uninterrupted")
+    assert (
+        files(tmp_path / "uninterrupted")["part-00000-of-00001.parquet"]
+        == files(tmp_path)["part-00000-of-00001.parquet"]
+    )
 
 
-def test_a_torn_chunk_is_done_again(tmp_path: Path):
+def test_a_corrupt_chunk_is_redone(tmp_path: Path):
     commit_some(tmp_path, 2)
-    torn = tmp_path / ".part-00000-of-00001" / "chunk-00001.parquet"
-    torn.write_bytes(torn.read_bytes()[:-40])
+    corrupt = tmp_path / ".part-00000-of-00001" / "chunk-00001.parquet"
+    corrupt.write_bytes(corrupt.read_bytes()[:-40])
     with open_part(tmp_path, 0, 1, lineage(), TRAJECTORIES) as part:
         assert list(part.missing(CHUNKED)) == [1, 2]
 
@@ -209,11 +212,14 @@ def test_unfinished_other_work_is_refused_unless_overwritten(tmp_path: Path):
         write_part(tmp_path, work=OTHER)
     assert files(tmp_path) == before
     write_part(tmp_path, work=OTHER, overwrite=True)
-    write_part(tmp_path / "unbroken", work=OTHER)
-    assert files(tmp_path / "unbroken")["part-00000-of-00001.parquet"] == files(tmp_path)["part-00000-of-00001.parquet"]
+    write_part(tmp_path / "uninterrupted", work=OTHER)
+    assert (
+        files(tmp_path / "uninterrupted")["part-00000-of-00001.parquet"]
+        == files(tmp_path)["part-00000-of-00001.parquet"]
+    )
 
 
-def test_two_processes_do_not_write_one_part(tmp_path: Path):
+def test_two_processes_cannot_write_one_part(tmp_path: Path):
     with open_part(tmp_path, 0, 1, lineage(), TRAJECTORIES):
         with pytest.raises(UserError, match=f"process {os.getpid()}"):
             write_part(tmp_path)
@@ -231,24 +237,31 @@ def test_an_error_before_any_work_leaves_no_trace(tmp_path: Path):
     assert not (tmp_path / "runs" / "out").exists()
 
 
-def test_the_log_tells_what_the_part_may_not(tmp_path: Path):
+def test_times_and_speeds_are_in_the_log_and_not_in_the_part(tmp_path: Path):
     commit_some(tmp_path, 1)
     write_part(tmp_path)
     log = (tmp_path / "_logs" / "part-00000-of-00001.log").read_text()
-    told = ["started: ", "chunk 1 of 3: 5 rows", "started: ", "resuming, 1 of 3", "chunk 3 of 3", "finished: 12 rows"]
-    assert [line for line in told if line not in log] == []
+    expected = [
+        "started: ",
+        "chunk 1 of 3: 5 rows",
+        "started: ",
+        "resuming, 1 of 3",
+        "chunk 3 of 3",
+        "finished: 12 rows",
+    ]
+    assert [line for line in expected if line not in log] == []
     assert log.count("started: ") == 2
     assert f"process {os.getpid()}" in log
 
 
-def test_a_file_in_the_way_and_a_closed_directory_are_the_users_business(tmp_path: Path):
+def test_a_file_in_place_of_the_directory_and_missing_permissions_are_user_errors(tmp_path: Path):
     (tmp_path / "file").write_text("x")
     for directory in (tmp_path / "file", tmp_path / "file" / "out", Path("/proc/out")):
         with pytest.raises(UserError, match="cannot write"):
             write_part(directory)
 
 
-def test_what_the_contract_does_not_allow_is_a_defect(tmp_path: Path):
+def test_tables_that_violate_the_schema_are_programming_errors(tmp_path: Path):
     table = trajectories(3)
     bad = {
         "columns": table.drop(["reward"]),
@@ -275,8 +288,8 @@ def test_a_moved_run_is_still_up_to_date(tmp_path: Path):
         assert part.up_to_date
 
 
-def test_unfinished_work_may_vanish_while_a_part_looks_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Another task has finished just then; 64 tasks at once do it in `tests/test_slurm_cluster.py`."""
+def test_chunks_of_another_task_may_vanish_while_a_part_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Another task finishes at that moment; `tests/pipeline/test_slurm_cluster.py` runs 64 tasks at once."""
     unfinished = tmp_path / ".part-00001-of-00002"
     unfinished.mkdir()
     (unfinished / "chunk-00000.parquet").touch()
