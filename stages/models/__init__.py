@@ -1,1 +1,1 @@
-"""Model directories in the Hugging Face layout: found, checked, loaded, saved, adapted and copied."""
+"""Find, check, load, save, adapt and copy model directories in the Hugging Face layout."""

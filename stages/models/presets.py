@@ -1,17 +1,24 @@
-"""Models made from scratch: small Qwen2 networks over bytes, for the quickstart, tests and machines without a hub.
+"""Make models from scratch: small Qwen2 networks over bytes, for the quickstart, tests and offline machines.
 
-The tokenizer is one token per byte, so it reads any text, needs no training data, and a tiny model keeps its parameters
-for the task instead of for a vocabulary.
+The tokenizer has one token per byte. It reads any text, needs no training data, and leaves a tiny model its parameters
+for the task instead of a vocabulary.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from stages.core.errors import UserError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 END, PAD = "<|endoftext|>", "<|pad|>"
 BYTES = 256
@@ -24,8 +31,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 4,
-        # Four heads, positions told apart at short range, and weights larger than the usual 0.02: with fewer, or at the
-        # usual values, so narrow a net spends most of its steps, by luck of the seed, on the plateau before it copies.
+        # Four heads, a small rope_theta (positions differ at short range), and initial weights above the usual 0.02.
+        # With fewer heads or the usual values, so narrow a network spends most of its steps, depending on the seed, on
+        # the plateau before it learns to copy.
         "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
         "initializer_range": 0.08,
     },
@@ -40,16 +48,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def make_model(preset: str, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A randomly initialised model and its byte tokenizer; the weights depend on (preset, seed) alone.
+    """Make a randomly initialized model and its byte tokenizer; the weights depend only on (preset, seed).
 
     Raises:
       UserError: unknown preset.
     """
     if preset not in PRESETS:
         raise UserError(f"unknown preset {preset!r}; expected one of {', '.join(PRESETS)}")
-    import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
     tokenizer = make_byte_tokenizer()
     config = Qwen2Config(
         **PRESETS[preset],
@@ -60,16 +65,13 @@ def make_model(preset: str, seed: int) -> tuple[PreTrainedModel, PreTrainedToken
         eos_token_id=BYTES,
         pad_token_id=BYTES + 1,
     )
-    with torch.random.fork_rng(devices=[]):  # the caller's random state is not ours to move
+    with torch.random.fork_rng(devices=[]):  # leave the caller's random state unchanged
         torch.manual_seed(seed)
         return Qwen2ForCausalLM(config), tokenizer
 
 
 def make_byte_tokenizer() -> PreTrainedTokenizerBase:
-    """A tokenizer whose token ids are the UTF-8 bytes of the text; 256 ends a text, 257 pads."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
+    """Make a tokenizer whose token ids are the UTF-8 bytes of the text; 256 ends a text, 257 pads."""
     vocabulary = {character: byte for byte, character in enumerate(_visible_bytes())}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -84,7 +86,7 @@ def make_byte_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def _visible_bytes() -> list[str]:
-    """The character that stands for each byte in byte-level BPE: itself if printable Latin-1, else U+0100 onwards."""
+    """Return the character for each byte in byte-level BPE: itself if printable Latin-1, else U+0100 onwards."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, BYTES)}
     substitutes = iter(range(BYTES, 2 * BYTES))
     return [chr(byte if byte in printable else next(substitutes)) for byte in range(BYTES)]

@@ -1,10 +1,10 @@
-"""What a model directory says of large files that were deleted to make room (`[run] keep_checkpoints`).
+"""Read the record of large files that were deleted from a model directory (`[run] keep_checkpoints`).
 
-    DIR/pruned.json    {"weights": {name: digest}, "optimizer": {name: digest}}, written before any of them goes
+    DIR/pruned.json    {"weights": {name: digest}, "optimizer": {name: digest}}, written before the files are deleted
 
-The rest of the directory stays, lineage and metrics among it. With the digests a pruned checkpoint is still known for
-what it was, so what was made from it stays up to date; only what needs the files themselves finds them gone, and says
-so. `stages.pipeline.retention` decides what goes.
+The rest of the directory stays, including lineage and metrics. The recorded digests still identify a pruned checkpoint,
+so artefacts made from it stay up to date; only commands that need the files themselves fail, with a message that says
+why. `stages.pipeline.retention` decides what is deleted.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Kind = Literal["weights", "optimizer"]
 
 
 def read_pruned(directory: Path, kind: Kind) -> dict[str, str]:
-    """Name → digest of the files of one kind that were deleted, or are about to be.
+    """Return name → digest of the files of one kind that were deleted, or are about to be.
 
     Raises:
       UserError: the record cannot be read.
@@ -36,36 +36,37 @@ def read_pruned(directory: Path, kind: Kind) -> dict[str, str]:
 
 
 def lost(directory: Path, kind: Kind) -> list[str]:
-    """Names of the files of one kind that are gone."""
+    """Return the names of the files of one kind that are deleted."""
     return [name for name in read_pruned(directory, kind) if not (directory / name).is_file()]
 
 
 def digest_of(file: Path, kind: Kind) -> str | None:
-    """The digest of a file's bytes, or of those that it had when it was pruned; None: it never was there."""
+    """Return the digest of a file, as recorded if the file was pruned; None if it never existed."""
     return storage.file_digest(file) if file.is_file() else read_pruned(file.parent, kind).get(file.name)
 
 
 def check_weights(directory: Path) -> None:
-    """Called before a model is loaded.
+    """Check that the weights of a model exist; call it before loading the model.
 
     Raises:
-      UserError: its weights were pruned.
+      UserError: the weights were pruned.
     """
     if lost(directory, "weights"):
         raise UserError(
-            f"the weights in {directory} were pruned to make room ([run] keep_checkpoints): take a checkpoint that "
-            "still has them, such as the last of its run"
+            f"the weights in {directory} were pruned to make room ([run] keep_checkpoints): use a checkpoint that "
+            "still has them, such as the last one of the run"
         )
 
 
 def check_optimizer(directory: Path) -> None:
-    """Called before an optimiser's state is continued.
+    """Check that the optimizer's state of a model exists; call it before continuing from it.
 
     Raises:
-      UserError: it was pruned.
+      UserError: the state was pruned.
     """
     if lost(directory, "optimizer"):
         raise UserError(
-            f"the optimiser's state in {directory} was pruned to make room ([run] keep_checkpoints): pass "
-            "--optimizer-state fresh to begin anew, or take a checkpoint that still has it, such as the last of its run"
+            f"the optimizer's state in {directory} was pruned to make room ([run] keep_checkpoints): pass "
+            "--optimizer-state fresh to start anew, or use a checkpoint that still has it, such as the last one of the "
+            "run"
         )

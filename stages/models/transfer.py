@@ -1,10 +1,11 @@
-"""Model directories in an object store: a copy of one on this machine, one from here put there whole or not at all.
+"""Copy model directories between object stores and this machine; an upload appears completely or not at all.
 
-A directory in a store counts as a model once its configuration is in it, which is put there last and removed first; its
-lineage goes first, so that what a kill cuts short can be told from what is not ours.
-Copies lie in `places.cache()`, each under a digest of its address and of what the store lists there (names, sizes,
-times), so a model that was written anew is another copy; files are fetched when they are asked for. What is no longer
-needed there may be deleted.
+A directory in a store counts as a model once it holds its configuration, which is uploaded last and deleted first. Its
+lineage is uploaded first, so that an interrupted upload can be recognized as output of `spo`.
+
+Copies are in `core.paths.cache_directory()`, each under a digest of the address and of the store's listing (names,
+sizes, times): a model that was rewritten gets another copy. Files are fetched on demand. Copies that no command uses
+may be deleted.
 """
 
 from __future__ import annotations
@@ -25,58 +26,58 @@ from stages.core.storage import digest, write_atomically
 from stages.models.adapters import CONFIG_FILE
 
 CONFIGURATIONS = ("config.json", CONFIG_FILE)
-"""Of a model, and of an adapter."""
+"""The configuration of a model, and of an adapter."""
 _LINEAGE_FILE = "spo.json"
 _ORIGIN_FILE = ".origin"
-_AT_ONCE = 4  # files; each is moved in several pieces at once where it is large
+_CONCURRENT_FILES = 4  # few, because a large file is itself transferred in several concurrent requests
 
 
 def fetch(directory: StorePath, unwanted: Iterable[str] = ()) -> Path:
-    """The copy on this machine of a model directory in a store, fetched as far as it is not here.
+    """Return the local copy of a model directory in a store, after fetching missing files.
 
     Args:
-      unwanted: patterns of names that may stay away. Directories within it do.
+      unwanted: patterns of file names to skip. Subdirectories are always skipped.
 
     Raises:
-      UserError: no model is there, or not yet; it cannot be reached; it was written anew meanwhile.
+      UserError: there is no complete model; the store is unreachable; the model was rewritten during the transfer.
     """
-    listed = _listed(directory)
+    listed = _list_files(directory)
     if not any(name in listed for name in CONFIGURATIONS):
         raise UserError(
             f"there is no model directory {directory}"
-            + (", only one whose writing did not come to its end" if listed else "")
+            + (", only an incomplete one, whose writing was interrupted or still runs" if listed else "")
         )
-    copy = _copy(directory, listed)
-    with _held(copy):
+    copy = _copy_directory(directory, listed)
+    with _locked(copy):
         write_atomically(copy / _ORIGIN_FILE, f"{directory}\n".encode())
         absent = [name for name in listed if not (copy / name).exists() and "/" not in name]
-        _each(lambda name: _fetch(directory / name, copy / name), [n for n in absent if not _like(n, unwanted)])
-        if _listed(directory) != listed:
-            raise UserError(f"{directory} was written anew while it was read: run the same command again")
+        _for_each(lambda name: _fetch(directory / name, copy / name), [n for n in absent if not _matches(n, unwanted)])
+        if _list_files(directory) != listed:
+            raise UserError(f"{directory} was rewritten during the download: rerun the command")
     return copy
 
 
 def publish(finished: Path, directory: StorePath) -> None:
-    """Puts a model directory into a store, in the place of what was there, and keeps it as the copy on this machine.
+    """Upload a model directory to a store, replacing the one there, and keep it as the local copy.
 
     Raises:
-      UserError: the store does not take it; then there is no model, and `finished` is still here.
+      UserError: the upload failed; then the store holds no model there, and `finished` is unchanged.
     """
     names = sorted(path.relative_to(finished).as_posix() for path in finished.rglob("*") if path.is_file())
-    there, ends = set(_listed(directory)), {_LINEAGE_FILE, *CONFIGURATIONS}
+    existing, ordered = set(_list_files(directory)), {_LINEAGE_FILE, *CONFIGURATIONS}
 
     def put(some: Iterable[str]) -> None:
-        _each(lambda name: _upload(finished / name, directory / name), [name for name in some if name in names])
+        _for_each(lambda name: _upload(finished / name, directory / name), [name for name in some if name in names])
 
-    for name in there & set(CONFIGURATIONS):
+    for name in existing & set(CONFIGURATIONS):  # first: without its configuration, the old model is no longer one
         (directory / name).unlink()
     put([_LINEAGE_FILE])
-    put(name for name in names if name not in ends)
-    for name in there - set(names) - ends:
+    put(name for name in names if name not in ordered)
+    for name in existing - set(names) - ordered:
         (directory / name).unlink()
     put(CONFIGURATIONS)
-    copy = _copy(directory, _listed(directory))
-    with _held(copy):
+    copy = _copy_directory(directory, _list_files(directory))
+    with _locked(copy):
         for name in names:
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(finished / name, copy / name)
@@ -85,42 +86,46 @@ def publish(finished: Path, directory: StorePath) -> None:
 
 
 def is_whole(directory: Path) -> bool:
-    """Whether a model directory came to its end; one on a disk is there by a rename, and so it did."""
+    """Return whether a model directory is complete; on a disk it always is, because it appears by a rename."""
     return is_local(directory) or any((directory / name).is_file() for name in CONFIGURATIONS)
 
 
 def building(directory: Path) -> Path:
-    """Where a model directory grows: beside its place, or on this machine where that is in a store."""
+    """Return the directory to build a model directory in: next to it, or in the cache if it is in a store."""
     if is_local(directory):
         return directory.with_name(f".{directory.name}.unfinished")
     return cache_directory() / "building" / digest(str(directory.resolve()).encode()) / directory.name
 
 
 def origin(directory: Path) -> Path:
-    """Where a model directory is a copy from; one that is none, itself."""
-    told = directory / _ORIGIN_FILE
-    return as_path(told.read_text().strip()) if told.is_file() else directory
+    """Return the address in a store that a local copy was fetched from; any other directory unchanged."""
+    file = directory / _ORIGIN_FILE
+    return as_path(file.read_text().strip()) if file.is_file() else directory
 
 
-def _listed(directory: StorePath) -> dict[str, tuple[int, int]]:
-    """Size and time of every file below a directory, by its relative path."""
+def _list_files(directory: StorePath) -> dict[str, tuple[int, int]]:
+    """Return size and modification time of every file below a directory, by relative path."""
     return {path.relative_to(directory).as_posix(): (info.size, info.mtime_ns) for path, info in directory.walk_files()}
 
 
-def _copy(directory: StorePath, listed: dict[str, tuple[int, int]]) -> Path:
-    """The address is in it: a store tells times in seconds, and models of one architecture have files of one size."""
+def _copy_directory(directory: StorePath, listed: dict[str, tuple[int, int]]) -> Path:
+    """Return the directory of the local copy.
+
+    The listing alone does not identify a model: stores give times in seconds, and models of one architecture have files
+    of equal sizes. So the address enters the digest, too.
+    """
     return (
         cache_directory() / "models" / digest(json.dumps([str(directory.resolve()), sorted(listed.items())]).encode())
     )
 
 
 def _fetch(source: StorePath, target: Path) -> None:
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        download(source, beside)
-        os.replace(beside, target)
+        download(source, partial)
+        os.replace(partial, target)
     finally:
-        beside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
 def _upload(source: Path, target: Path) -> None:
@@ -128,9 +133,9 @@ def _upload(source: Path, target: Path) -> None:
         upload(file, target)
 
 
-def _each(do: Callable[[str], None], names: list[str]) -> None:
-    """Does it for all, some at once; where one fails, or a signal comes, those not begun are left."""
-    pool = ThreadPoolExecutor(max_workers=_AT_ONCE)
+def _for_each(do: Callable[[str], None], names: list[str]) -> None:
+    """Call `do` for all names, some concurrently; after a failure or a signal, no further call is started."""
+    pool = ThreadPoolExecutor(max_workers=_CONCURRENT_FILES)
     try:
         for _ in pool.map(do, names):
             pass
@@ -138,18 +143,18 @@ def _each(do: Callable[[str], None], names: list[str]) -> None:
         pool.shutdown(cancel_futures=True)
 
 
-def _like(name: str, patterns: Iterable[str]) -> bool:
+def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 @contextmanager
-def _held(copy: Path) -> Iterator[None]:
-    """One process at a time fetches a model; the others wait, and find it."""
+def _locked(copy: Path) -> Iterator[None]:
+    """Lock a copy: one process at a time fetches a model; the others wait, and then find it."""
     try:
         copy.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"no copy of a model can be kept in {copy}: {error.strerror}; set SPO_CACHE to a place that can"
+            f"cannot keep a copy of a model in {copy}: {error.strerror}; set SPO_CACHE to a writable directory"
         ) from error
     with copy.with_name(f".{copy.name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

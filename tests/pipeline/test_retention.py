@@ -130,7 +130,7 @@ def test_what_is_in_a_model_directory_is_pruned_with_it(model: Path, policy: Pat
 def test_weights_that_were_pruned_are_told_before_any_work(model: Path, chain: Path, tmp_path: Path):
     prune(model, weights=True)
     asked: dict[str, Any] = {"task": ("arithmetic",), "task_arg": ("operations=1",), "max_tokens": (16,)}
-    with pytest.raises(UserError, match=r"the weights in .*model were pruned .* the last of its run"):
+    with pytest.raises(UserError, match=r"the weights in .*model were pruned .* the last one of the run"):
         evaluate.run(evaluate.Config(model=str(model), out=tmp_path / "eval", **asked))
     with pytest.raises(UserError, match=r"the weights in .*model were pruned"):
         train.run(train.Config(advantages=(chain / "advantages",), model=str(model), out=tmp_path / "new"))
@@ -140,7 +140,7 @@ def test_weights_that_were_pruned_are_told_before_any_work(model: Path, chain: P
 def test_an_optimiser_that_was_pruned_is_not_begun_anew_in_silence(model: Path, chain: Path, tmp_path: Path):
     prune(model, weights=False)
     asked: dict[str, Any] = {"model": str(model), "threads": 1, "out": tmp_path / "new"}
-    with pytest.raises(UserError, match=r"optimiser's state in .* was pruned .*: pass --optimizer-state fresh"):
+    with pytest.raises(UserError, match=r"optimizer's state in .* was pruned .*: pass --optimizer-state fresh"):
         train.run(train.Config(advantages=(chain / "advantages",), **asked))
     train.run(train.Config(advantages=(chain / "advantages",), optimizer_state="fresh", **asked))
 

@@ -37,5 +37,5 @@ def test_a_cache_that_cannot_be_written_is_told(bucket: Bucket, tmp_path: Path, 
     bucket.put("config.json", b"{}")
     place = bucket.path()
     assert isinstance(place, StorePath)
-    with pytest.raises(UserError, match=r"no copy of a model can be kept in .*: Not a directory; set SPO_CACHE to"):
+    with pytest.raises(UserError, match=r"cannot keep a copy of a model in .*: Not a directory; set SPO_CACHE to"):
         transfer.fetch(place)

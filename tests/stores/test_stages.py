@@ -200,7 +200,7 @@ def test_a_model_whose_upload_was_cut_short_is_none_and_is_put_there_again(
         patch.setattr(transfer, "_upload", die)
         assert spo(*command) == 2
     assert "cut/checkpoint/model.safetensors" in runs.bucket.objects()
-    with pytest.raises(UserError, match="only one whose writing did not come to its end"):
+    with pytest.raises(UserError, match="only an incomplete one"):
         checkpoints.resolve(place)
     assert spo(*command) == 0
     assert checkpoints.digest(checkpoints.resolve(place)) == checkpoints.digest(Path(runs.local) / "checkpoint")
