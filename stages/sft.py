@@ -33,7 +33,7 @@ from stages.optimization.step import Engine, learning_rate_factor
 from stages.optimization.torch import TorchEngine, open_engine
 from stages.responses.prompts import with_template
 from stages.shards.lineage import Lineage, describe, model_source, task_source
-from stages.tasks import open_task
+from stages.tasks import Task, open_task
 from stages.tracking.metrics_log import MetricsLog, open_stage_log
 from stages.training.demonstrations import load_examples, plan_batches
 from stages.training.merging import write_merged_model
@@ -70,18 +70,7 @@ def _run(config: Config, progress: Progress, report: MetricsLog | None) -> Summa
     task = open_task(config.task, config.data, config.task_arg)
     base = checkpoints.resolve(config.model) if config.model else None
     adapter = lora.plan(base, config.adapter())
-    resolved: dict[str, Any] = {"learning_rate": config.peak_learning_rate}
-    resolved |= adapter.options() if adapter else {}
-    lineage = describe(
-        "sft",
-        None,
-        dataclasses.replace(config, **resolved),
-        inputs=(task_source(config.task, config.data, task.digest, config.out),),
-        model=model_source(config.model, checkpoints.digest(base), config.out) if config.model and base else None,
-        packages=("torch", "transformers"),
-        # The product of batch size and accumulation. Its factors change rounding only, and are no part of the lineage.
-        derived={"examples_per_step": config.batch_size},
-    )
+    lineage = _describe(config, task, base, adapter)
     if done := find_finished(config.out, lineage, overwrite=config.overwrite, progress=progress, report=report):
         _clean_up(config, progress)
         return _summary(config, done, started, up_to_date=True)
@@ -104,6 +93,22 @@ def _run(config: Config, progress: Progress, report: MetricsLog | None) -> Summa
         )
     _clean_up(config, progress)
     return _summary(config, lineage, started, notes=notes)
+
+
+def _describe(config: Config, task: Task, base: Path | None, adapter: Lora | None) -> Lineage:
+    """Return the lineage of the requested output, without counts and summary."""
+    resolved: dict[str, Any] = {"learning_rate": config.peak_learning_rate}
+    resolved |= adapter.options() if adapter else {}
+    return describe(
+        "sft",
+        None,
+        dataclasses.replace(config, **resolved),
+        inputs=(task_source(config.task, config.data, task.digest, config.out),),
+        model=model_source(config.model, checkpoints.digest(base), config.out) if config.model and base else None,
+        packages=("torch", "transformers"),
+        # Batch size and accumulation are no part of the lineage: only their product changes more than rounding.
+        derived={"examples_per_step": config.batch_size},
+    )
 
 
 def _clean_up(config: Config, progress: Progress) -> None:

@@ -151,11 +151,11 @@ def _whitening(config: Config) -> Literal["batch", "micro-batch", "none"]:
 
 
 def _derived_values(config: Config, start: StartingPoint, plan: ExecutionPlan) -> dict[str, Any]:
-    """Return what can change the result beyond the options themselves, for the lineage; `config` is resolved."""
+    """Return what can change the result and is no option, for the lineage; `config` is resolved."""
     return {
-        # The product of batch size and accumulation. Its factors change rounding only, and are no part of the lineage …
+        # Batch size and accumulation are no part of the lineage: only their product changes more than rounding. If
+        # advantages are whitened within each forward pass, the size of a pass does too.
         "trajectories_per_step": config.batch_size,
-        # … unless advantages are whitened within each forward pass.
         "trajectories_per_pass": config.per_device_batch_size if config.whiten == "micro-batch" else None,
         "steps_before": start.steps_before,
         "ages": [iteration.age for iteration in start.iterations],
@@ -206,12 +206,14 @@ def _train(work: _Work, plan: ExecutionPlan, resumable: ResumableRun, progress: 
     models = Models(start, checkpoint, plan, adam, check, **options)
     examples = _with_fixed_logprobs(work, pool, batches, models, layout, plan.ranks, resumable, progress)
     engine = models.open(checkpoint or start.policy)
-    critic = None
+    critic_trainer = None
     if work.critic:
-        newest = start.iterations[-1]
-        critic = CriticTrainer.open(work.critic, newest, checkpoint, adam, config, device=config.device, **precision)
-    step = _Step(config, engine, examples, pool.ids, _objective(config, start.temperature), layout, plan.ranks, critic)
-    writer = critic.combined_with(engine) if critic else engine
+        critic_trainer = CriticTrainer.open(
+            work.critic, start.iterations[-1], checkpoint, adam, config, device=config.device, **precision
+        )
+    objective = _objective(config, start.temperature)
+    step = _Step(config, engine, examples, pool.ids, objective, layout, plan.ranks, critic_trainer)
+    writer = critic_trainer.combined_with(engine) if critic_trainer else engine
     rates = LearningRates.from_options(config, start.steps_before)
     metrics = take_steps(step, rates, batches, writer, tokenizer, resumable, config.save_steps, progress)
     counts = {"trajectories": len(examples), **pool.counts, **count_steps(metrics, start.steps_before)}
@@ -271,19 +273,21 @@ class _Step:
     objective: Objective
     layout: Layout
     ranks: Ranks
-    critic: CriticTrainer | None
+    critic_trainer: CriticTrainer | None
 
     def __call__(self, number: int, batch: Sequence[int], learning_rate: float) -> dict[str, float]:
         config = self.config
         examples = [self.examples[index] for index in batch]
-        # The recorded log-probabilities are compared with those of the policy at the start of the call. If they are
-        # also the old ones, that policy scores nothing in advance, so only the first step still has its scores.
+        # The recorded log-probabilities are compared with those of the policy at the start of the call. If they also
+        # serve as the old ones, that policy is not scored in advance, so only the first step, which it takes itself,
+        # can compare them.
         if number > 0 and config.old_logprobs == "recorded":
             examples = [dataclasses.replace(example, sampled=None) for example in examples]
         size = config.per_device_batch_size
         metrics = update(self.engine, examples, self.objective, size, learning_rate, self.layout, self.ranks)
-        if self.critic:
-            metrics |= self.critic.step([self.ids[index] for index in batch], learning_rate / config.learning_rate)
+        if self.critic_trainer:
+            names = [self.ids[index] for index in batch]
+            metrics |= self.critic_trainer.step(names, learning_rate / config.learning_rate)
         return metrics
 
 

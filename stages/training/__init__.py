@@ -1,1 +1,1 @@
-"""Training: its options, where it starts, what is learned from and when, scored by whom, and the course of steps."""
+"""The parts of `spo train` and `spo sft`: inputs, examples, fixed log-probabilities, steps, critic, resumable runs."""

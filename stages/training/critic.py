@@ -227,12 +227,16 @@ class CriticTrainer:
 
 @dataclass(frozen=True)
 class _PolicyWithCritic:
+    """Writes the directory of a policy with the directory of its critic in it: a `ModelWriter`."""
+
     policy: Engine
     critic: Critic
 
     def save(self, directory: Path, tokenizer: PreTrainedTokenizerBase, write_more: Callable[[Path], None]) -> None:
-        def write_rest(unfinished: Path) -> None:
-            self.critic.save(unfinished / CRITIC, tokenizer)
-            write_more(unfinished)
+        """Write both atomically: the critic is complete before the policy's directory gets its final name."""
+
+        def write_rest(temporary: Path) -> None:
+            self.critic.save(temporary / CRITIC, tokenizer)
+            write_more(temporary)
 
         self.policy.save(directory, tokenizer, write_rest)
