@@ -1,7 +1,7 @@
-"""`spo estimate`: the values of the states where segments begin, and the segments' advantages → advantages/.
+"""`spo estimate`: estimate the values of the states where segments start, and the segments' advantages → advantages/.
 
-A segment's advantage is the difference of the values at its two ends; where these come from is `--estimator`: fresh
-rollouts, the tree that the responses form, the other responses to the question, a critic (`stages.estimators`).
+The advantage of a segment is the difference of the values at its ends. `--estimator` selects the source of the values:
+fresh rollouts, a tree of responses, the other responses to the question, or a critic (`stages.estimators`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from stages.configs.estimate import Config, EstimatorName
 from stages.core.errors import UserError
 from stages.core.progress import Progress, Silent, Summary
-from stages.estimators import Portion, Prepare
+from stages.estimators import Prepare, PreparedPart
 from stages.sampling.pool import SamplerPool, use_pool
 from stages.shards import schemas
 from stages.shards.lineage import describe
@@ -24,20 +24,19 @@ from stages.shards.writing import PartWriter, open_part
 
 
 def run(config: Config, progress: Progress = Silent(), pool: SamplerPool | None = None) -> Summary:
-    """Estimates the parts of this shard; each part of the cutpoints becomes the part of the same number.
+    """Estimate the parts of this shard; part i of the cutpoints becomes part i of the advantages.
 
     Args:
-      pool: of the run that this is part of; None: the call makes its own.
+      pool: sampler pool of the run that this call belongs to; None: the call makes its own.
 
     Raises:
-      UserError: wrong options, an input of another stage, missing columns, a model or task that cannot be told.
-      IncompleteInput: parts of the input are missing or torn.
+      UserError: wrong options, an input of another stage, missing columns, or an unknown model or task.
+      IncompleteInput: parts of the input are missing or corrupt.
     """
-
     started = time.monotonic()
     cutpoints = open_artefact(config.cutpoints, schemas.CUTPOINTS)
     trajectories = trace_back(cutpoints, schemas.TRAJECTORIES, config.trajectories)
-    _check_graded_as_asked(config, trajectories)
+    _check_unfinished_reward(config, trajectories)
     with use_pool(pool) as opened:
         estimator = find_estimator(config.estimator)(config, cutpoints, trajectories, config.out, progress, opened)
         sampled, prefilled, written = 0, 0.0, []
@@ -48,7 +47,13 @@ def run(config: Config, progress: Progress = Silent(), pool: SamplerPool | None 
                 *estimator.inputs,
             )
             lineage = describe(
-                "estimate", schemas.ADVANTAGES, estimator.settings, inputs, estimator.model, estimator.packages
+                "estimate",
+                schemas.ADVANTAGES,
+                estimator.options,
+                inputs,
+                estimator.model,
+                estimator.packages,
+                recorded=estimator.recorded,
             )
             with open_part(
                 config.out,
@@ -60,12 +65,12 @@ def run(config: Config, progress: Progress = Silent(), pool: SamplerPool | None 
                 progress=progress,
             ) as writer:
                 if not writer.up_to_date:
-                    of_part = _estimate(estimator.read(part), part, writer, progress)
-                    sampled, prefilled = sampled + of_part[0], prefilled + of_part[1]
+                    usage = _estimate_part(estimator.read(part), part, writer, progress)
+                    sampled, prefilled = sampled + usage[0], prefilled + usage[1]
             written.append(writer)
-    figures = _figures([writer.lineage.counts for writer in written])
-    lost = figures.pop("ungradable", 0)
-    notes = [f"{lost:,} rollouts could not be graded and count as wrong"] if lost else []
+    figures = _summarize_counts([writer.lineage.counts for writer in written])
+    ungradable = figures.pop("ungradable", 0)
+    notes = [f"{ungradable:,} rollouts could not be graded and count as wrong"] if ungradable else []
     return Summary(
         stage="estimate",
         out=str(config.out),
@@ -79,55 +84,55 @@ def run(config: Config, progress: Progress = Silent(), pool: SamplerPool | None 
     )
 
 
-def _estimate(portion: Portion, part: Part, writer: PartWriter, progress: Progress) -> tuple[int, float]:
-    """Commits the rows of a part, chunk by chunk; returns the tokens sampled and prefilled by this call."""
-    chunks = portion.chunks
+def _estimate_part(prepared: PreparedPart, part: Part, writer: PartWriter, progress: Progress) -> tuple[int, float]:
+    """Estimate and commit a part, chunk by chunk; return the tokens that this call sampled and prefilled."""
+    chunks = prepared.chunks
     missing = list(writer.missing([f"trajectories {chunk.start}-{chunk.stop}" for chunk in chunks]))
     label = "estimate" if part.count == 1 else f"estimate {part.index}/{part.count}"
     progress.start(label, sum(map(len, (chunks[i] for i in missing))), "trajectories")
     sampled, prefilled = 0, 0.0
     for i in missing:
-        done = portion.estimate(chunks[i])
-        writer.commit(i, done.table, done.counts, done.figures)
+        result = prepared.estimate(chunks[i])
+        writer.commit(i, result.table, result.counts, result.figures)
         progress.advance(len(chunks[i]))
-        sampled += done.counts.get("sampled", 0)
-        prefilled += done.figures.get("prefilled", 0)
+        sampled += result.counts.get("sampled", 0)
+        prefilled += result.figures.get("prefilled", 0)
     writer.finish()
     return sampled, prefilled
 
 
-def _check_graded_as_asked(config: Config, trajectories: Artefact) -> None:
-    """Refuses another reward of unfinished responses than they were given, where nothing is graded again.
+def _check_unfinished_reward(config: Config, trajectories: Artefact) -> None:
+    """Check --unfinished-reward: only Monte Carlo grades responses, the other estimators use the recorded rewards.
 
     Raises:
-      UserError: saying what they earned, and where to say it.
+      UserError: the option differs from the reward that unfinished responses have.
     """
-    asked = config.unfinished_reward
-    earned = trajectories.lineage.config.get("unfinished_reward") if trajectories.lineage else None
-    if config.estimator != "monte-carlo" and asked not in (None, earned):
+    requested = config.unfinished_reward
+    recorded = trajectories.lineage.config.get("unfinished_reward") if trajectories.lineage else None
+    if config.estimator != "monte-carlo" and requested not in (None, recorded):
+        sampled_with = "" if recorded is None else f", sampled with --unfinished-reward {recorded:g}"
         raise UserError(
-            f"--unfinished-reward {asked:g} comes too late: --estimator {config.estimator} takes the rewards of "
-            f"{trajectories.path}{'' if earned is None else f', sampled with {earned:g},'} as they are; pass it to "
-            "`spo rollout`"
+            f"--unfinished-reward {requested:g} has no effect here: --estimator {config.estimator} uses the rewards of "
+            f"{trajectories.path}{sampled_with}; pass the option to `spo rollout`"
         )
 
 
-def _figures(counts: Sequence[Mapping[str, int]]) -> dict[str, float]:
-    """Sums over the parts; zeros as shares of what they are counted among."""
-    names = dict.fromkeys(name for of_part in counts for name in of_part if name != "sampled")
-    totals: dict[str, float] = {name: sum(of_part.get(name, 0) for of_part in counts) for name in names}
-    shares = (
+def _summarize_counts(counts: Sequence[Mapping[str, int]]) -> dict[str, float]:
+    """Sum the counts of the parts, and turn counts of zeros into fractions."""
+    names = dict.fromkeys(name for part in counts for name in part if name != "sampled")
+    totals: dict[str, float] = {name: sum(part.get(name, 0) for part in counts) for name in names}
+    fractions = (
         ("frac_zero_advantage", "zero_advantage", "segments"),
         ("frac_reward_zero_std", "questions_zero_std", "questions"),
     )
-    for share, part, whole in shares:
-        if totals.get(whole):
-            totals[share] = totals.pop(part) / totals[whole]
+    for fraction, count, total in fractions:
+        if totals.get(total):
+            totals[fraction] = totals.pop(count) / totals[total]
     return totals
 
 
 def find_estimator(name: EstimatorName) -> Prepare:
-    """The function that an estimator begins with; the others' modules are not imported."""
+    """Return the `prepare` function of an estimator; its module is imported here, so that others need not be."""
     modules: dict[EstimatorName, str] = {
         "monte-carlo": "monte_carlo",
         "tree": "tree",

@@ -10,7 +10,7 @@ import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from stages.configs.shared import EngineOptions, OutputOptions
 from stages.core.config import flag, option, validate
@@ -216,18 +216,6 @@ def rollout_range(text: str | None) -> tuple[int, int]:
     if not 1 <= least <= most:
         raise UserError(f"--rollouts must be N or MIN..MAX with 1 ≤ MIN ≤ MAX, such as 9 or 4..32; got {text!r}")
     return least, most
-
-
-def select_settings(settings: type[T], options: EstimatorOptions, **resolved: Any) -> T:
-    """Return an instance of an estimator's dataclass of options, which enters the fingerprint.
-
-    Args:
-      settings: dataclass whose fields are a subset of the fields of `EstimatorOptions`.
-      options: source of the values.
-      resolved: values that replace those of `options`, for example a default that was read from the trajectories.
-    """
-    names = [field.name for field in dataclasses.fields(settings)]
-    return settings(**{name: getattr(options, name) for name in names} | resolved)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,17 +1,17 @@
-"""Estimators: how the value of each segment's ends, and so its advantage, is told from an artefact of cutpoints.
+"""Estimators: compute the values at the ends of each segment, and from them its advantage.
 
 Each estimator is a module here with one function,
 
     prepare(options, cutpoints, trajectories, out, progress, pool) -> Estimator
 
-named in the dict of `stages.estimate`. `prepare` checks what can be checked before work begins, and resolves what was
-left out: `Estimator.settings` is a frozen dataclass of the options that this estimator reads, and nothing else enters
-the fingerprint. `Estimator.read` opens one part of the cutpoints and says how its rows are cut into chunks, which the
-verb commits one by one; whatever is dear (a model, a tokenizer) is loaded there, not in `prepare`, so that a part that
-is up to date costs nothing, and an estimator that needs no model never loads one.
+registered in `stages.estimate.find_estimator`. `prepare` checks the options and inputs before work starts and resolves
+defaults. Only the options named in `Estimator.recorded` enter the lineage and the fingerprint. `Estimator.read` opens
+one part of the cutpoints and divides its trajectories into chunks, which `spo estimate` commits one by one. Models and
+tokenizers are loaded in `read`, not in `prepare`, so a part that is up to date loads none.
 
-A new one: its options go into `stages.configs.estimate` (and into the table there of who reads them), its module
-here, the module's name into the dict. Rows come from `stages.estimators.rows`, segments from `stages.estimators.segments`.
+To add an estimator: define its options in `stages.configs.estimate` (and in `READ_BY` there), write its module here,
+and register the module in `find_estimator`. `stages.estimators.segments` loads segments, `stages.estimators.rows`
+builds the rows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import pyarrow as pa
 
@@ -31,13 +31,13 @@ from stages.shards.parts import Artefact, Part
 
 
 @dataclass(frozen=True)
-class Estimated:
-    """What became of a chunk.
+class EstimatedChunk:
+    """The result for one chunk.
 
     Attributes:
-      table: its rows of `schemas.ADVANTAGES`.
-      counts: whole numbers that depend on the rows alone (segments, rollouts, sampled …): into the lineage.
-      figures: numbers that may differ between two runs (prefilled): into the log.
+      table: rows of `schemas.ADVANTAGES`.
+      counts: integers that depend on the rows alone (segments, rollouts, sampled …); summed into the lineage.
+      figures: numbers that may differ between two runs of the same work (prefilled); written to the log.
     """
 
     table: pa.Table
@@ -46,38 +46,40 @@ class Estimated:
 
 
 @dataclass(frozen=True)
-class Portion:
+class PreparedPart:
     """One part of the cutpoints, read and checked.
 
     Attributes:
-      chunks: stretches of its trajectories, in order; a question is never divided.
-      estimate: the rows of one of these stretches.
+      chunks: ranges of its trajectories, in order; a chunk holds whole questions.
+      estimate: computes the rows of one chunk.
     """
 
     chunks: Sequence[range]
-    estimate: Callable[[range], Estimated]
+    estimate: Callable[[range], EstimatedChunk]
 
     @classmethod
-    def at_once(cls, trajectories: int, done: Estimated) -> Portion:
-        """In one chunk, for what is too quick to be worth more: known before anything is written."""
-        return cls([range(trajectories)] if trajectories else [], lambda chunk: done)
+    def single_chunk(cls, trajectories: int, result: EstimatedChunk) -> PreparedPart:
+        """Return a part with one chunk whose rows are known: for estimators too fast to need resuming."""
+        return cls([range(trajectories)] if trajectories else [], lambda chunk: result)
 
 
 @dataclass(frozen=True)
 class Estimator:
-    """An estimator that knows its options and its inputs.
+    """An estimator with resolved options and checked inputs.
 
     Attributes:
-      settings: dataclass of the options that it reads, made with `config.option`: what the fingerprint is made of.
+      options: with defaults resolved.
+      recorded: names of the options that this estimator reads; these alone enter the lineage and the fingerprint.
       read: opens a part of the cutpoints.
-      inputs: what else it reads beside the cutpoints and the trajectories.
-      model: the model that it samples with or evaluates; None for an estimator without one.
-      packages: distributions that the rows go through.
-      notes: lines for the reader.
+      inputs: inputs besides the cutpoints and the trajectories.
+      model: the model that samples rollouts; None for an estimator without rollouts.
+      packages: distributions that can influence the rows.
+      notes: lines for the user.
     """
 
-    settings: Any
-    read: Callable[[Part], Portion]
+    options: EstimatorOptions
+    recorded: tuple[str, ...]
+    read: Callable[[Part], PreparedPart]
     inputs: tuple[Source, ...] = ()
     model: Source | None = None
     packages: tuple[str, ...] = ()
@@ -96,14 +98,14 @@ class Prepare(Protocol):
         progress: Progress,
         pool: SamplerPool,
     ) -> Estimator:
-        """Checks the options against the inputs and fills in what was left out.
+        """Check the options against the inputs and resolve defaults.
 
         Args:
-          out: directory of the artefact that is written: paths in its lineage start there.
-          progress: told of rollouts as they are drawn.
-          pool: where an estimator that samples opens its model.
+          out: directory of the artefact to write; paths in its lineage are relative to it.
+          progress: receives the rollouts as they are sampled.
+          pool: opens the model of an estimator that samples.
 
         Raises:
-          UserError: options that do not fit the inputs, a model or task that cannot be told.
+          UserError: the options do not fit the inputs, or a model or task is unknown.
         """
         ...

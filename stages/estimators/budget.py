@@ -1,6 +1,6 @@
-"""Owns how many rollouts the states of a question may have: which questions need none, and what a budget leaves each.
+"""Determine how many rollouts each state may have: which questions need none, and how a budget is divided.
 
-Both follow from the whole artefact, never from one part of it, so however the work is split it comes out the same.
+Both are computed from the whole artefact, not from one part, so the result does not depend on the sharding.
 """
 
 # pyarrow.compute makes its functions at import time:
@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from stages.core.errors import UserError
-from stages.estimators.segments import wanted_states
+from stages.estimators.segments import mark_needed_values
 from stages.maths.allocation import split_in_proportion
 from stages.maths.intervals import wilson_width
 from stages.maths.randomness import random_key
@@ -25,50 +25,54 @@ from stages.shards.tables import ragged, rows_by_name
 
 
 @dataclass(frozen=True)
-class Allotment:
-    """How many rollouts are drawn from a state.
+class RolloutBudget:
+    """How many rollouts are sampled from each state.
 
     Attributes:
-      least, most: from every state of a question that is in doubt. Equal: that many, whatever their rewards.
-      width, confidence: of the Wilson interval, wider than which more are drawn.
-      decided: the mean reward of each question whose responses leave no doubt; its states get no rollouts.
-      budget: rollouts of each other question in all; None: without limit.
+      minimum, maximum: rollouts per state of an undecided question. If equal, the number is fixed.
+      width: sample more rollouts while the Wilson interval of a state's value is wider than this.
+      confidence: confidence level of the interval.
+      decided: question id → mean reward, for questions whose responses agree; their states get no rollouts.
+      limits: question id → maximum number of rollouts over all its states; None: no limit.
     """
 
-    least: int
-    most: int
+    minimum: int
+    maximum: int
     width: float
     confidence: float
     decided: Mapping[str, float]
-    budget: Mapping[str, int] | None
+    limits: Mapping[str, int] | None
 
     @property
     def is_adaptive(self) -> bool:
-        """Whether the number depends on the rewards."""
-        return self.least < self.most
+        """Return whether the number of rollouts depends on their rewards."""
+        return self.minimum < self.maximum
 
 
-def fixed(count: int) -> Allotment:
-    """The same number of rollouts from every state."""
-    return Allotment(count, count, 1.0, 0.95, {}, None)
+def fixed_budget(count: int) -> RolloutBudget:
+    """Return a budget of `count` rollouts per state, whatever their rewards."""
+    return RolloutBudget(count, count, 1.0, 0.95, {}, None)  # no interval is wider than 1
 
 
-def adaptive(
-    least: int,
-    most: int,
+def adaptive_budget(
+    minimum: int,
+    maximum: int,
     width: float,
     confidence: float,
-    budget: int | None,
+    total: int | None,
     cutpoints: Artefact,
     trajectories: Artefact,
-) -> Allotment:
-    """Between `least` and `most` rollouts, none for the questions that the responses themselves decide.
+) -> RolloutBudget:
+    """Return a budget of `minimum` to `maximum` rollouts per state, and none for questions that are decided.
 
-    A question is decided if all its responses earned 0, or all 1, and the Wilson interval of their mean is at most
-    `width` wide. V is then taken to be that mean at every state, and no segment has an advantage.
+    A question is decided if all its responses have reward 0, or all have reward 1, and the Wilson interval of their
+    mean is at most `width` wide. Then V is this mean at every state, and no segment has an advantage.
+
+    Args:
+      total: maximum number of rollouts over all questions; None: no limit.
 
     Raises:
-      UserError: rewards outside [0, 1], a budget that leaves some state with fewer than `least`.
+      UserError: a reward is outside [0, 1], or `total` is less than `minimum` rollouts per state.
     """
     table = trajectories.read_all(["trajectory_id", "question_id", "reward"])
     outside = np.asarray(pc.or_(pc.less(table["reward"], 0), pc.greater(table["reward"], 1)))
@@ -77,47 +81,53 @@ def adaptive(
         raise out_of_range(table["reward"][row].as_py(), f"trajectory {table['trajectory_id'][row]}")
     groups = table.group_by("question_id").aggregate([("reward", "min"), ("reward", "max"), ("reward", "count")])
     low, high, count = (groups[f"reward_{name}"].to_numpy() for name in ("min", "max", "count"))
-    sure = (low == high) & np.isin(low, (0, 1)) & (wilson_width(low, count, confidence) <= width)
+    # With equal rewards, low is their mean.
+    is_decided = (low == high) & np.isin(low, (0, 1)) & (wilson_width(low, count, confidence) <= width)
     names = groups["question_id"].to_pylist()
-    decided = {name: float(low[i]) for i, name in enumerate(names) if sure[i]}
-    shared = _share(budget, least, decided, cutpoints, trajectories) if budget is not None else None
-    return Allotment(least, most, width, confidence, decided, shared)
+    decided = {name: float(low[i]) for i, name in enumerate(names) if is_decided[i]}
+    limits = None if total is None else _split_budget(total, minimum, decided, cutpoints, trajectories)
+    return RolloutBudget(minimum, maximum, width, confidence, decided, limits)
 
 
-def _share(
-    budget: int, least: int, decided: Mapping[str, float], cutpoints: Artefact, trajectories: Artefact
+def _split_budget(
+    total: int, minimum: int, decided: Mapping[str, float], cutpoints: Artefact, trajectories: Artefact
 ) -> dict[str, int]:
-    """The budget in proportion to the states of each question that is in doubt; in the order of their ids."""
+    """Divide the budget among the undecided questions in proportion to their numbers of states.
+
+    Raises:
+      UserError: the budget is less than `minimum` rollouts per state.
+    """
     states = {name: count for name, count in _count_states(cutpoints, trajectories).items() if name not in decided}
     names = sorted(states)
-    needed = least * sum(states.values())
-    if budget < needed:
+    needed = minimum * sum(states.values())
+    if total < needed:
         raise UserError(
-            f"--budget {budget} is too small: {sum(states.values())} states of {len(names)} questions take "
-            f"{needed} rollouts at {least} each. Raise it, or lower the least of --rollouts"
+            f"--budget {total} is too small: {sum(states.values())} states of {len(names)} questions need {needed} "
+            f"rollouts at {minimum} each; raise --budget or lower MIN of --rollouts"
         )
-    granted = split_in_proportion(budget, np.array([states[name] for name in names], np.int64))
+    granted = split_in_proportion(total, np.array([states[name] for name in names], np.int64))
     return dict(zip(names, granted.tolist(), strict=True))
 
 
 def _count_states(cutpoints: Artefact, trajectories: Artefact) -> Counter[str]:
-    """How many states of each question are to be estimated, in all parts; equal ones once, as when they are drawn."""
+    """Return the number of states to estimate per question, over all parts; equal states of a question count once."""
     rows = cutpoints.read_all(["trajectory_id", "start", "cutpoints"])
     table = trajectories.read_all(["trajectory_id", "question_id", "prompt_token_ids", "token_ids"])
     start, owner = rows["start"].to_numpy(), rows_by_name(rows["trajectory_id"], table["trajectory_id"])
-    wanted = wanted_states(rows, cutpoints.lineage) & (owner >= 0)  # what is unknown is refused with its own part
+    # Segments of unknown trajectories (owner −1) are an error when their own part is read.
+    needs_value = mark_needed_values(rows, cutpoints.lineage) & (owner >= 0)
     questions = table["question_id"].to_pylist()
     prompts, responses = ragged(table["prompt_token_ids"]), ragged(table["token_ids"])
-    found = {
+    # A hash stands for the tokens of the prefix, to save memory.
+    states = {
         (questions[row], random_key(prompts[row].tobytes(), responses[row][:end].tobytes()))
-        for row, end in zip(owner[wanted].tolist(), start[wanted].tolist(), strict=True)
+        for row, end in zip(owner[needs_value].tolist(), start[needs_value].tolist(), strict=True)
     }
-    return Counter(question for question, _ in found)
+    return Counter(question for question, _ in states)
 
 
 def out_of_range(reward: float, where: str) -> UserError:
-    """Intervals are of rewards from 0 to 1."""
+    """Return the error for a reward that the Wilson interval, which holds for values in [0, 1], does not allow."""
     return UserError(
-        f"--rollouts MIN..MAX takes rewards for chances, from 0 to 1; {where} earned {reward:g}: pass one number of "
-        "rollouts"
+        f"--rollouts MIN..MAX needs rewards from 0 to 1; {where} has reward {reward:g}: pass a fixed number of rollouts"
     )

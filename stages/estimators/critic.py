@@ -1,25 +1,23 @@
-"""The critic as estimator: V of every state where a segment begins, by a learned value head; advantages by GAE(λ).
+"""Estimate V with a learned value head at every state where a segment starts, and advantages by GAE(λ).
 
-One step of GAE is one segment: a token under `--partition token` (PPO as it is known), or whatever the partition made.
-The reward stands at the response's end. `stages.training.critic` moves the critic towards advantage + value_start.
+One step of GAE is one segment: a token with `--partition token` (as in PPO), or a segment of another partition. The
+reward comes at the end of the response. `stages.training.critic` trains the critic towards advantage + value_start.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from stages.configs.estimate import EstimatorName, EstimatorOptions, select_settings
-from stages.core.config import option
+from stages.configs.estimate import EstimatorOptions
 from stages.core.errors import UserError
 from stages.core.progress import Progress
-from stages.estimators import Estimated, Estimator, Portion
-from stages.estimators.rows import estimated
-from stages.estimators.segments import Cuts, check_vocabulary, chunk_by_question, load_cuts
+from stages.estimators import EstimatedChunk, Estimator, PreparedPart
+from stages.estimators.rows import build_rows
+from stages.estimators.segments import SegmentBatch, check_vocabulary, chunk_by_question, load_segments
 from stages.maths.advantages import chain_advantages
 from stages.maths.gae import generalized_advantages
 from stages.maths.ragged import Ragged, offsets_of
@@ -29,15 +27,8 @@ from stages.sampling.pool import SamplerPool
 from stages.shards.lineage import model_source
 from stages.shards.parts import Artefact, Part
 
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """The options that this estimator reads."""
-
-    estimator: EstimatorName = option("As given.")
-    gae_lambda: float = option("As given.")
-    gamma: float = option("As given.")
-    dtype: str = option("As given.")
+RECORDED = ("estimator", "gae_lambda", "gamma", "dtype")
+"""Options that this estimator reads."""
 
 
 def prepare(
@@ -48,64 +39,64 @@ def prepare(
     progress: Progress,
     pool: SamplerPool,
 ) -> Estimator:
-    """As `stages.estimators.Prepare`."""
+    """Prepare the estimator, as `stages.estimators.Prepare` describes."""
     if options.critic is None:
-        raise UserError("--estimator critic needs --critic: a critic that `spo train` wrote, or a model to begin with")
-    name, settings = options.critic, select_settings(Settings, options)
+        raise UserError("--estimator critic needs --critic: a critic that `spo train` wrote, or a model to start one")
+    name = options.critic
     directory = checkpoints.resolve(name)
-    made_with = dataclasses.replace(model_source(name, checkpoints.digest(directory), out), stage="critic")
+    critic_source = dataclasses.replace(model_source(name, checkpoints.digest(directory), out), stage="critic")
 
-    def read(part: Part) -> Portion:
-        cuts = load_cuts(cutpoints, part, trajectories)
-        check_states(cuts, directory)
+    def read(part: Part) -> PreparedPart:
+        batch = load_segments(cutpoints, part, trajectories)
+        check_states(batch, directory)
         if options.threads:
             torch.set_num_threads(options.threads)
         critic = open_critic(directory, device=options.device, dtype=options.dtype)
-        chunks = chunk_by_question(cuts, options.chunk_trajectories)
-        return Portion(chunks, lambda chunk: estimate(settings, cuts, chunk, critic))
+        chunks = chunk_by_question(batch, options.chunk_trajectories)
+        return PreparedPart(chunks, lambda chunk: estimate(options, batch, chunk, critic))
 
-    notes = () if has_head(directory) else (f"{name} has no value head: it starts at zero, and so does every value",)
-    return Estimator(settings, read, (made_with,), None, ("torch", "transformers"), notes)
+    notes = () if has_head(directory) else (f"{name} has no value head: it starts at zero, and so do all values",)
+    return Estimator(options, RECORDED, read, (critic_source,), None, ("torch", "transformers"), notes)
 
 
-def check_states(cuts: Cuts, directory: Path) -> None:
-    """Refuse what the critic cannot read.
+def check_states(batch: SegmentBatch, directory: Path) -> None:
+    """Check that the critic can evaluate every state.
 
     Raises:
-      UserError: an empty state, one longer than its context, a token that it does not know.
+      UserError: a state is empty, longer than the context of the critic, or holds an unknown token.
     """
     config = loading.load_config(directory)
-    check_vocabulary(cuts, loading.vocabulary_size(config), str(directory))
-    room = loading.context_length(config)
-    of = cuts.segments
-    tokens = cuts.prompts.lengths[of.trajectory] + of.start
+    check_vocabulary(batch, loading.vocabulary_size(config), str(directory))
+    context = loading.context_length(config)
+    segments = batch.segments
+    tokens = batch.prompts.lengths[segments.trajectory] + segments.start
     for wrong, problem in (
-        (tokens == 0, "an empty prompt, which is no state to value; expected at least one token"),
-        (tokens > room, f"a state longer than the context of the critic {directory}, {room} tokens"),
+        (tokens == 0, "an empty prompt; expected at least one token"),
+        (tokens > context, f"a state longer than the context of the critic {directory}, {context} tokens"),
     ):
         if wrong.any():
-            raise UserError(
-                f"trajectory {cuts.trajectories['trajectory_id'][int(of.trajectory[wrong.argmax()])]} has {problem}"
-            )
+            row = int(segments.trajectory[wrong.argmax()])
+            raise UserError(f"trajectory {batch.trajectories['trajectory_id'][row]} has {problem}")
 
 
-def estimate(settings: Settings, cuts: Cuts, chunk: range, critic: Critic) -> Estimated:
-    """The rows of some trajectories."""
-    segments, earned = cuts.segments_of(chunk), cuts.rewards_of(chunk)
+def estimate(options: EstimatorOptions, batch: SegmentBatch, chunk: range, critic: Critic) -> EstimatedChunk:
+    """Estimate the rows of a chunk of trajectories."""
+    segments, earned = batch.segments_of(chunk), batch.rewards_of(chunk)
     offsets = offsets_of(np.bincount(segments.trajectory, minlength=len(chunk)))
     starts = Ragged(segments.start, offsets)
-    visited = [
-        CriticExample(np.concatenate([cuts.prompts[row], cuts.responses[row]]), cuts.prompts[row].size + starts[i])
+    examples = [
+        CriticExample(np.concatenate([batch.prompts[row], batch.responses[row]]), batch.prompts[row].size + starts[i])
         for i, row in enumerate(chunk)
     ]
     values = np.empty(len(segments))
-    for i, found in score_states(critic, visited):
+    for i, found in score_states(critic, examples):
         values[offsets[i] : offsets[i + 1]] = found
     rewards = np.zeros(len(segments))
-    rewards[segments.is_last] = earned
+    rewards[segments.is_last] = earned  # the reward of a response belongs to its last segment
     advantage, _ = generalized_advantages(
-        Ragged(values, offsets), Ragged(rewards, offsets), settings.gamma, settings.gae_lambda
+        Ragged(values, offsets), Ragged(rewards, offsets), options.gamma, options.gae_lambda
     )
+    # `chain_advantages` pairs the values at both ends of each segment; its own advantage is λ = 0, γ = 1.
     ends = chain_advantages(segments, values, earned)._replace(advantage=advantage)
-    no_rollout = Ragged(np.empty(0, np.float32), np.zeros(len(segments) + 1, np.int64))
-    return estimated(cuts.rows[cuts.rows_of(chunk)], ends, no_rollout)
+    no_rewards = Ragged(np.empty(0, np.float32), np.zeros(len(segments) + 1, np.int64))
+    return build_rows(batch.rows[batch.rows_of(chunk)], ends, no_rewards)

@@ -1,27 +1,26 @@
-"""The prefix-tree estimator: an ordinary group of responses read as the tree that their shared prefixes form.
+"""Estimate values from the tree that the shared prefixes of independent responses form, without rollouts.
 
-V of a state is the mean reward of the question's responses that begin with exactly its tokens, so it moves only where
-responses part, and costs no rollout (TEMPO, arXiv 2509.18314). At a response's end V is its own reward.
+V of a state is the mean reward of the question's responses that start with exactly its tokens, so V changes only where
+responses diverge (TEMPO, arXiv 2509.18314). V at the end of a response is its own reward.
 
-The mean of the rewards that were seen from a *given* state is unbiased. Cutting where responses part (`spo segment
---partition branches`) chooses states by what followed, which weighs rare branches up.
+The mean is unbiased for a state that is chosen independently of what follows it. Segments that start where responses
+diverge (`spo segment --partition branches`) are chosen by what follows, which gives rare branches too much weight.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from stages.configs.estimate import EstimatorName, EstimatorOptions, select_settings
-from stages.core.config import option
+from stages.configs.estimate import EstimatorOptions
 from stages.core.progress import Progress
-from stages.estimators import Estimated, Estimator, Portion
-from stages.estimators.rows import count_questions, estimated
-from stages.estimators.segments import Cuts, load_cuts, load_whole_questions
-from stages.maths.advantages import Baseline, chain_advantages, leave_own_reward_out
+from stages.estimators import EstimatedChunk, Estimator, PreparedPart
+from stages.estimators.rows import build_rows, count_questions
+from stages.estimators.segments import SegmentBatch, load_segments, load_whole_questions
+from stages.maths.advantages import chain_advantages, leave_own_reward_out
 from stages.maths.prefixes import responses_with_prefix, shared_prefixes
 from stages.maths.ragged import gather_ranges
 from stages.maths.values import monte_carlo_values
@@ -29,15 +28,8 @@ from stages.sampling.pool import SamplerPool
 from stages.shards.parts import Artefact, Part
 from stages.shards.tables import encode_names, ragged, rows_by_name
 
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """The options that this estimator reads."""
-
-    estimator: EstimatorName = option("As given.")
-    baseline: Baseline = option("As given.")
-    keep_zero: bool = option("As given.")
-    best_of: int | None = option("As given.")
+RECORDED = ("estimator", "baseline", "keep_zero", "best_of")
+"""Options that this estimator reads."""
 
 
 def prepare(
@@ -48,51 +40,51 @@ def prepare(
     progress: Progress,
     pool: SamplerPool,
 ) -> Estimator:
-    """As `stages.estimators.Prepare`."""
-    settings = select_settings(Settings, options)
+    """Prepare the estimator, as `stages.estimators.Prepare` describes."""
 
-    def read(part: Part) -> Portion:
-        cuts = load_cuts(cutpoints, part, trajectories)
+    def read(part: Part) -> PreparedPart:
+        batch = load_segments(cutpoints, part, trajectories)
         columns = ["trajectory_id", "question_id", "token_ids", "reward"]
         _, group = load_whole_questions(cutpoints, part, trajectories, columns)
-        return Portion.at_once(cuts.trajectories.num_rows, estimate(settings, cuts, group))
+        return PreparedPart.single_chunk(batch.trajectories.num_rows, estimate(options, batch, group))
 
-    return Estimator(settings, read)
+    return Estimator(options, RECORDED, read)
 
 
-def estimate(settings: Settings, cuts: Cuts, group: pa.Table) -> Estimated:
-    """One row per segment of a part.
+def estimate(options: EstimatorOptions, batch: SegmentBatch, group: pa.Table) -> EstimatedChunk:
+    """Estimate one row per segment of a part.
 
     Args:
-      group: trajectory_id, question_id, token_ids and reward of all responses to its questions, question by question.
+      group: columns trajectory_id, question_id, token_ids and reward of all responses to the questions of the part, by
+        question.
     """
     question, responses = encode_names(group["question_id"]), ragged(group["token_ids"])
-    own = rows_by_name(cuts.trajectories["trajectory_id"], group["trajectory_id"])
+    own = rows_by_name(batch.trajectories["trajectory_id"], group["trajectory_id"])
     rewards = group["reward"].to_numpy().astype(np.float64)
-    response, start = own[cuts.segments.trajectory], cuts.segments.start  # [S]
-    first, count = np.empty_like(start), np.empty_like(start)
-    in_order = np.empty_like(rewards)
+    response, start = own[batch.segments.trajectory], batch.segments.start  # [S]
+    # Sorted by tokens, the responses that share a prefix are adjacent: a state is a range of `sorted_rewards`.
+    first, count = np.empty_like(start), np.empty_like(start)  # [S] the range of each segment's start
+    sorted_rewards = np.empty_like(rewards)
     by_question = np.argsort(question[response], kind="stable")
-    borders = np.searchsorted(question[response][by_question], np.arange(question.max(initial=-1) + 2))
-    begins = np.searchsorted(question, np.arange(question.max(initial=-1) + 2))
-    for number, begin in enumerate(begins[:-1]):
-        members = range(begin, begins[number + 1])
-        order, common = shared_prefixes([responses[i] for i in members])
-        in_order[begin : begins[number + 1]] = rewards[begin + order]
-        rows = by_question[borders[number] : borders[number + 1]]
-        place = np.argsort(order)[response[rows] - begin]
-        first[rows], count[rows] = responses_with_prefix(common, place, start[rows])
+    segment_bounds = np.searchsorted(question[response][by_question], np.arange(question.max(initial=-1) + 2))
+    response_bounds = np.searchsorted(question, np.arange(question.max(initial=-1) + 2))
+    for number, (begin, end) in enumerate(pairwise(response_bounds.tolist())):
+        order, common = shared_prefixes([responses[i] for i in range(begin, end)])
+        sorted_rewards[begin:end] = rewards[begin + order]
+        rows = by_question[segment_bounds[number] : segment_bounds[number + 1]]
+        position = np.argsort(order)[response[rows] - begin]  # of each segment's response in the sorted order
+        first[rows], count[rows] = responses_with_prefix(common, position, start[rows])
         first[rows] += begin
-    seen = gather_ranges(in_order, first, count)
-    value = monte_carlo_values(seen).mean
-    advantages = chain_advantages(cuts.segments, value, rewards[own])
-    if settings.baseline == "leave-one-out":
+    passing = gather_ranges(sorted_rewards, first, count)  # rewards of the responses that pass through the state
+    value = monte_carlo_values(passing).mean
+    advantages = chain_advantages(batch.segments, value, rewards[own])
+    if options.baseline == "leave-one-out":
         advantages = leave_own_reward_out(advantages, rewards[response], count)
-    return estimated(
-        cuts.rows,
+    return build_rows(
+        batch.rows,
         advantages,
-        seen,
-        best_of=settings.best_of,
-        keep_zero=settings.keep_zero,
+        passing,
+        best_of=options.best_of,
+        keep_zero=options.keep_zero,
         counts=count_questions(rewards, question),
     )

@@ -1,4 +1,4 @@
-"""Owns the rollouts of the Monte Carlo estimator: which states there are, and drawing from them, round by round."""
+"""Find the distinct states of a chunk and sample rollouts from them, round by round, for the Monte Carlo estimator."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from stages.core.progress import Progress
-from stages.estimators.budget import Allotment, out_of_range
-from stages.estimators.segments import Cuts
+from stages.estimators.budget import RolloutBudget, out_of_range
+from stages.estimators.segments import SegmentBatch
 from stages.maths.allocation import additional_rollouts, grant_rollouts
 from stages.maths.ragged import Ragged
 from stages.maths.randomness import random_key
@@ -22,12 +22,13 @@ from stages.tasks import Task
 
 
 @dataclass(frozen=True)
-class State:
-    """Where a segment begins: a prompt and the response so far.
+class RolloutState:
+    """A state where a segment starts: a prompt and the response so far.
 
     Attributes:
-      prompt_size: tokens of the prefix that are the prompt's.
-      key: of the random numbers of its rollouts; rollout j has (key, j), however many there are.
+      prefix: int32 [P], token ids of the prompt and the response so far.
+      prompt_size: number of tokens of the prompt.
+      key: random key of its rollouts; rollout j has the key (key, j), however many rollouts there are.
     """
 
     question_id: str
@@ -38,8 +39,14 @@ class State:
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """The rewards of S states' rollouts, S ragged rows; tokens that the engine drew and prefilled."""
+class Rollouts:
+    """The rollouts of S states.
+
+    Attributes:
+      rewards: S ragged rows, float32.
+      sampled, prefilled: tokens that the engine sampled and prefilled.
+      ungradable: number of rollouts without a verdict; they have reward 0.
+    """
 
     rewards: Ragged
     sampled: int
@@ -48,12 +55,12 @@ class Drawn:
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """What rollouts are drawn and graded with.
+class RolloutSampling:
+    """Everything that samples and grades rollouts.
 
     Attributes:
-      max_tokens: longest response, what is there already included.
-      unfinished_reward: of a rollout that runs out of room.
+      max_tokens: maximum length of a response, including the tokens before the state.
+      unfinished_reward: reward of a rollout that reaches the limit without ending.
     """
 
     sampler: Sampler
@@ -65,90 +72,105 @@ class Drawing:
     progress: Progress
 
 
-def distinct_states(cuts: Cuts, chunk: range, seed: int) -> tuple[list[State], NDArray[np.int64]]:
-    """The states that are to be estimated in a stretch of trajectories, equal ones of a question once.
+def distinct_states(batch: SegmentBatch, chunk: range, seed: int) -> tuple[list[RolloutState], NDArray[np.int64]]:
+    """Return the states to estimate in a chunk; equal states of a question appear once.
 
     Returns:
-      the states, and for each segment of these trajectories the number of the state that it begins at (−1: none).
+      The states, and int64 [S] the index of the state where each segment of the chunk starts (−1: not estimated).
     """
-    rows = cuts.rows_of(chunk)
-    question_ids = cuts.trajectories["question_id"].slice(chunk.start, len(chunk)).to_pylist()
-    references = cuts.trajectories["reference"].slice(chunk.start, len(chunk)).to_pylist()
+    rows = batch.rows_of(chunk)
+    question_ids = batch.trajectories["question_id"].slice(chunk.start, len(chunk)).to_pylist()
+    references = batch.trajectories["reference"].slice(chunk.start, len(chunk)).to_pylist()
     numbers: dict[tuple[str, bytes], int] = {}
-    states: list[State] = []
+    states: list[RolloutState] = []
     state_of = np.full(rows.stop - rows.start, -1)
-    for i in np.flatnonzero(cuts.wanted[rows]):
-        row, start = int(cuts.segments.trajectory[rows.start + i]), int(cuts.segments.start[rows.start + i])
-        prompt = cuts.prompts[row]
-        prefix = np.concatenate([prompt, cuts.responses[row][:start]])
+    for i in np.flatnonzero(batch.needs_value[rows]):
+        row, start = int(batch.segments.trajectory[rows.start + i]), int(batch.segments.start[rows.start + i])
+        prompt = batch.prompts[row]
+        prefix = np.concatenate([prompt, batch.responses[row][:start]])
         name = (question_ids[row - chunk.start], prefix.tobytes())
         if name not in numbers:
             numbers[name] = len(states)
             key = random_key(seed, "estimate", *name)
-            states.append(State(name[0], prefix, prompt.size, references[row - chunk.start], key))
+            states.append(RolloutState(name[0], prefix, prompt.size, references[row - chunk.start], key))
         state_of[i] = numbers[name]
     return states, state_of
 
 
-def draw(states: Sequence[State], allotment: Allotment, drawing: Drawing) -> Drawn:
-    """Rollouts from every state, as many as it is allotted.
+def sample_rollouts(states: Sequence[RolloutState], budget: RolloutBudget, sampling: RolloutSampling) -> Rollouts:
+    """Sample and grade rollouts from every state within the budget.
 
-    In rounds: first the least from each state in doubt, then more where the interval is too wide, the widest first
-    where the budget is short. All states of a question must be given, so that they share its budget.
+    The first round samples the minimum from each state of an undecided question. Each further round samples more from
+    the states whose interval is too wide; if the limit of a question does not suffice, the widest intervals come first.
+
+    Args:
+      states: all states of each question, because they share the limit of the question.
 
     Raises:
-      UserError: a reward outside [0, 1] where the number of rollouts depends on them.
+      UserError: a reward is outside [0, 1] and the number of rollouts depends on the rewards.
     """
     names, question = np.unique([state.question_id for state in states], return_inverse=True)
-    unlimited = len(states) * allotment.most
-    left = np.array([(allotment.budget or {}).get(name, unlimited) for name in names.tolist()], np.int64)
-    by_name = np.array(sorted(range(len(states)), key=lambda i: states[i].prefix.tobytes()), np.int64)
-    more = np.array([0 if state.question_id in allotment.decided else allotment.least for state in states], np.int64)
+    unlimited = len(states) * budget.maximum
+    left = np.array([(budget.limits or {}).get(name, unlimited) for name in names.tolist()], np.int64)
+    # Ties between equal intervals are broken by prefix, so the order of the rows does not matter.
+    by_prefix = np.array(sorted(range(len(states)), key=lambda i: states[i].prefix.tobytes()), np.int64)
+    more = np.array([0 if state.question_id in budget.decided else budget.minimum for state in states], np.int64)
     rewards: list[list[float]] = [[] for _ in states]
     sampled = prefilled = ungradable = 0
     while more.any():
-        usage, lost = _draw_round(states, more, rewards, drawing)
-        sampled, prefilled, ungradable = sampled + usage.sampled, prefilled + usage.prefilled, ungradable + lost
+        usage, without_verdict = _sample_round(states, more, rewards, sampling)
+        sampled, prefilled = sampled + usage.sampled, prefilled + usage.prefilled
+        ungradable += without_verdict
         left -= np.bincount(question, more, left.size).astype(np.int64)
         more = np.zeros_like(more)
-        if allotment.is_adaptive:
-            values = monte_carlo_values(_checked(rewards, states))
-            open_ = by_name[values.rollouts[by_name] > 0]
-            mean, count = values.mean[open_], values.rollouts[open_]
-            wanted, width = additional_rollouts(mean, count, allotment.most, allotment.width, allotment.confidence)
-            more[open_] = grant_rollouts(wanted, width, question[open_], left)
-    return Drawn(Ragged.of(rewards, np.float32), sampled, prefilled, ungradable)
+        if budget.is_adaptive:
+            values = monte_carlo_values(_check_rewards(rewards, states))
+            undecided = by_prefix[values.rollouts[by_prefix] > 0]
+            mean, count = values.mean[undecided], values.rollouts[undecided]
+            needed, width = additional_rollouts(mean, count, budget.maximum, budget.width, budget.confidence)
+            more[undecided] = grant_rollouts(needed, width, question[undecided], left)
+    return Rollouts(Ragged.of(rewards, np.float32), sampled, prefilled, ungradable)
 
 
-def _draw_round(
-    states: Sequence[State], more: NDArray[np.int64], rewards: list[list[float]], drawing: Drawing
+def _sample_round(
+    states: Sequence[RolloutState], more: NDArray[np.int64], rewards: list[list[float]], sampling: RolloutSampling
 ) -> tuple[Usage, int]:
-    """Draws `more[i]` further rollouts from each state and appends their rewards; says how many were ungradable."""
-    some: list[int] = np.flatnonzero(more).tolist()
+    """Sample `more[i]` further rollouts from state i and append their rewards to `rewards[i]`.
+
+    Returns:
+      The tokens that the engine sampled and prefilled, and the number of ungradable rollouts.
+    """
+    chosen: list[int] = np.flatnonzero(more).tolist()
     requests = []
-    for i in some:
-        state, there = states[i], len(rewards[i])
-        keys = tuple(random_key(state.key, j) for j in range(there, there + int(more[i])))
-        room = drawing.max_tokens - (state.prefix.size - state.prompt_size)
-        requests.append(Request(state.prefix, keys, room, text_start=state.prompt_size))
-    samples, usage = drawing.sampler.sample(
-        requests, drawing.params, lambda finished, tokens: drawing.progress.advance(0, tokens)
+    for i in chosen:
+        state, first = states[i], len(rewards[i])
+        keys = tuple(random_key(state.key, j) for j in range(first, first + int(more[i])))
+        limit = sampling.max_tokens - (state.prefix.size - state.prompt_size)
+        requests.append(Request(state.prefix, keys, limit, text_start=state.prompt_size))
+    samples, usage = sampling.sampler.sample(
+        requests, sampling.params, lambda finished, tokens: sampling.progress.advance(0, tokens)
     )
-    drawn = [(i, sample) for i, of_state in zip(some, samples, strict=True) for sample in of_state]
+    # The verifier reads the whole response: the tokens before the state, then the rollout.
+    rollouts = [(i, sample) for i, group in zip(chosen, samples, strict=True) for sample in group]
     grades = grade(
-        drawing.tokenizer,
-        drawing.task,
-        [np.concatenate([states[i].prefix[states[i].prompt_size :], sample.token_ids]) for i, sample in drawn],
-        [sample.finish_reason for _, sample in drawn],
-        [states[i].reference for i, _ in drawn],
-        unfinished_reward=drawing.unfinished_reward,
+        sampling.tokenizer,
+        sampling.task,
+        [np.concatenate([states[i].prefix[states[i].prompt_size :], sample.token_ids]) for i, sample in rollouts],
+        [sample.finish_reason for _, sample in rollouts],
+        [states[i].reference for i, _ in rollouts],
+        unfinished_reward=sampling.unfinished_reward,
     )
-    for (i, _), graded in zip(drawn, grades, strict=True):
+    for (i, _), graded in zip(rollouts, grades, strict=True):
         rewards[i].append(graded.reward or 0.0)
     return usage, sum(graded.reward is None for graded in grades)
 
 
-def _checked(rewards: list[list[float]], states: Sequence[State]) -> Ragged:
+def _check_rewards(rewards: list[list[float]], states: Sequence[RolloutState]) -> Ragged:
+    """Return the rewards as ragged rows.
+
+    Raises:
+      UserError: a reward is outside [0, 1].
+    """
     found = Ragged.of(rewards, np.float32)
     outside = (found.flat < 0) | (found.flat > 1)
     if outside.any():

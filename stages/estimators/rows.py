@@ -1,4 +1,4 @@
-"""Owns how an estimator's numbers become rows of `schemas.ADVANTAGES`, and what is counted of them."""
+"""Build rows of `schemas.ADVANTAGES` from an estimator's arrays, and count them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stages.core.errors import UserError
-from stages.estimators import Estimated
+from stages.estimators import EstimatedChunk
 from stages.maths.advantages import NEGLIGIBLE, Advantages
 from stages.maths.ragged import Ragged
 from stages.maths.values import all_equal, monte_carlo_values
@@ -18,7 +18,7 @@ from stages.shards.schemas import ADVANTAGES
 from stages.shards.tables import list_array
 
 
-def estimated(
+def build_rows(
     cutpoints: pa.Table,
     advantages: Advantages,
     rewards: Ragged,
@@ -27,28 +27,28 @@ def estimated(
     best_of: int | None = None,
     keep_zero: bool = True,
     counts: Mapping[str, int] = {},
-) -> Estimated:
-    """The rows of S segments.
+) -> EstimatedChunk:
+    """Build the rows of S segments.
 
     Args:
       cutpoints: their S rows of `schemas.CUTPOINTS`.
       advantages: [S] each.
-      rewards: S ragged rows, the rewards that the value at a segment's start was estimated from; none: it was not.
-      std: [S] how far apart the numbers lie that this value is the mean of; left out, that of the rewards.
-      best_of: adds the best-of-n bonus to the advantages.
-      keep_zero: whether rows without advantage are kept.
-      counts: further ones.
+      rewards: S ragged rows: the rewards that the value at a segment's start is the mean of; an empty row means that it
+        was not estimated.
+      std: [S] standard deviation of the numbers that this value is the mean of. Default: of the rewards.
+      best_of: n, to add the best-of-n bonus to the advantages; None: no bonus.
+      keep_zero: whether to keep rows whose advantage is 0.
+      counts: further counts of the chunk.
 
     Returns:
-      the rows; how many there were (`segments`), and of these without advantage (`zero_advantage`) and for that left
-      out (`dropped`).
+      The rows, with the counts `segments` (before dropping), `zero_advantage` and, without `keep_zero`, `dropped`.
 
     Raises:
-      UserError: the bonus is asked for and a value is no probability.
+      UserError: there is a bonus and a value is not a probability.
     """
-    advantage = (
-        advantages.advantage if best_of is None else advantages.advantage + bonus(cutpoints, advantages, best_of)
-    )
+    advantage = advantages.advantage
+    if best_of is not None:
+        advantage = advantage + best_of_bonus(cutpoints, advantages, best_of)
     values = monte_carlo_values(rewards)
     columns = {
         **{name: cutpoints[name] for name in cutpoints.column_names},
@@ -64,34 +64,44 @@ def estimated(
     if not keep_zero:
         table = table.filter(pa.array(~zero))
     dropped = {} if keep_zero else {"dropped": zero.size - table.num_rows}
-    return Estimated(table, {**counts, "segments": zero.size, "zero_advantage": int(zero.sum()), **dropped})
+    return EstimatedChunk(table, {**counts, "segments": zero.size, "zero_advantage": int(zero.sum()), **dropped})
 
 
-def bonus(cutpoints: pa.Table, advantages: Advantages, n: int) -> NDArray[np.float64]:
-    """V_μ(end) − V_μ(start), what each segment does for the best of n attempts (arXiv 2505.23564, appendix C): [S].
+def best_of_bonus(cutpoints: pa.Table, advantages: Advantages, n: int) -> NDArray[np.float64]:
+    """Return V_μ(end) − V_μ(start) of each segment, with V_μ = 1 − (1 − V)^n (arXiv 2505.23564, appendix C): [S].
+
+    V_μ is the probability that the best of n attempts succeeds.
 
     Raises:
-      UserError: a value that is no probability, naming where.
+      UserError: a value is not a probability.
     """
     ends = np.stack([advantages.value_start, advantages.value_end])
     for values in ends:
-        check_chances(values, cutpoints["trajectory_id"])
+        check_probabilities(values, cutpoints["trajectory_id"])
     start, end = value_of_best(ends.clip(0, 1), n)
     return end - start
 
 
-def check_chances(values: NDArray[np.floating], trajectory_ids: pa.ChunkedArray) -> None:
-    """Raises UserError for a value of a trajectory, or reward, that is no chance: the best of n is not defined."""
+def check_probabilities(values: NDArray[np.floating], trajectory_ids: pa.ChunkedArray) -> None:
+    """Check that values or rewards are probabilities: only then is the best of n defined.
+
+    Raises:
+      UserError: one is not; the message names its trajectory.
+    """
     wrong = ~((values >= -NEGLIGIBLE) & (values <= 1 + NEGLIGIBLE))
     if wrong.any():
         i = int(wrong.argmax())
         raise UserError(
-            f"--best-of takes values for chances, from 0 to 1, but trajectory {trajectory_ids[i]} has {values[i]:g}: "
+            f"--best-of needs values from 0 to 1, but trajectory {trajectory_ids[i]} has {values[i]:g}: "
             "leave --best-of out"
         )
 
 
 def count_questions(rewards: NDArray[np.float64], question: NDArray[np.int64]) -> dict[str, int]:
-    """Counts: how many questions (numbers from 0) there are, and of how many all responses earned the same."""
+    """Count the questions, and the questions whose responses all have the same reward.
+
+    Args:
+      rewards, question: [N] of each response; questions are numbered from 0.
+    """
     equal = all_equal(rewards, question)
     return {"questions": equal.size, "questions_zero_std": int(equal.sum())}

@@ -1,7 +1,7 @@
-"""The tree estimator: values of the tree that was sampled, from the rewards of its leaves up (arXiv 2505.23564).
+"""Estimate values of a sampled tree bottom-up from the rewards of its leaves (arXiv 2505.23564, SPO-tree).
 
-V of a stretch's end is the mean of its children's, V of a leaf its reward; a stretch's advantage is V at its end less V
-at its start, where its siblings begin too. Trees are read whole, in whichever part their stretches lie.
+V at the end of an inner node is the mean of V over its children; V of a leaf is its reward. The advantage of a node is
+V at its end minus V at its start, the state that it shares with its siblings. Trees are read whole, from all parts.
 """
 
 # pyarrow.compute makes its functions at import time:
@@ -9,22 +9,19 @@ at its start, where its siblings begin too. Trees are read whole, in whichever p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.configs.estimate import EstimatorName, EstimatorOptions, select_settings
-from stages.core.config import option
+from stages.configs.estimate import EstimatorOptions
 from stages.core.errors import UserError
 from stages.core.progress import Progress
-from stages.estimators import Estimated, Estimator, Portion
-from stages.estimators.rows import count_questions, estimated
+from stages.estimators import EstimatedChunk, Estimator, PreparedPart
+from stages.estimators.rows import build_rows, count_questions
 from stages.estimators.segments import load_whole_questions
-from stages.maths.advantages import Advantages, Baseline, sibling_advantages
+from stages.maths.advantages import Advantages, sibling_advantages
 from stages.maths.ragged import gather_ranges
 from stages.maths.tree_structure import is_leaf
 from stages.maths.trees import leaves_below, node_values, preorder, start_states
@@ -37,15 +34,8 @@ from stages.shards.tables import encode_names, rows_by_name
 COLUMNS = ("trajectory_id", "parent_id", "question_id", "token_ids", "finish_reason", "reward")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """The options that this estimator reads."""
-
-    estimator: EstimatorName = option("As given.")
-    baseline: Baseline = option("As given.")
-    normalize_by: Literal["siblings"] | None = option("As given.")
-    keep_zero: bool = option("As given.")
-    best_of: int | None = option("As given.")
+RECORDED = ("estimator", "baseline", "normalize_by", "keep_zero", "best_of")
+"""Options that this estimator reads."""
 
 
 def prepare(
@@ -56,70 +46,81 @@ def prepare(
     progress: Progress,
     pool: SamplerPool,
 ) -> Estimator:
-    """As `stages.estimators.Prepare`."""
-    settings = select_settings(Settings, options)
+    """Prepare the estimator, as `stages.estimators.Prepare` describes."""
 
-    def read(part: Part) -> Portion:
+    def read(part: Part) -> PreparedPart:
         rows, nodes = load_whole_questions(cutpoints, part, trajectories, COLUMNS)
         parent = parent_rows(nodes)
         check_nodes(nodes, parent, trajectories)
-        check_stretches(rows, nodes, part)
-        return Portion.at_once(rows.num_rows, estimate(settings, rows, nodes, parent))
+        check_whole_nodes(rows, nodes, part)
+        return PreparedPart.single_chunk(rows.num_rows, estimate(options, rows, nodes, parent))
 
-    return Estimator(settings, read)
+    return Estimator(options, RECORDED, read)
 
 
 def check_nodes(nodes: pa.Table, parent: np.ndarray, trajectories: Artefact) -> None:
-    """Raises UserError for an inner node that nothing continues, a leaf without reward, an end that is continued."""
-    leaf, goes_on = is_leaf(parent), np.asarray(pc.equal(nodes["finish_reason"], "segment"))
+    """Check that the nodes form complete trees with graded leaves.
+
+    Args:
+      parent: [N] row of each node's parent, −1 for none.
+
+    Raises:
+      UserError: an unfinished node has no children, a leaf has no reward, or a finished node has children.
+    """
+    leaf, continues = is_leaf(parent), np.asarray(pc.equal(nodes["finish_reason"], "segment"))
     unrewarded = np.asarray(pc.is_null(nodes["reward"]))
     problems = {
-        "goes on (finish_reason segment), but no stretch continues it": leaf & goes_on,
-        "is a leaf without reward": leaf & unrewarded,
-        "has ended (finish_reason is not segment), but stretches continue it": ~leaf & ~goes_on,
+        "is unfinished (finish_reason segment), but has no children": leaf & continues,
+        "is a leaf without a reward": leaf & unrewarded,
+        "is finished (finish_reason is not segment), but has children": ~leaf & ~continues,
     }
     for problem, where in problems.items():
         if where.any():
             raise UserError(f"{trajectories.path}: {nodes['trajectory_id'][int(where.argmax())]} {problem}")
 
 
-def check_stretches(rows: pa.Table, nodes: pa.Table, part: Part) -> None:
-    """Raises UserError unless every row covers a stretch from its first token to its last, and no two the same."""
+def check_whole_nodes(rows: pa.Table, nodes: pa.Table, part: Part) -> None:
+    """Check that every row of the cutpoints covers a whole node.
+
+    Raises:
+      UserError: a row does not start at the first token of its node and end at the last.
+    """
     owner = rows_by_name(rows["trajectory_id"], nodes["trajectory_id"])
     length = pc.list_value_length(nodes["token_ids"]).to_numpy()[owner]
     whole = (owner >= 0) & (rows["start"].to_numpy() == 0) & (rows["end"].to_numpy() == length)
     if not whole.all():
         name = rows["trajectory_id"][int(whole.argmin())]
         raise UserError(
-            f"{part.path} cuts the stretch {name}: --estimator tree takes stretches as they were sampled, which "
-            "`spo segment` leaves whole"
+            f"{part.path} divides node {name}; expected one segment per node, as `spo segment` writes for trees: "
+            "run it again"
         )
 
 
-def estimate(settings: Settings, rows: pa.Table, nodes: pa.Table, parent: np.ndarray) -> Estimated:
-    """One row per stretch of a part, tree by tree, each before those that continue it.
+def estimate(options: EstimatorOptions, rows: pa.Table, nodes: pa.Table, parent: np.ndarray) -> EstimatedChunk:
+    """Estimate one row per node of a part, tree by tree, in pre-order.
 
     Args:
-      rows: of cutpoints. nodes: all stretches of their trees (`COLUMNS`). parent: [N] the row of each one's parent.
+      rows: of the cutpoints.
+      nodes: [N] all nodes of their trees (`COLUMNS`).
+      parent: [N] row of each node's parent, −1 for none.
     """
     tree = encode_names(nodes["question_id"])
     reward = nodes["reward"].to_numpy().astype(np.float64)
     order = preorder(parent, tree, np.arange(parent.size))
-    place = np.argsort(order)
-    parent, tree, reward = np.where(parent < 0, -1, place[parent])[order], tree[order], reward[order]
-
+    position = np.argsort(order)  # of each node in pre-order
+    parent, tree, reward = np.where(parent < 0, -1, position[parent])[order], tree[order], reward[order]
     value, group = node_values(parent, reward), start_states(parent, tree)
-    advantages = sibling_advantages(value, group, baseline=settings.baseline, scale=settings.normalize_by == "siblings")
+    advantages = sibling_advantages(value, group, baseline=options.baseline, scale=options.normalize_by == "siblings")
     leaf = is_leaf(parent)
     first, count = leaves_below(parent, tree)
     row = rows_by_name(nodes["trajectory_id"].take(pa.array(order)), rows["trajectory_id"])
-    own = row >= 0  # the nodes that this part holds, in pre-order
-    return estimated(
+    own = row >= 0  # the nodes of this part, in pre-order
+    return build_rows(
         rows.take(pa.array(row[own])),
         Advantages(*(values[own] for values in advantages)),
         gather_ranges(reward[leaf].astype(np.float32), first[own], count[own]),
         std=group_std(value, group)[own],
-        best_of=settings.best_of,
-        keep_zero=settings.keep_zero,
+        best_of=options.best_of,
+        keep_zero=options.keep_zero,
         counts=count_questions(reward[leaf], tree[leaf]),
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -107,6 +107,7 @@ def describe(
     model: Source | None = None,
     packages: tuple[str, ...] = (),
     derived: Mapping[str, Any] | None = None,
+    recorded: Collection[str] | None = None,
 ) -> Lineage:
     """Return the lineage of work that is about to start.
 
@@ -120,12 +121,15 @@ def describe(
       packages: distributions that can influence the rows, e.g. ("torch", "transformers"); their versions are recorded.
       derived: further JSON values that can change the result and are no options, e.g. the age of an input. They are
         recorded with the options.
+      recorded: names of the options to record, for work that reads some of the options alone. Default: all options that
+        can change the rows.
     """
+    options = {name: value for name, value in results_config(config).items() if recorded is None or name in recorded}
     lineage = Lineage(
         stage=stage,
         schema_version=schema.version if schema else 1,
-        config=results_config(config) | dict(derived or {}),
-        seed=getattr(config, "seed", None),
+        config=options | dict(derived or {}),
+        seed=options.get("seed"),
         fingerprint="",
         inputs=inputs,
         model=model,

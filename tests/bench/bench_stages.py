@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 
 from stages import segment
 from stages.estimators.monte_carlo import chain_rows
-from stages.estimators.rows import estimated
-from stages.estimators.segments import load_cuts
+from stages.estimators.rows import build_rows
+from stages.estimators.segments import load_segments
 from stages.maths.ragged import Ragged, offsets_of
 from stages.maths.values import monte_carlo_values
 from stages.shards import schemas
@@ -69,13 +69,13 @@ def run_segment(source: Path, out: Path) -> None:
 def run_arithmetic(source: Path, cuts_at: Path, out: Path, random: np.random.Generator) -> float:
     """The estimate stage around its rollouts; returns the seconds spent on making up rewards, to be left out."""
     cutpoints, sampled = (open_artefact(path) for path in (cuts_at, source))
-    cuts = load_cuts(cutpoints, cutpoints.parts[0], sampled)
+    batch = load_segments(cutpoints, cutpoints.parts[0], sampled)
     start = time.perf_counter()
-    draws = offsets_of(np.where(cuts.wanted, ROLLOUTS, 0))
+    draws = offsets_of(np.where(batch.needs_value, ROLLOUTS, 0))
     rewards = Ragged(random.integers(0, 2, draws[-1]).astype(np.float32), draws)
     made_up = time.perf_counter() - start
-    everything = range(cuts.trajectories.num_rows)
-    table = estimated(*chain_rows(cuts, everything, monte_carlo_values(rewards).mean), rewards).table
+    everything = range(batch.trajectories.num_rows)
+    table = build_rows(*chain_rows(batch, everything, monte_carlo_values(rewards).mean), rewards).table
     lineage = describe("estimate", schemas.ADVANTAGES, segment.Config(trajectories=source, out=out))
     with open_part(out, 0, 1, lineage, schemas.ADVANTAGES) as part:
         part.write(table)
