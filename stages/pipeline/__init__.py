@@ -1,1 +1,1 @@
-"""What knows the order of the stages: recipes, whole runs, SLURM arrays, and the state of a run."""
+"""The only package that knows the order of the stages: recipes, whole runs, SLURM arrays, the state of a run."""

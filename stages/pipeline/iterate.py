@@ -1,12 +1,12 @@
-"""`spo run`: whole iterations of the stages in one process, from one recipe. The only place that knows their order.
+"""`spo run`: run whole iterations of the stages in one process, from one recipe.
 
-    OUT/start/checkpoint            the warm start ([sft]), unless [run] names a model
-    OUT/start/eval                  its accuracy
-    OUT/000/trajectories → cutpoints → advantages → checkpoint, and eval where it is due
+    OUT/start/checkpoint            warm start ([sft]), unless [run] names a model
+    OUT/start/eval                  accuracy of the start
+    OUT/000/trajectories → cutpoints → advantages → checkpoint, and eval where one is due
     OUT/001/…
 
-Every stage is the one of the command line and writes the same artefact, so a run that was killed goes on where it was,
-and single stages can be run again by hand.
+Every stage is the one of the command line and writes the same artefact. A killed run therefore resumes where it
+stopped, and single stages can be rerun by hand.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ from stages.tracking.metrics_log import MetricsLog, open_run_log
 
 
 @dataclass(frozen=True)
-class Done:
-    """How the stages of one iteration ended (number −1: the start).
+class IterationResult:
+    """The summaries of one iteration.
 
     Attributes:
-      stages: verb → its summary, in order.
-      evaluation: where one was due.
+      number: index of the iteration; -1 is the start.
+      stages: command → its summary, in order.
+      evaluation: summary of the evaluation; None if none was due.
     """
 
     number: int
@@ -44,59 +45,58 @@ class Done:
 
     @property
     def tokens_sampled(self) -> int:
-        """By this call, evaluation left out."""
+        """Tokens that this call sampled, without evaluation."""
         return sum(summary.tokens_sampled for summary in self.stages.values())
 
     @property
     def seconds(self) -> float:
-        """Wall time of this call, evaluation left out."""
+        """Wall time of this call in seconds, without evaluation."""
         return sum(summary.seconds for summary in self.stages.values())
 
 
 def run(config: Config, progress: Progress = Silent()) -> Summary:
-    """Runs the recipe, or the rest of it.
+    """Run a recipe, or what remains of it.
 
     Raises:
-      UserError: a recipe that is not as it should be: told before any work.
+      UserError: an invalid recipe; raised before any work.
       SpoError: as the stages.
     """
     started = time.monotonic()
     require_single_process("spo run")
     plan = make_plan(config)
     for iteration in plan.iterations:
-        resolve_training_engine(iteration.train, ranks=1)
+        resolve_training_engine(iteration.train, ranks=1)  # raises before any work where training would fail
     try:
-        done = list(carry_out(plan, progress))
+        done = list(run_plan(plan, progress))
     except FingerprintMismatch as error:
         raise FingerprintMismatch(f"{error} (`spo run`: --run.overwrite)") from error
     return _summary(plan, done, time.monotonic() - started)
 
 
-def carry_out(plan: Plan, progress: Progress = Silent()) -> Iterator[Done]:
-    """Does a plan, or the rest of it: first the start (number −1), then iteration after iteration.
+def run_plan(plan: Plan, progress: Progress = Silent()) -> Iterator[IterationResult]:
+    """Run a plan, or what remains of it, and yield each result: first the start (number -1), then each iteration.
 
     Raises:
-      UserError: a slip in the task, told before any work; else as the stages.
+      UserError: an invalid task, raised before any work.
+      SpoError: as the stages.
     """
-
     open_tasks(plan)
     with (
         SamplerPool(keep_while_training=True) as pool,
         open_run_log(plan.out, plan.report_to, plan.settings, progress) as report,
     ):
         warm_start = {"sft": sft.run(plan.start, progress, report)} if plan.start else {}
-        yield _evaluated(plan, Done(-1, warm_start), progress, report, pool)
+        yield _evaluate(plan, IterationResult(-1, warm_start), progress, report, pool)
         for number, iteration in enumerate(plan.iterations):
-            done = _evaluated(plan, _iterated(number, iteration, progress, report, pool), progress, report, pool)
-            prune(plan, number, progress)
+            done = _evaluate(plan, _run_iteration(number, iteration, progress, report, pool), progress, report, pool)
+            prune_checkpoints(plan, number, progress)
             yield done
 
 
-def _iterated(
+def _run_iteration(
     number: int, iteration: Iteration, progress: Progress, report: MetricsLog | None, pool: SamplerPool
-) -> Done:
-    """One iteration, up to its checkpoint."""
-
+) -> IterationResult:
+    """Run the stages of one iteration, up to its checkpoint."""
     stages = {
         "rollout": rollout.run(iteration.rollout, progress, pool),
         "segment": segment.run(iteration.segment, progress),
@@ -106,11 +106,11 @@ def _iterated(
         for summary in stages.values():
             figures = ({} if summary.reward is None else {"reward": summary.reward}) | summary.figures
             report.log_figures(summary.stage, as_path(summary.out), figures)
-    pool.free_memory()
+    pool.free_memory()  # training needs the memory of the sampling engine
     stages["train"] = train.run(iteration.train, progress, report)
     if report:
         report.steps += int(stages["train"].figures["steps"])
-    done = Done(number, stages)
+    done = IterationResult(number, stages)
     progress.note(
         f"{_name(number)}: reward {stages['rollout'].reward or 0:.3f}, "
         f"{done.tokens_sampled:,} tokens sampled, {done.seconds:.1f} s"
@@ -118,19 +118,24 @@ def _iterated(
     return done
 
 
-def prune(plan: Plan, number: int, progress: Progress) -> list[Path]:
-    """Deletes of the checkpoints up to this iteration's what is not to be kept; returns those that lost anything."""
+def prune_checkpoints(plan: Plan, number: int, progress: Progress) -> list[Path]:
+    """Prune the checkpoints of the iterations up to `number`, as [run] keep_checkpoints says.
 
+    Returns:
+      The checkpoints that lost files.
+    """
     if plan.keep is None or read_launch().rank:
         return []
     pruned = prune_run([one.train.out for one in plan.iterations[: number + 1]], plan.keep)
     for directory in pruned:
-        progress.note(f"{directory} was pruned ([run] keep_checkpoints)")
+        progress.note(f"pruned {directory} ([run] keep_checkpoints)")
     return pruned
 
 
-def _evaluated(plan: Plan, done: Done, progress: Progress, report: MetricsLog | None, pool: SamplerPool) -> Done:
-    """The iteration with its evaluation, where one is due."""
+def _evaluate(
+    plan: Plan, done: IterationResult, progress: Progress, report: MetricsLog | None, pool: SamplerPool
+) -> IterationResult:
+    """Return the result with its evaluation, which runs here if one is due."""
     if done.number not in plan.evaluations:
         return done
     evaluation = evaluate.run(plan.evaluations[done.number], progress, report, pool)
@@ -143,7 +148,7 @@ def _name(iteration: int) -> str:
     return "start" if iteration < 0 else f"iteration {iteration:03d}"
 
 
-def _summary(plan: Plan, done: list[Done], seconds: float) -> Summary:
+def _summary(plan: Plan, done: list[IterationResult], seconds: float) -> Summary:
     evaluations = {one.number: one.evaluation for one in done if one.evaluation}
     numbers = list(evaluations)
     figures = {
@@ -151,14 +156,14 @@ def _summary(plan: Plan, done: list[Done], seconds: float) -> Summary:
         for number in dict.fromkeys(numbers[:1] + numbers[-1:])
         for name, value in evaluations[number].figures.items()
     }
-    everything = [summary for one in done for summary in (*one.stages.values(), one.evaluation) if summary]
+    summaries = [summary for one in done for summary in (*one.stages.values(), one.evaluation) if summary]
     return Summary(
         stage="run",
         out=str(plan.out),
-        rows=sum(summary.rows for summary in everything if summary.stage == "rollout"),
+        rows=sum(summary.rows for summary in summaries if summary.stage == "rollout"),
         seconds=seconds,
-        up_to_date=all(summary.up_to_date for summary in everything),
-        tokens_sampled=sum(summary.tokens_sampled for summary in everything),
-        tokens_prefilled=sum(summary.tokens_prefilled for summary in everything),
+        up_to_date=all(summary.up_to_date for summary in summaries),
+        tokens_sampled=sum(summary.tokens_sampled for summary in summaries),
+        tokens_prefilled=sum(summary.tokens_prefilled for summary in summaries),
         figures={"iterations": len(plan.iterations)} | figures,
     )

@@ -1,7 +1,7 @@
-"""A recipe as a plan: every stage's configuration of every iteration, checked before anything is done.
+"""Turn a recipe into a plan: the checked configuration of every stage of every iteration.
 
-Iteration i takes the questions after those of iteration i − 1, and seeds of its own. `spo run` carries a plan out, `spo
-slurm` writes it as jobs.
+Iteration i takes the questions after those of iteration i - 1, and its own seeds. `spo run` runs a plan; `spo slurm`
+writes it as jobs.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from stages.pipeline.recipe import Recipe, read_recipe
 from stages.pipeline.retention import Retention
 from stages.tasks import open_task
 
-WHOLE: dict[str, Any] = {"shard": "0/1", "num_shards": None, "shards_per_task": 1}
-"""The share of every stage here: one process does all of it, whatever a scheduler's variables say."""
+SINGLE_SHARD: dict[str, Any] = {"shard": "0/1", "num_shards": None, "shards_per_task": 1}
+"""Shard options of every stage of a plan: one process computes all of it and ignores a scheduler's variables."""
 
 
 @dataclass(frozen=True)
 class Iteration:
-    """The configurations of one iteration, in order."""
+    """The configurations of the stages of one iteration, in order."""
 
     rollout: rollout.Config
     segment: segment.Config
@@ -38,14 +38,16 @@ class Iteration:
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole run, checked before anything is done.
+    """A whole run, checked before any work.
 
     Attributes:
-      start: the warm start; None where a model is given.
-      evaluations: by the iteration they follow; −1 is the start.
-      report_to: who is told the metrics of all stages.
-      settings: the recipe's tables.
-      keep: which checkpoints stay; None: all.
+      out: directory of the run.
+      start: warm start; None if [run] names a model.
+      iterations: configurations of each iteration.
+      evaluations: index of the iteration that an evaluation follows → its configuration; -1 is the start.
+      report_to: trackers of the metrics of all stages.
+      settings: tables of the recipe, for the trackers.
+      keep: which checkpoints are kept whole; None keeps all of them.
     """
 
     out: Path
@@ -58,37 +60,35 @@ class Plan:
 
 
 def open_tasks(plan: Plan) -> None:
-    """Every task once, so that a slip in a task's name, options or data is told before any work.
+    """Open every task of a plan once, to check its name, options and data before any work.
 
     Raises:
       UserError: as `open_task`.
     """
-
     configs = [*([plan.start] if plan.start else []), *(iteration.rollout for iteration in plan.iterations)]
-    asked = [(config.task, config.data, config.task_arg) for config in configs]
-    asked += [choice for evaluation in plan.evaluations.values() for choice in evaluation.tasks]
-    for name, data, args in dict.fromkeys(asked):
+    choices = [(config.task, config.data, config.task_arg) for config in configs]
+    choices += [choice for evaluation in plan.evaluations.values() for choice in evaluation.tasks]
+    for name, data, args in dict.fromkeys(choices):
         open_task(name, data, args)
 
 
 def open_recipe(config: Config) -> Recipe:
-    """The recipe as it was asked for.
+    """Read the recipe, with the options of the command line applied.
 
     Raises:
       UserError: as `stages.pipeline.recipe.read_recipe`.
     """
-
     given = {name: getattr(config, name) for name in ("out", "iterations", "keep_checkpoints")}
     flags = [f"run.{name}={value}" for name, value in given.items() if value is not None]
     flags += [f"run.report_to={json.dumps(config.report_to)}"] * bool(config.report_to)
-    return read_recipe(config.recipe, [*config.overrides, *flags], TABLES, shared_in="run", apart=SLURM_TABLES)
+    return read_recipe(config.recipe, [*config.overrides, *flags], TABLES, shared_in="run", separate=SLURM_TABLES)
 
 
 def make_plan(config: Config) -> Plan:
-    """Every stage's configuration, from the recipe.
+    """Return the plan of a recipe.
 
     Raises:
-      UserError: naming the file, the table and the option.
+      UserError: an invalid recipe; the message names the file, the table and the option.
     """
     recipe = open_recipe(config)
     table = recipe.config("run", RunTable)
@@ -100,7 +100,9 @@ def make_plan(config: Config) -> Plan:
     if table.eval_every:
         due |= set(range(table.eval_every - 1, table.iterations, table.eval_every))
     evaluations = {
-        i: recipe.config("eval", evaluate.Config, model=policies[i], out=_directory(table.out, i) / "eval", **WHOLE)
+        i: recipe.config(
+            "eval", evaluate.Config, model=policies[i], out=_directory(table.out, i) / "eval", **SINGLE_SHARD
+        )
         for i in sorted(due)
         if "eval" in recipe.tables
     }
@@ -109,39 +111,46 @@ def make_plan(config: Config) -> Plan:
 
 
 def _retention(table: RunTable, learn: train.Config) -> Retention | None:
-
+    """Return which checkpoints [run] keeps; None if it keeps all of them."""
     if table.keep_checkpoints is None:
         return None
     if not is_local(table.out):
-        raise UserError(f"keep_checkpoints prunes checkpoints on a disk, but the run goes to {table.out}: leave it out")
+        raise UserError(
+            f"keep_checkpoints prunes local checkpoints only, but [run] out is {table.out}: omit keep_checkpoints"
+        )
+    # Under replay, the next iteration recomputes old log-probabilities with the policies of the last iterations.
     scored = learn.replay if learn.replay and learn.old_logprobs == "recompute" else 1
     return Retention(table.keep_checkpoints, scored, table.keep_every)
 
 
 def _warm_start(recipe: Recipe, table: RunTable) -> sft.Config | None:
+    """Return the configuration of [sft]; None if the run starts from [run] model."""
     if "sft" not in recipe.tables:
         if table.model is None:
-            raise UserError(
-                f"{recipe.source}: a run starts from [run] model, or from a warm start [sft]; neither is there"
-            )
+            raise UserError(f"{recipe.source}: expected [run] model, or a table [sft] for a warm start; found neither")
         return None
     out = _directory(table.out, -1) / "checkpoint"
     return recipe.config("sft", sft.Config, out=out, **({"model": table.model} if table.model else {}))
 
 
 def _iteration(recipe: Recipe, table: RunTable, number: int, policy: str, first: str) -> Iteration:
-    """The configurations of one iteration: its own questions and seeds, the policy of the one before."""
+    """Return the configurations of one iteration.
+
+    Args:
+      policy: model of the iteration before.
+      first: model that the run starts from: the reference of the KL term, and the start of a critic.
+    """
     here = _directory(table.out, number)
-    sample = recipe.config("rollout", rollout.Config, model=policy, out=here / "trajectories", **WHOLE)
+    sample = recipe.config("rollout", rollout.Config, model=policy, out=here / "trajectories", **SINGLE_SHARD)
     if sample.num_questions is None:
-        raise UserError(f"{recipe.source}: [rollout] lacks num_questions, the questions of one iteration")
+        raise UserError(f"{recipe.source}: [rollout] lacks num_questions, the number of questions of one iteration")
     questions = sample.num_questions
     sample = dataclasses.replace(
         sample, skip_questions=sample.skip_questions + number * questions, seed=sample.seed + number
     )
-    cut = recipe.config("segment", segment.Config, trajectories=sample.out, out=here / "cutpoints", **WHOLE)
+    cut = recipe.config("segment", segment.Config, trajectories=sample.out, out=here / "cutpoints", **SINGLE_SHARD)
     value = recipe.config(
-        "estimate", estimate.Config, cutpoints=cut.out, model=policy, out=here / "advantages", **WHOLE
+        "estimate", estimate.Config, cutpoints=cut.out, model=policy, out=here / "advantages", **SINGLE_SHARD
     )
     learn = recipe.config("train", train.Config, advantages=(value.out,), model=policy, out=here / "checkpoint")
     oldest = max(0, number + 1 - (learn.replay or 1))
@@ -159,21 +168,25 @@ def _iteration(recipe: Recipe, table: RunTable, number: int, policy: str, first:
 
 
 def _scheduled_steps(recipe: Recipe, table: RunTable, sample: rollout.Config, learn: train.Config) -> int | None:
-    """Steps of one schedule over the whole run; None without one, so that a finished run can be given more iterations.
+    """Return the steps of one learning-rate schedule over the whole run.
+
+    None for a constant learning rate: the number of iterations then stays out of the fingerprint, so a finished run can
+    be continued with more iterations.
 
     Raises:
-      UserError: a schedule, where only sampling tells how many steps there will be.
+      UserError: a schedule in a run whose number of steps depends on what is sampled.
     """
     if learn.lr_scheduler_type == "constant" and learn.warmup_ratio == 0 and not learn.warmup_steps:
         return None
     if sample.num_questions is None or sample.tree or learn.replay or learn.drop_uniform_groups:
         raise UserError(
             f"{recipe.source}: [train] lacks total_steps: with trees, replay or dropped groups the length of the "
-            "learning rate's schedule is not known beforehand"
+            "learning-rate schedule is not known in advance"
         )
     trajectories = sample.num_questions * sample.responses_per_question
     return table.iterations * learn.epochs * math.ceil(trajectories / learn.batch_size)
 
 
 def _directory(out: Path, iteration: int) -> Path:
+    """Return the directory of an iteration; -1 is the start."""
     return out / ("start" if iteration < 0 else f"{iteration:03d}")

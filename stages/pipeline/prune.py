@@ -1,8 +1,8 @@
-"""`spo prune`: deletes of a run's checkpoints what `[run] keep_checkpoints` does not keep, as `spo run` does by itself.
+"""`spo prune`: delete the files of a run's checkpoints that `[run] keep_checkpoints` does not keep.
 
-For runs whose stages are jobs, or typed by hand. It goes as far as iterations are done without a gap, evaluations that
-are due included, so that nothing goes that is still to be read; `setup = ["spo prune RECIPE"]` in [slurm.train] calls
-it before each training.
+`spo run` prunes by itself; this command is for runs whose stages are SLURM jobs or run by hand. It considers the
+iterations up to the first unfinished one, evaluations included, so that no file is deleted that a stage still
+needs. `setup = ["spo prune RECIPE"]` in [slurm.train] calls it before each training.
 """
 
 from __future__ import annotations
@@ -17,27 +17,26 @@ from stages.shards.schemas import EVALUATION
 
 
 def run(config: Config, progress: Progress = Silent()) -> None:
-    """Prunes, and tells what was.
+    """Prune the checkpoints of a run, and report the pruned ones.
 
     Raises:
-      UserError: a recipe that is not as it should be, or does not say what stays.
+      UserError: an invalid recipe, or one without keep_checkpoints.
     """
     plan = planning.make_plan(config)
     if plan.keep is None:
         raise UserError(
-            f"{config.recipe}: [run] lacks keep_checkpoints, the iterations whose checkpoints stay whole: set it, or "
+            f"{config.recipe}: [run] lacks keep_checkpoints, the number of checkpoints that are kept whole: set it, or "
             "pass --keep-checkpoints"
         )
     numbers = range(len(plan.iterations))
     done = next((number for number in numbers if not _is_done(plan, number)), len(numbers))
-    pruned = iterate.prune(plan, done - 1, progress) if done else []
+    pruned = iterate.prune_checkpoints(plan, done - 1, progress) if done else []
     if not pruned:
         progress.note(f"nothing to prune in {plan.out} ({done} of {len(numbers)} iterations are done)")
 
 
 def _is_done(plan: planning.Plan, number: int) -> bool:
-    """Whether an iteration has its checkpoint and, where one is due, its whole evaluation."""
-
+    """Return whether an iteration has its checkpoint and, if one is due, its complete evaluation."""
     if read_lineage(plan.iterations[number].train.out) is None:
         return False
     try:

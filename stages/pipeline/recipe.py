@@ -1,8 +1,8 @@
-"""Reading a recipe: a TOML file with a table per stage, and `[run]` for what the stages share.
+"""Read a recipe: a TOML file with one table per stage, and `[run]` with options that the stages share.
 
-A key is a stage's option with underscores. What `[run]` sets (`task`, `threads`, `seed` …) holds for every stage that
-has an option of that name, unless the stage's own table says otherwise. Tables apart, such as `[slurm]`, share nothing
-with `[run]`; what one of them says holds for those within it, such as `[slurm.rollout]`, unless they say otherwise.
+A key is an option of the stage with underscores. A value in `[run]` (`task`, `threads`, `seed` …) applies to every
+stage with an option of that name, unless the stage's own table sets it. Separate tables, such as `[slurm]`, do not
+inherit from `[run]`; a nested table, such as `[slurm.rollout]`, inherits from the table around it.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ Table = dict[str, Any]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Tables of options by name, as read, with the overrides applied.
+    """The tables of a recipe, with the overrides applied.
 
     Attributes:
-      source: for messages.
-      tables: one per stage, and the one whose options all stages share; a table within another by both names, `a.b`.
-      shared_in: the name of the latter.
+      source: path of the recipe, for messages.
+      tables: name → options; a nested table is named `a.b`.
+      shared_in: name of the table whose options all stages share.
     """
 
     source: str
@@ -37,10 +37,15 @@ class Recipe:
     shared_in: str
 
     def config(self, name: str, cls: type[T], /, **given: Any) -> T:
-        """The Config of a table: what it says, over what `[run]` or the table around it shares; the caller fixes some.
+        """Return the Config of a table: its own options, and those that it inherits.
+
+        Args:
+          name: name of the table.
+          cls: Config class of the table.
+          given: options that the caller decides; the table must not set them.
 
         Raises:
-          UserError: an option that the stage does not have, that the caller decides, or of the wrong type or value.
+          UserError: an unknown option, one that the caller decides, or one of the wrong type or value.
         """
         table, hints = self.tables.get(name, {}), field_types(cls)
         if fixed := sorted(set(table) & set(given)):
@@ -65,27 +70,30 @@ class Recipe:
 
 
 def read_recipe(
-    path: Path, overrides: Sequence[str], stages: Mapping[str, type], shared_in: str, apart: Mapping[str, type] = {}
+    path: Path, overrides: Sequence[str], stages: Mapping[str, type], shared_in: str, separate: Mapping[str, type] = {}
 ) -> Recipe:
-    """A recipe with `table.key=value` overrides applied.
+    """Read a recipe and apply overrides.
 
     Args:
-      stages: table name → Config class, of all tables that a recipe may have.
-      apart: further tables, with which `shared_in` shares nothing; a table within another is named `a.b`.
+      path: TOML file.
+      overrides: texts `table.key=value`.
+      stages: name of a table → its Config class.
+      shared_in: name of the table whose options all stages share.
+      separate: further tables, which do not inherit from `shared_in`; a nested table is named `a.b`.
 
     Raises:
       UserError: no such file, not TOML, an unknown table, or an override of another form.
     """
     try:
-        read: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"the recipe {path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"the recipe {path} is not TOML: {error}") from error
-    classes = {**stages, **apart}
+    classes = {**stages, **separate}
     known = ", ".join(f"[{name}]" for name in classes if "." not in name)
     tables = dict[str, Table]()
-    for name, table in read.items():
+    for name, table in content.items():
         if not isinstance(table, dict):
             raise UserError(f"the recipe {path} has {name}; expected the tables {known}")
         tables |= _flatten(name, table)
@@ -106,7 +114,7 @@ def read_recipe(
     if unknown := sorted(set(tables.get(shared_in, {})) - set(options)):
         message = f"the recipe {path} sets {', '.join(unknown)} in [{shared_in}], which no stage has"
         raise UserError(_with_guesses(message, unknown, options))
-    for name, cls in apart.items():
+    for name, cls in separate.items():
         if unknown := sorted(set(tables.get(name, {})) - set(field_types(cls))):
             takes = ", ".join(field_types(cls))
             message = f"the recipe {path} sets {', '.join(unknown)} in [{name}], which takes {takes}"
@@ -115,23 +123,26 @@ def read_recipe(
 
 
 def _with_guesses(message: str, given: Iterable[str], known: Collection[str]) -> str:
-    """Return an error message with the names that were probably meant."""
+    """Return an error message with the most similar known names."""
     guesses = "".join(did_you_mean(one, known) for one in given)
     return f"{message}.{guesses}" if guesses else message
 
 
 def _flatten(name: str, table: Table) -> dict[str, Table]:
-    """A table and those within it, each by its full name, with underscores in the keys."""
-    within = {key: value for key, value in table.items() if isinstance(value, dict)}
-    own = {key.replace("-", "_"): value for key, value in table.items() if key not in within}
-    found = {name: own} if own or not within else {}
-    for key, value in within.items():
+    """Return a table and the tables nested in it, each under its full name, with underscores in the keys."""
+    nested = {key: value for key, value in table.items() if isinstance(value, dict)}
+    own = {key.replace("-", "_"): value for key, value in table.items() if key not in nested}
+    found = {name: own} if own or not nested else {}
+    for key, value in nested.items():
         found |= _flatten(f"{name}.{key}", value)
     return found
 
 
 def coerce(value: Any, hint: Any, where: str) -> Any:
-    """A TOML value as the type of an option: lists become tuples, texts become paths, whole numbers floats or texts.
+    """Return a TOML value as the type of an option: a list as a tuple, a text as a path, an integer as a float or text.
+
+    Args:
+      where: the option, for messages.
 
     Raises:
       UserError: a value of another type.
@@ -154,7 +165,7 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
 
 
 def _read_value(text: str, hint: Any) -> Any:
-    """The value of an override: TOML where that is what the option takes, else the text as it stands."""
+    """Return the value of an override: parsed as TOML, or the text itself if the option takes text or is not TOML."""
     if _types_in(hint) & {str, Path} and not text.startswith(("[", '"', "'")):
         return text
     try:
@@ -164,7 +175,7 @@ def _read_value(text: str, hint: Any) -> Any:
 
 
 def _types_in(hint: Any) -> set[Any]:
-    """`tuple[str, ...] | None` → str and None among others; the choices of a Literal are no types."""
+    """Return all types in an annotation: `tuple[str, ...] | None` contains str and None. A Literal contains none."""
     if get_origin(hint) is Literal:
         return set()
     return {hint}.union(*map(_types_in, get_args(hint)))

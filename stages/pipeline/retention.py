@@ -1,7 +1,8 @@
-"""Owns which checkpoints of a run keep their weights and their optimiser's state, and deletes the rest.
+"""Decide which checkpoints of a run keep their weights and optimizer state, and delete the rest.
 
-The last ones stay whole. Of the older ones stay the weights of those that the next iteration still scores with (under
-replay, the samplers of the trajectories that it learns from), and of every so many-th; all lineage and metrics stay.
+The last checkpoints are kept whole. An older one loses its optimizer state. It keeps its weights only if the next
+iteration recomputes old log-probabilities with them (under replay), or if it is one of every N-th. Lineage and metrics
+are always kept.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from stages.models.pruning import PRUNED_FILE, Kind, read_pruned
 
 @dataclass(frozen=True)
 class Retention:
-    """What stays.
+    """Which checkpoints are kept.
 
     Attributes:
-      whole: iterations, counted from the last, whose checkpoints stay as they are.
-      scored: iterations, counted likewise, whose weights the next one needs.
-      every: of every so many-th iteration the weights stay; None: of no further one.
+      whole: number of latest iterations whose checkpoints are kept whole.
+      scored: number of latest iterations whose weights the next iteration reads.
+      every: keep the weights of every N-th iteration; None keeps no further ones.
     """
 
     whole: int
@@ -32,12 +33,12 @@ class Retention:
     every: int | None = None
 
     def keeps_weights(self, number: int, last: int) -> bool:
-        """Of iteration `number`, after iteration `last`; both from 0."""
+        """Return whether iteration `number` keeps its weights after iteration `last`; both count from 0."""
         return last - number < max(self.whole, self.scored) or bool(self.every and (number + 1) % self.every == 0)
 
 
 def prune_run(checkpoints: Sequence[Path], keep: Retention) -> list[Path]:
-    """Prunes the checkpoints of all iterations so far, the first one first; returns those that lost anything."""
+    """Prune the checkpoints of all iterations so far, oldest first; return those that lost files."""
     last = len(checkpoints) - 1
     return [
         directory
@@ -47,29 +48,29 @@ def prune_run(checkpoints: Sequence[Path], keep: Retention) -> list[Path]:
 
 
 def prune(directory: Path, *, weights: bool) -> bool:
-    """Deletes the optimiser's state of a model directory and of those within it (a critic, a merged model).
+    """Delete the optimizer state of a model directory and of the models inside it (a critic, a merged model).
 
-    Killed at any moment, it can be called again: what goes was recorded before.
+    The names and digests of the files are recorded before they are deleted, so a killed call can be repeated.
 
     Args:
-      weights: the weights go as well.
+      directory: model directory.
+      weights: also delete the weights.
 
     Returns:
-      Whether there was anything to delete.
+      Whether there were files to delete.
     """
-
-    going: dict[Kind, tuple[str, ...]] = {"optimizer": (OPTIMIZER_FILE,)}
+    patterns: dict[Kind, tuple[str, ...]] = {"optimizer": (OPTIMIZER_FILE,)}
     if weights:
-        going["weights"] = (*WEIGHTS, *adapters.WEIGHTS)
+        patterns["weights"] = (*WEIGHTS, *adapters.WEIGHTS)
     found = False
-    for place in (directory, *(path.parent for path in sorted(directory.glob("*/config.json")))):
-        files = {kind: sorted({f for one in names for f in place.glob(one)}) for kind, names in going.items()}
+    for model in (directory, *(path.parent for path in sorted(directory.glob("*/config.json")))):
+        files = {kind: sorted({f for one in names for f in model.glob(one)}) for kind, names in patterns.items()}
         if not any(files.values()):
             continue
-        gone: dict[str, dict[str, str]] = {kind: read_pruned(place, kind) for kind in ("weights", "optimizer")}
+        pruned: dict[str, dict[str, str]] = {kind: read_pruned(model, kind) for kind in ("weights", "optimizer")}
         for kind, paths in files.items():
-            gone[kind] |= {path.name: storage.file_digest(path) for path in paths}
-        storage.write_atomically(place / PRUNED_FILE, json.dumps(gone, indent=2).encode() + b"\n")
+            pruned[kind] |= {path.name: storage.file_digest(path) for path in paths}
+        storage.write_atomically(model / PRUNED_FILE, json.dumps(pruned, indent=2).encode() + b"\n")
         for path in (path for paths in files.values() for path in paths):
             path.unlink()
         found = True

@@ -1,8 +1,8 @@
-"""`spo slurm`: the iterations of a recipe as jobs of a SLURM cluster → RUN/_slurm/.
+"""`spo slurm`: write the iterations of a recipe as jobs of a SLURM cluster → RUN/_slurm/.
 
-A script for every stage of every iteration, which calls the ordinary command with what `spo run` would tell it, so that
-both make the same rows; `submit.sh`, which hands them to SLURM, each to begin once those that it reads from have ended
-well; `requeue.sh`, what a task does when its time runs out. What the jobs ask for stands in the recipe:
+It writes one script per stage and iteration, which calls the ordinary command with the options of `spo run`, so
+that both write the same rows. `submit.sh` submits the jobs; each one waits for the jobs whose output it reads.
+`requeue.sh` defines what a task does when its time runs out. The recipe defines the resources of the jobs:
 
     [slurm]              for all stages          [slurm.rollout]     for one
     partition = "gpu"                            gpus = 1
@@ -35,14 +35,14 @@ from stages.slurm.states import StageProgress, check_split, stage_progress
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was written and submitted.
+    """The scripts and submitted jobs.
 
     Attributes:
-      folder: of the scripts.
+      folder: directory of the scripts.
       files: name → text, submit.sh last.
-      submissions: the jobs that submit.sh hands over.
-      written: whether the files were.
-      numbers: name of a job → the number that SLURM gave it, of those submitted by this call.
+      submissions: jobs that submit.sh submits.
+      written: whether the files were written; not with --dry-run.
+      numbers: name of a job → its SLURM job number, for the jobs that this call submitted.
     """
 
     folder: Path
@@ -53,41 +53,42 @@ class Outcome:
 
 
 def run(config: Config, progress: Progress = Silent()) -> Outcome:
-    """Writes the scripts, and submits them if asked to.
+    """Write the scripts, and submit them with --submit.
 
     Raises:
-      UserError: a recipe that is not as it should be, an array that is larger than the cluster takes, jobs of this run
-        that are in the queue still, or a SLURM that refuses one.
+      UserError: an invalid recipe, an array larger than the cluster allows, jobs of this run that are still in the
+        queue, or a job that SLURM rejects.
     """
-
     recipe, plan = planning.open_recipe(config), planning.make_plan(config)
     if not is_local(plan.out):
         raise UserError(
-            f"the scripts and logs of jobs lie in the run: expected a directory of this machine, got {plan.out}"
+            f"scripts and logs are written to the directory of the run, which must be local; got {plan.out}"
         )
     planning.open_tasks(plan)
     if plan.keep:
         progress.note(
-            f"jobs leave all checkpoints: `spo prune {config.recipe}` deletes what is not to be kept, when you call it "
-            "or as setup of [slurm.train]"
+            f"jobs do not prune checkpoints: run `spo prune {config.recipe}` by hand, or as setup of [slurm.train]"
         )
     jobs = plan_jobs(plan, recipe)
-    wanted = [job for job in jobs if config.includes(job.work.iteration)]
-    if jobs and not wanted:
+    selected = [job for job in jobs if config.includes(job.work.iteration)]
+    if jobs and not selected:
         count = len(plan.iterations)
-        raise UserError(f"--only-iterations {config.only_iterations} is none of this run's {count}, counted from 0")
+        raise UserError(
+            f"--only-iterations must select some of this run's {count} iterations, counted from 0; "
+            f"got {config.only_iterations}"
+        )
     _check_arrays(jobs, queue.largest_array())
     submitted = read_submitted(plan.out)
-    asked = queue.query_jobs(list(dict.fromkeys(job.number for job in submitted)))
-    if asked.problem:
-        progress.note(asked.problem)
-    stages = {job.work.output: stage_progress(plan.out, job.work, submitted, asked) for job in jobs}
-    submissions, cancel = _choose(config, jobs, stages)
+    queued = queue.query_jobs(list(dict.fromkeys(job.number for job in submitted)))
+    if queued.problem:
+        progress.note(queued.problem)
+    stages = {job.work.output: stage_progress(plan.out, job.work, submitted, queued) for job in jobs}
+    submissions, cancel = _choose_jobs(config, jobs, stages)
     for submission in submissions:
         check_split(plan.out, submission.job.work)
     here = Path.cwd()
     files = {scripts.SHARED: scripts.REQUEUE, PLAN: plan_text([job.work for job in jobs])}
-    files |= {f"{job.work.name}.sbatch": scripts.job_script(job, plan.out, config.recipe, here) for job in wanted}
+    files |= {f"{job.work.name}.sbatch": scripts.job_script(job, plan.out, config.recipe, here) for job in selected}
     files[scripts.SUBMIT] = scripts.submit_script(submissions, cancel, plan.out, config.recipe)
     folder = plan.out / FOLDER
     if not config.dry_run:
@@ -97,36 +98,35 @@ def run(config: Config, progress: Progress = Silent()) -> Outcome:
 
 
 def plan_jobs(plan: planning.Plan, recipe: Recipe) -> list[Job]:
-    """All jobs of a run, each after those it reads from.
+    """Return all jobs of a run, in an order in which each follows the jobs whose output it reads.
 
     Raises:
-      UserError: a `[slurm]` table that is not as it should be.
+      UserError: an invalid `[slurm]` table.
     """
-
     resources = {
         name.partition(".")[2]: recipe.config(name, cls) for name, cls in planning.SLURM_TABLES.items() if "." in name
     }
     shards = _count_shards(resources, recipe, plan)
-    jobs, made = list[Job](), dict[str, str]()  # output → the place of what makes it
+    jobs, made = list[Job](), dict[str, str]()  # path of an output → name of the output in the run
     for iteration, stage, config in _steps(plan):
-        asked = resources[stage]
+        requested = resources[stage]
         work = Work(iteration, stage)
-        if isinstance(asked, ArrayResources):
+        if isinstance(requested, ArrayResources):
             parts = shards["rollout"] if stage in ("segment", "estimate") else shards[stage]
             work = dataclasses.replace(
-                work, parts=parts, num_shards=shards[stage], shards_per_task=asked.shards_per_task
+                work, parts=parts, num_shards=shards[stage], shards_per_task=requested.shards_per_task
             )
         if work.is_array:
-            share = {"shard": None, "num_shards": work.num_shards, "shards_per_task": work.shards_per_task}
-            config = dataclasses.replace(config, **share)
-        after = dict.fromkeys(made[path] for path in _read_by(config) if path in made)
-        jobs.append(Job(work, config, asked, tuple(after)))
+            shard_options = {"shard": None, "num_shards": work.num_shards, "shards_per_task": work.shards_per_task}
+            config = dataclasses.replace(config, **shard_options)
+        after = dict.fromkeys(made[path] for path in _input_paths(config) if path in made)
+        jobs.append(Job(work, config, requested, tuple(after)))
         made[str(config.out)] = work.output
     return jobs
 
 
 def _steps(plan: planning.Plan) -> Iterator[tuple[str, str, Any]]:
-    """(iteration, stage, its configuration) in order."""
+    """Yield (iteration, stage, its configuration) in order."""
     if plan.start:
         yield "start", "sft", plan.start
     if -1 in plan.evaluations:
@@ -141,20 +141,20 @@ def _steps(plan: planning.Plan) -> Iterator[tuple[str, str, Any]]:
             yield name, "eval", plan.evaluations[number]
 
 
-def _read_by(config: Any) -> Iterator[str]:
-    """What a stage reads, as paths: its arguments, the models."""
+def _input_paths(config: Any) -> Iterator[str]:
+    """Yield the paths that a stage reads: artefacts and models."""
     for name in ("trajectories", "cutpoints", "advantages", "model", "reference_model"):
         value = getattr(config, name, None)
         yield from map(str, value) if isinstance(value, tuple) else [str(value)]
 
 
 def _count_shards(resources: Mapping[str, Any], recipe: Recipe, plan: planning.Plan) -> dict[str, int]:
-    """The shards of every stage that has them.
+    """Return the number of shards of every stage that is an array.
 
     Raises:
-      UserError: more of them than questions, or than parts to follow.
+      UserError: more shards than questions, or than parts of the input.
     """
-    shards = {stage: asked.num_shards for stage, asked in resources.items() if hasattr(asked, "num_shards")}
+    shards = {stage: one.num_shards for stage, one in resources.items() if hasattr(one, "num_shards")}
     questions = plan.iterations[0].rollout.num_questions if plan.iterations else None
     if questions is not None and shards["rollout"] > questions:
         raise UserError(
@@ -164,46 +164,48 @@ def _count_shards(resources: Mapping[str, Any], recipe: Recipe, plan: planning.P
     for stage in ("segment", "estimate"):
         if "num_shards" in recipe.tables.get(f"slurm.{stage}", {}) and shards[stage] > shards["rollout"]:
             raise UserError(
-                f"{recipe.source}: num_shards = {shards[stage]} in [slurm.{stage}], but `spo {stage}` follows its "
-                f"input part by part, and [slurm.rollout] makes {shards['rollout']}"
+                f"{recipe.source}: num_shards = {shards[stage]} in [slurm.{stage}], but `spo {stage}` writes one "
+                f"part per part of its input, and [slurm.rollout] makes {shards['rollout']}"
             )
         shards[stage] = min(shards[stage], shards["rollout"])
     return shards
 
 
 def _check_arrays(jobs: list[Job], largest: int | None) -> None:
+    """Check that no array exceeds the cluster's limit; None is an unknown limit."""
     for job in jobs:
         if largest is not None and job.work.tasks > largest:
             enough = -(-job.work.num_shards // largest)
             raise UserError(
-                f"the array of {job.work.name} has {job.work.tasks:,} tasks, and this cluster takes {largest:,} "
+                f"the array of {job.work.name} has {job.work.tasks:,} tasks, but this cluster takes {largest:,} "
                 f"(MaxArraySize): set shards_per_task = {enough} in [slurm.{job.work.stage}], or fewer shards"
             )
 
 
-def _choose(
+def _choose_jobs(
     config: Config, jobs: list[Job], stages: Mapping[str, StageProgress]
 ) -> tuple[list[Submission], list[tuple[str, str]]]:
-    """The jobs to submit, and those in the queue to take back, as they wait for tasks that have failed.
+    """Return the jobs to submit, and the queued jobs to cancel because they wait for tasks that failed.
 
     Raises:
-      UserError: jobs of the run are in the queue, or what the first ones read is neither there nor on its way.
+      UserError: jobs of the run are in the queue, or an input is neither present nor being made.
     """
-
     submissions, cancel = dict[str, Submission](), dict[str, str]()
     for job in jobs:
         if not config.includes(job.work.iteration):
             continue
         stage = stages[job.work.output]
-        active = [piece.task for piece in stage.parts if piece.task and piece.state in ("running", "queued")]
+        active = [part.task for part in stage.parts if part.task and part.state in ("running", "queued")]
         if active and not config.only_missing:
             raise UserError(
-                f"{active[0].description}; it is {job.work.name} of this run. Wait for it, cancel it (scancel), or pass "
-                "--only-missing to leave alone what is in the queue"
+                f"{active[0].description}; it is {job.work.name} of this run. Wait for it, cancel it (scancel), or "
+                "pass --only-missing to keep the jobs in the queue"
             )
-        after = tuple(place for place in job.after if place in submissions)
+        after = tuple(output for output in job.after if output in submissions)
         if active and after and all(task.phase == "queued" for task in active):
-            cancel |= {task.job: job.work.name for task in active}  # SLURM would do so too, sooner or later
+            cancel |= {
+                task.job: job.work.name for task in active
+            }  # what they wait for has failed, so SLURM would never start them
             states = ("failed", "missing", "queued")
         else:
             states = ("failed", "missing")
@@ -214,45 +216,45 @@ def _choose(
             job,
             tasks=tasks if len(tasks) < job.work.tasks else None,
             after=after,
-            running=_awaited(job, stages, submissions, cancel),
+            running=_queued_inputs(job, stages, submissions, cancel),
         )
     return list(submissions.values()), list(cancel.items())[::-1]
 
 
-def _awaited(
+def _queued_inputs(
     job: Job, stages: Mapping[str, StageProgress], submissions: Mapping[str, Submission], cancelled: Collection[str]
 ) -> tuple[str, ...]:
-    """The jobs and tasks in the queue that a job must wait for.
+    """Return the jobs and tasks in the queue that a job must wait for.
 
     Raises:
-      UserError: something that it reads is neither there, nor in the queue, nor being submitted.
+      UserError: an input is neither present, nor in the queue, nor being submitted.
     """
     awaited = dict[str, None]()
-    for place in job.after:
-        for piece in stages[place].parts:
-            if piece.task and piece.state in ("running", "queued"):
-                awaited |= {} if piece.task.job in cancelled else {piece.task.name: None}
-            elif piece.state != "done" and place not in submissions:
+    for output in job.after:
+        for part in stages[output].parts:
+            if part.task and part.state in ("running", "queued"):
+                awaited |= {} if part.task.job in cancelled else {part.task.name: None}
+            elif part.state != "done" and output not in submissions:
                 raise UserError(
-                    f"{job.work.name} reads {place}, which is {piece.state} (part {piece.index}) and not among these "
-                    "jobs: include its iteration, too, with --only-missing"
+                    f"{job.work.name} reads {output}, which is {part.state} (part {part.index}) and not among these "
+                    "jobs: also include its iteration, with --only-missing"
                 )
     return tuple(awaited)
 
 
 def _submit(script: Path) -> dict[str, str]:
-    """Runs submit.sh; name → number of the jobs that SLURM took.
+    """Run submit.sh; return name → number of the submitted jobs.
 
     Raises:
-      UserError: SLURM is not there, or refuses one.
+      UserError: SLURM is not installed, or rejects a job.
     """
-    ended = subprocess.run(["bash", str(script)], capture_output=True, text=True, check=False)
-    told = [re.fullmatch(r"(\S+): job (\d+)", line) for line in ended.stderr.splitlines()]
-    numbers = {match[1]: match[2] for match in told if match}
-    if ended.returncode:
-        problem = ended.stderr.strip().rpartition("\n")[2]
+    process = subprocess.run(["bash", str(script)], capture_output=True, text=True, check=False)
+    matches = [re.fullmatch(r"(\S+): job (\d+)", line) for line in process.stderr.splitlines()]
+    numbers = {match[1]: match[2] for match in matches if match}
+    if process.returncode:
+        problem = process.stderr.strip().rpartition("\n")[2]
         raise UserError(
-            f"{script} could not submit all jobs ({problem}); {len(numbers)} are in the queue. Mend it and run this "
-            "again with --only-missing"
+            f"{script} could not submit all jobs ({problem}); {len(numbers)} are in the queue. Fix the problem and "
+            "rerun this command with --only-missing"
         )
     return numbers

@@ -1,7 +1,7 @@
-"""`spo status`: how far a run is, stage by stage: parts done, running, queued, failed, missing, and what was said last.
+"""`spo status`: report the progress of a run, stage by stage: parts done, running, queued, failed, missing.
 
-It reads the directory, and asks SLURM about the jobs that `spo slurm` submitted. A run of `spo run`, or one made by
-hand, is shown as far as it lies there.
+It reads the directory of the run, and queries SLURM for the jobs that `spo slurm` submitted. For a run of `spo run`, or
+one whose stages were run by hand, it reports the artefacts that exist.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from stages.slurm.states import StageProgress
 
 @dataclass(frozen=True)
 class Status:
-    """How far a run is.
+    """The progress of a run.
 
     Attributes:
-      stages: in order.
-      problem: why SLURM could not be asked about jobs that were submitted.
+      run: directory of the run.
+      stages: progress of each stage, in order.
+      problem: why SLURM could not be queried about submitted jobs; None if it could, or if there are none.
     """
 
     run: Path
@@ -33,23 +34,24 @@ class Status:
 
 
 def run(config: Config, progress: Progress = Silent()) -> Status:
-    """Looks at a run.
+    """Return the progress of a run.
 
     Raises:
-      UserError: nothing there, or no run.
+      UserError: the path does not exist, or is no run.
     """
-
     if not is_local(config.run):
         raise UserError(
-            f"{config.run} is in a store; expected a run on this machine. `spo show` tells of one elsewhere"
+            f"{config.run} is in an object store; expected a local run. `spo show` describes one in a store"
         )
     if not config.run.is_dir():
-        raise UserError(f"{config.run} is no directory; expected that of a run, such as runs/gsm8k")
+        raise UserError(f"{config.run} is no directory; expected the directory of a run, such as runs/gsm8k")
     planned, submitted = read_plan(config.run), read_submitted(config.run)
     names = {work.name for work in planned}
     works = [*planned, *(work for work in states.works_on_disk(config.run) if work.name not in names)]
     if not works:
-        raise UserError(f"{config.run} holds no artefact of a run (expected start/, 000/ … in it) and no jobs")
-    asked = queue.query_jobs(list(dict.fromkeys(job.number for job in submitted)))
-    found = tuple(states.stage_progress(config.run, work, submitted, asked) for work in works)
-    return Status(config.run, found, asked.problem)
+        raise UserError(
+            f"{config.run} holds no artefact of a run and no jobs; expected directories such as start/ and 000/"
+        )
+    jobs = queue.query_jobs(list(dict.fromkeys(job.number for job in submitted)))
+    found = tuple(states.stage_progress(config.run, work, submitted, jobs) for work in works)
+    return Status(config.run, found, jobs.problem)

@@ -211,7 +211,9 @@ def test_a_finished_run_can_be_given_more_iterations(recipe: Path, policy: Path,
 
 def test_a_changed_option_is_refused_by_the_first_stage_that_it_changes(recipe: Path, policy: Path, tmp_path: Path):
     run(recipe, tmp_path / "run", policy, iterations=1)
-    with pytest.raises(FingerprintMismatch, match=r"000/cutpoints/part.*interval: found 2, requested 3.*--run.overwrite"):
+    with pytest.raises(
+        FingerprintMismatch, match=r"000/cutpoints/part.*interval: found 2, requested 3.*--run.overwrite"
+    ):
         run(recipe, tmp_path / "run", policy, "segment.interval=3", iterations=1)
     run(recipe, tmp_path / "run", policy, "segment.interval=3", "run.overwrite=true", iterations=1)
     run(recipe, tmp_path / "other", policy, "segment.interval=3", iterations=1)

@@ -288,7 +288,7 @@ def test_a_run_of_the_recipe_goes_into_a_store(runs: Runs, tmp_path: Path, capsy
     assert {entry["state"] for entry in entries} == {"complete"}
     assert spo("run", recipe) == 0
     assert spo("run", recipe, "--run.keep-checkpoints", "1") == 2
-    assert "prunes checkpoints on a disk" in " ".join(capsys.readouterr().err.split())
+    assert "prunes local checkpoints only" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(
