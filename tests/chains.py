@@ -1,4 +1,4 @@
-"""Small chains of the stages, made of real parts: models to sample from, calls with small defaults, ways to read."""
+"""Small chains of real stages: models to sample from, calls of the stages with small defaults, readers of parts."""
 
 from __future__ import annotations
 
@@ -10,27 +10,30 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from stages import estimate, rollout, segment, sft
 from stages.core.progress import Progress, Silent, Summary
+from stages.models.presets import BYTES, make_byte_tokenizer
 
 ARITHMETIC: dict[str, Any] = {"task": "arithmetic", "task_arg": ("operations=1",)}
-"""Questions of 5 tokens such as `3B+5C`; a right response is `B+5=8.#8` and the end token, 9 tokens."""
+"""Questions of 5 tokens such as `3B+5C`; a correct response is `B+5=8.#8` and the end token, 9 tokens."""
 
 
-def learn_a_little(directory: Path) -> Path:
-    """A tiny policy that finishes its responses and is right now and then."""
+def train_small_policy(directory: Path) -> Path:
+    """Train a tiny policy that ends its responses and is sometimes correct; return its directory."""
     sft.run(sft.Config(out=directory, preset="tiny", steps=60, per_device_batch_size=24, threads=1, **ARITHMETIC))
     return directory
 
 
 def make_constant(directory: Path, chances: Mapping[str, float], end: float) -> Path:
-    """A model that draws every token from one distribution, whatever came before: characters, and the end of text."""
-    import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    """Make a model that draws every token from the same distribution, whatever the prefix; return its directory.
 
-    from stages.models.presets import BYTES, make_byte_tokenizer
-
+    Args:
+      chances: probability of each character.
+      end: probability of the end-of-text token.
+    """
     config = Qwen2Config(
         hidden_size=8,
         intermediate_size=8,
@@ -46,6 +49,7 @@ def make_constant(directory: Path, chances: Mapping[str, float], end: float) -> 
     )
     model = Qwen2ForCausalLM(config)
     with torch.no_grad():
+        # Attention and MLP add nothing, so all hidden states are equal, and column 0 of the head holds the logits.
         model.model.embed_tokens.weight.fill_(1.0)
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight.zero_()  # pyright: ignore
@@ -60,7 +64,7 @@ def make_constant(directory: Path, chances: Mapping[str, float], end: float) -> 
 
 
 def with_context(model: Path, directory: Path, length: int) -> Path:
-    """The same model, made for sequences of `length` tokens."""
+    """Copy the model to `directory` with a context of `length` tokens; return the copy."""
     shutil.copytree(model, directory)
     settings = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(settings | {"max_position_embeddings": length}))
@@ -68,33 +72,33 @@ def with_context(model: Path, directory: Path, length: int) -> Path:
 
 
 def sample(out: Path, model: Path, progress: Progress = Silent(), **options: Any) -> Summary:
-    """`spo rollout` on a few small questions."""
-    given: dict[str, Any] = {
+    """Run `spo rollout` on a few small questions."""
+    defaults: dict[str, Any] = {
         **ARITHMETIC,
         "num_questions": 4,
         "num_generations": 3,
         "max_tokens": 24,
         "threads": 1,
     } | options
-    return rollout.run(rollout.Config(out=out, model=str(model), **given), progress)
+    return rollout.run(rollout.Config(out=out, model=str(model), **defaults), progress)
 
 
 def cut(out: Path, trajectories: Path, **options: Any) -> Summary:
-    """`spo segment`."""
+    """Run `spo segment`."""
     return segment.run(segment.Config(out=out, trajectories=trajectories, **options))
 
 
 def value(out: Path, cutpoints: Path, progress: Progress = Silent(), **options: Any) -> Summary:
-    """`spo estimate` with a few rollouts."""
-    given: dict[str, Any] = {"rollouts": 4, "threads": 1} | options
-    return estimate.run(estimate.Config(out=out, cutpoints=cutpoints, **given), progress)
+    """Run `spo estimate` with a few rollouts."""
+    defaults: dict[str, Any] = {"rollouts": 4, "threads": 1} | options
+    return estimate.run(estimate.Config(out=out, cutpoints=cutpoints, **defaults), progress)
 
 
 def rows(artefact: Path) -> list[dict[str, Any]]:
-    """All rows of all parts, in order, read without any code of ours."""
+    """Return all rows of all parts, in order, read by pyarrow alone."""
     return [row for part in sorted(artefact.glob("*.parquet")) for row in pq.ParquetFile(part).read().to_pylist()]
 
 
 def footer(part: Path) -> dict[str, Any]:
-    """What a part says of itself."""
+    """Return the metadata that `spo` stores in a part."""
     return json.loads(pq.read_schema(part).metadata[b"spo"])
