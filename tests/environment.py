@@ -1,4 +1,4 @@
-"""The environment that tests and their child processes see: the same in every shell and on every machine."""
+"""The environment of tests and their child processes: the same in every shell and on every machine."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ CLEARED = (
     *("CLICOLOR_FORCE", "GITHUB_ACTIONS", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "SBATCH_EXPORT", "BASH_ENV", "ENV"),
     *("MKL_VERBOSE", "DNNL_VERBOSE", "ONEDNN_VERBOSE", "OPENBLAS_VERBOSE", "TORCH_LOGS", "TORCH_SHOW_CPP_STACKTRACES"),
 )
-"""Variables that redirect the program or its libraries, or add lines to what they print. Variables that choose the
-instructions of the processor (MKL_ENABLE_INSTRUCTIONS, ATEN_CPU_CAPABILITY, …) stay: they stand for another machine."""
+"""Variables that redirect the program or its libraries, or add lines to their output. Variables that select the
+instruction set (MKL_ENABLE_INSTRUCTIONS, ATEN_CPU_CAPABILITY, …) stay: they emulate another machine."""
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "ALL_PROXY")
-GIVEN = {
-    # One thread: tiny models are fastest that way.
+FIXED = {
+    # One thread: tiny models run fastest on one.
     **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"),
-    # The CPU alone: on a GPU, `auto` chooses another dtype.
+    # CPU only: on a GPU, `auto` chooses another dtype.
     **dict.fromkeys(("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"), ""),
     "HF_HUB_OFFLINE": "1",  # no test reaches the network
     "TOKENIZERS_PARALLELISM": "false",
@@ -38,11 +38,11 @@ UMASK = 0o022
 
 
 def fix_environment() -> None:
-    """Replace what this process inherited from the user's shell by fixed values."""
+    """Replace the variables, home and umask that this process inherited from the user's shell by fixed values."""
     for name in list(os.environ):
         if name.startswith(CLEARED_PREFIXES) or name in CLEARED or name.upper() in PROXIES:
             del os.environ[name]
-    os.environ.update(GIVEN)
+    os.environ.update(FIXED)
     if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker inherits the home of the process that started it
         os.environ["HOME"] = _empty_home()
     os.umask(UMASK)
@@ -50,7 +50,7 @@ def fix_environment() -> None:
 
 
 def _empty_home() -> str:
-    """Return a home without caches and settings of the user's; it is deleted when this process ends."""
+    """Return an empty home directory, without the user's caches and settings; delete it when this process ends."""
     home, owner = tempfile.mkdtemp(prefix="spo-home-"), os.getpid()
 
     def delete() -> None:
