@@ -1,7 +1,7 @@
-"""A SLURM of one node for a test session: munged, slurmctld and slurmd of their own, under a temporary directory.
+"""A SLURM cluster of one node for a test session: its own munged, slurmctld and slurmd under a temporary directory.
 
-It needs their programs (Debian: slurm-wlm, munge) and nothing else: no root, systemd, cgroups or accounts. It leaves
-any other SLURM of the machine alone.
+It needs their programs (Debian packages slurm-wlm and munge), but no root, systemd, cgroups or accounts. It does not
+touch any other SLURM installation of the machine.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SlurmdPidFile={place}/slurmd.pid
 SlurmctldLogFile={place}/slurmctld.log
 SlurmdLogFile={place}/slurmd.log
 AuthType=auth/munge
-# a requeued job waits for as long as a credential lives
+# a requeued job waits until its credential expires
 AuthInfo=socket={place}/munge.socket,cred_expire=10
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -55,14 +55,14 @@ SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0
 
 
 def missing_programs() -> list[str]:
-    """The programs of SLURM that this machine lacks."""
+    """Return the programs of SLURM that this machine lacks."""
     return [program for program in PROGRAMS if not shutil.which(program, path=PATH)]
 
 
 @contextmanager
 def slurm(cpus: int = 64) -> Iterator[dict[str, str]]:
-    """A running cluster that pretends to have so many CPUs, and two GPUs; yields what the environment must say."""
-    with (  # a path that is short enough for a socket, whatever TMPDIR is
+    """Run a cluster that reports `cpus` CPUs and two GPUs; yield the environment variables of its clients."""
+    with (  # in /tmp, whatever TMPDIR is: the path of a socket must be short
         tempfile.TemporaryDirectory(prefix="spo-slurm-", dir="/tmp") as folder,
         ExitStack() as stack,
     ):
@@ -74,7 +74,7 @@ def slurm(cpus: int = 64) -> Iterator[dict[str, str]]:
         for daemon in (
             ["munged", "--foreground", "--force", *munge],
             ["slurmctld", "-D"],
-            ["nice", "-n", "5", "slurmd", "-D"],  # its jobs are as nice: the tests beside these have the machine first
+            ["nice", "-n", "5", "slurmd", "-D"],  # jobs inherit it: tests that run at the same time have priority
         ):
             stack.enter_context(_running(daemon, {**os.environ, **environment}))
         _wait(lambda: _call(environment, "sinfo", "-h", "-o", "%t").strip() in ("idle", "mix", "alloc"), place)
@@ -95,15 +95,15 @@ def _configure(place: Path, cpus: int) -> None:
     gpus = "".join(f"NodeName={host} Name=gpu File={place}/gpu{number}\n" for number in range(2))
     (place / "gres.conf").write_text(gpus)
     user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
-    told = _CONF.format(place=place, host=host, user=user, ports=_free_ports(), cpus=cpus, memory=cpus * 1024)
-    (place / "slurm.conf").write_text(told)
+    conf = _CONF.format(place=place, host=host, user=user, ports=_free_ports(), cpus=cpus, memory=cpus * 1024)
+    (place / "slurm.conf").write_text(conf)
     for name in ("state", "spool"):
         (place / name).mkdir()
     place.chmod(0o755)
 
 
 def _free_ports() -> list[int]:
-    with socket.socket() as one, socket.socket() as other:
+    with socket.socket() as one, socket.socket() as other:  # both at once, so that they differ
         for each in (one, other):
             each.bind(("127.0.0.1", 0))
         return [each.getsockname()[1] for each in (one, other)]
@@ -118,13 +118,13 @@ def _wait(until: Callable[[], bool], place: Path, seconds: float = 600) -> None:
     while not until():
         if time.monotonic() > end:
             logs = "\n".join(path.read_text()[-2000:] for path in place.glob("*.log"))
-            raise TimeoutError(f"the cluster does not do it within {seconds} s:\n{logs}")
+            raise TimeoutError(f"the cluster did not reach the expected state within {seconds} s:\n{logs}")
         time.sleep(0.3)
 
 
 @contextmanager
 def _running(command: list[str], environment: dict[str, str]) -> Iterator[None]:
-    """A daemon, for as long as the block lasts."""
+    """Run a daemon while the block lasts."""
     quiet = subprocess.DEVNULL
     process = subprocess.Popen(command, env=environment, stdin=quiet, stdout=quiet, stderr=quiet)
     try:
