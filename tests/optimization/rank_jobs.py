@@ -1,7 +1,7 @@
-"""Calls of `spo train` one after another on the ranks of a launcher: `torchrun … -m tests.optimization.rank_jobs FOLDER`.
+"""Run several `spo train` calls on the ranks of a launcher: `torchrun … -m tests.optimization.rank_jobs FOLDER`.
 
-`FOLDER/jobs.json` lists them: a name, the options, and what is to happen on the way. Of each rank and call,
-`FOLDER/NAME.RANK.json` says how it ended.
+`FOLDER/jobs.json` lists the calls: a name, the options, and the failure to provoke. Each rank writes the outcome of a
+call to `FOLDER/NAME.RANK.json`.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ TUPLES = ("advantages", "trajectories")
 PATHS = ("out", "deepspeed_config")
 
 
-class Told(Silent):
-    """Notes are kept; after so many steps everything ends as by `kill -9`."""
+class RecordedProgress(Silent):
+    """Keep all notes; kill the process with SIGKILL after a number of steps, if one is given."""
 
     def __init__(self, steps: int | None) -> None:
         self.notes: list[str] = []
-        self._left = steps
+        self._steps_left = steps
 
     def note(self, line: str) -> None:
         self.notes.append(line)
 
     def advance(self, done: int = 0, tokens: int = 0, **figures: float) -> None:
-        if self._left is not None and "loss" in figures:
-            self._left -= 1
-            if self._left < 0:
+        if self._steps_left is not None and "loss" in figures:
+            self._steps_left -= 1
+            if self._steps_left < 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
-def carry_out(job: dict[str, Any], rank: int) -> dict[str, Any]:
+def run_job(job: dict[str, Any], rank: int) -> dict[str, Any]:
     from stages.shards.disk import locked
     from stages.train import Config, run
     from stages.training import pool
@@ -47,18 +47,18 @@ def carry_out(job: dict[str, Any], rank: int) -> dict[str, Any]:
     given: dict[str, Any] = dict(job["options"])
     given |= {name: tuple(map(Path, given[name])) for name in TUPLES if name in given}
     given |= {name: Path(given[name]) for name in PATHS if name in given}
-    told = Told(job.get("kill_after"))
+    progress = RecordedProgress(job.get("kill_after"))
     fill_pool = pool.fill_pool
 
     def fail(*args: Any, **options: Any) -> Any:
         raise UserError("this disk is not there")
 
-    held = locked(partial_directory(given["out"])) if job.get("held") and rank == 0 else nullcontext()
+    lock = locked(partial_directory(given["out"])) if job.get("locked") and rank == 0 else nullcontext()
     try:
         pool.fill_pool = fail if job.get("fails_on") == rank else fill_pool
-        with held:
-            summary = run(Config(**given), told)
-        return {"rows": summary.rows, "up_to_date": summary.up_to_date, "notes": told.notes}
+        with lock:
+            summary = run(Config(**given), progress)
+        return {"rows": summary.rows, "up_to_date": summary.up_to_date, "notes": progress.notes}
     except SpoError as error:
         return {"error": f"{type(error).__name__}: {error}"}
     finally:
@@ -68,8 +68,8 @@ def carry_out(job: dict[str, Any], rank: int) -> dict[str, Any]:
 def main() -> None:
     folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
     for job in json.loads((folder / "jobs.json").read_text()):
-        ended = carry_out(job, rank)
-        (folder / f"{job['name']}.{rank}.json").write_text(json.dumps(ended))
+        outcome = run_job(job, rank)
+        (folder / f"{job['name']}.{rank}.json").write_text(json.dumps(outcome))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Owns how tests run `spo train` on the ranks of a launcher, and compare what comes out."""
+"""Run `spo train` on the ranks of a launcher, and compare the results."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ CURVE = ("loss", "kl", "grad_norm", "ratio/mean", "entropy", "approx_kl", "rewar
 
 
 @dataclass(frozen=True)
-class Place:
-    """A folder with `chain/` and two models; each way of training writes a directory into it."""
+class TrainingFolder:
+    """A folder with `chain/` and two models; each training call writes a directory into it."""
 
     folder: Path
 
@@ -34,25 +34,25 @@ class Place:
             "reference_model": str(self.folder / "reference"),
             "learning_rate": 1e-3,
             "weight_decay": 0.1,
-            "adam_epsilon": 1e-4,  # else a weight without a gradient to speak of steps by its rounding
+            "adam_epsilon": 1e-4,  # with a smaller one, the rounding of a near-zero gradient decides its step
             "beta": 0.05,
             "epochs": 2,
-            "per_device_batch_size": 1,  # two passes for each of two ranks, but in the last step: two and one
+            "per_device_batch_size": 1,  # each of two ranks has two passes; in the last step one rank has one
             "gradient_accumulation_steps": 4,
         }
         return given | changes
 
-    def job(self, name: str, *, on_the_way: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
-        return {"name": name, "options": self.options(name, **changes), **(on_the_way or {})}
+    def job(self, name: str, *, failure: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+        return {"name": name, "options": self.options(name, **changes), **(failure or {})}
 
     @property
     def adapter(self) -> dict[str, Any]:
-        """Options of one whose base is the reference: it is scored with the adapter switched off."""
+        """Options of an adapter whose base is the reference: the base is scored with the adapter switched off."""
         return {"lora_r": 4, "reference_model": str(self.folder / "policy")}
 
     @property
     def replay(self) -> dict[str, Any]:
-        """Options of a call that learns from three iterations, each sampled by a policy of its own."""
+        """Options of a call that learns from three iterations, each sampled by another policy."""
         ages = (2, 1, 0)
         return {
             "advantages": [str(self.folder / f"trees{age}" / "advantages") for age in ages],
@@ -65,26 +65,26 @@ class Place:
 
     @property
     def sparse(self) -> dict[str, Any]:
-        """Options under which most trajectories keep no token: a step has two that do, one or none."""
+        """Options under which most trajectories keep no token: in a step, two, one or no trajectories keep some."""
         return {"advantages": [str(self.folder / "sparse" / "advantages")], "gradient_accumulation_steps": 3}
 
     def launch(self, ranks: int, jobs: list[dict[str, Any]]) -> subprocess.CompletedProcess[str]:
-        """All jobs in one start of so many ranks."""
+        """Run all jobs in one start of the launcher."""
         (self.folder / "jobs.json").write_text(json.dumps(jobs))
         return torchrun(ranks, "-m", "tests.optimization.rank_jobs", str(self.folder))
 
-    def ended(self, name: str, rank: int) -> dict[str, Any]:
+    def outcome(self, name: str, rank: int) -> dict[str, Any]:
         return json.loads((self.folder / f"{name}.{rank}.json").read_text())
 
-    def alone(self, name: str, **changes: Any) -> None:
-        """The same with the torch engine, in this process."""
+    def run_in_process(self, name: str, **changes: Any) -> None:
+        """Train with the same options in this process, with the torch engine."""
         given = self.options(name, **changes)
         given |= {"advantages": tuple(map(Path, given["advantages"])), "out": Path(given["out"])}
         train.run(train.Config(**given))
 
 
 def free_port() -> int:
-    """A port of the loopback that nothing listens at."""
+    """Return an unused port of the loopback interface."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
@@ -96,7 +96,7 @@ def torchrun(ranks: int, *command: str) -> subprocess.CompletedProcess[str]:
 
 
 def launched(*command: str, **changes: str) -> subprocess.CompletedProcess[str]:
-    """A launcher with one thread for each rank, without compilation."""
+    """Run a launcher without compilation, on the CPU."""
     environment = {"TORCHDYNAMO_DISABLE": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         command,
@@ -123,15 +123,15 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
 
 
 def agree(one: Path, other: Path, tolerance: float = 1e-5) -> bool:
-    """The same loss curve, weights and optimiser's state, but for rounding."""
+    """Return whether loss curve, weights and optimizer state are equal up to rounding."""
     first, second = weights(one), weights(other)
     near = all(torch.allclose(first[name], second[name], rtol=tolerance, atol=tolerance) for name in first)
     lines = torch.allclose(torch.tensor(curve(one)), torch.tensor(curve(other)), rtol=1e-4, atol=1e-5)
     return first.keys() == second.keys() and near and lines
 
 
-def skipped(directory: Path, why: str = "ratio") -> list[float | None]:
-    return [line.get(f"skipped/{why}") for line in metrics(directory)]
+def skipped(directory: Path, reason: str = "ratio") -> list[float | None]:
+    return [line.get(f"skipped/{reason}") for line in metrics(directory)]
 
 
 def equal(one: Path, other: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Layouts in parts: the parts of a batch are the batch, and each is about as much to read."""
+"""Layouts on several ranks: subsets are disjoint, cover the batch, and take about equally long to read."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ LAYOUTS = pytest.mark.parametrize("layout", [padded, padded_fixed_batches, packe
 
 
 def example(tokens: list[int], kept: list[int]) -> Example:
-    places = np.array(sorted({place for place in kept if 1 <= place < len(tokens)}), np.int64)
-    return Example(np.array(tokens, np.int32), places, np.zeros(places.size))
+    positions = np.array(sorted({position for position in kept if 1 <= position < len(tokens)}), np.int64)
+    return Example(np.array(tokens, np.int32), positions, np.zeros(positions.size))
 
 
 EXAMPLES = st.lists(
@@ -24,10 +24,10 @@ EXAMPLES = st.lists(
 )
 
 
-def seen(layout: Layout, examples: list[Example], size: int, part: RankSubset) -> list[tuple[int, list[int]]]:
-    """Examples in a part's passes, each with the tokens that are its targets."""
+def seen(layout: Layout, examples: list[Example], size: int, subset: RankSubset) -> list[tuple[int, list[int]]]:
+    """Return the examples in the passes of a subset, each with its target tokens."""
     found = []
-    for indices, batch in layout(examples, size, part):
+    for indices, batch in layout(examples, size, subset):
         ends = np.cumsum([examples[index].kept.size for index in indices])
         found += [(i, t.tolist()) for i, t in zip(indices, np.split(batch.targets, ends[:-1]), strict=True)]
     return found
@@ -36,7 +36,7 @@ def seen(layout: Layout, examples: list[Example], size: int, part: RankSubset) -
 @LAYOUTS
 @settings(max_examples=60, deadline=None)
 @given(examples=EXAMPLES, size=st.integers(1, 4), count=st.integers(1, 4))
-def test_parts_hold_every_example_with_a_kept_token_once(
+def test_subsets_hold_every_example_with_a_kept_token_once(
     layout: Layout, examples: list[Example], size: int, count: int
 ):
     found = sorted(one for index in range(count) for one in seen(layout, examples, size, RankSubset(index, count)))
@@ -50,7 +50,7 @@ def many(count: int) -> list[Example]:
 
 
 @LAYOUTS
-def test_parts_are_about_as_much_to_read(layout: Layout):
+def test_subsets_have_about_equally_many_tokens(layout: Layout):
     examples = many(64)
     loads = [
         sum(batch.input_ids.size for _, batch in layout(examples, 2, RankSubset(index, 4)))  # padding included
@@ -59,14 +59,14 @@ def test_parts_are_about_as_much_to_read(layout: Layout):
     assert max(loads) <= 1.25 * min(loads)
 
 
-def test_passes_that_are_dealt_out_whole_are_those_of_one_part():
+def test_fixed_micro_batches_are_the_same_for_any_number_of_ranks():
     examples = many(13)
     whole = sorted(tuple(indices) for indices, _ in padded_fixed_batches(examples, 3))
     assert whole == sorted(tuple(i) for n in range(4) for i, _ in padded_fixed_batches(examples, 3, RankSubset(n, 4)))
 
 
-def test_neighbours_in_a_tree_stay_together():
-    """Four families that share 40 tokens each: in four parts, nobody reads a family's beginning but its own."""
+def test_neighbors_in_a_tree_stay_together():
+    """Four families share 40 tokens each: with four ranks, every rank reads the prefix of one family only."""
     families = [example([f] * 40 + [k, 4 + k], [41]) for f in range(4) for k in range(4)]
     reads = [sum(batch.input_ids.size for _, batch in packed(families, 4, RankSubset(index, 4))) for index in range(4)]
     assert reads == [40 + 4] * 4

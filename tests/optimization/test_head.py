@@ -1,4 +1,4 @@
-"""The masked head gives what the full [batch, length, vocabulary] way gives, and its gradients, chunked or not."""
+"""The masked head returns the values and gradients of the full [batch, length, vocabulary] computation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from stages.optimization.head import selected_log_probs
 
 
-def full_logits_way(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float) -> Tensor:
+def full_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float) -> Tensor:
     logits = torch.nn.functional.linear(hidden, weight, bias) / temperature
     return logits.log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
 
@@ -25,12 +25,12 @@ def problem(m: int, *, bias: bool = True, seed: int = 0) -> tuple[Tensor, Tensor
 @pytest.mark.parametrize("chunk", [1, 3, 7, 8, 100, None])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("bias", [True, False])
-def test_values_and_gradients_equal_the_full_logits_way(chunk: int | None, temperature: float, bias: bool) -> None:
+def test_values_and_gradients_equal_those_of_full_logits(chunk: int | None, temperature: float, bias: bool) -> None:
     hidden, weight, offset, targets = problem(7, bias=bias)
     leaves = [tensor.requires_grad_() for tensor in (hidden, weight, offset) if tensor is not None]
     upstream = torch.linspace(-1.0, 2.0, 7, dtype=torch.float64)
 
-    expected = full_logits_way(hidden, weight, offset, targets, temperature)
+    expected = full_logits(hidden, weight, offset, targets, temperature)
     wanted = torch.autograd.grad((expected * upstream).sum(), leaves)
     scored = selected_log_probs(hidden, weight, offset, targets, temperature=temperature, chunk=chunk)
     found = torch.autograd.grad((scored.logprobs * upstream).sum(), leaves)
@@ -51,11 +51,11 @@ def test_gradient_agrees_with_finite_differences() -> None:
 
 
 def test_tied_embeddings_get_both_gradients() -> None:
-    """With W both embedding and head, d/dW is the sum of the two uses."""
+    """If W is both embedding and head, d/dW is the sum over both uses."""
     _, weight, _, targets = problem(4)
     ids = torch.tensor([1, 2, 2, 9])
     one, other = weight.clone().requires_grad_(), weight.clone().requires_grad_()
-    full_logits_way(one[ids], one, None, targets, 1.0).sum().backward()
+    full_logits(one[ids], one, None, targets, 1.0).sum().backward()
     selected_log_probs(other[ids], other, None, targets, chunk=2).logprobs.sum().backward()
     assert one.grad is not None
     assert other.grad is not None
@@ -73,7 +73,7 @@ def test_entropy_is_that_of_the_scaled_distribution_and_carries_no_gradient() ->
 
 
 def test_large_logits_stay_finite() -> None:
-    """exp(1000) overflows; the normaliser must not."""
+    """exp(1000) overflows; the normalizer must not."""
     hidden, weight = torch.tensor([[1000.0]], requires_grad=True), torch.tensor([[1.0], [-1.0]])
     scored = selected_log_probs(hidden, weight, None, torch.tensor([0]))
     scored.logprobs.sum().backward()
@@ -93,7 +93,7 @@ def test_bfloat16_hidden_states_get_a_float32_softmax_and_full_precision_weight_
 
     exact_hidden = hidden.detach().double().requires_grad_()
     exact_weight = weight.detach().double().requires_grad_()
-    expected = full_logits_way(exact_hidden, exact_weight, None, targets, 1.0)
+    expected = full_logits(exact_hidden, exact_weight, None, targets, 1.0)
     expected.sum().backward()
 
     assert scored.logprobs.dtype == torch.float32
@@ -106,7 +106,7 @@ def test_bfloat16_hidden_states_get_a_float32_softmax_and_full_precision_weight_
     torch.testing.assert_close(weight.grad.double(), exact_weight.grad, rtol=0.05, atol=0.1)
 
 
-def test_no_position_gives_no_number_and_a_zero_gradient() -> None:
+def test_without_positions_the_result_is_empty_and_the_gradient_zero() -> None:
     hidden, weight, offset, targets = problem(0)
     scored = selected_log_probs(hidden.requires_grad_(), weight.requires_grad_(), offset, targets)
     scored.logprobs.sum().backward()
@@ -117,22 +117,22 @@ def test_no_position_gives_no_number_and_a_zero_gradient() -> None:
 
 @pytest.mark.parametrize("chunk", [None, 2])
 def test_no_tensor_is_larger_than_one_chunk_of_logits(chunk: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every logit made passes through one linear call; none may see more rows than the chunk."""
+    """All logits come from `F.linear`; no call may have more rows than the chunk."""
     rows: list[int] = []
     linear = torch.nn.functional.linear
 
-    def watched(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def recorded(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         rows.append(hidden.shape[0])
         return linear(hidden, weight, bias)
 
-    monkeypatch.setattr("stages.optimization.head.F.linear", watched)
+    monkeypatch.setattr("stages.optimization.head.F.linear", recorded)
     monkeypatch.setattr("stages.optimization.head.LOGITS_PER_CHUNK", 16 * 11)
     hidden, weight, offset, targets = problem(40)
     selected_log_probs(hidden.requires_grad_(), weight, offset, targets, chunk=chunk).logprobs.sum().backward()
     assert max(rows) == (chunk or 16)
 
 
-def test_shapes_that_do_not_fit_are_refused() -> None:
+def test_mismatched_shapes_and_invalid_temperatures_are_rejected() -> None:
     hidden, weight, offset, targets = problem(3)
     with pytest.raises(ValueError, match="expected hidden"):
         selected_log_probs(hidden, weight, offset, targets[:2])

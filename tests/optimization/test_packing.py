@@ -1,4 +1,4 @@
-"""Packed prefixes: every example once, every shared token once, and the gradients of the unpacked way."""
+"""Packed prefixes: every example once, every shared token once, and the same gradients as padded rows."""
 
 from __future__ import annotations
 
@@ -60,16 +60,16 @@ def example(tokens: list[int], kept: list[int], seed: int = 0) -> Example:
 
 
 def tree(shape: tuple[int, ...] = (3, 2, 2), length: int = 4, questions: int = 2, seed: int = 0) -> list[Example]:
-    """Every stretch of some trees, behind its path; a third of the tokens is not kept."""
+    """Return every segment of some trees after its path; a third of the tokens is not kept."""
     generator = np.random.default_rng(seed)
     found: list[Example] = []
 
     def grow(path: list[int], left: tuple[int, ...]) -> None:
         for _ in range(left[0] if left else 0):
-            stretch = generator.integers(VOCABULARY, size=length + int(generator.integers(3))).tolist()
-            kept = len(path) + np.flatnonzero(generator.random(len(stretch)) < 0.67)
-            found.append(example(path + stretch, kept.tolist()))
-            grow(path + stretch, left[1:])
+            segment = generator.integers(VOCABULARY, size=length + int(generator.integers(3))).tolist()
+            kept = len(path) + np.flatnonzero(generator.random(len(segment)) < 0.67)
+            found.append(example(path + segment, kept.tolist()))
+            grow(path + segment, left[1:])
 
     for _ in range(questions):
         grow(generator.integers(VOCABULARY, size=5).tolist(), shape)
@@ -77,14 +77,14 @@ def tree(shape: tuple[int, ...] = (3, 2, 2), length: int = 4, questions: int = 2
 
 
 def gradients(model: PreTrainedModel, examples: list[Example], layout: Any, size: int) -> dict[str, torch.Tensor]:
-    """Of the whole batch's loss, clip, KL and all."""
+    """Return the gradients of the loss of the whole batch, with clipping and the KL term."""
     engine, objective = TorchEngine(model), Objective(temperature=0.7, beta=0.05)
-    whole = BatchTotals.of(examples, objective)
+    totals = BatchTotals.of(examples, objective)
     for indices, inputs in layout(examples, size):
         group = [examples[index] for index in indices]
         advantages = np.concatenate([one.advantages for one in group])
         loss, _ = micro_batch_loss(
-            objective, MicroBatchExamples(indices, group, advantages), engine.score(inputs, 0.7), whole
+            objective, MicroBatchExamples(indices, group, advantages), engine.score(inputs, 0.7), totals
         )
         engine.backward(loss)
     return {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
@@ -93,7 +93,7 @@ def gradients(model: PreTrainedModel, examples: list[Example], layout: Any, size
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("size", [1, 4, 64])
-def test_gradients_are_those_of_the_unpacked_way(dtype: torch.dtype, attention: str, size: int) -> None:
+def test_gradients_equal_those_of_padded_rows(dtype: torch.dtype, attention: str, size: int) -> None:
     plain, ours = qwen().to(dtype), qwen().to(dtype)  # pyright: ignore[reportArgumentType]
     ours.set_attn_implementation(attention)
     examples = tree()
@@ -101,11 +101,11 @@ def test_gradients_are_those_of_the_unpacked_way(dtype: torch.dtype, attention: 
     found = gradients(ours, examples, packed, size)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        tolerance = 1e-8 if dtype == torch.float64 else 1e-6  # its norms are float32 in either
+        tolerance = 1e-8 if dtype == torch.float64 else 1e-6  # RMS norms compute in float32 in both
         torch.testing.assert_close(found[name], value, rtol=0, atol=tolerance, msg=name)
 
 
-def test_a_packed_step_is_the_unpacked_step_and_feeds_less() -> None:
+def test_a_packed_step_equals_the_padded_step_with_fewer_tokens() -> None:
     one, other = qwen(), qwen()
     given = {"objective": Objective(beta=0.01), "size": 8, "learning_rate": 1e-3}
     plain = update(TorchEngine(one), tree(), **given)
@@ -120,7 +120,7 @@ def test_a_packed_step_is_the_unpacked_step_and_feeds_less() -> None:
 
 
 def test_a_trie_by_hand() -> None:
-    """5 6 7 and 5 6 8 9 after the tokens 5 6 in common; the last kept token itself is not fed."""
+    """5 6 7 and 5 6 8 9 share the tokens 5 6; the last kept token itself is not fed."""
     examples = [example([5, 6, 7, 1], [3]), example([5, 6, 8, 9, 2], [2, 4])]
     (row,) = pack(examples, [0, 1], 100)
     assert row.tokens.tolist() == [5, 6, 7, 8, 9]
@@ -137,15 +137,15 @@ sequences = st.lists(st.lists(st.integers(0, 2), min_size=2, max_size=9), min_si
 
 @given(sequences, st.integers(1, 40), st.integers(1, 5))
 @settings(deadline=None)
-def test_every_example_is_there_once_and_reads_exactly_its_own_tokens(
+def test_every_example_is_packed_once_and_sees_exactly_its_own_tokens(
     tokens: list[list[int]], limit: int, size: int
 ) -> None:
     examples = [example(sequence, [len(sequence) - 1]) for sequence in tokens]
     rows = pack(examples, range(len(examples)), limit)
     assert sorted(index for row in rows for index in row.examples) == list(range(len(examples)))
     for row in rows:
-        place = np.arange(row.tokens.size)
-        sees = (place <= place[:, None]) & (place[:, None] < row.ends)
+        token = np.arange(row.tokens.size)
+        sees = (token <= token[:, None]) & (token[:, None] < row.ends)
         prefixes = set()
         for index, path in zip(row.examples, row.paths, strict=True):
             fed = examples[index].tokens[: examples[index].forward_tokens]
@@ -164,7 +164,7 @@ def test_every_example_is_there_once_and_reads_exactly_its_own_tokens(
         assert batch.input_ids.shape[1] <= ROW_LIMIT * longest
 
 
-def test_nothing_to_learn_is_no_pass() -> None:
+def test_examples_without_kept_tokens_make_no_pass() -> None:
     assert list(packed([example([1, 2, 3], [])], 4)) == []
 
 
@@ -188,7 +188,7 @@ def test_families_with_masked_attention_score_trees_as_sequences(make: Any) -> N
         np.testing.assert_allclose(found[index], logprobs, rtol=0, atol=1e-10)
 
 
-def test_families_that_cannot_read_a_tree_are_refused_with_the_way_out() -> None:
+def test_families_that_cannot_read_trees_are_rejected_with_the_option_to_pass() -> None:
     torch.manual_seed(0)
     window = TorchEngine(MistralForCausalLM(MistralConfig(**SIZES, sliding_window=16)))
     window.check_trees(16)
@@ -218,7 +218,7 @@ def test_responses_to_one_question_share_their_prompt() -> None:
     assert batch.input_ids.size == 10 + 3 * 3
 
 
-def test_checkpointing_recomputes_under_the_same_mask() -> None:
+def test_gradient_checkpointing_uses_the_same_mask() -> None:
     one, other = qwen(), qwen()
     update(TorchEngine(one), tree(), Objective(), 8, 1e-3, packed)
     update(TorchEngine(other, gradient_checkpointing=True), tree(), Objective(), 8, 1e-3, packed)
@@ -226,7 +226,7 @@ def test_checkpointing_recomputes_under_the_same_mask() -> None:
         torch.testing.assert_close(dict(other.named_parameters())[name], value, rtol=0, atol=1e-12)
 
 
-def test_an_untouched_example_beside_a_stored_one_takes_its_own_log_probabilities_as_old() -> None:
+def test_examples_without_stored_log_probabilities_use_the_current_ones_as_old() -> None:
     examples = [replace(one, old=None if index % 2 else one.old) for index, one in enumerate(tree(questions=1))]
     engine = TorchEngine(qwen())
     own = dict(score_all(engine, examples, 4, 1.0))

@@ -1,4 +1,4 @@
-"""The policy step on the one-process engine: it equals a plain, full-logits update, however it is split or stored."""
+"""The policy step on the one-process engine equals a plain full-logits update, for any split and after saving."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ OBJECTIVE = Objective(temperature=0.7, epsilon=0.2, epsilon_high=0.3, beta=0.05,
 
 
 def plain_update(model: PreTrainedModel, examples: Sequence[Example], objective: Objective, adam: AdamWConfig) -> float:
-    """The whole step the naive way: attention mask, [B, T, V] logits, masks that multiply, torch's AdamW."""
+    """Take the step with an attention mask, [B, T, V] logits, multiplicative masks and torch's AdamW."""
     length = max(example.tokens.size for example in examples)
     shape = (len(examples), length)
     ids, attended = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
@@ -84,7 +84,7 @@ def plain_update(model: PreTrainedModel, examples: Sequence[Example], objective:
 
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim < 2]
-    optimiser = torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": adam.weight_decay}, {"params": others, "weight_decay": 0.0}], lr=RATE
     )
     logits = model(input_ids=ids, attention_mask=attended).logits[:, :-1] / objective.temperature
@@ -98,7 +98,7 @@ def plain_update(model: PreTrainedModel, examples: Sequence[Example], objective:
     loss = -(surrogate * mask).sum() / mask.sum() + objective.beta * kl
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), adam.max_grad_norm)
-    optimiser.step()
+    optimizer.step()
     return loss.item()
 
 
@@ -122,7 +122,7 @@ def test_a_step_equals_the_plain_full_logits_update(tied: bool, checkpointing: b
     assert_same(plain, ours, 1e-9)
 
 
-def test_how_a_batch_is_split_does_not_matter() -> None:
+def test_the_split_into_micro_batches_does_not_change_the_step() -> None:
     models = [make_model() for _ in range(4)]
     metrics = [
         update(TorchEngine(model, ADAM), make_examples(), OBJECTIVE, size, RATE)
@@ -134,7 +134,7 @@ def test_how_a_batch_is_split_does_not_matter() -> None:
         assert same == pytest.approx({name: metrics[0][name] for name in same}, abs=1e-9)
 
 
-def test_micro_batch_whitening_is_another_step() -> None:
+def test_micro_batch_whitening_changes_the_step() -> None:
     one, other = make_model(), make_model()
     update(TorchEngine(one, ADAM), make_examples(), OBJECTIVE, 2, RATE)
     update(TorchEngine(other, ADAM), make_examples(), replace(OBJECTIVE, whiten="micro-batch"), 2, RATE)
@@ -142,7 +142,7 @@ def test_micro_batch_whitening_is_another_step() -> None:
     assert not torch.allclose(weights(one)[name], weights(other)[name], atol=1e-6)
 
 
-def test_padded_rows_score_as_they_do_alone_and_under_an_attention_mask() -> None:
+def test_padded_rows_score_the_same_as_alone_with_an_attention_mask() -> None:
     """Right padding needs no attention mask under causal attention."""
     model = make_model()
     engine = TorchEngine(model)
@@ -164,7 +164,7 @@ def test_nothing_after_the_last_kept_token_is_fed() -> None:
     assert batch.targets.tolist() == [3, 5, 2]
 
 
-def test_micro_batches_hold_like_lengths_and_leave_out_what_has_nothing_to_learn() -> None:
+def test_micro_batches_group_similar_lengths_and_leave_out_examples_without_kept_tokens() -> None:
     examples = make_examples(count=9)
     groups = micro_batches(examples, 3)
     fed = [examples[index].forward_tokens for group in groups for index in group]
@@ -172,7 +172,7 @@ def test_micro_batches_hold_like_lengths_and_leave_out_what_has_nothing_to_learn
     assert sorted(index for group in groups for index in group) == [0, 1, 3, 4, 5, 6, 7, 8]
 
 
-def test_a_batch_without_a_kept_token_moves_nothing_and_says_so() -> None:
+def test_a_batch_without_kept_tokens_is_skipped_and_counted() -> None:
     model = make_model()
     before = weights(model)
     metrics = update(TorchEngine(model, ADAM), [make_examples()[2]], OBJECTIVE, 2, RATE)
@@ -181,7 +181,7 @@ def test_a_batch_without_a_kept_token_moves_nothing_and_says_so() -> None:
     assert all(torch.equal(value, before[name]) for name, value in weights(model).items())
 
 
-def test_a_mean_ratio_above_the_limit_moves_nothing_and_leaves_no_gradient_behind() -> None:
+def test_a_batch_with_too_large_a_ratio_is_skipped_and_leaves_no_gradient() -> None:
     model, fresh = make_model(), make_model()
     engine = TorchEngine(model, ADAM)
     far = [replace(example, old=np.full(example.kept.size, -8.0)) for example in make_examples()]
@@ -197,11 +197,11 @@ def test_a_mean_ratio_above_the_limit_moves_nothing_and_leaves_no_gradient_behin
 def test_a_single_kept_token_is_trained_unwhitened_and_finite() -> None:
     example = Example(np.arange(6, dtype=np.int32), np.array([4]), np.array([2.0]), response_tokens=3)
     metrics = update(TorchEngine(make_model(), ADAM), [example], Objective(), 2, RATE)
-    assert metrics["loss"] == pytest.approx(-2.0)  # ratio 1, advantage as it is
+    assert metrics["loss"] == pytest.approx(-2.0)  # ratio 1, advantage unchanged
     assert all(np.isfinite(value) for value in metrics.values())
 
 
-def test_a_loss_that_is_not_finite_is_an_error_and_moves_nothing() -> None:
+def test_a_loss_that_is_not_finite_is_an_error_and_leaves_the_weights_unchanged() -> None:
     model = make_model()
     before = weights(model)
     broken = [replace(example, old=example.old * np.nan) for example in make_examples() if example.old is not None]
@@ -210,7 +210,7 @@ def test_a_loss_that_is_not_finite_is_an_error_and_moves_nothing() -> None:
     assert all(torch.equal(value, before[name]) for name, value in weights(model).items())
 
 
-def test_steps_raise_the_probability_of_what_was_good_and_lower_the_rest() -> None:
+def test_steps_raise_probabilities_under_positive_advantages_and_lower_the_others() -> None:
     model = make_model()
     engine = TorchEngine(model)
     examples = [
@@ -227,7 +227,7 @@ def test_steps_raise_the_probability_of_what_was_good_and_lower_the_rest() -> No
         assert change * float(example.advantages[0]) > 0, (index, change)
 
 
-def test_saved_state_continues_as_if_the_optimiser_had_never_stopped(tmp_path: Path) -> None:
+def test_a_saved_optimizer_state_continues_exactly(tmp_path: Path) -> None:
     whole, parted = make_model(), make_model()
     first, second = make_examples(1), make_examples(2)
     engine = TorchEngine(whole, ADAM)
@@ -243,7 +243,7 @@ def test_saved_state_continues_as_if_the_optimiser_had_never_stopped(tmp_path: P
     assert_same(whole, parted, 0.0)
 
 
-def test_the_state_of_another_model_is_refused(tmp_path: Path) -> None:
+def test_the_state_of_another_model_is_rejected(tmp_path: Path) -> None:
     engine = TorchEngine(make_model(tied=False), ADAM)
     update(engine, make_examples(), OBJECTIVE, 3, RATE)
     engine.optimizer.save(tmp_path / OPTIMIZER_FILE)
@@ -251,7 +251,7 @@ def test_the_state_of_another_model_is_refused(tmp_path: Path) -> None:
         TorchEngine(make_model(tied=True), ADAM).optimizer.load(tmp_path / OPTIMIZER_FILE)
 
 
-def test_bfloat16_computes_narrow_but_keeps_float32_masters() -> None:
+def test_bfloat16_keeps_float32_masters() -> None:
     model = make_model().float()
     engine = TorchEngine(model, ADAM, compute=torch.bfloat16)
     exact = dict(score_all(TorchEngine(make_model().float()), make_examples(), 8, 0.7))
@@ -265,7 +265,7 @@ def test_bfloat16_computes_narrow_but_keeps_float32_masters() -> None:
     assert sum(moved) > len(moved) // 2  # a step of 1e-6 is below bfloat16's resolution of most weights
 
 
-def test_a_family_that_scales_its_logits_is_refused() -> None:
+def test_a_family_that_scales_its_logits_is_rejected() -> None:
     settings: dict[str, Any] = {
         "vocab_size": VOCABULARY,
         "hidden_size": 16,
@@ -283,8 +283,8 @@ def test_a_family_that_scales_its_logits_is_refused() -> None:
         TorchEngine(model)
 
 
-def test_micro_batches_reach_the_decoder_whole() -> None:
-    """The engine reads MicroBatch exactly as documented: flat positions, right padding."""
+def test_the_engine_reads_positions_of_a_micro_batch_as_documented() -> None:
+    """Positions index the flattened rows; rows are padded on the right."""
     engine = TorchEngine(make_model())
     ids = np.array([[1, 2, 3], [4, 5, 0]], np.int64)
     batch = MicroBatch(ids, np.array([2, 3, 4]), np.array([6, 5, 7]))

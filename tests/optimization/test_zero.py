@@ -1,4 +1,4 @@
-"""DeepSpeed's configuration: what flags and a file come to, and what is refused."""
+"""DeepSpeed's configuration: flags and a file are combined, contradictions are rejected."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def plan(folder: Path, file: Any = None, **flags: Any) -> DeepSpeedSettings:
     return plan_deepspeed(path, **given | flags)
 
 
-def test_left_out_it_is_stage_2_of_float32_weights_and_our_own_counts(tmp_path: Path):
+def test_the_default_is_stage_2_with_one_micro_batch_per_step(tmp_path: Path):
     assert plan(tmp_path).deepspeed_options(bfloat16=False, max_grad_norm=0.5) == {
         "zero_force_ds_cpu_optimizer": False,
         "train_micro_batch_size_per_gpu": 1,
@@ -32,19 +32,19 @@ def test_left_out_it_is_stage_2_of_float32_weights_and_our_own_counts(tmp_path: 
     }
 
 
-def test_bfloat16_weights_have_gradients_summed_in_float32(tmp_path: Path):
+def test_gradients_of_bfloat16_weights_are_summed_in_float32(tmp_path: Path):
     settings = plan(tmp_path, stage=3).deepspeed_options(bfloat16=True, max_grad_norm=1.0)
     assert settings["bf16"] == {"enabled": True, "check_grad_overflow": True}
     assert settings["data_types"] == {"grad_accum_dtype": "fp32"}
 
 
-def test_at_stage_0_weights_stay_float32_and_the_optimiser_clips(tmp_path: Path):
+def test_at_stage_0_weights_stay_float32_and_the_optimizer_clips(tmp_path: Path):
     settings = plan(tmp_path, {"bf16": {"enabled": True}}, stage=0).deepspeed_options(bfloat16=True, max_grad_norm=1.0)
     assert "bf16" not in settings
     assert settings["gradient_clipping"] == 0.0
 
 
-def test_a_file_of_transformers_is_taken_with_what_it_leaves_to_others(tmp_path: Path):
+def test_a_file_for_transformers_with_auto_values_is_accepted(tmp_path: Path):
     file = {
         "bf16": {"enabled": "auto"},
         "optimizer": {"type": "AdamW", "params": {"lr": "auto"}},
@@ -64,7 +64,7 @@ def test_a_file_of_transformers_is_taken_with_what_it_leaves_to_others(tmp_path:
     assert settings["steps_per_print"] == 100
 
 
-def test_what_only_moves_work_about_changes_no_result(tmp_path: Path):
+def test_settings_that_only_distribute_work_are_not_numerical(tmp_path: Path):
     file = {"zero_optimization": {"stage": 1}, "wall_clock_breakdown": True}
     assert plan(tmp_path, file).numerical_settings() is None
     assert plan(tmp_path, file | {"communication_data_type": "bf16"}).numerical_settings() == {
@@ -72,13 +72,13 @@ def test_what_only_moves_work_about_changes_no_result(tmp_path: Path):
     }
 
 
-def test_what_is_quantised_on_its_way_is_told(tmp_path: Path):
+def test_quantized_communication_is_a_numerical_setting(tmp_path: Path):
     file = {"zero_optimization": {"stage": 3, "zero_quantized_gradients": True, "reduce_bucket_size": 1000}}
     assert plan(tmp_path, file).numerical_settings() == {"zero_quantized_gradients": True}
 
 
 @pytest.mark.parametrize(
-    ("file", "flags", "told"),
+    ("file", "flags", "message"),
     [
         ({"train_batch_size": 8}, {}, "--per-device-batch-size and --gradient-accumulation-steps decides"),
         ({"fp16": {"enabled": True}}, {}, "--dtype, float32 or bfloat16"),
@@ -97,23 +97,23 @@ def test_what_is_quantised_on_its_way_is_told(tmp_path: Path):
         ([], {}, "holds list; expected a JSON object"),
     ],
 )
-def test_contradictions_are_told(tmp_path: Path, file: Any, flags: dict[str, Any], told: str):
-    with pytest.raises(UserError, match=told):
+def test_contradictions_are_rejected(tmp_path: Path, file: Any, flags: dict[str, Any], message: str):
+    with pytest.raises(UserError, match=message):
         plan(tmp_path, file, **flags)
 
 
-def test_a_file_that_is_not_there_is_told(tmp_path: Path):
+def test_a_missing_file_is_an_error(tmp_path: Path):
     with pytest.raises(UserError, match="cannot be read"):
         plan_deepspeed(tmp_path / "x.json", stage=None, offload_optimizer=False, offload_parameters=False, dtype="auto")
 
 
-def test_auto_is_deepspeed_where_ranks_are_several():
+def test_auto_selects_deepspeed_for_several_ranks():
     assert [resolve_training_engine(LearningOptions(), ranks) for ranks in (1, 2)] == ["torch", "deepspeed"]
     assert resolve_training_engine(LearningOptions(engine="deepspeed", zero_stage=3), 1) == "deepspeed"
 
 
 @pytest.mark.parametrize(
-    ("options", "ranks", "told"),
+    ("options", "ranks", "message"),
     [
         (LearningOptions(zero_stage=3), 1, "require --engine deepspeed: pass it"),
         (LearningOptions(engine="torch", offload_optimizer=True), 1, "require --engine deepspeed"),
@@ -121,6 +121,6 @@ def test_auto_is_deepspeed_where_ranks_are_several():
         (LearningOptions(critic_learning_rate=1e-4), 4, "requires --engine torch"),
     ],
 )
-def test_an_engine_that_cannot_do_what_is_asked_is_told(options: LearningOptions, ranks: int, told: str):
-    with pytest.raises(UserError, match=told):
+def test_options_that_an_engine_does_not_support_are_rejected(options: LearningOptions, ranks: int, message: str):
+    with pytest.raises(UserError, match=message):
         resolve_training_engine(options, ranks)
