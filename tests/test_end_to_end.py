@@ -15,7 +15,7 @@ import pytest
 
 from stages.models.presets import make_model
 from tests.chains import rows
-from tests.command_lives import Commands
+from tests.command_server import Commands
 from tests.shards.samples import files
 
 MOMENTS = 10

@@ -15,7 +15,7 @@ from stages.core.errors import FingerprintMismatch, UserError
 from stages.core.progress import Summary
 from stages.pipeline import iterate
 from tests.chains import footer, rows
-from tests.command_lives import Commands
+from tests.command_server import Commands
 from tests.shards.samples import Notes, files
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

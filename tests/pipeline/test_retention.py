@@ -20,7 +20,7 @@ from stages.models.checkpoints import OPTIMIZER_FILE
 from stages.models.pruning import PRUNED_FILE, lost
 from stages.pipeline import iterate, retention
 from stages.pipeline.retention import Retention, prune
-from tests.command_lives import Commands
+from tests.command_server import Commands
 from tests.shards.samples import Notes, files
 
 RECIPE = """

@@ -25,7 +25,7 @@ from stages.shards.parts import open_artefact
 from stages.shards.schemas import TRAJECTORIES
 from stages.tasks import Question
 from tests.chains import cut, rows, sample
-from tests.command_lives import Commands
+from tests.command_server import Commands
 from tests.shards.samples import files
 from tests.test_segment import by_pandas
 

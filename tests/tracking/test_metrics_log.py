@@ -19,7 +19,7 @@ from stages.core.errors import UserError
 from stages.pipeline import iterate
 from stages.tracking.metrics_log import MetricsLog, open_stage_log
 from tests.chains import ARITHMETIC
-from tests.command_lives import Commands
+from tests.command_server import Commands
 from tests.shards.samples import Notes
 
 RECIPE = """
