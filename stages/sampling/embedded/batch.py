@@ -1,7 +1,8 @@
 """The batch in flight: rows of distinct sequences, each shared by the samples that have drawn the same tokens so far.
 
-Samples of one state begin in one row. When they draw different tokens, all but the first to do so go on in copies. So
-what samples have in common is computed once: much of a tree, and of the rollouts of a model that is sure of itself.
+Samples of one state begin in one row. When they draw different tokens, the first group keeps the row and the others
+continue in copies of it. Common tokens are thus computed once: a large part of a tree, and of the rollouts of a model
+with low entropy.
 """
 
 from __future__ import annotations
@@ -20,20 +21,25 @@ from stages.sampling.embedded.invariance import ROWS, whole_blocks
 from stages.sampling.embedded.kv_cache import KeyValueRows
 from stages.sampling.protocol import SamplingParams
 
-_LOGITS = 2**24  # most logits in hand
-LOOK_EVERY = 8  # steps between looks at how the rows lie
+_LOGITS = 2**24  # maximum number of logits in memory
+ARRANGE_EVERY = 8  # steps between calls of `Batch.arrange`
 _ROW_WORK = 96  # keys whose attention costs as much as the rest of a row's pass; measured on the tiny preset
 _COPY_WORK = 4  # keys whose attention costs as much as copying one
 
 
 @dataclass
 class SampleQueue:
-    """Samples that wait, one an entry, those of a state in a row; `hidden` holds a line per state.
+    """Samples that wait for a place in the batch; samples of the same state are adjacent.
 
     Attributes:
-      sample: [Q] number of the sample in the call.
-      key: uint64 [Q]. start: [Q] prefix length. limit: [Q] most tokens.
-      state: [Q] line of `hidden`. row: [Q] row of the store that holds the prefix.
+      sample: [Q] index of the sample in the call.
+      key: uint64 [Q], key of its random numbers.
+      start: [Q] length of its prefix.
+      limit: [Q] maximum number of tokens.
+      state: [Q] index of its state in `hidden`.
+      row: [Q] row of the store that holds its prefix.
+      hidden: [S, H], the hidden state of each state's last token.
+      taken: number of samples that have left the queue.
     """
 
     sample: np.ndarray
@@ -52,10 +58,10 @@ class SampleQueue:
 class Batch:
     """Samples in flight, and the rows that compute them.
 
-    On the host, per sample: `sample` (its number), `key`, `limit`, `row`. On the host, per row: `start` (prefix
-    length), `drawn` (tokens so far). On the device, per row: keys and values, the additive mask `bias`, `hidden` (what
-    the next token is drawn from), `tokens`, `logprobs`. There are as many rows as samples may be in flight, and the
-    first `rows` of them are computed; nothing reads what a row without samples holds.
+    On the host, per sample: `sample` (its index), `key`, `limit`, `row`. On the host, per row: `start` (prefix length),
+    `drawn` (tokens so far), `last` (the last token). On the device, per row: keys and values, the additive mask `bias`,
+    `hidden` (the hidden state that the next token is drawn from), `tokens`, `logprobs`. There are as many rows as
+    samples may be in flight; the first `rows` of them are computed. A row without samples is never read.
     """
 
     def __init__(
@@ -65,38 +71,45 @@ class Batch:
         rows: int,
         capacity: int,
         length: int,
-        most_drawn: int,
+        max_drawn: int,
         params: SamplingParams,
     ) -> None:
-        """A batch that wants `rows` rows filled, by at most `capacity` samples, of at most `length` tokens."""
+        """Make an empty batch.
+
+        Args:
+          rows: number of rows to fill.
+          capacity: maximum number of samples in flight.
+          length: maximum number of tokens of prefix and sample.
+          max_drawn: maximum number of tokens of a sample.
+        """
         self.forward, self.head, self.params = forward, model.get_output_embeddings(), params
         self.device: torch.device = model.device
         self.vocabulary: int = self.head.weight.shape[0]
         config = model.get_decoder().config
-        self.wanted, self.capacity, self.rows, most_rows = rows, capacity, 0, whole_blocks(capacity)
+        self.rows_to_fill, self.capacity, self.rows, max_rows = rows, capacity, 0, whole_blocks(capacity)
         self.sample, self.limit, self.row = (np.zeros(0, np.int64) for _ in range(3))
         self.key = np.zeros(0, np.uint64)
-        self.start, self.drawn = np.zeros(most_rows, np.int64), np.zeros(most_rows, np.int64)
+        self.start, self.drawn = np.zeros(max_rows, np.int64), np.zeros(max_rows, np.int64)
         length = self.forward.plan.attention.key_length(length)
-        self.cache = KeyValueRows(config, most_rows, length, self.device, model.dtype)
-        self.bias = torch.full((most_rows, length), float("-inf"), device=self.device, dtype=model.dtype)
-        self.bias[:, 0] = 0  # a row that sees nothing would be NaN
-        self.hidden = torch.zeros(most_rows, config.hidden_size, device=self.device, dtype=model.dtype)
-        self.tokens = torch.zeros(most_rows, most_drawn, device=self.device, dtype=torch.int32)
-        self.logprobs = torch.zeros(most_rows, most_drawn, device=self.device)
-        self.last = np.zeros(most_rows, np.int64)
+        self.cache = KeyValueRows(config, max_rows, length, self.device, model.dtype)
+        self.bias = torch.full((max_rows, length), float("-inf"), device=self.device, dtype=model.dtype)
+        self.bias[:, 0] = 0  # the softmax of a row without visible keys would be NaN
+        self.hidden = torch.zeros(max_rows, config.hidden_size, device=self.device, dtype=model.dtype)
+        self.tokens = torch.zeros(max_rows, max_drawn, device=self.device, dtype=torch.int32)
+        self.logprobs = torch.zeros(max_rows, max_drawn, device=self.device)
+        self.last = np.zeros(max_rows, np.int64)
 
     def __len__(self) -> int:
-        """Samples in flight."""
+        """Return the number of samples in flight."""
         return len(self.sample)
 
     @property
     def room(self) -> int:
-        """How many more samples can be taken, if each should come to need a row of its own."""
-        return min(self.capacity - len(self), self.wanted - int(self._used().sum()))
+        """Number of samples that can be added even if each needs a row of its own in the end."""
+        return min(self.capacity - len(self), self.rows_to_fill - int(self._used().sum()))
 
     def admit(self, queue: SampleQueue, store: KeyValueRows) -> None:
-        """Takes the next samples of the queue, those of one state into one row."""
+        """Add the next samples of the queue; those of the same state share a row."""
         taken = slice(queue.taken, queue.taken + min(self.room, len(queue)))
         queue.taken = taken.stop
         state = queue.state[taken]
@@ -113,29 +126,33 @@ class Batch:
         self.hidden[places] = queue.hidden[self._on_device(state[first])]
 
     def draw(self) -> np.ndarray:
-        """Draws the next token of every sample, int64 [N], and appends it to the sample's row; samples of one row that
-        drew different tokens part."""
+        """Draw the next token of every sample and append it to its row; samples that drew different tokens part.
+
+        Returns:
+          The tokens, int64 [N], in the order of the samples in flight.
+        """
         rank = _ranks(self.row)
         numbers = np.zeros((self.rows, int(rank.max()) + 1))
         numbers[self.row, rank] = uniforms(self.key, self.drawn[self.row])
         on_device = torch.from_numpy(numbers).to(self.device)
         size = max(ROWS, _LOGITS // self.vocabulary // ROWS * ROWS)
-        parts = [
+        drawn = [
             draw_tokens(self.head(hidden), uniform, self.params)
             for hidden, uniform in zip(self.hidden[: self.rows].split(size), on_device.split(size), strict=True)
         ]
-        tokens, logprobs = (torch.cat(column).cpu().numpy()[self.row, rank] for column in zip(*parts, strict=True))
+        tokens, logprobs = (torch.cat(column).cpu().numpy()[self.row, rank] for column in zip(*drawn, strict=True))
         self._append(tokens, logprobs)
         return tokens
 
     def _append(self, tokens: np.ndarray, logprobs: np.ndarray) -> None:
+        """Append the drawn tokens [N] to the samples' rows, and copy the rows whose samples drew different tokens."""
         _, first, which = np.unique(self.row * self.vocabulary + tokens, return_index=True, return_inverse=True)
         source = self.row[first]
         rows = source.copy()
-        parts = np.diff(source, prepend=-1) == 0  # sorted by row: the first of each stays
-        if parts.any():
-            rows[parts] = self._free(int(parts.sum()))
-            self._copy(source[parts], rows[parts])
+        moves = np.diff(source, prepend=-1) == 0  # sorted by row: the first group of a row stays in it
+        if moves.any():
+            rows[moves] = self._free(int(moves.sum()))
+            self._copy(source[moves], rows[moves])
         self.row = rows[which]
         places, step = self._on_device(rows), self._on_device(self.drawn[rows])
         self.tokens[places, step] = self._on_device(tokens[first].astype(np.int32))
@@ -144,7 +161,7 @@ class Batch:
         self.drawn[rows] += 1
 
     def advance(self) -> None:
-        """Runs the tokens just drawn through the model, so that the next ones can be drawn."""
+        """Run the drawn tokens through the model, so that the next ones can be drawn."""
         place = np.maximum(self.start + self.drawn - 1, 0)[: self.rows]
         position = self._on_device(place)[:, None]
         self.bias[: self.rows].scatter_(1, position, 0)
@@ -156,7 +173,14 @@ class Batch:
         self.hidden[: self.rows] = self.forward(last, bias, self.cache, spans)[:, 0]
 
     def release(self, ended: np.ndarray) -> list[tuple[int, np.ndarray, np.ndarray]]:
-        """Lets go of samples (positions); of each its number, token ids int32 [T], log-probabilities float32 [T]."""
+        """Remove samples from the batch.
+
+        Args:
+          ended: positions of the samples among those in flight.
+
+        Returns:
+          The index, token ids int32 [T] and log-probabilities float32 [T] of each sample.
+        """
         rows = self.row[ended]
         longest = int(self.drawn[rows].max())
         index = self._on_device(rows)
@@ -171,9 +195,9 @@ class Batch:
         return found
 
     def arrange(self) -> None:
-        """Sorts the rows into blocks of like length and leaves out blocks without samples, if it is worth its while.
+        """Sort the rows into blocks of similar length and drop blocks without samples, if that pays.
 
-        Attention spans the longest row of a block. KeyValueRows that are in their block already stay where they are.
+        Attention of a block spans its longest row. Rows that are in their block already stay where they are.
         """
         length = np.where(self._used(), (self.start + self.drawn)[: self.rows], 0)
         rows = whole_blocks(int((length > 0).sum()))
@@ -182,7 +206,7 @@ class Batch:
         places, moved = np.setdiff1d(np.arange(rows), order[stays]), order[~stays]
         places, moved = places[length[moved] > 0], moved[length[moved] > 0]
         gain = _work(length) - _work(length[order])
-        if gain * LOOK_EVERY <= _COPY_WORK * length[moved].sum():
+        if gain * ARRANGE_EVERY <= _COPY_WORK * length[moved].sum():
             return
         if len(moved):
             self._copy(moved, places)
@@ -192,17 +216,17 @@ class Batch:
         self.rows = rows
 
     def _copy(self, source: np.ndarray, target: np.ndarray) -> None:
-        """Copies rows, as if all at once: a row may be left and taken."""
+        """Copy rows; all are read before any is written, so a row may be source and target."""
         length = (self.start + self.drawn)[source]
         for column in (self.start, self.drawn, self.last):
             column[target] = column[source]
-        to, of = self._on_device(target), self._on_device(source)
+        targets, sources = self._on_device(target), self._on_device(source)
         for column in (self.bias, self.tokens, self.logprobs, self.hidden):
-            column[to] = column[of]
-        self.cache.copy(to, self.cache, of, int(length.max()))
+            column[targets] = column[sources]
+        self.cache.copy(targets, self.cache, sources, int(length.max()))
 
     def _free(self, count: int) -> np.ndarray:
-        """The first rows without samples, which are computed from now on."""
+        """Return the first `count` rows without samples; they are computed from now on."""
         used = np.zeros(len(self.start), bool)
         used[self.row] = True
         rows = np.flatnonzero(~used)[:count]
@@ -210,13 +234,17 @@ class Batch:
         return rows
 
     def _used(self) -> np.ndarray:
-        """bool [rows]: which rows hold samples."""
+        """Return which rows hold samples, bool [rows]."""
         used = np.zeros(self.rows, bool)
         used[self.row] = True
         return used
 
     def _spans(self, needed: np.ndarray) -> Spans:
-        """Runs of rows, in blocks, that attend to the same number of keys; on a GPU one run, as launches cost more."""
+        """Return the runs of rows that attend to the same number of keys; one run on a GPU, where launches cost more.
+
+        Args:
+          needed: [rows] number of keys that each row needs. A run consists of whole blocks.
+        """
         block = self.rows if self.device.type == "cuda" else ROWS
         longest = [self.forward.plan.attention.key_length(int(keys)) for keys in needed.reshape(-1, block).max(axis=1)]
         runs = [(keys, len(list(run))) for keys, run in groupby(longest)]
@@ -231,7 +259,7 @@ class Batch:
 
 
 def _ranks(rows: np.ndarray) -> np.ndarray:
-    """For each entry, how many before it have the same value."""
+    """Return for each entry the number of earlier entries with the same value."""
     order = np.argsort(rows, kind="stable")
     first = np.flatnonzero(np.diff(rows[order], prepend=-1))
     ranks = np.empty_like(rows)
@@ -240,5 +268,5 @@ def _ranks(rows: np.ndarray) -> np.ndarray:
 
 
 def _work(lengths: np.ndarray) -> int:
-    """What a pass over rows of these lengths costs, in keys attended to."""
+    """Return the cost of a pass over rows of these lengths, in units of the attention to one key."""
     return int((lengths.reshape(-1, ROWS).max(axis=1) + _ROW_WORK).sum() * ROWS)

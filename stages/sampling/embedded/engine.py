@@ -1,10 +1,11 @@
-"""The embedded sampling engine: Hugging Face decoders on any device, with shared prefixes and a batch that stays full.
+"""The embedded sampling engine: Hugging Face decoders on any device, with shared prefixes and continuous batching.
 
-A call is one loop. Prefixes are prefilled window by window, each distinct token once, into a store (`prefixes`,
-`prefill`). Samples wait in a queue; when the batch has room, those of the next states get a row per state, with a copy
-of its prefix, and draw their first tokens from the hidden state kept for it. Samples share a row while they draw the
-same tokens (`decoding`). A row's draws depend on its own tokens alone (`invariance`, `choosing`), so a
-call may leave what it computed for the next one (`memory`): a quarter of the memory that the batch may take.
+A call is one loop. Prefixes are prefilled window by window, each distinct token once, into a store (`prefix_tree`,
+`prefill`). Samples wait in a queue; when the batch has room, the samples of the next states enter it: one row per
+state, with a copy of the prefix, and the first tokens are drawn from the hidden state of the prefix's last token.
+Samples share a row as long as they draw the same tokens (`batch`). A row's draws depend only on its own tokens
+(`invariance`, `draws`), so a call may keep keys and values for the next one (`prefix_memory`), in a quarter of the
+batch's memory.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from transformers import AttentionInterface
 from stages.core.errors import UserError
 from stages.models import devices, loading
 from stages.sampling.embedded import invariance
-from stages.sampling.embedded.batch import LOOK_EVERY, Batch, SampleQueue
+from stages.sampling.embedded.batch import ARRANGE_EVERY, Batch, SampleQueue
 from stages.sampling.embedded.forward import LlamaForward, make_forward
 from stages.sampling.embedded.invariance import ROWS
 from stages.sampling.embedded.kv_cache import bytes_per_token
@@ -39,14 +40,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _ATTENTION = "spo"
-_SHARE = 8  # the batch is filled when this share of it is free
-_SAMPLES_PER_ROW = 4  # most samples in flight, in rows to be filled
+_REFILL_SHARE = 8  # the batch is refilled when an eighth of it is free
+_SAMPLES_PER_ROW = 4  # maximum number of samples in flight per row to fill: samples share rows
 
 AttentionInterface.register(_ATTENTION, invariance.attention)
 
 
 class TransformersSampler:
-    """A decoder-only model with full attention (Qwen2, Llama, Mistral without a window …), ready to sample."""
+    """A sampler of a decoder-only model with full attention (Qwen2, Llama, Mistral without a window …)."""
 
     def __init__(
         self,
@@ -56,17 +57,17 @@ class TransformersSampler:
         max_batch_rows: int | None = None,
         max_model_len: int | None = None,
     ) -> None:
-        """Takes the model over: its attention and linear layers become the engine's.
+        """Prepare a model for sampling: its attention and linear layers are replaced by the engine's.
 
         Args:
-          model: in evaluation mode, on its device.
+          model: in evaluation mode, on its device. It cannot be used for other forward passes afterwards.
           tokenizer: for stop strings and the end-of-text token.
-          max_batch_rows: most samples in flight; None: as many as fill 256 rows on a CPU, 512 on a GPU, fewer where
-            memory is short.
-          max_model_len: the context ends here, if the model's own does not end before.
+          max_batch_rows: maximum number of samples in flight; None: as many as fill 256 rows on a CPU and 512 on a GPU,
+            or fewer if memory is short.
+          max_model_len: upper limit of the context length, in tokens; None: the model's own.
 
         Raises:
-          UserError: the model does not attend to its whole context, or does more to its logits than its output head;
+          UserError: the model does not attend to its whole context, or changes its logits after the output head;
             max_batch_rows is below 1.
         """
         if max_batch_rows is not None and max_batch_rows < 1:
@@ -82,14 +83,14 @@ class TransformersSampler:
         self.vocabulary: int = cast("Any", model.get_output_embeddings()).weight.shape[0]
         self.is_end = end_tokens(model.generation_config, tokenizer, self.vocabulary)
         self.plan = self.forward.plan
-        if self.plan.bitwise and not isinstance(self.forward, LlamaForward) and not self._draws_alone_as_in_company():
+        if self.plan.bitwise and not isinstance(self.forward, LlamaForward) and not self._is_batch_independent():
             self.plan = replace(self.plan, bitwise=False)
 
     @classmethod
     def open(
         cls, model_dir: Path, *, device: str = "auto", dtype: str = "auto", **options: int | None
     ) -> TransformersSampler:
-        """Loads a model directory; the options are those of the constructor."""
+        """Load a model directory; the options are those of the constructor."""
         place = devices.pick_device(device)
         model = loading.load_model(model_dir, place, devices.pick_dtype(dtype, place))
         return cls(model, loading.load_tokenizer(model_dir), **options)
@@ -103,7 +104,7 @@ class TransformersSampler:
         *,
         remember: bool = False,
     ) -> tuple[list[list[Sample]], Usage]:
-        """See `sampling.Sampler.sample`."""
+        """See `sampling.protocol.Sampler.sample`."""
         for request in requests:
             check_request(request, self.context_length)
         remembered, self.memory = self.memory, None
@@ -117,16 +118,19 @@ class TransformersSampler:
 
     @property
     def caveat(self) -> str | None:
-        """What the engine's samples do not promise on a CPU in float32, in one line; None: nothing is missing."""
+        """See `sampling.protocol.Sampler.caveat`; independence of the batch is guaranteed on a CPU in float32."""
         if self.plan.bitwise or self.model.device.type != "cpu" or self.model.dtype != torch.float32:
             return None
         return (
-            "on this CPU no way was found to compute this model's samples bitwise independently of their batch: the "
-            "same command may round differently with another --num-shards, --max-batch-rows or after a resume"
+            "this CPU cannot compute this model's samples bitwise independently of their batch: the same command may "
+            "round differently with another --num-shards, --max-batch-rows or after a resume"
         )
 
-    def _draws_alone_as_in_company(self) -> bool:
-        """Whether a sample's bits are the same alone and beside another: a check of what a model's own modules do."""
+    def _is_batch_independent(self) -> bool:
+        """Return whether a sample has the same bits alone and beside another.
+
+        Probing covers products and attention; this checks the other operations of a model's own modules.
+        """
         most = min(24, self.context_length - 2)
         prefixes = [np.arange(length, dtype=np.int32) % self.vocabulary for length in (most, most // 2 + 1)]
         requests = [Request(prefix, (i,), 2) for i, prefix in enumerate(prefixes)]
@@ -137,7 +141,7 @@ class TransformersSampler:
 
 
 class _Call:
-    """One call of `sample`: what was asked, the store, the queue and the batch, and what has been drawn."""
+    """One call of `sample`: requests, store, queue, batch and the samples so far."""
 
     def __init__(
         self,
@@ -156,25 +160,25 @@ class _Call:
         self.samples: list[Sample | None] = [None] * len(self.keys)
         self.sampled = 0
 
-        asked = [i for i, count in enumerate(counts) if count]
-        all_paths, self.distinct = build_paths({i: requests[i].prefix for i in asked})
+        used = [i for i, count in enumerate(counts) if count]  # requests with samples
+        all_paths, self.distinct = build_paths({i: requests[i].prefix for i in used})
         longest = max(len(path.token_ids) for path in all_paths)
-        span = max(len(requests[i].prefix) + int(self.limits[i]) for i in asked)
+        span = max(len(requests[i].prefix) + int(self.limits[i]) for i in used)
         rows, in_flight, capacity, kept = _sizes(sampler, longest, span, len(self.keys))
         model, forward = sampler.model, sampler.forward
         self.store = PrefixStore(model, forward, all_paths, min(capacity, len(all_paths)), remembered)
-        self.batch = Batch(model, forward, rows, in_flight, span, int(self.limits[asked].max()), params)
+        self.batch = Batch(model, forward, rows, in_flight, span, int(self.limits[used].max()), params)
         self.memory = PrefixMemory(model, min(kept, len(self.keys)), span) if remember else None
         self.queue: SampleQueue | None = None
 
     def run(self, on_tokens: Callable[[int, int], None]) -> tuple[list[list[Sample]], Usage]:
-        """Draws every sample."""
+        """Draw every sample."""
         batch, finished, reported, step = self.batch, 0, 0, 0
         while True:
             self._fill()
             if not len(batch):
                 break
-            if step % LOOK_EVERY == 0:
+            if step % ARRANGE_EVERY == 0:
                 batch.arrange()
             self.sampled += len(batch)
             tokens = batch.draw()
@@ -183,9 +187,9 @@ class _Call:
             if len(ended) < len(batch) or self.memory:
                 batch.advance()
             finished += len(ended)
-            self._finish(ended, stopped)  # behind the pass, so that a remembered sample holds its last token too
+            self._finish(ended, stopped)  # after the pass, so that a remembered sample includes its last token
             step += 1
-            if step % LOOK_EVERY == 0:
+            if step % ARRANGE_EVERY == 0:
                 on_tokens(finished, self.sampled - reported)
                 finished, reported = 0, self.sampled
         on_tokens(finished, self.sampled - reported)
@@ -196,22 +200,24 @@ class _Call:
         )
 
     def _fill(self) -> None:
-        """Fills the batch from the queue, and the queue from the store.
+        """Fill the batch from the queue, and the queue from the store.
 
-        Once a step: only when the samples have drawn a token is it seen how many rows they need. A few at a time are
-        not worth it.
+        Once per step, because the number of rows that samples need is known only after they have drawn a token; and not
+        for a few samples, because each filling copies prefixes.
         """
         if not self.queue:
             ready = self.store.next()
             if ready is None:
                 return
             self.queue = self._queue(ready)
-        if self.batch.room >= max(1, min(len(self.queue), self.batch.wanted // _SHARE)):
+        if self.batch.room >= max(1, min(len(self.queue), self.batch.rows_to_fill // _REFILL_SHARE)):
             self.batch.admit(self.queue, self.store.rows)
 
     def _queue(self, ready: Ready) -> SampleQueue:
-        """The samples of the states, short prefixes first: so rows in flight are of similar length, and those that
-        have the most to draw do not come last."""
+        """Return the samples of the states, short prefixes first.
+
+        Rows in flight then have similar lengths, and the samples with the most tokens to draw do not come last.
+        """
         samples, states = [], []
         for number in np.argsort([state.length for state in ready.states], kind="stable"):
             for request in ready.states[number].requests:
@@ -224,14 +230,14 @@ class _Call:
         return SampleQueue(sample, self.keys[sample], start, limit, state, ready.rows[state], ready.hidden)
 
     def _stopped(self, tokens: np.ndarray) -> np.ndarray:
-        """bool [N]: the samples in flight whose last token ended a text, or completed a stop string."""
+        """Return which samples in flight ended with their last token, by end of text or a stop string: bool [N]."""
         stopped = self.sampler.is_end[tokens]
         if self.params.stop:
             stopped[~stopped] = self._completes_stop_string(np.flatnonzero(~stopped))
         return stopped
 
     def _finish(self, ended: np.ndarray, stopped: np.ndarray) -> None:
-        """Keeps what the ended samples are, and lets go of them; those that could go on are remembered."""
+        """Store the ended samples, remove them from the batch, and remember those that a later prefix may extend."""
         if not len(ended):
             return
         rows, drawn = self.batch.row[ended], self.batch.release(ended)
@@ -240,14 +246,16 @@ class _Call:
                 raise UserError("the model's logits are not finite; its weights are damaged, or overflow in this dtype")
             self.samples[number] = Sample(token_ids, logprobs, "stop" if stopped[one] else "length")
         if self.memory:
-            going = {row: drawn[i] for i, row in enumerate(rows) if not stopped[ended[i]]}
-            prefixes = (self.requests[self.request_of[number]].prefix for number, _, _ in going.values())
-            sequences = [np.concatenate([p, ids]) for p, (_, ids, _) in zip(prefixes, going.values(), strict=True)]
-            kept = np.array(list(going), np.int64)
+            continuable = {row: drawn[i] for i, row in enumerate(rows) if not stopped[ended[i]]}
+            prefixes = (self.requests[self.request_of[number]].prefix for number, _, _ in continuable.values())
+            sequences = [
+                np.concatenate([p, ids]) for p, (_, ids, _) in zip(prefixes, continuable.values(), strict=True)
+            ]
+            kept = np.array(list(continuable), np.int64)
             self.memory.keep(self.batch.cache, kept, sequences, self.batch.hidden[torch.from_numpy(kept)])
 
     def _completes_stop_string(self, candidates: np.ndarray) -> list[bool]:
-        """Whether each candidate's text ends in a stop string, or in a token that completes one."""
+        """Return for each candidate whether its text ends in a stop string, or in a token that completes one."""
         batch, stop = self.batch, self.params.stop
         drawn = batch.tokens[: batch.rows].cpu().numpy()
         found = []
@@ -258,8 +266,17 @@ class _Call:
 
 
 def _sizes(sampler: TransformersSampler, longest: int, span: int, samples: int) -> tuple[int, int, int, int]:
-    """What memory has room for: rows of the batch and samples in flight, of `span` tokens each; paths of the store, of
-    `longest` each; sequences to remember, of `span` each."""
+    """Return the sizes that fit into memory.
+
+    Args:
+      longest: tokens of the longest path.
+      span: maximum number of tokens of prefix and sample.
+      samples: number of samples in the call.
+
+    Returns:
+      Rows of the batch and samples in flight, of `span` tokens each; paths of the store, of `longest` tokens each;
+      sequences to remember, of `span` tokens each.
+    """
     if sampler.model.device.type == "cuda":
         rows, memory = 512, torch.cuda.mem_get_info(sampler.model.device)[0] / 2
     else:
@@ -277,7 +294,7 @@ def _sizes(sampler: TransformersSampler, longest: int, span: int, samples: int) 
 
 
 def _require_full_attention(config: PreTrainedConfig, context_length: int) -> None:
-    """Raises UserError for models whose attention is more than a softmax over the whole context."""
+    """Raise UserError for a model whose attention is not a plain softmax over the whole context."""
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     window = getattr(config, "sliding_window", None)
     windowed = kinds != {"full_attention"} or (
@@ -297,12 +314,12 @@ def _require_full_attention(config: PreTrainedConfig, context_length: int) -> No
 
 @torch.inference_mode()
 def _require_plain_head(model: Any) -> None:
-    """Raises UserError for models that scale or cap what their output head gives."""
+    """Raise UserError for a model that scales or caps the logits of its output head."""
     one = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
     expected = model(one, use_cache=False).logits.float()
     found = model.get_output_embeddings()(model.get_decoder()(one, use_cache=False).last_hidden_state).float()
     if not torch.allclose(found, expected, rtol=1e-2, atol=1e-2, equal_nan=True):
         raise UserError(
-            f"the {model.config.model_type} model does more to its logits than its output head does; "
-            "the transformers engine would sample from other probabilities than the model's"
+            f"the {model.config.model_type} model changes its logits after the output head; the transformers engine "
+            "would sample from other probabilities than the model's"
         )
