@@ -27,7 +27,7 @@ _LOAD_ERRORS = (OSError, ValueError, ImportError, KeyError, TypeError)
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model directory; of an adapter without tokenizer files, that of its base.
+    """Load the tokenizer of a model directory; of an adapter without tokenizer files, the tokenizer of its base.
 
     Raises:
       UserError: it cannot be read, or has no end-of-text token.
@@ -44,7 +44,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
 
 
 def load_config(directory: Path) -> PretrainedConfig:
-    """Load the configuration of a model directory; of an adapter, that of its base.
+    """Load the configuration of a model directory; of an adapter, the configuration of its base.
 
     Raises:
       UserError: it cannot be read, or is of a model that needs its own code.

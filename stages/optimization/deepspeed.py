@@ -55,15 +55,17 @@ class DeepSpeedEngine:
         device: torch.device,
         state: Path | None = None,
     ) -> None:
-        """LossAndMetrics a policy out.
+        """Distribute a policy over the ranks.
 
         Args:
-          policy: on the CPU, the same on every rank.
-          device: this rank's.
-          state: an optimiser's state to continue.
+          policy: the full policy on the CPU, the same on every rank.
+          config: AdamW's settings.
+          settings: how DeepSpeed distributes it.
+          device: the device of this rank.
+          state: file with an optimizer's state to continue.
 
         Raises:
-          UserError: the state is of another model, or torn; DeepSpeed does not take the configuration.
+          UserError: the state is torn or belongs to another model; DeepSpeed rejects the configuration.
         """
         deepspeed = _import(device)
         self.model, self.context_length, self.vocabulary = policy.model, policy.context_length, policy.vocabulary

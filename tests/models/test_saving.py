@@ -1,4 +1,4 @@
-"""Model directories are written whole or not at all."""
+"""Model directories are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_saving_again_replaces_the_whole_directory(directory: Path):
     assert [path.name for path in directory.parent.iterdir()] == [directory.name]
 
 
-def test_a_failure_while_saving_leaves_the_older_model_and_no_rubbish(directory: Path):
+def test_a_failed_save_leaves_the_older_model_and_no_partial_output(directory: Path):
     before = checkpoints.digest(directory)
 
     def fill_the_disk(unfinished: Path) -> None:

@@ -1,4 +1,4 @@
-"""The text of each token: together the text of the response, whatever the tokenizer does with bytes and spaces."""
+"""The text of each token: joined, the text of the response, for any treatment of bytes and spaces."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def one_byte_each() -> Decode:
 
 
 def word_pieces() -> Decode:
-    """Like SentencePiece: ▁ marks a space, and that of the first token is dropped when decoding."""
+    """Like SentencePiece: ▁ marks a space, and decoding drops the space of the first token."""
     from tokenizers import Tokenizer, decoders, models
 
     words = ["<unk>", "</s>", "▁two", "▁words", "s", "\n", "▁"]
@@ -44,16 +44,16 @@ def test_a_character_of_several_tokens_belongs_to_the_last_of_them():
     ]
 
 
-def test_a_response_that_ends_within_a_character_still_has_all_its_text():
+def test_a_response_that_ends_inside_a_character_keeps_all_its_text():
     assert token_texts(one_byte_each(), "a€".encode()[:-1]) == ["a", "", "\ufffd"]
 
 
-def test_bytes_that_are_no_text_read_as_they_decode():
+def test_invalid_bytes_have_the_text_that_they_decode_to():
     assert token_texts(one_byte_each(), b"\xffab") == ["", "\ufffda", "b"]
     assert "".join(token_texts(one_byte_each(), b"\xff\xff\xff\xff\xffa")) == "\ufffd" * 5 + "a"
 
 
-def test_the_space_in_front_of_a_word_is_kept_behind_other_tokens():
+def test_the_space_before_a_word_is_kept_after_other_tokens():
     assert token_texts(word_pieces(), [2, 3, 5, 3, 4]) == ["two", " words", "\n", " words", "s"]
 
 
@@ -65,5 +65,5 @@ def test_the_texts_add_up_to_the_response(text: str):
     assert "".join(texts) == text
 
 
-def test_the_replacement_character_itself_is_text_like_any_other():
+def test_the_replacement_character_itself_is_ordinary_text():
     assert "".join(token_texts(one_byte_each(), "a\ufffdb\ufffd".encode())) == "a\ufffdb\ufffd"

@@ -1,4 +1,4 @@
-"""An adapter in a store, on a base in it: trained, merged and found again from there."""
+"""Train, merge and resolve an adapter in an object store whose base is in the same store."""
 
 from __future__ import annotations
 

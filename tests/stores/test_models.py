@@ -1,4 +1,4 @@
-"""Copies on this machine of models in a store are told apart, whatever the store says of them."""
+"""Local copies of models in an object store: different models have different copies."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tests.stores.bucket import Bucket
 pytestmark = pytest.mark.xdist_group("stores")
 
 
-def test_models_of_one_size_and_second_are_two(bucket: Bucket):
+def test_models_of_equal_size_and_time_have_separate_copies(bucket: Bucket):
     names = ("one", "other")
-    while True:  # until all are of one second, in which a store tells times
+    while True:  # until all files have the same second, the resolution of times in a store
         for name in names:
             bucket.put(f"{name}/model.safetensors", name.ljust(8).encode())
             bucket.put(f"{name}/config.json", b"{}")
@@ -24,18 +24,18 @@ def test_models_of_one_size_and_second_are_two(bucket: Bucket):
         if len({one["LastModified"].replace(microsecond=0) for one in times}) == 1:
             break
     for name in names:
-        place = bucket.path(name)
-        assert isinstance(place, StorePath)
-        copy = transfer.fetch(place)
+        address = bucket.path(name)
+        assert isinstance(address, StorePath)
+        copy = transfer.fetch(address)
         assert (copy / "model.safetensors").read_bytes() == name.ljust(8).encode()
-        assert transfer.origin(copy) == place
+        assert transfer.origin(copy) == address
 
 
-def test_a_cache_that_cannot_be_written_is_told(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_unwritable_cache_is_an_error(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SPO_CACHE", str(tmp_path / "file"))
     bucket.put("config.json", b"{}")
-    place = bucket.path()
-    assert isinstance(place, StorePath)
+    address = bucket.path()
+    assert isinstance(address, StorePath)
     with pytest.raises(UserError, match=r"cannot keep a copy of a model in .*: Not a directory; set SPO_CACHE to"):
-        transfer.fetch(place)
+        transfer.fetch(address)

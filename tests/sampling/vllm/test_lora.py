@@ -14,7 +14,7 @@ from stages.optimization.torch import open_engine
 from stages.sampling.embedded.engine import TransformersSampler
 from stages.sampling.pool import SamplerPool
 from stages.sampling.protocol import SamplingParams
-from tests.models.test_lora import train
+from tests.adapter_training import train
 from tests.sampling.sampling_models import random_prefixes, request
 from tests.sampling.vllm.conftest import Vllm
 
