@@ -1,4 +1,4 @@
-"""The commands as a user types them: chained, killed at any moment, interrupted by a scheduler, on real questions."""
+"""Commands as a user types them: in a chain, killed at any moment, interrupted by a scheduler, on real questions."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ QUESTIONS = ("--task", "arithmetic", "--task-arg", "operations=1", "--max-tokens
 @pytest.fixture(scope="module")
 def spo() -> Iterator[Commands]:
     with Commands() as commands:
-        commands.run("--version")  # so that the first measured life does not wait for imports
+        commands.run("--version")  # the first measured command must not wait for imports
         yield commands
 
 
 def command(verb: str, chain: Path, out: Path) -> list[str | Path]:
-    """Work of a dozen chunks."""
-    asked = (*QUESTIONS, "--num-questions", "12", "--num-generations", "2", "--chunk-questions", "1")
+    """Return a command whose work has a dozen chunks."""
+    sampling = (*QUESTIONS, "--num-questions", "12", "--num-generations", "2", "--chunk-questions", "1")
     return [
         *{
-            "rollout": ("rollout", "--model", chain / "policy", *asked),
-            "eval": ("eval", "--model", chain / "policy", *asked, "--temperature", "1"),
+            "rollout": ("rollout", "--model", chain / "policy", *sampling),
+            "eval": ("eval", "--model", chain / "policy", *sampling, "--temperature", "1"),
             "estimate": ("estimate", chain / "cutpoints", "--rollouts", "2", *ENGINE, "--chunk-trajectories", "4"),
         }[verb],
         *("--out", out),
@@ -45,30 +45,30 @@ def command(verb: str, chain: Path, out: Path) -> list[str | Path]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", ["rollout", "estimate", "eval"])
-def test_killed_at_any_moment_and_run_again_a_stage_ends_with_the_same_bytes(
+def test_a_stage_killed_at_any_moment_and_rerun_writes_the_same_bytes(
     verb: str, spo: Commands, chain: Path, tmp_path: Path
 ):
     unbroken = spo.finish(*command(verb, chain, tmp_path / "unbroken"))
     expected = files(tmp_path / "unbroken")
     assert list(expected) == ["part-00000-of-00001.parquet"]
-    found_at_work = 0
+    killed_at_work = 0
     for moment in range(1, MOMENTS + 1):
         out = tmp_path / f"killed-{moment}"
-        if moment % 2:  # anywhere in its life
+        if moment % 2:  # at any time
             killed = spo.run(*command(verb, chain, out), seconds=unbroken.seconds * moment / (MOMENTS + 1))
             assert killed.code in (-signal.SIGPROF, 0)
-        else:  # in the middle of its work
+        else:  # between two chunks
             killed = spo.run(*command(verb, chain, out), chunks=moment // 2)
             assert killed.code == -signal.SIGKILL
-        found_at_work += any(out.glob(".part-*/chunk-*"))
+        killed_at_work += any(out.glob(".part-*/chunk-*"))
         again = spo.finish(*command(verb, chain, out))
         assert ("resuming" in again.stderr) == any("resuming" in path.read_text() for path in out.glob("_logs/*"))
         assert files(out) == expected
-    assert found_at_work >= MOMENTS // 2, "killed between two chunks"
+    assert killed_at_work >= MOMENTS // 2, "enough of them were killed between two chunks"
 
 
 def start_and_wait_for_a_chunk(arguments: list[str | Path], out: Path) -> subprocess.Popen[str]:
-    """The real command, well into its work."""
+    """Start the command in a process of its own; return it once its first chunk is committed."""
     process = subprocess.Popen(
         [sys.executable, "-m", "spo_cli", *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -83,20 +83,20 @@ def start_and_wait_for_a_chunk(arguments: list[str | Path], out: Path) -> subpro
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("verb", "sent"), [("rollout", signal.SIGTERM), ("estimate", signal.SIGUSR1)])
-def test_a_scheduler_s_signal_ends_a_stage_with_code_4_and_one_line(
+def test_a_signal_of_a_scheduler_ends_a_stage_with_code_4_and_one_line(
     verb: str, sent: signal.Signals, spo: Commands, chain: Path, tmp_path: Path
 ):
     work = {"rollout": ["--num-questions", "60"], "estimate": ["--rollouts", "15"]}[verb]
     arguments = [*command(verb, chain, tmp_path / "out"), *work]
     process = start_and_wait_for_a_chunk(arguments, tmp_path / "out")
     process.send_signal(sent)
-    process.send_signal(sent)  # schedulers repeat themselves
+    process.send_signal(sent)  # schedulers repeat their signals
     _, stderr = process.communicate()
     assert process.returncode == 4, stderr
-    told = [line for line in stderr.splitlines() if line.startswith(f"spo {verb}:")]
-    assert len(told) == 1, stderr
-    assert f"stopped by {sent.name}" in told[0]
-    assert "chunks committed" in told[0]
+    lines = [line for line in stderr.splitlines() if line.startswith(f"spo {verb}:")]
+    assert len(lines) == 1, stderr
+    assert f"stopped by {sent.name}" in lines[0]
+    assert "chunks committed" in lines[0]
     assert "Traceback" not in stderr
     assert not list((tmp_path / "out").glob("*.parquet"))
     again = spo.finish(*arguments)
@@ -106,7 +106,7 @@ def test_a_scheduler_s_signal_ends_a_stage_with_code_4_and_one_line(
 
 
 def test_a_chain_of_array_tasks_typed_by_hand(spo: Commands, policy: Path, tmp_path: Path):
-    """Each stage as an array of three; the third stage's tasks are fewer than the parts."""
+    """Rollout and segment run as arrays of three tasks; estimate runs as two, fewer than the parts."""
     here = tmp_path / "000"
 
     def array(count: int, *arguments: str | Path) -> None:
@@ -115,8 +115,8 @@ def test_a_chain_of_array_tasks_typed_by_hand(spo: Commands, policy: Path, tmp_p
             variables = {f"SLURM_ARRAY_TASK_{name}": str(number) for name, number in names.items()}
             spo.finish(*arguments, variables=variables)
 
-    asked = ("--num-questions", "7", "--num-generations", "2", "--stop", "?")
-    array(3, "rollout", "--model", policy, *QUESTIONS, *asked, "--out", here / "trajectories")
+    small = ("--num-questions", "7", "--num-generations", "2", "--stop", "?")
+    array(3, "rollout", "--model", policy, *QUESTIONS, *small, "--out", here / "trajectories")
     array(3, "segment", here / "trajectories", "--out", here / "cutpoints")
     array(2, "estimate", here / "cutpoints", "--rollouts", "2", *ENGINE, "--out", here / "advantages")
     spo.finish("train", here / "advantages", "--out", here / "checkpoint", "--threads", "1", "--learning-rate", "1e-4")
@@ -129,10 +129,10 @@ def test_a_chain_of_array_tasks_typed_by_hand(spo: Commands, policy: Path, tmp_p
     assert len(pd.read_parquet(here / "eval")) == 3
     assert (here / "checkpoint" / "model.safetensors").is_file()
     again = spo.finish("estimate", here / "cutpoints", "--rollouts", "2", *ENGINE, "--out", here / "advantages")
-    assert "up to date" in again.stdout, "the stop strings of the trajectories are those of the rollouts"
+    assert "up to date" in again.stdout, "rollouts take their stop strings from the trajectories"
 
 
-def test_what_is_wrong_is_one_line_and_its_exit_code(spo: Commands, chain: Path, tmp_path: Path):
+def test_an_error_is_one_line_and_an_exit_code(spo: Commands, chain: Path, tmp_path: Path):
     for arguments, code, message in [
         (["segment", tmp_path / "none", "--out", tmp_path / "out"], 3, "does not exist"),
         (["segment", chain / "cutpoints", "--out", tmp_path / "out"], 2, "`spo estimate` reads it"),
@@ -140,14 +140,14 @@ def test_what_is_wrong_is_one_line_and_its_exit_code(spo: Commands, chain: Path,
         (["rollout", "--model", chain / "policy", "--task", "chess", "--out", tmp_path / "out"], 2, "unknown task"),
         (["run", tmp_path / "none.toml"], 2, "cannot be read"),
     ]:
-        life = spo.run(*arguments)
-        assert (life.code, len(life.stderr.splitlines())) == (code, 1), life.stderr
-        assert message in life.stderr
+        result = spo.run(*arguments)
+        assert (result.code, len(result.stderr.splitlines())) == (code, 1), result.stderr
+        assert message in result.stderr
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
-def test_a_disk_too_small_for_the_policy_is_one_line_and_leaves_nothing(chain: Path, tmp_path: Path):
+def test_a_full_disk_is_reported_in_one_line_and_no_partial_policy_is_left(chain: Path, tmp_path: Path):
     small = tmp_path / "small"
     small.mkdir()
     mount = ["unshare", "-Urm", "sh", "-c", f'mount -t tmpfs -o size=300k none {small} && "$0" "$@"; code=$?; '
@@ -170,21 +170,21 @@ def test_a_disk_too_small_for_the_policy_is_one_line_and_leaves_nothing(chain: P
     assert result.stderr.splitlines()[-1].startswith(f"spo train: cannot write {small / 'policy'}: ")
     assert "No space left" in result.stderr
     assert "Traceback" not in result.stderr
-    assert result.stdout.split() == []  # the half-written policy is gone
+    assert result.stdout.split() == []  # `ls -A` finds nothing of the policy
 
 
 def test_five_commands_over_real_questions(spo: Commands, shared: Path, tmp_path: Path):
     model, tokenizer = make_model("tiny", 0)
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    asked = ("--task", "gsm8k", "--data", shared / "data" / "gsm8k", "--max-tokens", "24", "--threads", "1")
+    task = ("--task", "gsm8k", "--data", shared / "data" / "gsm8k", "--max-tokens", "24", "--threads", "1")
     few = ("--num-questions", "64", "--num-generations", "2", "--shuffle-seed", "1")
-    spo.finish("rollout", "--model", tmp_path / "model", *asked, *few, "--out", tmp_path / "trajectories")
+    spo.finish("rollout", "--model", tmp_path / "model", *task, *few, "--out", tmp_path / "trajectories")
     spo.finish("segment", tmp_path / "trajectories", "--interval", "12", "--out", tmp_path / "cutpoints")
     value = ("--rollouts", "2", "--threads", "1", "--out", tmp_path / "advantages")
     spo.finish("estimate", tmp_path / "cutpoints", *value)
     spo.finish("train", tmp_path / "advantages", "--threads", "1", "--out", tmp_path / "checkpoint")
-    spo.finish("eval", "--model", tmp_path / "checkpoint", *asked, "--num-questions", "8", "--out", tmp_path / "eval")
+    spo.finish("eval", "--model", tmp_path / "checkpoint", *task, "--num-questions", "8", "--out", tmp_path / "eval")
 
     names = ("trajectories", "cutpoints", "advantages", "eval")
     trajectories, cutpoints, advantages, answers = (pd.read_parquet(tmp_path / name) for name in names)
