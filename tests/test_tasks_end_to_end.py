@@ -1,4 +1,4 @@
-"""Every task through the stages with a tiny model: rollout, estimate from the trajectories alone, eval."""
+"""Every task passes through the stages with a tiny model: rollout, estimate without the data set, eval."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ SAMPLE: dict[str, list[dict[str, Any]]] = {
 
 
 def run_through(name: str, data: Path | None, policy: Path, out: Path) -> None:
-    """Rollouts, values of their states, and an evaluation of two questions; every row joins its question."""
-    there = str(data) if data else None
-    task = open_task(name, there)
+    """Sample, estimate and evaluate two questions; assert that every row belongs to its question."""
+    data_option = str(data) if data else None
+    task = open_task(name, data_option)
     split = "train" if data is None or data.name == "math12k" else "test"
     questions = {question.id: question for question in task.questions(split)[:2]}
-    given: dict[str, Any] = {"task": name, "task_arg": (), "split": split, "num_questions": 2, "max_tokens": 12}
-    sample(out / "trajectories", policy, data=there, num_generations=2, **given)
+    options: dict[str, Any] = {"task": name, "task_arg": (), "split": split, "num_questions": 2, "max_tokens": 12}
+    sample(out / "trajectories", policy, data=data_option, num_generations=2, **options)
     found = rows(out / "trajectories")
     assert [row["question_id"] for row in found] == [name for name in questions for _ in range(2)]
     for row in found:
@@ -47,8 +47,9 @@ def run_through(name: str, data: Path | None, policy: Path, out: Path) -> None:
     cut(out / "cutpoints", out / "trajectories", partition="fixed", segment_tokens=6)
     value(out / "advantages", out / "cutpoints", rollouts=2)
     assert len(rows(out / "advantages")) >= 4
-    spread: dict[str, Any] = {**given, "task": (name,), "data": (there,) if there else (), "max_tokens": (6, 12)}
-    evaluate.run(evaluate.Config(out=out / "eval", model=str(policy), threads=1, **spread))
+    budgets: dict[str, Any] = {**options, "task": (name,), "data": (data_option,) if data_option else ()}
+    budgets["max_tokens"] = (6, 12)
+    evaluate.run(evaluate.Config(out=out / "eval", model=str(policy), threads=1, **budgets))
     evaluated = rows(out / "eval")
     assert [row["question_id"] for row in evaluated if row["max_tokens"] == 12] == list(questions)
     assert all(row["subject"] == questions[row["question_id"]].metadata.get("subject") for row in evaluated)
@@ -73,8 +74,8 @@ def test_game24_needs_no_data(policy: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_the_example_of_an_own_task_runs(tmp_path: Path):
-    """Its function tells right responses from wrong ones, and rollouts are judged without the data."""
+def test_the_example_of_a_custom_task_runs(tmp_path: Path):
+    """Its reward function accepts correct responses only, and rollouts are graded without the data set."""
     root = Path(__file__).resolve().parents[1]
     script = root / "examples" / "own_task" / "run.sh"
     path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
@@ -90,8 +91,8 @@ def test_the_example_of_an_own_task_runs(tmp_path: Path):
     assert len(found) == 16
     assert set(json.loads(found[0]["reference"])) == {"number", "unit"}
     for row in found:
-        wanted = json.loads(row["reference"])
-        if row["finish_reason"] == "stop" and row["text"].endswith(f" {wanted['number']} {wanted['unit']}"):
+        expected = json.loads(row["reference"])
+        if row["finish_reason"] == "stop" and row["text"].endswith(f" {expected['number']} {expected['unit']}"):
             assert row["reward"] == 1.0
     assert max(row["reward"] for row in found) == 1.0
     subjects = {row["subject"] for row in rows(tmp_path / "out" / "eval")}
