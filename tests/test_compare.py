@@ -1,5 +1,5 @@
-"""The comparison under examples/compare: its plan is sound, a small one runs to its table and figure, and picks rates
-on the validation split alone."""
+"""Test examples/compare: its plan is valid, a small plan runs to its table and figure, and learning rates are chosen on
+the validation split only."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ title = "SPO-chain"
 estimate = { rollouts = "2" }
 
 [tables.T]
-title = "a small one"
+title = "a small table"
 warm_start = "one"
 more_panels = true
 [tables.T.methods]
@@ -79,11 +79,11 @@ def test_every_run_of_the_plan_is_a_recipe_that_spo_run_takes(table: str, method
         compare.write_recipe(tmp_path / "recipe.toml", compare.run_recipe(PLAN, run, tmp_path / "policy"))
         plan = iterate.make_plan(iterate.Config(recipe=tmp_path / "recipe.toml", out=tmp_path / "run"))
         assert plan.iterations[0].train.learning_rate == 1e-4
-        assert not plan.evaluations, "the scores of the plan judge, on the split of the run"
+        assert not plan.evaluations, "the plan's own scores are the only evaluations"
 
 
 @pytest.mark.slow
-def test_a_small_comparison_ends_in_a_table_and_a_figure_and_is_not_done_twice(tmp_path: Path):
+def test_a_small_comparison_writes_a_table_and_a_figure_and_is_not_run_twice(tmp_path: Path):
     plan, out = tmp_path / "plan.toml", tmp_path / "out"
     plan.write_text(SMALL)
 
@@ -98,11 +98,11 @@ def test_a_small_comparison_ends_in_a_table_and_a_figure_and_is_not_done_twice(t
     for result in found:
         assert result["tokens_sampled"] > 0
         assert len(result["curve"]) == 3
-        drawn = ["accuracy" in point for point in result["curve"]]
-        assert drawn == [result["split"] == "test"] * 3, "a run of the grid never sees the test split"
+        has_curve = ["accuracy" in point for point in result["curve"]]
+        assert has_curve == [result["split"] == "test"] * 3, "runs of the grid never use the test split"
         assert result["cpu_seconds"] > 0
     again = script("compare.py", plan, "--out", out, "--jobs", 1)
-    assert report.read_results(out) == found, f"done again: {again}"
+    assert report.read_results(out) == found, f"run again: {again}"
 
     shown = script("report.py", out, "--plan", plan, "--out", tmp_path / "results")
     assert "| SPO-chain |" in shown
@@ -113,10 +113,11 @@ def test_a_small_comparison_ends_in_a_table_and_a_figure_and_is_not_done_twice(t
 
 
 def result(method: str, rate: float, sampled: float, split: str = "validation", **more: Any) -> dict[str, Any]:
+    """Return the result of a run as `report` reads it."""
     return {"table": "T", "method": method, "rate": rate, "split": split, "test": {"sampled": sampled}} | more
 
 
-def test_the_best_rate_is_that_of_the_highest_mean_on_the_validation_split():
+def test_the_best_rate_has_the_highest_mean_on_the_validation_split():
     results = [
         *(result("a", 1e-4, score) for score in (0.5, 0.6)),
         *(result("a", 2e-4, score) for score in (0.9, 0.1)),
@@ -126,7 +127,7 @@ def test_the_best_rate_is_that_of_the_highest_mean_on_the_validation_split():
     assert compare.best_rate(results, "T", "a") == 1e-4
 
 
-def test_equal_scores_choose_the_lowest_rate_in_whatever_order_runs_end():
+def test_equal_scores_choose_the_lowest_rate_in_any_order_of_runs():
     results = [result("a", rate, 0.5) for rate in (3e-4, 1e-4, 2e-4)]
     assert compare.best_rate(results, "T", "a") == compare.best_rate(results[::-1], "T", "a") == 1e-4
 
