@@ -84,7 +84,7 @@ def test_an_input_that_was_moved_is_named_as_gone(run_directory, capsys):
     shutil.move(run_directory / "000" / "trajectories", "elsewhere")
     text = show(capsys, run_directory / "000" / "cutpoints")
     assert "../trajectories (no longer there)" in text
-    assert "no trajectory is drawn: the trajectories that" in text
+    assert "no trajectory is drawn: the trajectories of" in text
     code, err = refused(capsys, run_directory / "000" / "cutpoints", "--row", "0")
     assert code == 2
     assert "--trajectories PATH" in err

@@ -107,7 +107,7 @@ def test_trees_out_of_reach_are_told_of_by_their_segments_alone(trees, capsys):
     shutil.rmtree(trees / "trajectories")
     assert statistics(capsys, trees / "kept")["advantage"]["mean"] == -0.125
     text = show(capsys, trees / "kept")
-    assert "no trajectory is drawn: the trajectories that" in text
+    assert "no trajectory is drawn: the trajectories of" in text
     code, err = refused(capsys, trees / "kept", "--tree", "q0")
     assert (code, "--trajectories PATH" in err) == (2, True)
 
