@@ -1,4 +1,4 @@
-"""What `spo estimate` writes: means of fresh rollouts, exact where the truth is known, advantages that telescope."""
+"""`spo estimate`: values are means of fresh rollouts and match exact probabilities; advantages telescope."""
 
 from __future__ import annotations
 
@@ -47,22 +47,22 @@ def test_a_value_is_the_mean_of_its_rewards(chain: Path):
         assert row["value_start"] == np.mean(row["rewards"])
         assert row["value_std"] == pytest.approx(np.std(row["rewards"], ddof=1))
         assert set(row["rewards"]) <= {0.0, 1.0}
-    assert len({row["value_start"] for row in estimated}) > 2, "the policy must be in doubt somewhere"
+    assert len({row["value_start"] for row in estimated}) > 2, "some values must be uncertain"
 
 
-def test_the_segments_are_those_that_were_cut(chain: Path):
-    estimated, cuts = by_key(chain / "advantages"), by_key(chain / "cutpoints")
-    assert estimated.keys() == cuts.keys()
-    for key, row in cuts.items():
+def test_the_segments_are_those_of_the_cutpoints(chain: Path):
+    estimated, cutpoints = by_key(chain / "advantages"), by_key(chain / "cutpoints")
+    assert estimated.keys() == cutpoints.keys()
+    for key, row in cutpoints.items():
         assert {name: estimated[key][name] for name in CUT_COLUMNS} == row
 
 
 def test_advantages_telescope_from_the_first_estimated_state_to_the_reward(chain: Path):
-    of_trajectory = defaultdict(list)
+    by_trajectory = defaultdict(list)
     for row in rows(chain / "advantages"):
-        of_trajectory[row["trajectory_id"]].append(row)
+        by_trajectory[row["trajectory_id"]].append(row)
     for name, trajectory in trajectories_of(chain / "trajectories").items():
-        segments = of_trajectory[name]
+        segments = by_trajectory[name]
         assert [row["segment_index"] for row in segments] == list(range(len(segments)))
         assert segments[-1]["value_end"] == trajectory["reward"]
         for row, following in pairwise(segments):
@@ -72,8 +72,8 @@ def test_advantages_telescope_from_the_first_estimated_state_to_the_reward(chain
         assert total == pytest.approx(trajectory["reward"] - segments[0]["value_start"])
 
 
-def test_the_prompt_is_estimated_only_where_the_first_token_is_a_cutpoint(chain: Path, tmp_path: Path):
-    cut(tmp_path / "all", chain / "trajectories", rho=1.0, interval=3)  # every token that is less than certain
+def test_the_prompt_is_estimated_only_if_the_first_token_is_a_cutpoint(chain: Path, tmp_path: Path):
+    cut(tmp_path / "all", chain / "trajectories", rho=1.0, interval=3)  # every token with probability below 1
     value(tmp_path / "advantages", tmp_path / "all", rollouts=1)
     seen = set()
     for artefact in (chain / "advantages", tmp_path / "advantages"):
@@ -97,7 +97,7 @@ def test_other_partitions_estimate_the_prompt(chain: Path, tmp_path: Path, parti
     assert {row["num_rollouts"] for row in rows(tmp_path / "advantages")} == {2}
 
 
-def test_equal_states_are_one_state(chain: Path, tmp_path: Path):
+def test_equal_states_are_estimated_once(chain: Path, tmp_path: Path):
     cut(tmp_path / "cutpoints", chain / "trajectories", partition="fixed", segment_tokens=2)
     value(tmp_path / "advantages", tmp_path / "cutpoints", rollouts=6)
     trajectories = trajectories_of(chain / "trajectories")
@@ -107,9 +107,9 @@ def test_equal_states_are_one_state(chain: Path, tmp_path: Path):
         prefix = tuple(trajectory["token_ids"][: row["start"]])
         rewards_at[trajectory["question_id"], prefix].add(tuple(row["rewards"]))
     assert all(len(rewards) == 1 for rewards in rewards_at.values())
-    told = footer(tmp_path / "advantages" / PART)["counts"]
-    assert told["states"] == len(rewards_at) < len(rows(tmp_path / "advantages"))
-    assert told["rollouts"] == 6 * told["states"]
+    counts = footer(tmp_path / "advantages" / PART)["counts"]
+    assert counts["states"] == len(rewards_at) < len(rows(tmp_path / "advantages"))
+    assert counts["rollouts"] == 6 * counts["states"]
 
 
 class RecordingPool(SamplerPool):
@@ -144,46 +144,51 @@ def test_rollouts_continue_the_token_ids_of_the_state_and_stay_within_max_tokens
             trajectory = trajectories[row["trajectory_id"]]
             prefix = (*trajectory["prompt_token_ids"], *trajectory["token_ids"][: row["start"]])
             expected[prefix] = (row["start"], row["rewards"])
-    asked = {tuple(request.prefix.tolist()): request for request in pool.requests}
-    assert asked.keys() == expected.keys()
-    assert all(asked[prefix].max_new_tokens == 24 - start for prefix, (start, _) in expected.items())
-    keys = [key for request in asked.values() for key in request.keys]
-    assert len(keys) == len(set(keys)) == 3 * len(asked)
+    requests = {tuple(request.prefix.tolist()): request for request in pool.requests}
+    assert requests.keys() == expected.keys()
+    assert all(requests[prefix].max_new_tokens == 24 - start for prefix, (start, _) in expected.items())
+    keys = [key for request in requests.values() for key in request.keys]
+    assert len(keys) == len(set(keys)) == 3 * len(requests)
     for request, drawn in zip(pool.requests, pool.samples, strict=True):
         start, rewards = expected[tuple(request.prefix.tolist())]
         assert all(start + len(one.token_ids) <= 24 for one in drawn)
         assert [one.finish_reason == "stop" for one in drawn] >= [reward == 1 for reward in rewards]
 
 
-CHANCES, END = {"#": 0.25, "1": 0.15, "4": 0.2, "x": 0.1}, 0.3
+PROBABILITIES, END = {"#": 0.25, "1": 0.15, "4": 0.2, "x": 0.1}, 0.3
 MAX_TOKENS = 6
 
 
 @cache
-def chance_of_reward(state: str, reference: str, left: int) -> float:
-    """V by recursion, of a model that draws every token from CHANCES: state is "", "#" behind a mark, or "#r" behind a
-    mark and the right digit alone; `left` tokens may still be drawn, the end among them."""
+def probability_of_reward(state: str, reference: str, left: int) -> float:
+    """Return V by recursion for a model that samples every token from PROBABILITIES.
+
+    Args:
+      state: "#" after a mark, "#r" after a mark and the right digit alone, "" otherwise.
+      left: number of tokens that may still be sampled, the end token included.
+    """
     if left == 0:
         return 0.0
     total = END * (state == "#r")
-    for character, chance in CHANCES.items():
+    for character, probability in PROBABILITIES.items():
         if character == "#":
             after = "#"
         elif state == "#" and character == reference:
             after = "#r"
         else:
             after = ""
-        total += chance * chance_of_reward(after, reference, left - 1)
+        total += probability * probability_of_reward(after, reference, left - 1)
     return total
 
 
 def state_of(text: str, reference: str) -> str:
+    """Return the state of `probability_of_reward` after a text."""
     _, mark, tail = text.rpartition("#")
     return ("#" if not tail else "#r" if tail == reference else "") if mark else ""
 
 
 def by_hand(path: Path, responses: Sequence[tuple[str, str, str]]) -> Path:
-    """Trajectories of (question, reference, text), written by pandas; each ends with the end token."""
+    """Write trajectories of (question, reference, text) with pandas; each ends with the end token."""
     ids = [[*text.encode(), 256] for *_, text in responses]
     frame = {
         "trajectory_id": [f"{name}/{i}" for i, (name, *_) in enumerate(responses)],
@@ -201,7 +206,7 @@ def by_hand(path: Path, responses: Sequence[tuple[str, str, str]]) -> Path:
 
 @pytest.fixture(scope="module")
 def constant(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_constant(tmp_path_factory.mktemp("constant") / "model", CHANCES, END)
+    return make_constant(tmp_path_factory.mktemp("constant") / "model", PROBABILITIES, END)
 
 
 def test_values_agree_with_the_exact_probability_of_a_known_model(constant: Path, tmp_path: Path):
@@ -209,62 +214,62 @@ def test_values_agree_with_the_exact_probability_of_a_known_model(constant: Path
     responses = [("p", "4", "#4"), ("p", "4", "x#41"), ("q", "1", "#1#1"), ("q", "1", "4x4x4"), ("r", "7", "#")]
     trajectories = by_hand(tmp_path / "in.parquet", responses)
     cut(tmp_path / "cutpoints", trajectories, partition="token")
-    told = {"model": str(constant), "task": "arithmetic", "temperature": 1.0, "max_tokens": MAX_TOKENS}
-    value(tmp_path / "advantages", tmp_path / "cutpoints", rollouts=count, **told)
+    options = {"model": str(constant), "task": "arithmetic", "temperature": 1.0, "max_tokens": MAX_TOKENS}
+    value(tmp_path / "advantages", tmp_path / "cutpoints", rollouts=count, **options)
     deviations, found = [], by_key(tmp_path / "advantages")
     assert len(found) == sum(len(text) + 1 for *_, text in responses)
     for (name, _), row in found.items():
         _, reference, text = responses[int(name.split("/")[1])]
         start = row["start"]
-        truth = chance_of_reward(state_of(text[:start], reference), reference, MAX_TOKENS - start)
-        if truth in (0, 1):
-            assert row["value_start"] == truth
+        exact = probability_of_reward(state_of(text[:start], reference), reference, MAX_TOKENS - start)
+        if exact in (0, 1):
+            assert row["value_start"] == exact
         else:
-            deviations.append((row["value_start"] - truth) / np.sqrt(truth * (1 - truth) / count))
+            deviations.append((row["value_start"] - exact) / np.sqrt(exact * (1 - exact) / count))
     assert len(deviations) > 10
     assert np.abs(deviations).max() < 4, "standard errors"
-    assert np.abs(deviations).max() > 0.1, "samples scatter"
+    assert np.abs(deviations).max() > 0.1, "samples vary"
 
 
 def test_the_rewards_of_different_states_are_independent(constant: Path, tmp_path: Path):
-    """Neighbouring states and rollouts must not share their random numbers."""
+    """Neighboring states and rollouts must not share random numbers."""
     trajectories = by_hand(tmp_path / "in.parquet", [("p", "4", "x"), ("q", "4", "x")])
     cut(tmp_path / "cutpoints", trajectories, partition="token")
-    told = {"model": str(constant), "task": "arithmetic", "temperature": 1.0, "max_tokens": MAX_TOKENS}
-    value(tmp_path / "advantages", tmp_path / "cutpoints", rollouts=1000, **told)
+    options = {"model": str(constant), "task": "arithmetic", "temperature": 1.0, "max_tokens": MAX_TOKENS}
+    value(tmp_path / "advantages", tmp_path / "cutpoints", rollouts=1000, **options)
     rewards = np.array([row["rewards"] for row in rows(tmp_path / "advantages")])
     assert rewards.shape == (4, 1000)
     correlations = np.corrcoef(rewards)[np.triu_indices(4, 1)]
     assert np.abs(correlations).max() < 4 / np.sqrt(1000)
 
 
-def test_a_stop_string_may_begin_before_the_state(constant: Path, tmp_path: Path):
-    """Two tokens are left behind `#`: right is 4, which ends the response at once, or another # and 4."""
+def test_a_stop_string_may_start_before_the_state(constant: Path, tmp_path: Path):
+    """Two tokens are left after `#`: right are 4, which ends the response at once, and another # and 4."""
     trajectories = by_hand(tmp_path / "in.parquet", [("p", "4", "#1")])
     cut(tmp_path / "cutpoints", trajectories, partition="token")
-    told = {"model": str(constant), "task": "arithmetic", "temperature": 1.0, "max_tokens": 3, "stop": ("#4",)}
-    value(tmp_path / "advantages", tmp_path / "cutpoints", rollouts=1000, **told)
-    behind_mark = rows(tmp_path / "advantages")[1]["value_start"]
-    truth = CHANCES["4"] + CHANCES["#"] * CHANCES["4"]
-    assert behind_mark == pytest.approx(truth, abs=4 * np.sqrt(truth * (1 - truth) / 1000))
+    options = {"model": str(constant), "task": "arithmetic", "temperature": 1.0, "max_tokens": 3, "stop": ("#4",)}
+    value(tmp_path / "advantages", tmp_path / "cutpoints", rollouts=1000, **options)
+    after_mark = rows(tmp_path / "advantages")[1]["value_start"]
+    exact = PROBABILITIES["4"] + PROBABILITIES["#"] * PROBABILITIES["4"]
+    assert after_mark == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / 1000))
 
 
-def test_trajectories_from_elsewhere_must_be_told_how_they_were_sampled(constant: Path, tmp_path: Path):
+def test_trajectories_of_another_tool_need_the_options_of_their_sampling(constant: Path, tmp_path: Path):
     trajectories = by_hand(tmp_path / "in.parquet", [("p", "4", "#4")])
     cut(tmp_path / "cutpoints", trajectories, partition="token")
-    with pytest.raises(UserError, match=r"does not say .*: pass --model --task --temperature --max-tokens$"):
+    with pytest.raises(UserError, match=r"does not record .*: pass --model --task --temperature --max-tokens$"):
         value(tmp_path / "out", tmp_path / "cutpoints")
     with pytest.raises(UserError, match=r": pass --temperature --max-tokens$"):
         value(tmp_path / "out", tmp_path / "cutpoints", model=str(constant), task="arithmetic")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_limit_that_a_state_has_passed_is_refused(constant: Path, tmp_path: Path):
+def test_a_limit_below_the_position_of_a_state_is_refused(constant: Path, tmp_path: Path):
     trajectories = by_hand(tmp_path / "in.parquet", [("p", "4", "x1x#4")])
     cut(tmp_path / "cutpoints", trajectories, partition="token")
-    told = {"model": str(constant), "task": "arithmetic", "temperature": 1.0}
+    options = {"model": str(constant), "task": "arithmetic", "temperature": 1.0}
     with pytest.raises(UserError, match=r"p/0 has 6 tokens.* --max-tokens 3:"):
-        value(tmp_path / "out", tmp_path / "cutpoints", max_tokens=3, **told)
+        value(tmp_path / "out", tmp_path / "cutpoints", max_tokens=3, **options)
     assert not (tmp_path / "out").exists()
 
 
@@ -275,13 +280,13 @@ def without_lineage(artefact: Path, target: Path, order: Sequence[int] | None = 
     return target
 
 
-def test_interleaved_questions_and_cutpoints_from_elsewhere_have_the_same_values(chain: Path, tmp_path: Path):
+def test_interleaved_questions_and_cutpoints_of_another_tool_have_the_same_values(chain: Path, tmp_path: Path):
     count = len(rows(chain / "trajectories"))
     mixed = [i for first in range(4) for i in range(first, count, 4)]
     trajectories = without_lineage(chain / "trajectories", tmp_path / "trajectories" / "a.parquet", mixed)
     cut(tmp_path / "cutpoints", trajectories, interval=2)
-    told = {"model": str(chain / "policy"), "temperature": 0.8, "max_tokens": 24, **ARITHMETIC}
-    value(tmp_path / "advantages", tmp_path / "cutpoints", chunk_trajectories=5, **told)
+    options = {"model": str(chain / "policy"), "temperature": 0.8, "max_tokens": 24, **ARITHMETIC}
+    value(tmp_path / "advantages", tmp_path / "cutpoints", chunk_trajectories=5, **options)
     assert by_key(tmp_path / "advantages") == by_key(chain / "advantages")
 
     segments = without_lineage(chain / "cutpoints", tmp_path / "foreign" / "a.parquet")
@@ -290,7 +295,7 @@ def test_interleaved_questions_and_cutpoints_from_elsewhere_have_the_same_values
     for key, row in by_key(chain / "advantages").items():
         if row["num_rollouts"]:
             assert found[key]["rewards"] == row["rewards"]
-        assert found[key]["num_rollouts"] == 4, "how it was cut is not known, so every state is estimated"
+        assert found[key]["num_rollouts"] == 4, "the partition is unknown, so every state is estimated"
 
 
 def test_chunks_batches_and_shards_do_not_change_a_byte(policy: Path, tmp_path: Path):
@@ -315,7 +320,7 @@ def test_an_empty_part_has_no_advantages(policy: Path, tmp_path: Path):
     assert value(tmp_path / "advantages", tmp_path / "cutpoints").up_to_date
 
 
-def test_another_seed_draws_other_rollouts_of_the_same_states(chain: Path, tmp_path: Path):
+def test_another_seed_samples_other_rollouts_of_the_same_states(chain: Path, tmp_path: Path):
     value(tmp_path / "advantages", chain / "cutpoints", seed=1)
     first, second = by_key(chain / "advantages"), by_key(tmp_path / "advantages")
     assert {key: row["num_rollouts"] for key, row in first.items()} == {
@@ -338,8 +343,8 @@ assert "torch" not in sys.modules
     assert done.returncode == 0, done.stderr
 
 
-def test_what_decides_a_verdict_belongs_to_the_fingerprint(chain: Path):
-    """Else rewards of an edited reward function would pass as up to date."""
+def test_the_verifier_belongs_to_the_fingerprint(chain: Path):
+    """Otherwise advantages from an edited reward function would pass as up to date."""
     (part,) = (chain / "advantages").glob("part-*")
     task = open_task("arithmetic", None, [ARITHMETIC["task_arg"][0]])
     assert [(s["path"], s["fingerprint"]) for s in footer(part)["inputs"] if s["stage"] == "task"] == [
@@ -347,7 +352,7 @@ def test_what_decides_a_verdict_belongs_to_the_fingerprint(chain: Path):
     ]
 
 
-def test_other_options_are_refused_by_name(chain: Path):
+def test_a_rerun_with_other_options_is_refused_by_name(chain: Path):
     with pytest.raises(FingerprintMismatch, match="rollouts: found 4, requested 5"):
         value(chain / "advantages", chain / "cutpoints", rollouts=5)
     with pytest.raises(FingerprintMismatch, match=r"temperature: found 0.8, requested 0.5"):
@@ -358,14 +363,14 @@ def test_other_options_are_refused_by_name(chain: Path):
 
 @pytest.fixture
 def copied(chain: Path, tmp_path: Path) -> Path:
-    """A chain of one's own to break: `model`, `trajectories`, `cutpoints`."""
+    """Return a chain to break: a directory with `model`, `trajectories` and `cutpoints`."""
     with_context(chain / "policy", tmp_path / "model", 100)
     sample(tmp_path / "trajectories", tmp_path / "model", num_questions=2)
     cut(tmp_path / "cutpoints", tmp_path / "trajectories")
     return tmp_path
 
 
-def test_trajectories_that_moved_or_changed_are_not_used_unsaid(copied: Path):
+def test_trajectories_that_moved_or_changed_are_refused(copied: Path):
     (copied / "trajectories").rename(copied / "moved")
     with pytest.raises(UserError, match=rf"are no longer at {copied / 'trajectories'}: pass --trajectories PATH"):
         value(copied / "out", copied / "cutpoints")
@@ -375,7 +380,7 @@ def test_trajectories_that_moved_or_changed_are_not_used_unsaid(copied: Path):
         value(copied / "other", copied / "cutpoints")
 
 
-def test_a_model_that_moved_or_changed_is_not_used_unsaid(copied: Path):
+def test_a_model_that_moved_or_changed_is_refused(copied: Path):
     (copied / "model" / "config.json").write_text((copied / "model" / "config.json").read_text().replace("100", "90"))
     with pytest.raises(UserError, match=r"model .* has changed since .*trajectories .*sampled.*--model"):
         value(copied / "out", copied / "cutpoints")
@@ -385,7 +390,7 @@ def test_a_model_that_moved_or_changed_is_not_used_unsaid(copied: Path):
         value(copied / "other", copied / "cutpoints")
 
 
-def test_cuts_that_do_not_fit_their_trajectories_are_refused(chain: Path, tmp_path: Path):
+def test_segments_that_do_not_fit_their_trajectories_are_refused(chain: Path, tmp_path: Path):
     frame = pd.DataFrame(rows(chain / "cutpoints"))
     for name, broken, message in [
         ("gap", frame.drop(index=1), "must cover each response without gaps"),
@@ -400,35 +405,35 @@ def test_cuts_that_do_not_fit_their_trajectories_are_refused(chain: Path, tmp_pa
 
 def test_tokens_that_the_model_does_not_know_are_refused(chain: Path, tmp_path: Path):
     frame = pd.DataFrame(rows(chain / "trajectories"))
-    told = {"model": str(chain / "policy"), "temperature": 0.8, "max_tokens": 24, **ARITHMETIC}
+    options = {"model": str(chain / "policy"), "temperature": 0.8, "max_tokens": 24, **ARITHMETIC}
     identifier = frame["trajectory_id"][2]
     for column in ("prompt_token_ids", "token_ids"):
         broken = frame.assign(**{column: [*frame[column][:2], [300, *frame[column][2][1:]], *frame[column][3:]]})
         broken.to_parquet(tmp_path / f"{column}.parquet")
         cut(tmp_path / column, tmp_path / f"{column}.parquet")
         with pytest.raises(UserError, match=rf"{identifier} holds token 300, but .* knows 258"):
-            value(tmp_path / "out", tmp_path / column, **told)
+            value(tmp_path / "out", tmp_path / column, **options)
     assert not (tmp_path / "out").exists()
 
 
-def test_stretches_of_trees_are_refused(chain: Path, tmp_path: Path):
+def test_trees_are_refused(chain: Path, tmp_path: Path):
     frame = pd.DataFrame(rows(chain / "trajectories"))
     frame.loc[1, "parent_id"] = frame.loc[0, "trajectory_id"]
     frame.to_parquet(tmp_path / "tree.parquet")
     cut(tmp_path / "cutpoints", tmp_path / "tree.parquet")
-    told = {"model": str(chain / "policy"), "temperature": 0.8, "max_tokens": 24, **ARITHMETIC}
-    with pytest.raises(UserError, match="stretches of trees"):
-        value(tmp_path / "out", tmp_path / "cutpoints", **told)
+    options = {"model": str(chain / "policy"), "temperature": 0.8, "max_tokens": 24, **ARITHMETIC}
+    with pytest.raises(UserError, match="holds trees; expected independent responses"):
+        value(tmp_path / "out", tmp_path / "cutpoints", **options)
 
 
-def test_an_input_of_another_stage_is_refused_with_the_command_that_takes_it(chain: Path, tmp_path: Path):
+def test_an_input_of_another_stage_is_refused_with_the_command_that_reads_it(chain: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"made by `spo rollout`.*`spo segment` reads it"):
         value(tmp_path / "out", chain / "trajectories")
     with pytest.raises(UserError, match=r"made by `spo estimate`.*`spo train` reads it"):
         value(tmp_path / "out", chain / "advantages")
 
 
-def test_a_run_that_is_moved_as_a_whole_still_finds_its_parts(chain: Path, tmp_path: Path):
+def test_a_run_that_is_moved_as_a_whole_still_finds_its_inputs(chain: Path, tmp_path: Path):
     for name in ("policy", "trajectories", "cutpoints", "advantages"):
         shutil.copytree(chain / name, tmp_path / "elsewhere" / name)
     assert value(tmp_path / "elsewhere" / "advantages", tmp_path / "elsewhere" / "cutpoints").up_to_date

@@ -1,4 +1,4 @@
-"""`spo estimate --estimator tree`: values from the leaves up, on hand-made trees and on sampled ones."""
+"""`spo estimate --estimator tree`: values from the leaves up, on handmade trees and on sampled ones."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest
 
 from stages.core.errors import UserError
 from tests.chains import cut, footer, rows, sample
-from tests.estimators.by_hand import advantages, estimated, stretches, write_trajectories
+from tests.estimators.handmade import advantages, estimate_rows, tree_rows, write_trajectories
 
 PART = "part-00000-of-00001.parquet"
-TWO_TREES = stretches("a", [[1.0, 0.0], 1.0]) + stretches("b", [[[0.0, 1.0], 1.0], [0.0, 0.0], 0.0])
+TWO_TREES = tree_rows("a", [[1.0, 0.0], 1.0]) + tree_rows("b", [[[0.0, 1.0], 1.0], [0.0, 0.0], 0.0])
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def cutpoints(tmp_path: Path) -> Path:
 
 
 def test_two_trees_by_hand(cutpoints: Path, tmp_path: Path):
-    found, summary = estimated(tmp_path / "out", cutpoints, estimator="tree", keep_zero=True)
+    found, summary = estimate_rows(tmp_path / "out", cutpoints, estimator="tree", keep_zero=True)
     # a: V(0) = 1/2, V(prompt) = 3/4. b: V(0.0) = 1/2, V(0) = 3/4, V(1) = 0, V(prompt) = 1/4
     assert advantages(found) == {
         "a/0": -0.25,
@@ -45,7 +45,7 @@ def test_two_trees_by_hand(cutpoints: Path, tmp_path: Path):
     row = found["b/0.1", 0]
     assert (row["start"], row["end"], row["cutpoints"]) == (0, 2, [0, 1])
     assert (row["value_start"], row["value_end"]) == (0.75, 1.0)
-    assert (row["rewards"], row["num_rollouts"]) == ([0, 1, 1], 3), "of the leaves below the state where it begins"
+    assert (row["rewards"], row["num_rollouts"]) == ([0, 1, 1], 3), "of the leaves below the state where it starts"
     assert row["value_std"] == pytest.approx(np.std([0.5, 1.0], ddof=1)), "of the siblings' values"
     assert found["b/2", 0]["rewards"] == [0, 1, 1, 0, 0, 0]
     assert list(found) == [(record["trajectory_id"], 0) for record in TWO_TREES], "pre-order"
@@ -58,18 +58,18 @@ def test_two_trees_by_hand(cutpoints: Path, tmp_path: Path):
 
 
 def test_rows_without_advantage_are_dropped_and_counted(cutpoints: Path, tmp_path: Path):
-    found, summary = estimated(tmp_path / "out", cutpoints, estimator="tree")
+    found, summary = estimate_rows(tmp_path / "out", cutpoints, estimator="tree")
     assert summary.rows == len(found) == 11
     assert not {("b/1.0", 0), ("b/1.1", 0)} & found.keys()
     assert footer(tmp_path / "out" / PART)["counts"]["dropped"] == summary.figures["dropped"] == 2
 
 
-def test_leave_one_out_and_normalising(cutpoints: Path, tmp_path: Path):
-    others, _ = estimated(tmp_path / "loo", cutpoints, estimator="tree", baseline="leave-one-out", keep_zero=True)
-    assert others["a/0.0", 0]["advantage"] == 1  # its sibling earned 0
+def test_leave_one_out_and_normalization(cutpoints: Path, tmp_path: Path):
+    others, _ = estimate_rows(tmp_path / "loo", cutpoints, estimator="tree", baseline="leave-one-out", keep_zero=True)
+    assert others["a/0.0", 0]["advantage"] == 1  # its sibling has reward 0
     assert others["b/0", 0]["advantage"] == 0.75 - 0
     assert others["b/0", 0]["value_start"] == 0
-    scaled, _ = estimated(tmp_path / "scaled", cutpoints, estimator="tree", normalize_by="siblings", keep_zero=True)
+    scaled, _ = estimate_rows(tmp_path / "scaled", cutpoints, estimator="tree", normalize_by="siblings", keep_zero=True)
     assert scaled["a/0", 0]["advantage"] == pytest.approx(-1)
     assert scaled["a/0", 0]["value_start"] == 0.75
     # Population std of 3/4, 0, 0 around 1/4
@@ -77,56 +77,52 @@ def test_leave_one_out_and_normalising(cutpoints: Path, tmp_path: Path):
 
 
 def test_the_best_of_n_bonus(cutpoints: Path, tmp_path: Path):
-    found, _ = estimated(tmp_path / "out", cutpoints, estimator="tree", best_of=4)
+    found, _ = estimate_rows(tmp_path / "out", cutpoints, estimator="tree", best_of=4)
     row = found["a/0", 0]  # from 3/4 to 1/2
     assert row["advantage"] == pytest.approx(-0.25 + (1 - 0.5**4) - (1 - 0.25**4))
-    assert (row["value_start"], row["value_end"]) == (0.75, 0.5), "the columns of values stay those of the policy"
+    assert (row["value_start"], row["value_end"]) == (0.75, 0.5), "the values remain those of the policy"
 
 
-def test_values_that_are_no_chances_have_no_best_of_n(tmp_path: Path):
-    cut(tmp_path / "c", write_trajectories(tmp_path / "t", stretches("a", [[-1.0, 0.0], 1.0])))
+def test_values_outside_0_to_1_have_no_best_of_n(tmp_path: Path):
+    cut(tmp_path / "c", write_trajectories(tmp_path / "t", tree_rows("a", [[-1.0, 0.0], 1.0])))
     with pytest.raises(UserError, match=r"--best-of .* but trajectory a/0.0 has -0.5"):
-        estimated(tmp_path / "out", tmp_path / "c", estimator="tree", best_of=2)
+        estimate_rows(tmp_path / "out", tmp_path / "c", estimator="tree", best_of=2)
     assert not (tmp_path / "out").exists()
 
 
-def test_neither_the_order_of_rows_nor_that_of_parts_matters(cutpoints: Path, tmp_path: Path):
-    expected, _ = estimated(tmp_path / "out", cutpoints, estimator="tree", keep_zero=True)
+def test_the_order_of_rows_and_parts_does_not_matter(cutpoints: Path, tmp_path: Path):
+    expected, _ = estimate_rows(tmp_path / "out", cutpoints, estimator="tree", keep_zero=True)
     records = list(TWO_TREES)
     random.Random(3).shuffle(records)
-    for name, parts in (("shuffled", 1), ("spread", 3)):  # dealt out, so that trees lie across the files
+    for name, parts in (("shuffled", 1), ("spread", 3)):  # distributed in turn, so each tree is in several files
         cut(tmp_path / f"{name}-cut", write_trajectories(tmp_path / name, records, parts))
-        found, _ = estimated(tmp_path / f"{name}-out", tmp_path / f"{name}-cut", estimator="tree", keep_zero=True)
+        found, _ = estimate_rows(tmp_path / f"{name}-out", tmp_path / f"{name}-cut", estimator="tree", keep_zero=True)
         assert found == expected
 
 
 @pytest.mark.parametrize(
     ("records", "message"),
     [
-        (stretches("a", [[], 1.0]), r"a/0 goes on \(finish_reason segment\), but no stretch continues it"),
-        ([{**stretches("a", [0.0])[0], "parent_id": "a/9"}], "a/0 continues a/9, which is missing"),
+        (tree_rows("a", [[], 1.0]), r"a/0 is unfinished \(finish_reason segment\), but has no children"),
+        ([{**tree_rows("a", [0.0])[0], "parent_id": "a/9"}], "a/0 continues a/9, which is missing"),
         (
-            [{**row, "finish_reason": "stop", "reward": 1.0} for row in stretches("a", [[1.0, 0.0]])],
-            r"a/0 has ended \(finish_reason is not segment\), but stretches continue it",
+            [{**row, "finish_reason": "stop", "reward": 1.0} for row in tree_rows("a", [[1.0, 0.0]])],
+            r"a/0 is finished \(finish_reason is not segment\), but has children",
         ),
     ],
 )
-def test_what_is_no_tree_is_refused_by_name(records, message, tmp_path: Path):
-    write_trajectories(tmp_path / "t", [*records, *stretches("b", [[1.0], 0.0])])
+def test_rows_that_are_not_complete_trees_are_refused_by_name(records, message, tmp_path: Path):
+    write_trajectories(tmp_path / "t", [*records, *tree_rows("b", [[1.0], 0.0])])
     cut(tmp_path / "c", tmp_path / "t")
     with pytest.raises(UserError, match=message):
-        estimated(tmp_path / "out", tmp_path / "c", estimator="tree")
+        estimate_rows(tmp_path / "out", tmp_path / "c", estimator="tree")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_stretch_that_was_cut_is_refused(tmp_path: Path):
-    cut(tmp_path / "c", write_trajectories(tmp_path / "t", responses_of_two_tokens()), partition="token")
-    with pytest.raises(UserError, match="cuts the stretch a/0: --estimator tree takes stretches as they were sampled"):
-        estimated(tmp_path / "out", tmp_path / "c", estimator="tree")
-
-
-def responses_of_two_tokens():
-    return stretches("a", [1.0, 0.0])
+def test_a_divided_node_is_refused(tmp_path: Path):
+    cut(tmp_path / "c", write_trajectories(tmp_path / "t", tree_rows("a", [1.0, 0.0])), partition="token")
+    with pytest.raises(UserError, match="divides node a/0; expected one segment per node"):
+        estimate_rows(tmp_path / "out", tmp_path / "c", estimator="tree")
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +143,7 @@ def sampled(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_advantages_of_a_sampled_tree_telescope_to_the_reward_of_every_leaf(sampled: Path):
-    found, _ = estimated(sampled / "all", sampled / "cutpoints", estimator="tree", keep_zero=True)
+    found, _ = estimate_rows(sampled / "all", sampled / "cutpoints", estimator="tree", keep_zero=True)
     nodes = {row["trajectory_id"]: row for row in rows(sampled / "trajectories")}
     assert found.keys() == {(name, 0) for name in nodes}
     leaves = 0
@@ -164,11 +160,11 @@ def test_advantages_of_a_sampled_tree_telescope_to_the_reward_of_every_leaf(samp
     assert any(row["advantage"] for row in found.values())
 
 
-def test_one_part_and_more_parts_hold_the_same_rows(sampled: Path, policy: Path, tmp_path: Path):
+def test_the_number_of_parts_changes_no_row(sampled: Path, policy: Path, tmp_path: Path):
     sample(tmp_path / "t", policy, tree="3-2-2", num_generations=None, segment_tokens=3, num_questions=6)
     cut(tmp_path / "c", tmp_path / "t")
-    one, _ = estimated(tmp_path / "out", tmp_path / "c", estimator="tree")
-    two, _ = estimated(sampled / "two", sampled / "cutpoints", estimator="tree")
+    one, _ = estimate_rows(tmp_path / "out", tmp_path / "c", estimator="tree")
+    two, _ = estimate_rows(sampled / "two", sampled / "cutpoints", estimator="tree")
     assert one == two
 
 
@@ -183,15 +179,15 @@ METHODS = (
 def test_a_tree_of_one_level_is_the_group_method(policy: Path, tmp_path: Path, method, options):
     sample(tmp_path / "tree", policy, tree="4", num_generations=None, num_questions=12)
     sample(tmp_path / "group", policy, num_generations=4, num_questions=12)
-    cut(tmp_path / "stretches", tmp_path / "tree")
-    cut(tmp_path / "wholes", tmp_path / "group", partition="trajectory")
-    tree, _ = estimated(tmp_path / "a", tmp_path / "stretches", estimator="tree", keep_zero=True, **options)
-    group, _ = estimated(tmp_path / "b", tmp_path / "wholes", estimator=method)
+    cut(tmp_path / "nodes", tmp_path / "tree")
+    cut(tmp_path / "responses", tmp_path / "group", partition="trajectory")
+    tree, _ = estimate_rows(tmp_path / "a", tmp_path / "nodes", estimator="tree", keep_zero=True, **options)
+    group, _ = estimate_rows(tmp_path / "b", tmp_path / "responses", estimator=method)
     assert tree == group
     assert len({row["advantage"] for row in tree.values()}) > 1
 
 
-def test_no_model_is_loaded_nor_asked_for(sampled: Path, tmp_path: Path):
+def test_no_model_is_needed(sampled: Path, tmp_path: Path):
     script = f"""
 import sys
 from pathlib import Path
@@ -199,10 +195,10 @@ from stages import estimate
 out, cutpoints = Path({str(tmp_path)!r}) / "out", Path({str(sampled)!r}) / "cutpoints"
 summary = estimate.run(estimate.Config(out=out, cutpoints=cutpoints, estimator="tree"))
 assert summary.rows and summary.tokens_sampled == 0, summary
-assert not {{"torch", "transformers"}} & set(sys.modules)
+assert "torch" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    told = footer(tmp_path / "out" / "part-00000-of-00002.parquet")
-    assert told["model"] is None
-    assert told["config"].keys() == {"estimator", "baseline", "normalize_by", "keep_zero", "best_of"}
+    recorded = footer(tmp_path / "out" / "part-00000-of-00002.parquet")
+    assert recorded["model"] is None
+    assert recorded["config"].keys() == {"estimator", "baseline", "normalize_by", "keep_zero", "best_of"}

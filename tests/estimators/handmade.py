@@ -1,4 +1,4 @@
-"""Artefacts for estimators that need no model: trajectories written by pandas, cut by `spo segment`."""
+"""Make artefacts for estimators without a model: trajectories that pandas writes and `spo segment` divides."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.chains import rows
 
 
 def write_trajectories(path: Path, records: Sequence[Mapping[str, Any]], parts: int = 1) -> Path:
-    """Parquet of another tool, in one file or several, its rows dealt out in turn."""
+    """Write trajectories as another tool would, with the rows distributed over the parts in turn."""
     path.mkdir(parents=True)
     filled = [
         {
@@ -39,7 +39,7 @@ def write_trajectories(path: Path, records: Sequence[Mapping[str, Any]], parts: 
 def responses(
     rewards: Mapping[str, Sequence[float]], tokens: Mapping[str, Sequence[Sequence[int]]] = {}
 ) -> list[dict[str, Any]]:
-    """Whole responses of [5, i] or these tokens, by question."""
+    """Return one row per response of these rewards; its tokens are [5, i], or those in `tokens`."""
     return [
         {
             "trajectory_id": f"{question}/{i}",
@@ -47,37 +47,37 @@ def responses(
             "token_ids": list(tokens[question][i]) if question in tokens else [5, i],
             "reward": reward,
         }
-        for question, of_question in rewards.items()
-        for i, reward in enumerate(of_question)
+        for question, question_rewards in rewards.items()
+        for i, reward in enumerate(question_rewards)
     ]
 
 
-def stretches(question: str, tree: Sequence[Any], above: str = "") -> list[dict[str, Any]]:
-    """A tree of nested lists whose leaves are rewards, as one row per stretch of two tokens."""
+def tree_rows(question: str, tree: Sequence[Any], parent: str = "") -> list[dict[str, Any]]:
+    """Return one row per node, of two tokens each, for a tree of nested lists whose leaves are rewards."""
     found = []
-    for i, below in enumerate(tree):
-        path = f"{above}.{i}" if above else str(i)
-        inner = isinstance(below, list | tuple)
+    for i, child in enumerate(tree):
+        path = f"{parent}.{i}" if parent else str(i)
+        inner = isinstance(child, list | tuple)
         found.append(
             {
                 "trajectory_id": f"{question}/{path}",
-                "parent_id": f"{question}/{above}" if above else None,
+                "parent_id": f"{question}/{parent}" if parent else None,
                 "question_id": question,
                 "token_ids": [7, i],
                 "finish_reason": "segment" if inner else "stop",
-                "reward": np.nan if inner else below,
+                "reward": np.nan if inner else child,
             }
         )
-        found += stretches(question, below, path) if inner else []
+        found += tree_rows(question, child, path) if inner else []
     return found
 
 
-def estimated(out: Path, cutpoints: Path, **options: Any) -> tuple[dict[tuple[str, int], dict[str, Any]], Summary]:
-    """`spo estimate`: the rows by their key, and the summary."""
+def estimate_rows(out: Path, cutpoints: Path, **options: Any) -> tuple[dict[tuple[str, int], dict[str, Any]], Summary]:
+    """Run `spo estimate`; return the rows by (trajectory_id, segment_index), and the summary."""
     summary = estimate.run(estimate.Config(out=out, cutpoints=cutpoints, **options))
     return {(row["trajectory_id"], row["segment_index"]): row for row in rows(out)}, summary
 
 
 def advantages(table: Mapping[tuple[str, int], Mapping[str, Any]]) -> dict[str, float]:
-    """Of tables with one row per trajectory."""
+    """Return the advantage of each trajectory, for tables with one row per trajectory."""
     return {name: row["advantage"] for (name, _), row in table.items()}
