@@ -1,9 +1,9 @@
-"""Out of an artefact, the one trajectory to draw: picked, joined with its segments, its tokens turned into text.
+"""Select one trajectory of an artefact to draw, join it with its segments, and decode its tokens.
 
-In a tree a trajectory is a path: the stretch that was chosen behind those that it continues.
+In a tree, a trajectory is the path from the root to the selected node.
 """
 
-# pyarrow.compute makes its functions when it is imported, out of the type checker's sight.
+# pyarrow.compute defines its functions at import, so the type checker does not know them.
 # pyright: reportAttributeAccessIssue=false
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from tokenizers import Tokenizer
 from spo_cli.trajectory import Segment, Trajectory, readable_tokens, unlikely_tokens
 from stages.core.errors import UserError
 from stages.core.paths import StorePath, is_path_reference, locate
-from stages.models import loading
 from stages.models.token_texts import Decode, decoder
 from stages.models.transfer import fetch
 from stages.responses.trees import are_trees
@@ -41,12 +40,12 @@ _FACTS = ("reward", "answer", "reference", "finish_reason")
 def excerpt(
     artefact: Artefact, identifier: str | None, row: int | None, trajectories: Path | None
 ) -> tuple[Trajectory, str]:
-    """The trajectory to draw, and a line for the reader ("" if all is as it should be).
+    """Return the trajectory to draw, and notes to print ("" if there are none).
 
     Args:
-      artefact: with at least one row.
-      identifier, row: which one; both None picks one that has something to show.
-      trajectories: where the trajectories of cutpoints or advantages are, if not where the lineage says.
+      artefact: artefact with at least one row.
+      identifier, row: id or row of the trajectory; if both are None, an informative one is selected.
+      trajectories: trajectories of cutpoints or advantages. Default: the path in the lineage.
 
     Raises:
       UserError: no such id or row, or the trajectories cannot be found.
@@ -54,27 +53,27 @@ def excerpt(
     stage = artefact.schema.stage
     responses = trace_back(artefact, TRAJECTORIES, trajectories) if stage in _SEGMENT_COLUMNS else artefact
     in_tree = stage != "eval" and are_trees(responses)
-    chosen = _chosen(artefact, responses, identifier, row)
-    if chosen is None:
-        chosen = _telling(artefact)
-        chosen = _leaf_below(responses, chosen) if in_tree else chosen
-    stretches = _stretches(responses, chosen)
-    ids, logprobs = (list(chain.from_iterable(one[name] for one in stretches)) for name in ("token_ids", "logprobs"))
+    selected = _find_id(artefact, responses, identifier, row)
+    if selected is None:
+        selected = _most_informative(artefact)
+        selected = _leaf_below(responses, selected) if in_tree else selected
+    path = _read_path(responses, selected)
+    ids, logprobs = (list(chain.from_iterable(one[name] for one in path)) for name in ("token_ids", "logprobs"))
     decode, note = _decoder(responses)
-    tokens, guessed = readable_tokens(ids, "".join(one["text"] or "" for one in stretches), decode)
-    last = stretches[-1]
-    facts = {name.replace("_", " "): _told(last[name]) for name in _FACTS if last.get(name) is not None}
+    tokens, guessed = readable_tokens(ids, "".join(one["text"] or "" for one in path), decode)
+    last = path[-1]
+    facts = {name.replace("_", " "): _fact_text(last[name]) for name in _FACTS if last.get(name) is not None}
     facts["tokens"] = str(len(tokens))
     prompt = last["prompt"] or (decode(last["prompt_token_ids"]) if decode else "")
-    segments = _segments(artefact, stretches, in_tree)
+    segments = _segments(artefact, path, in_tree)
     if stage == "estimate" and all(segment.advantage is None for segment in segments):
-        note += "None of its segments is here: they have no advantage and were left out, or lie in another part."
+        note += "None of its segments is here: they have no advantage and were omitted, or they are in another part."
     unlikely = None if stage in _SEGMENT_COLUMNS else unlikely_tokens(logprobs)
-    return Trajectory(chosen, facts, prompt, tokens, segments, unlikely), " ".join(filter(None, (note, guessed)))
+    return Trajectory(selected, facts, prompt, tokens, segments, unlikely), " ".join(filter(None, (note, guessed)))
 
 
-def _chosen(artefact: Artefact, responses: Artefact, identifier: str | None, row: int | None) -> str | None:
-    """The id that was asked for; a response whose segments an estimator left out can still be drawn."""
+def _find_id(artefact: Artefact, responses: Artefact, identifier: str | None, row: int | None) -> str | None:
+    """Return the requested id, or None if none is requested. A response without written segments can still be drawn."""
     key = KEYS[artefact.schema.stage][0]
     if identifier is not None:
         known = responses if artefact.schema.stage == "estimate" else artefact
@@ -89,8 +88,8 @@ def _chosen(artefact: Artefact, responses: Artefact, identifier: str | None, row
     return artefact.read_all([key])[key][row].as_py()
 
 
-def _telling(artefact: Artefact) -> str:
-    """The one with the largest advantage, with most segments, or of a question whose rewards are mixed."""
+def _most_informative(artefact: Artefact) -> str:
+    """Return the id with the largest advantage, the most segments, or of a question with both rewards."""
     stage = artefact.schema.stage
     keys = artefact.read_all(KEYS[stage][:1])[KEYS[stage][0]]
     if stage == "estimate":
@@ -107,7 +106,7 @@ def _telling(artefact: Artefact) -> str:
 
 
 def _leaf_below(responses: Artefact, identifier: str) -> str:
-    """The first leaf that continues a stretch, or the stretch itself."""
+    """Return the first leaf below a node, or the node itself."""
     table = responses.read_all(["trajectory_id", "parent_id"])
     for _ in range(table.num_rows):
         child = pc.index(table["parent_id"], identifier).as_py()
@@ -117,10 +116,10 @@ def _leaf_below(responses: Artefact, identifier: str) -> str:
     return identifier
 
 
-def _stretches(responses: Artefact, identifier: str) -> list[dict[str, Any]]:
-    """The row of this id, behind those that it continues, from the prompt on; with the columns that its file has.
+def _read_path(responses: Artefact, identifier: str) -> list[dict[str, Any]]:
+    """Return the rows from the root to the row with this id, with the columns that the file has.
 
-    A response of an evaluation has a row for every budget; the last one, of the largest, is taken.
+    A response of an evaluation has one row per budget; the last row, of the largest budget, is returned.
     """
     key = KEYS[responses.schema.stage][0]
     parents = ["parent_id"] if "parent_id" in responses.schema.names else []
@@ -141,16 +140,16 @@ def _stretches(responses: Artefact, identifier: str) -> list[dict[str, Any]]:
     raise UserError(f"{responses.path} has no trajectory {identifier!r}")
 
 
-def _segments(artefact: Artefact, stretches: list[dict[str, Any]], in_tree: bool) -> tuple[Segment, ...]:
-    """The segments of the stretches, one behind the other; of trajectories themselves, the stretches of a tree."""
+def _segments(artefact: Artefact, path: list[dict[str, Any]], in_tree: bool) -> tuple[Segment, ...]:
+    """Return the segments of a path in order; for trajectories, the nodes of a tree."""
     names = _SEGMENT_COLUMNS.get(artefact.schema.stage)
     if names is None and not in_tree:
         return ()
     table = artefact.read_all(["trajectory_id", *names]) if names else None
     segments: list[Segment] = []
     before = 0
-    for stretch in stretches:
-        name, length = stretch["trajectory_id"], len(stretch["token_ids"])
+    for node in path:
+        name, length = node["trajectory_id"], len(node["token_ids"])
         rows = []
         if table is not None and names is not None:
             rows = (
@@ -162,48 +161,50 @@ def _segments(artefact: Artefact, stretches: list[dict[str, Any]], in_tree: bool
 
 
 def _placed(rows: list[dict[str, Any]], before: int, length: int, branch: str | None) -> Iterator[Segment]:
-    """The segments of a stretch of `length` tokens that begins `before` tokens behind the prompt, gaps filled."""
-    behind = 0
+    """Yield the segments of a node of `length` tokens that starts `before` tokens after the prompt; gaps are segments too."""
+    position = 0
     for row in [*rows, None]:
-        begins = length if row is None else row["start"]
-        if behind < begins:
-            yield Segment(branch or "", before + behind, before + begins, ())
+        start = length if row is None else row["start"]
+        if position < start:
+            yield Segment(branch or "", before + position, before + start, ())
         if row is not None:
-            place = {
+            offsets = {
                 "segment_index": branch or row["segment_index"],
-                "start": before + begins,
+                "start": before + start,
                 "end": before + row["end"],
             }
-            yield Segment(**{**row, **place, "cutpoints": tuple(before + offset for offset in row["cutpoints"])})
-            behind = row["end"]
+            yield Segment(**{**row, **offsets, "cutpoints": tuple(before + offset for offset in row["cutpoints"])})
+            position = row["end"]
 
 
 def _decoder(responses: Artefact) -> tuple[Decode | None, str]:
-    """How token ids become text: by the tokenizer of the model in the lineage, if it is on this machine."""
+    """Return the decoder of the model in the lineage, or None and a note if the model is not available locally."""
     lineage = responses.lineage
     if lineage is None or lineage.model is None:
         return None, ""
     directory = _model_directory(lineage.model.path, responses.directory)
     if directory is None:
-        return None, f"the model {lineage.model.path} is not here."
-    if (directory / "tokenizer.json").is_file():  # without the seconds that importing transformers takes
+        return None, f"The model {lineage.model.path} is not available here."
+    if (directory / "tokenizer.json").is_file():  # faster than the tokenizer classes of transformers
         fast = Tokenizer.from_file(str(directory / "tokenizer.json"))
         return lambda ids: fast.decode(list(ids), skip_special_tokens=False), ""
-    return decoder(loading.load_tokenizer(directory)), ""
+    from stages.models.loading import load_tokenizer  # importing transformers takes seconds
+
+    return decoder(load_tokenizer(directory)), ""
 
 
 def _model_directory(path: str, base: Path) -> Path | None:
-    """A local model, the tokenizer of one in a store, or what the cache has of one on the hub, which is not asked."""
-    there = locate(path, base)
-    if isinstance(there, StorePath) and there.is_dir():
-        return fetch(there, unwanted=("*.safetensors", "*.bin"))
-    if there.is_dir():
-        return there
+    """Return the directory of a local model, of one in a store, or of one in the local hub cache; no hub request."""
+    directory = locate(path, base)
+    if isinstance(directory, StorePath) and directory.is_dir():
+        return fetch(directory, unwanted=("*.safetensors", "*.bin"))
+    if directory.is_dir():
+        return directory
     if is_path_reference(path) or path.startswith("."):
         return None
     cached = try_to_load_from_cache(path, "config.json")
     return Path(cached).parent if isinstance(cached, str) else None
 
 
-def _told(value: Any) -> str:
+def _fact_text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)

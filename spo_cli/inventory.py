@@ -1,6 +1,6 @@
-"""What lies in a run's directory: every artefact and model in it, whether it is complete, and what it amounts to."""
+"""List the artefacts and models of a run: whether each is complete, its rows and its reward."""
 
-# pyarrow.compute makes its functions when it is imported, out of the type checker's sight.
+# pyarrow.compute defines its functions at import, so the type checker does not know them.
 # pyright: reportAttributeAccessIssue=false
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from spo_cli.trees import load_nodes
 from stages.core.errors import IncompleteInput, UserError
 from stages.core.paths import StorePath
 from stages.models.adapters import WEIGHTS, bases, is_adapter, read_lora
+from stages.models.checkpoints import METRICS_FILE
 from stages.models.pruning import Kind, lost
 from stages.models.transfer import CONFIGURATIONS
 from stages.responses.trees import are_trees
 from stages.shards.parts import Artefact, open_artefact
 from stages.shards.schemas import BY_STAGE, EVALUATION, TRAJECTORIES
-from stages.training.resumable import METRICS_FILE
 
-_KINDS: dict[Kind, str] = {"weights": "weights", "optimizer": "the optimiser's state"}
+_KINDS: dict[Kind, str] = {"weights": "weights", "optimizer": "the optimizer state"}
 _DEPTH = 3  # runs/gsm8k/000/trajectories, seen from runs
 
 
@@ -36,11 +36,11 @@ class Entry:
     """One artefact or model.
 
     Attributes:
-      path: relative to the run.
-      stage: what made it; "" where that is not known.
-      state: "complete", "partial", or "weights pruned" of a checkpoint that lost them to make room.
-      problem: what is wrong with a partial one, and the remedy.
-      rows, reward: of a complete table; None where there are none.
+      path: path relative to the run.
+      stage: command that wrote it; "" if unknown.
+      state: "complete", "partial", or "weights pruned" for a checkpoint whose weights `spo prune` deleted.
+      problem: the problem of a partial one, with the remedy.
+      rows, reward: number of rows and mean reward of a complete table; None if it has none.
     """
 
     path: str
@@ -51,35 +51,35 @@ class Entry:
     reward: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the entry as JSON values."""
         return dataclasses.asdict(self)
 
 
 def holds_parts(directory: Path) -> bool:
-    """Whether a directory is an artefact, be it only begun."""
+    """Return whether a directory is an artefact, complete or unfinished."""
     return any(directory.glob("[!._]*.parquet")) or any(directory.glob(".part-*"))
 
 
 def inventory(run: Path) -> list[Entry]:
-    """Everything that a run holds, in the order of its names; an iteration's artefacts in the order of the stages."""
+    """Return all artefacts and models of a run, sorted by directory, and within one by stage."""
     found = _directories_of_store(run) if isinstance(run, StorePath) else _directories(run)
     entries = [_model(path, run) if is_model(path) else _table(path, run) for path in found]
     return sorted(entries, key=_order)
 
 
 def model_figures(path: Path) -> dict[str, Any]:
-    """Architecture and size of a model directory, from its configuration and files; of an adapter what it changes."""
+    """Return the architecture and size of a model directory, or the rank and layers of an adapter, and last metrics."""
     figures = _adapter_figures(path) if is_adapter(path) else _whole_figures(path)
-    gone = [told for kind, told in _KINDS.items() if lost(path, kind)]
-    pruned = {"pruned_to_make_room": " and ".join(gone)} if gone else {}
+    deleted = [text for kind, text in _KINDS.items() if lost(path, kind)]
+    pruned = {"pruned_to_make_room": " and ".join(deleted)} if deleted else {}
     return figures | pruned | _last_metrics(path / METRICS_FILE)
 
 
 def _whole_figures(path: Path) -> dict[str, Any]:
     config = path / "config.json"
     if not config.is_file():
-        raise UserError(f"{path} has no config.json: it is no model directory, or one that was not written whole")
-    told = json.loads(config.read_text())
+        raise UserError(f"{path} has no config.json: it is not a model directory, or an incomplete one")
+    settings = json.loads(config.read_text())
     names = {
         "architecture": "architectures",
         "layers": "num_hidden_layers",
@@ -87,7 +87,7 @@ def _whole_figures(path: Path) -> dict[str, Any]:
         "vocabulary": "vocab_size",
         "context": "max_position_embeddings",
     }
-    figures = {name: told[key] for name, key in names.items() if key in told}
+    figures = {name: settings[key] for name, key in names.items() if key in settings}
     if "architecture" in figures:
         figures["architecture"] = ", ".join(figures["architecture"])
     weights = [*path.glob("model*.safetensors"), *path.glob("pytorch_model*.bin")]
@@ -107,7 +107,7 @@ def _adapter_figures(path: Path) -> dict[str, Any]:
 
 
 def _last_metrics(path: Path) -> dict[str, Any]:
-    """How many steps a training took, and the metrics of the last one."""
+    """Return the number of training steps, and the metrics of the last one."""
     if not path.is_file():
         return {}
     lines = path.read_text().splitlines()
@@ -115,20 +115,22 @@ def _last_metrics(path: Path) -> dict[str, Any]:
 
 
 def _directories(run: Path) -> list[Path]:
-    """The artefacts and models below a run."""
+    """Return the artefacts and models below a local run."""
     found = [path for depth in range(1, _DEPTH + 1) for path in run.glob("/".join(["[!._]*"] * depth)) if path.is_dir()]
     return [path for path in found if is_model(path) or holds_parts(path)]
 
 
 def _directories_of_store(run: StorePath) -> list[Path]:
-    """The same by one listing of all that lies there."""
+    """Return the artefacts and models of a run in an object store, by a single listing of its objects."""
     found: dict[Path, None] = {}
     for file, _ in run.walk_files():
         *above, name = file.relative_to(run).parts
-        begun = next((place for place, folder in enumerate(above) if folder.startswith(".part-")), None)
-        above = above if begun is None else above[:begun]
-        is_told = begun is not None or name in CONFIGURATIONS or (name.endswith(".parquet") and name[0] not in "._")
-        if is_told and 0 < len(above) <= _DEPTH and not any(folder[0] in "._" for folder in above):
+        unfinished = next((position for position, folder in enumerate(above) if folder.startswith(".part-")), None)
+        above = above if unfinished is None else above[:unfinished]
+        is_evidence = (
+            unfinished is not None or name in CONFIGURATIONS or (name.endswith(".parquet") and name[0] not in "._")
+        )
+        if is_evidence and 0 < len(above) <= _DEPTH and not any(folder[0] in "._" for folder in above):
             found[run.joinpath(*above)] = None
     return list(found)
 
@@ -145,20 +147,21 @@ def _table(path: Path, run: Path) -> Entry:
         artefact = open_artefact(path)
         reward = _reward(artefact)
     except (IncompleteInput, UserError) as error:
-        return Entry(name, _stage_of_begun(path), "partial", str(error))
+        return Entry(name, _stage_of_partial(path), "partial", str(error))
     return Entry(name, artefact.schema.stage, "complete", None, artefact.rows, reward)
 
 
-def _stage_of_begun(path: Path) -> str:
-    """What is making an artefact that is not whole yet, by the parts it has."""
+def _stage_of_partial(path: Path) -> str:
+    """Return the stage that writes an incomplete artefact, from the parts that exist; "" if unknown."""
     try:
         lineage = lineage_at(path)
-    except (IncompleteInput, UserError):  # the very part that is torn: its state says so
+    except (IncompleteInput, UserError):  # the part itself is corrupt; the entry's problem reports it
         return ""
     return lineage.stage if lineage else ""
 
 
 def _reward(artefact: Artefact) -> float | None:
+    """Return the mean reward of an artefact; for trees, the mean value of the prompts."""
     if "reward" not in artefact.schema.names or not artefact.rows:
         return None
     if artefact.schema is TRAJECTORIES and are_trees(artefact):
@@ -168,7 +171,7 @@ def _reward(artefact: Artefact) -> float | None:
 
 
 def _read_rewards(artefact: Artefact) -> pa.ChunkedArray:
-    """All rewards; of an evaluation under several budgets those under the largest."""
+    """Return all rewards; for an evaluation with several budgets, those at the largest budget."""
     if artefact.schema is not EVALUATION:
         return artefact.read_all(["reward"])["reward"]
     table = artefact.read_all(["reward", "max_tokens"])

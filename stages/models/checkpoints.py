@@ -22,6 +22,8 @@ VALUE_HEAD_FILE = "value_head.safetensors"
 """The value head of a critic, next to the backbone's weights (`stages.optimization.critic`)."""
 OPTIMIZER_FILE = "optimizer.safetensors"
 """AdamW's state by parameter name (`stages.optimization.optimizer`)."""
+METRICS_FILE = "metrics.jsonl"
+"""The metrics of each training step, one JSON object per line (`stages.training.resumable`)."""
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _SETTINGS = (
     VALUE_HEAD_FILE,

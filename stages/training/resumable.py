@@ -24,12 +24,12 @@ from stages.core.paths import cache_directory, is_local
 from stages.core.progress import Progress
 from stages.core.storage import digest
 from stages.models import transfer
+from stages.models.checkpoints import METRICS_FILE
 from stages.optimization.ranks import ALONE, Ranks
 from stages.shards.disk import disk_errors, locked, replacing
 from stages.shards.lineage import Lineage, differences, read_lineage, write_lineage
 from stages.tracking.metrics_log import MetricsLog, Series
 
-METRICS_FILE = "metrics.jsonl"
 SAVE_SECONDS = 300.0
 """Seconds between checkpoints if no number of steps is given: the most work that a killed run loses."""
 

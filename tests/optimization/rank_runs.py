@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from stages import train
-from stages.training.resumable import METRICS_FILE
+from stages.models.checkpoints import METRICS_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
 CURVE = ("loss", "kl", "grad_norm", "ratio/mean", "entropy", "approx_kl", "reward", "advantages/std", "num_tokens")
