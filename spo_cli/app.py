@@ -100,6 +100,12 @@ VERBS = {
         "Show an artefact: lineage, schema, statistics, a trajectory.",
         group="Inspection",
     ),
+    "doctor": Verb(
+        "stages.configs.doctor",
+        "spo_cli.doctor",
+        "Show versions, hardware, and which samples are bitwise reproducible here.",
+        group="Inspection",
+    ),
 }
 
 _SUMMARY = (

@@ -1,4 +1,4 @@
-"""The command lines that `--help` ends with, for each command and each form of one; "" is `spo` itself."""
+"""Examples at the end of `--help`, for each command and each of its forms; "" is `spo` itself."""
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "": (
@@ -65,4 +65,5 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "spo show runs/x/000/advantages --row 3",
         "spo show --schema",
     ),
+    "doctor": ("spo doctor", "spo doctor --model runs/quickstart/start/checkpoint --json"),
 }

@@ -61,6 +61,11 @@ def find_model_plan(model: Any) -> Plan:
     """Return the plan of a model's products; it is probed only on a CPU in float32."""
     if model.device.type != "cpu" or model.dtype != torch.float32:
         return Plan()
+    return find_plan(find_products(model), torch.get_num_threads())
+
+
+def find_products(model: Any) -> Products:
+    """Return the products of a model whose bits may depend on the batch; its weights may be on the meta device."""
     config, decoder = model.get_decoder().config, model.get_decoder()
     shapes = {shape for module in model.modules() if (shape := layer_shape(module))}
     if _is_like_llama(model):
@@ -71,7 +76,7 @@ def find_model_plan(model: Any) -> Plan:
     heads = config.num_attention_heads
     groups = getattr(config, "num_key_value_heads", None) or heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return find_plan(Products(frozenset(shapes), heads, groups, width), torch.get_num_threads())
+    return Products(frozenset(shapes), heads, groups, width)
 
 
 def _is_like_llama(model: Any) -> bool:
