@@ -74,6 +74,7 @@ class TorchEngine:
         self._check_head()
 
     def score(self, batch: MicroBatch, temperature: float) -> Scored:
+        """Score as `step.Engine.score`."""
         targets = torch.from_numpy(batch.targets).to(self._head.weight.device)
         return selected_log_probs(
             self._states(batch, self.compute),
@@ -130,7 +131,7 @@ class TorchEngine:
         for index, states in alone.items():
             rounding = max(1e-4, 8 * torch.finfo(states.dtype).eps) * float(states.abs().max())
             if not torch.allclose(together[index], states, rtol=0, atol=rounding):
-                problem = "a token after a fork sees tokens of the other branch"
+                problem = "after a fork, its hidden states differ from those of a separate sequence"
         if problem:
             raise UserError(
                 f"models of the family {self.model.config.model_type} cannot read sequences packed as trees: {problem}"
@@ -142,13 +143,16 @@ class TorchEngine:
         return list(zip(group, states.chunk(len(group)), strict=True))
 
     def backward(self, loss: Tensor, *, last: bool = True) -> None:
+        """Accumulate as `step.Engine.backward`; one process has nothing to reduce after the last pass."""
         del last
         loss.backward()
 
     def step(self, learning_rate: float) -> float:
+        """Step as `step.Engine.step`."""
         return self.optimizer.step(learning_rate)
 
     def discard(self) -> None:
+        """Clear the accumulated gradient."""
         self.optimizer.discard()
 
     def save(
@@ -157,6 +161,8 @@ class TorchEngine:
         tokenizer: PreTrainedTokenizerBase,
         write_more: Callable[[Path], None],
     ) -> None:
+        """Save as `step.Engine.save`."""
+
         def write_rest(unfinished: Path) -> None:
             self.optimizer.save(unfinished / OPTIMIZER_FILE)
             write_more(unfinished)

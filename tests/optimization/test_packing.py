@@ -199,7 +199,7 @@ def test_families_that_cannot_read_trees_are_rejected_with_the_option_to_pass() 
         for parameter in model.parameters():
             parameter.mul_(5.0)  # fresh weights are so small that the convolution hardly matters
     convolving = TorchEngine(model)
-    with pytest.raises(UserError, match=r"family lfm2 .* sees tokens of the other branch; pass --no-packing"):
+    with pytest.raises(UserError, match=r"family lfm2 .* differ from those of a separate sequence; pass --no-packing"):
         convolving.check_trees(9)
 
 
