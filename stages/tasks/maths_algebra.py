@@ -1,6 +1,7 @@
-"""Owns the dear half of grading mathematics: equality by algebra, with math-verify, for processes that have limits.
+"""Equality of mathematical answers by algebra, with math-verify and sympy.
 
-Imports sympy at the top: whoever imports this file is such a process, or a test.
+A call may take unbounded time and memory, so `stages.tasks.sandbox` runs it in processes with limits. Only these
+processes and tests import this file, because importing sympy is slow.
 """
 
 from __future__ import annotations
@@ -32,39 +33,42 @@ from sympy import (
 )
 from sympy.sets import FiniteSet
 
-from stages.tasks.maths_spelling import take_apart
+from stages.tasks.maths_normalization import parse_collection
 
-logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own time limits are off
+logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns at every call without its own time limit
 
-_DIGITS = 20_000
-"""Numbers of more digits than this are not worked out: they equal only what is written the same."""
-_PLACES = 9
+_MAX_DIGITS = 20_000
+"""A number with more digits is not evaluated: it equals only the same expression."""
+_DECIMAL_PLACES = 9
+"""Precision to which math-verify compares numeric values."""
 _LATEX = LatexExtractionConfig(
     normalization_config=NormalizationConfig(units=False, malformed_operators=True, nits=True)
 )
 _IMAGINARY = re.compile(r"(?<=[0-9])i(?![A-Za-z])")
-"""The imaginary unit, which math-verify knows where nothing touches it, and else takes for an unknown."""
+"""The imaginary unit after a digit. math-verify recognizes it only if it stands alone, else it reads an unknown i."""
 _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _DEGREES = re.compile(r"([0-9]+)\s*\^\s*\\circ(?![A-Za-z])")
-"""Angles in degrees, which math-verify takes for plain numbers."""
+"""Angles in degrees, which math-verify reads as plain numbers."""
 _Parsed = Basic | MatrixBase | str
 
 
-def judge(answer: str, reference: str, boxed: bool) -> tuple[bool, str | None]:
-    """Whether an answer equals the reference, and the answer as it was read (None: a text states none).
+def compare_by_algebra(answer: str, reference: str, boxed: bool) -> tuple[bool, str | None]:
+    """Return whether an answer equals the reference, and the answer as LaTeX (None if a text states none).
 
     Args:
-      answer: LaTeX in our spelling; a whole text if not `boxed`.
-      reference: LaTeX in our spelling.
+      answer: a normalized answer if `boxed`, else a text in which math-verify searches for the answer.
+      reference: a normalized answer.
+      boxed: whether the response has a box.
     """
-    mine = _parse(answer) if boxed else [_stated(part) for part in parse(answer, parsing_timeout=0)]
-    gold = _parse(reference)
-    text = next((part for part in reversed(mine) if isinstance(part, str)), None)
-    return any(_equal(a, b) for a in mine for b in gold), text
+    # math-verify returns several readings of a text: sympy expressions, and the string that they were parsed from.
+    answers = _parse(answer) if boxed else [_simplify_statement(one) for one in parse(answer, parsing_timeout=0)]
+    golds = _parse(reference)
+    text = next((one for one in reversed(answers) if isinstance(one, str)), None)
+    return any(_equal(a, b) for a in answers for b in golds), text
 
 
 def warm_up() -> None:
-    """Fill what the parser and sympy remember, so that forked processes share it."""
+    """Fill the caches of the parser and of sympy, so that forked processes share them."""
     for latex in (
         r"\frac{1}{2}x",
         r"\sqrt{3}",
@@ -73,78 +77,92 @@ def warm_up() -> None:
         r"[0,\pi)\cup(4,\infty)",
         r"\begin{pmatrix} 1 \end{pmatrix}",
     ):
-        judge(latex, r"2\sqrt{x}+1", True)
+        compare_by_algebra(latex, r"2\sqrt{x}+1", True)
 
 
 @lru_cache(maxsize=1024)
 def _parse(latex: str) -> list[_Parsed]:
-    if r"\pm" in latex and (both := take_apart(latex)) and not both.brackets:
-        latex = ",".join(both.things)  # math-verify reads ± between two terms, not within a fraction
+    if r"\pm" in latex and (values := parse_collection(latex)) and not values.brackets:
+        latex = ",".join(values.items)  # math-verify reads ± between two terms, but not inside a fraction
     latex = _IMAGINARY.sub(" i", latex)
     if _TRIGONOMETRY.search(latex):
         latex = _DEGREES.sub(r"\\frac{\1 \\pi}{180}", latex)
     parsed = parse(rf"\boxed{{{latex}}}", [_LATEX], parsing_timeout=0)
-    return [_stated(part) for part in parsed]
+    return [_simplify_statement(one) for one in parsed]
 
 
-def _stated(part: _Parsed) -> _Parsed:
-    """What an equation states whose left side has no unknowns: its right side; i is the imaginary unit, not an unknown.
-    Within sets and tuples likewise."""
-    if isinstance(part, FiniteSet | Tuple):
-        return part.func(*map(_stated, getattr(part, "_unsorted_args", part.args)))
-    if isinstance(part, Eq) and not part.lhs.free_symbols:
-        return part.rhs
-    if isinstance(part, Expr | MatrixBase):
-        return part.subs({symbol: I for symbol in part.free_symbols if str(symbol) == "i"})
-    return part
+def _simplify_statement(parsed: _Parsed) -> _Parsed:
+    """Return the value of an equation without unknowns on its left (`2+2=4` → 4), and the symbol i as imaginary unit.
+
+    Items of sets and tuples likewise.
+    """
+    if isinstance(parsed, FiniteSet | Tuple):
+        # The parser's sets keep the written order in `_unsorted_args`.
+        return parsed.func(*map(_simplify_statement, getattr(parsed, "_unsorted_args", parsed.args)))
+    if isinstance(parsed, Eq) and not parsed.lhs.free_symbols:
+        return parsed.rhs
+    if isinstance(parsed, Expr | MatrixBase):
+        return parsed.subs({symbol: I for symbol in parsed.free_symbols if str(symbol) == "i"})
+    return parsed
 
 
-def _equal(mine: _Parsed, gold: _Parsed) -> bool:
-    """math-verify's verdict, where it is not about numbers too large or too small for it, or about nothing."""
-    if not isinstance(mine, Basic) or not isinstance(gold, Basic):
-        return _verify(mine, gold)
-    if max(_digits(mine), _digits(gold)) > _DIGITS:
-        return mine == gold
-    if _is_rational(mine) and _is_rational(gold):
-        return mine.doit() == gold.doit()
-    return _verify(mine, gold) and not _is_hollow(mine, gold)
+def _equal(answer: _Parsed, gold: _Parsed) -> bool:
+    """Return math-verify's verdict, except where it errs: huge numbers, exact rationals, unsolvable equations."""
+    if not isinstance(answer, Basic) or not isinstance(gold, Basic):
+        return _verify(answer, gold)
+    if max(_digit_bound(answer), _digit_bound(gold)) > _MAX_DIGITS:
+        return answer == gold
+    if _is_exact_rational(answer) and _is_exact_rational(gold):
+        return answer.doit() == gold.doit()
+    return _verify(answer, gold) and not _is_vacuous(answer, gold)
 
 
-def _verify(mine: _Parsed, gold: _Parsed) -> bool:
-    return verify(gold, mine, float_rounding=_PLACES, allow_set_relation_comp=True, timeout_seconds=0)
+def _verify(answer: _Parsed, gold: _Parsed) -> bool:
+    return verify(gold, answer, float_rounding=_DECIMAL_PLACES, allow_set_relation_comp=True, timeout_seconds=0)
 
 
-def _is_rational(part: Basic) -> bool:
-    """Whether it is a rational number, exactly: math-verify looks at so many places only."""
-    return not part.free_symbols and not part.has(Float) and bool(getattr(part, "is_rational", False))
+def _is_exact_rational(expression: Basic) -> bool:
+    """Return whether an expression is a rational number without decimals.
+
+    math-verify would compare two such numbers to `_DECIMAL_PLACES` only: 1/2009! and 1/2004! would be equal.
+    """
+    is_rational = bool(getattr(expression, "is_rational", False))
+    return not expression.free_symbols and not expression.has(Float) and is_rational
 
 
-def _is_hollow(mine: Basic, gold: Basic) -> bool:
-    """Whether two equations pass for equal because neither has a solution, though no factor makes one the other."""
-    if not isinstance(mine, Eq) or not isinstance(gold, Eq) or mine == gold or solve(gold, gold.free_symbols):
+def _is_vacuous(answer: Basic, gold: Basic) -> bool:
+    """Return whether two equations count as equal only because neither has a solution.
+
+    They are equal nevertheless if they differ by a constant factor.
+    """
+    if not isinstance(answer, Eq) or not isinstance(gold, Eq) or answer == gold or solve(gold, gold.free_symbols):
         return False
-    return bool(simplify(_difference(mine) / _difference(gold)).free_symbols)
+    return bool(simplify(_difference(answer) / _difference(gold)).free_symbols)
 
 
 def _difference(equation: Eq) -> Expr:
     return cast(Expr, equation.lhs) - cast(Expr, equation.rhs)
 
 
-def _digits(tree: Basic) -> float:
-    """A bound on the decimal digits of any number that working out an expression would make; unknowns count one."""
-    if isinstance(tree, Rational):
-        return 1.0 + max(int(tree.p).bit_length(), int(tree.q).bit_length()) * math.log10(2)
-    parts = [_digits(part) for part in tree.args] or [1.0]
-    if isinstance(tree, Pow | exp):
-        base, power = (tree.base, tree.exp) if isinstance(tree, Pow) else (E, tree.args[0])
-        return max(*parts, _digits(base) * _size(power, parts[-1]))
-    if isinstance(tree, factorial):
-        return max(parts[0], parts[0] * _size(tree.args[0], parts[0]))
-    return sum(parts)
+def _digit_bound(expression: Basic) -> float:
+    """Return an upper bound on the decimal digits of any number in the evaluation of an expression.
+
+    An unknown counts as one digit.
+    """
+    if isinstance(expression, Rational):
+        return 1.0 + max(int(expression.p).bit_length(), int(expression.q).bit_length()) * math.log10(2)
+    bounds = [_digit_bound(argument) for argument in expression.args] or [1.0]
+    if isinstance(expression, Pow | exp):  # a number of d digits to the power n has at most d · n digits
+        is_power = isinstance(expression, Pow)
+        base, power = (expression.base, expression.exp) if is_power else (E, expression.args[0])
+        return max(*bounds, _digit_bound(base) * _magnitude_bound(power, bounds[-1]))
+    if isinstance(expression, factorial):  # n! <= n^n
+        return max(bounds[0], bounds[0] * _magnitude_bound(expression.args[0], bounds[0]))
+    return sum(bounds)
 
 
-def _size(number: Basic, digits: float) -> float:
-    """A bound on a number of so many digits, exact where it is plain."""
+def _magnitude_bound(number: Basic, digits: float) -> float:
+    """Return an upper bound on the absolute value of a number with at most `digits` digits; exact for an integer."""
     if isinstance(number, Integer):
         return float(abs(number.p))
     return 10.0**digits if digits < 300 else math.inf

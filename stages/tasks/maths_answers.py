@@ -1,79 +1,103 @@
-"""Owns what a response or a reference states as its mathematical answer, and the form in which that is stored."""
+"""Finds the mathematical answer in a response or a reference, and defines the canonical form in which it is stored."""
 
 from __future__ import annotations
 
 import re
 from functools import lru_cache
+from typing import NamedTuple
 
 from stages.tasks.boxes import Box, after_thinking, find_boxes
-from stages.tasks.maths_spelling import is_list, spell, tight
+from stages.tasks.maths_normalization import compact, is_list, normalize
 from stages.tasks.numbers import format_number, read_exact_number
 
-LONGEST = 2_000
-"""Characters of an answer that are read as mathematics. No reference comes near: a longer answer is wrong."""
-_TAIL = 2_000
-_LONGEST_NUMBER = 40
+MAX_ANSWER_CHARACTERS = 2_000
+"""A longer answer is wrong without being read: every reference is far shorter."""
+_CACHE_SIZE = 16_384
+_TAIL_CHARACTERS = 2_000
+"""Without a box, the answer is searched for in this much of the end of a response."""
+_MAX_NUMBER_CHARACTERS = 40
+"""A number whose canonical form is longer keeps its own notation, such as `1e400`."""
+# What may separate the boxes of one list. A reference is trusted to put no more than punctuation, "and" or "or" there;
+# a response may write a few characters, or a longer passage that contains a comma, "and" or "or".
 _BETWEEN_REFERENCES = re.compile(r"(?:[\s$.,;]|\\[()\[\]]|\\text\s*\{|\}|\\q?quad|\band\b|\bor\b|[^\w\s]){0,40}")
 _BETWEEN_ANSWERS = re.compile(r".{0,9}|.{0,70}?(?:,|;|\band\b|\bor\b).{0,70}", re.S)
-_ANNOUNCED = re.compile(r"(?:\bfinal\s+)?\banswer(?:\s+is\b|\s*[:=*\n])", re.I)
-_ALONE = re.compile(
+_ANNOUNCEMENT = re.compile(r"(?:\bfinal\s+)?\banswer(?:\s+is\b|\s*[:=*\n])", re.I)
+# An announcement followed by a formula in $…$, \(…\) or \[…\], or by a number, and nothing else.
+_ANNOUNCED_FORMULA = re.compile(
     r"(?:final\s+)?answer(?:\s+is\b|\s*[:=])[\s:*]*+"
     r"(?:\$\$?+([^$\n]{1,200})\$\$?+|\\\(([^$\n]{1,200}?)\\\)|\\\[([^$\n]{1,200}?)\\\]|([-+]?[0-9][0-9,./]*+))[\s.*]*+",
     re.I,
 )
-_FINAL = re.compile(r"final answer is:?\s*+(?=[$\\]|[-+]?[0-9])", re.I)
+_FINAL_ANSWER = re.compile(r"final answer is:?\s*+(?=[$\\]|[-+]?[0-9])", re.I)
 
 
-def state(response: str, listed: bool) -> tuple[str | None, str]:
-    """Where a response states its answer: in the last box behind the thinking, or in a text.
+class StatedAnswer(NamedTuple):
+    """Where a response states its answer. At most one of the two is non-empty.
 
-    "The final answer is $…$" behind the last box overrides it. A text that breaks off within a box states nothing.
+    Attributes:
+      content: content of the last box, or the formula that "answer is" announces at the very end; None if there is
+        neither.
+      ending: the end of the text, which contains the answer in a place that only a parser can find; "" if `content` is
+        set, or if the response states no answer.
+    """
+
+    content: str | None
+    ending: str
+
+
+def find_answer(response: str, expects_list: bool) -> StatedAnswer:
+    """Return the answer of a response: the last box after the thinking, or else the end of the text.
+
+    "The final answer is $…$" after the last box overrides the box. A text that ends inside a box states no answer.
 
     Args:
-      listed: whether a list is asked for; boxes in a row, as in `\\boxed{1}` and `\\boxed{2}`, then count as one.
-
-    Returns:
-      the content of the box, or what "answer is" announces at the very end; None if there is neither. And, for want of
-      both, the end of the text, somewhere in which the answer is stated ("": it states nothing).
+      expects_list: whether the reference is a list; adjacent boxes, as in `\\boxed{1}` and `\\boxed{2}`, then form one
+        answer.
     """
     text = after_thinking(response)
-    boxes, broken = find_boxes(text)
-    if broken:
-        return None, ""
+    boxes, truncated = find_boxes(text)
+    if truncated:
+        return StatedAnswer(None, "")
     end = boxes[-1].end if boxes else 0
-    if not boxes or _FINAL.search(text, end):
+    if not boxes or _FINAL_ANSWER.search(text, end):
         ending = _ending(text[end:])
-        alone = _ALONE.fullmatch(ending)
-        return (alone[alone.lastindex or 0], "") if alone else (None, ending)
+        formula = _ANNOUNCED_FORMULA.fullmatch(ending)
+        return StatedAnswer(formula[formula.lastindex or 0], "") if formula else StatedAnswer(None, ending)
     last = boxes[-1].content
-    if listed and len(boxes) > 1 and not is_list(spell(last[:LONGEST])):
-        last = _joined(text, boxes, _BETWEEN_ANSWERS)
-    return last[: LONGEST + 1], ""
+    if expects_list and len(boxes) > 1 and not is_list(normalize(last[:MAX_ANSWER_CHARACTERS])):
+        last = _join_last_boxes(text, boxes, _BETWEEN_ANSWERS)
+    # One character more than the maximum, so that a longer answer is recognized as such.
+    return StatedAnswer(last[: MAX_ANSWER_CHARACTERS + 1], "")
 
 
-def announced(ending: str) -> str:
-    """What an end of a text that `state` gives announces, if it is that alone: `answer is Friday.` → `Friday.`"""
-    return _ANNOUNCED.sub("", ending, count=1).strip(" *:\n")
+def strip_announcement(ending: str) -> str:
+    """Return the end of a text without its announcement: `answer is Friday.` → `Friday.`"""
+    return _ANNOUNCEMENT.sub("", ending, count=1).strip(" *:\n")
 
 
-@lru_cache(16_384)
-def stated_reference(reference: str) -> str:
-    """The answer in a reference, in our spelling: of its last boxes if it is a worked solution, else of all of it."""
+@lru_cache(_CACHE_SIZE)
+def read_reference(reference: str) -> str:
+    """Return the normalized answer of a reference: its last boxes if it is a worked solution, else the whole text."""
     boxes, _ = find_boxes(reference)
-    return spell(_joined(reference, boxes, _BETWEEN_REFERENCES) if boxes else reference)
+    return normalize(_join_last_boxes(reference, boxes, _BETWEEN_REFERENCES) if boxes else reference)
 
 
-@lru_cache(16_384)
-def canonical(answer: str) -> str:
-    """The form in which an answer is stored: a number as `18`, `0.5`, `1/3`; all else without needless spaces."""
-    text = spell(answer)
-    number = read_exact_number(text)
-    written = format_number(number.value) + "%" * number.percent if number else ""
-    return written if number and len(written) <= _LONGEST_NUMBER else tight(text)
+@lru_cache(_CACHE_SIZE)
+def canonical_form(answer: str) -> str:
+    """Return the form in which an answer is stored: a number as `18`, `0.5`, `1/3`, any other answer compactly."""
+    text = normalize(answer)
+    if number := read_exact_number(text):
+        written = format_number(number.value) + "%" * number.percent
+        if len(written) <= _MAX_NUMBER_CHARACTERS:
+            return written
+    return compact(text)
 
 
-def _joined(text: str, boxes: list[Box], between: re.Pattern[str]) -> str:
-    """The last boxes that nothing but what `between` matches keeps apart, as a list; equal neighbours count once."""
+def _join_last_boxes(text: str, boxes: list[Box], between: re.Pattern[str]) -> str:
+    """Return the contents of the last boxes as a list, going back as long as `between` matches what separates them.
+
+    Equal neighbors count once.
+    """
     contents = [boxes[-1].content]
     for before, after in zip(reversed(boxes[:-1]), reversed(boxes[1:]), strict=True):
         if not between.fullmatch(text, before.end, after.start):
@@ -84,9 +108,9 @@ def _joined(text: str, boxes: list[Box], between: re.Pattern[str]) -> str:
 
 
 def _ending(text: str) -> str:
-    """From where a text last announces its answer; without that, its last lines, as many as `_TAIL` characters hold."""
-    tail = text[-_TAIL:]
-    announced = max((match.start() for match in _ANNOUNCED.finditer(tail)), default=-1)
+    """Return a text from its last announcement of an answer; without one, the complete lines in its last characters."""
+    tail = text[-_TAIL_CHARACTERS:]
+    announced = max((match.start() for match in _ANNOUNCEMENT.finditer(tail)), default=-1)
     if announced >= 0:
         return tail[announced:]
-    return tail[tail.find("\n") + 1 :] if len(text) > _TAIL and "\n" in tail.rstrip() else tail
+    return tail[tail.find("\n") + 1 :] if len(text) > _TAIL_CHARACTERS and "\n" in tail.rstrip() else tail

@@ -1,13 +1,14 @@
-r"""Owns the verdicts on mathematical answers: the last box of a response against a reference, by math-verify in limits.
+r"""Verdicts on mathematical answers: the last box of a response compared with a reference, by math-verify in a sandbox.
 
     verify_all([r"so it is \boxed{\frac12}."], ["0.5"])     # [Verdict(answer="0.5", reward=1.0)]
 
-It goes from the cheap to the dear: what is stated and in which spelling (`maths_answers`, `maths_spelling`), what needs
-no algebra (`maths_shortcuts`, `maths_values`), then math-verify in processes with limits (`maths_algebra`, `limits`).
+Grading goes from cheap to expensive: find the answer (`maths_answers`), normalize it (`maths_normalization`), compare
+it without algebra (`maths_shortcuts`, `maths_values`), and only then by algebra (`maths_algebra`) in processes with
+limits (`sandbox`).
 
-The reference is the bare answer (`\frac{1}{2}`, `1,234`, `\text{Evelyn}`), or a worked solution with the answer in its
-last box. Nothing need be opened or closed: worker processes start when the first answer needs them, and end with this
-process. Importing this file is light.
+A reference is the bare answer (`\frac{1}{2}`, `1,234`, `\text{Evelyn}`) or a worked solution with the answer in its
+last box. The first comparison by algebra starts the processes; they end with this process. Importing this file is
+cheap.
 """
 
 from __future__ import annotations
@@ -16,82 +17,96 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from stages.tasks import Verdict
-from stages.tasks.limits import Limited
-from stages.tasks.maths_answers import LONGEST, announced, canonical, state, stated_reference
-from stages.tasks.maths_shortcuts import decide
-from stages.tasks.maths_spelling import is_list, spell, unname
+from stages.tasks.maths_answers import (
+    MAX_ANSWER_CHARACTERS,
+    canonical_form,
+    find_answer,
+    read_reference,
+    strip_announcement,
+)
+from stages.tasks.maths_normalization import align, is_list, normalize
+from stages.tasks.maths_shortcuts import compare_cheaply
+from stages.tasks.sandbox import SandboxedFunction
 
-_SHORT = 200
-_REMEMBERED = 50_000
+_MAX_ANNOUNCED_CHARACTERS = 200
+"""The end of a text that is longer than this is no bare answer after "answer is"."""
+_CACHE_SIZE = 50_000
 
 
-class _Call(NamedTuple):
-    """What `maths_algebra.judge` is asked."""
+class _Comparison(NamedTuple):
+    """The arguments of `maths_algebra.compare_by_algebra`."""
 
     answer: str
     reference: str
     boxed: bool
 
 
-_judge = Limited("stages.tasks.maths_algebra:judge")
-_known: dict[_Call, Verdict] = {}
+_compare_by_algebra = SandboxedFunction("stages.tasks.maths_algebra:compare_by_algebra")
+_verdicts: dict[_Comparison, Verdict] = {}
+"""Verdicts of algebra so far: rollouts of a question repeat the same wrong answers."""
 
 
 def verify(response: str, reference: str) -> Verdict:
-    """One response; see `verify_all`, which is faster for many."""
+    """Grade one response; see `verify_all`, which is faster for many."""
     return verify_all([response], [reference])[0]
 
 
 def verify_all(responses: Sequence[str], references: Sequence[str]) -> list[Verdict]:
-    """A verdict for each response.
+    """Return a verdict for each response.
 
-    The answer is what the last box behind any `</think>` holds, or, without a box, what math-verify finds in the text.
-    A right one is given as the reference's canonical form, so that right answers are equal strings.
+    The answer is the content of the last box after any `</think>` or, without a box, what math-verify finds in the
+    text. A right answer is returned in the canonical form of the reference, so that right answers are equal strings.
 
-    An answer that algebra cannot judge within its limits of time and memory is ungradable (reward None). One that is
-    longer than 2,000 characters, nested more than 30 deep, or no mathematics and not the reference's words, is wrong.
+    An answer that algebra cannot compare within its limits of time and memory is ungradable (reward None). An answer
+    that is longer than 2,000 characters, nested more than 30 deep, or neither mathematics nor the words of the
+    reference, is wrong.
 
     Raises:
-      SpoError: the processes that judge could not be started, or were killed from outside.
+      SpoError: the grading processes did not start, or were killed from outside.
     """
-    found = [_judge_cheaply(*each) for each in zip(responses, references, strict=True)]
-    asked = list(dict.fromkeys(call for call in found if isinstance(call, _Call) and call not in _known))
-    if len(_known) + len(asked) > _REMEMBERED:
-        asked = list(dict.fromkeys(call for call in found if isinstance(call, _Call)))
-        _known.clear()
-    for call, result in zip(asked, _judge(asked), strict=True):
-        _known[call] = _verdict(call, result)
-    return [_known[call] if isinstance(call, _Call) else call for call in found]
+    graded = [_verify_cheaply(*pair) for pair in zip(responses, references, strict=True)]
+    needed = list(dict.fromkeys(one for one in graded if isinstance(one, _Comparison)))
+    new = [comparison for comparison in needed if comparison not in _verdicts]
+    if len(_verdicts) + len(new) > _CACHE_SIZE:
+        _verdicts.clear()
+        new = needed
+    for comparison, result in zip(new, _compare_by_algebra(new), strict=True):
+        _verdicts[comparison] = _verdict(comparison, result)
+    return [_verdicts[one] if isinstance(one, _Comparison) else one for one in graded]
 
 
 def close() -> None:
-    """End the processes; the next answer that needs them starts them again."""
-    _judge.close()
+    """End the grading processes; the next comparison by algebra starts them again."""
+    _compare_by_algebra.close()
 
 
-def _judge_cheaply(response: str, reference: str) -> Verdict | _Call:
-    """The verdict where no algebra is needed, else what to ask for."""
-    expected = stated_reference(reference)
-    box, rest = state(response, is_list(expected))
-    if box is None and not rest.strip():
+def _verify_cheaply(response: str, reference: str) -> Verdict | _Comparison:
+    """Return the verdict if it needs no algebra, else the comparison that algebra has to make."""
+    expected = read_reference(reference)
+    box, ending = find_answer(response, is_list(expected))
+    if box is None and not ending.strip():
         return Verdict(None, 0.0)
-    mine, theirs = unname(spell(box if box is not None else announced(rest) if len(rest) <= _SHORT else ""), expected)
-    verdict = decide(mine, theirs)
-    if verdict:
-        return Verdict(canonical(expected), 1.0)
-    if box is None:
-        return _Call(rest, theirs, False)
-    if verdict is None:
-        return _Call(mine, theirs, True)
-    return Verdict(canonical(box[:LONGEST]) or None, 0.0)
+    if box is not None:
+        candidate = box
+    else:
+        candidate = strip_announcement(ending) if len(ending) <= _MAX_ANNOUNCED_CHARACTERS else ""
+    answer, gold = align(normalize(candidate), expected)
+    is_right = compare_cheaply(answer, gold)
+    if is_right:
+        return Verdict(canonical_form(expected), 1.0)
+    if box is None:  # the ending is a text: the answer may be anywhere in it
+        return _Comparison(ending, gold, False)
+    if is_right is None:
+        return _Comparison(answer, gold, True)
+    return Verdict(canonical_form(box[:MAX_ANSWER_CHARACTERS]) or None, 0.0)
 
 
-def _verdict(call: _Call, result: tuple[bool, str | None] | None) -> Verdict:
-    """What became of a call; None: it broke its limits."""
+def _verdict(comparison: _Comparison, result: tuple[bool, str | None] | None) -> Verdict:
+    """Return the verdict of a comparison by algebra; a result of None means that it exceeded its limits."""
     if result is None:
-        return Verdict(canonical(call.answer) if call.boxed else None, None)
-    right, stated = result
-    if right:
-        return Verdict(canonical(call.reference), 1.0)
-    answer = call.answer if call.boxed else stated
-    return Verdict(canonical(answer) if answer else None, 0.0)
+        return Verdict(canonical_form(comparison.answer) if comparison.boxed else None, None)
+    is_right, stated = result
+    if is_right:
+        return Verdict(canonical_form(comparison.reference), 1.0)
+    answer = comparison.answer if comparison.boxed else stated
+    return Verdict(canonical_form(answer) if answer else None, 0.0)

@@ -1,136 +1,157 @@
-"""Owns the verdicts on mathematics that need no algebra: by spelling, exact numbers, words, and rough values."""
+"""Verdicts on mathematical answers that need no algebra: by notation, exact numbers, words and approximate values.
+
+Each comparison returns True (equal), False (different) or None (undecided: algebra must compare them).
+"""
 
 from __future__ import annotations
 
 import re
 
-from stages.tasks.maths_answers import LONGEST
-from stages.tasks.maths_spelling import Things, is_list, is_words, nesting, take_apart, tight, unname, words
+from stages.tasks.maths_answers import MAX_ANSWER_CHARACTERS
+from stages.tasks.maths_normalization import (
+    Collection,
+    align,
+    compact,
+    is_list,
+    is_words,
+    nesting_depth,
+    normalize_words,
+    parse_collection,
+)
 from stages.tasks.maths_values import approximate
 from stages.tasks.numbers import read_exact_number
 
-_ROUNDING = 10**9
-"""A decimal states a number that it is as near to as one part in this: 0.3333333333 is 1/3, 0.333333 is not."""
-_ROUGHLY = 10**6
+_INVERSE_TOLERANCE = 10**9
+"""A decimal equals a number if they differ by at most one part in this many: 0.3333333333 is 1/3, 0.333333 is not."""
+_INVERSE_DISTINCTION = 10**6
+"""Approximate values that differ by more than one part in this many belong to different answers."""
 _DECIMAL = re.compile(r"[0-9]\.[0-9]|(?<![0-9])\.[0-9]")
-_DEEPEST = 30
-"""Brackets within brackets that are read as mathematics; no reference comes near."""
+_MAX_NESTING = 30
+"""A deeper nested answer is wrong without being parsed: every reference is far shallower."""
 _CHOICE = re.compile(r"\(?(?P<letter>[A-Za-z])(?:[).:](?!.*\([A-Za-z]\))|$)")
 _TIME = re.compile(r"(?P<time>[0-9]{1,2}\s*:\s*[0-9]{2})\s*(?:\{?\s*(?P<half>[ap])\.?\s*m\.?\s*\}?)?", re.I)
 _BASE = re.compile(
     r"\(?(?P<digits>-?[0-9A-Fa-f]+)\)?_(?:(?P<base>[0-9])|\{\s*(?:\\text\s*\{)?(?P<long>\w+)\s*\}?\s*\})"
 )
 _BASES = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
-_INFINITE = re.compile(r"[-+]?\s*\\infty")
+_INFINITY = re.compile(r"[-+]?\s*\\infty")
 _NAME = re.compile(r"\\?[A-Za-z]\w*(?:\{\w+\})?(?:\([A-Za-z]\))?\s*")
 
 
-def decide(mine: str, theirs: str) -> bool | None:
-    """Whether an answer is right, as far as can be told without algebra; None where that must tell.
+def compare_cheaply(answer: str, reference: str) -> bool | None:
+    """Return whether an answer is right, or None if only algebra can decide.
 
     Args:
-      mine, theirs: answer and reference as `maths_spelling.unname` gives them.
+      answer, reference: as `maths_normalization.align` returns them.
     """
-    if not mine or len(mine) > LONGEST:
+    if not answer or len(answer) > MAX_ANSWER_CHARACTERS:
         return False
-    if tight(mine) == tight(theirs):
+    if compact(answer) == compact(reference):
         return True
-    if nesting(mine) > _DEEPEST:
+    if nesting_depth(answer) > _MAX_NESTING:
         return False
-    for compare in (_same_number, _same_base, _same_time, _same_words, _same_things):
-        if (verdict := compare(mine, theirs)) is not None:
+    for compare in (_compare_numbers, _compare_in_base, _compare_times, _compare_words, _compare_collections):
+        if (verdict := compare(answer, reference)) is not None:
             return verdict
-    if theirs == "0" and "=" in mine and not _NAME.fullmatch(mine.partition("=")[0]):
-        return False  # an equation whose right side is 0 does not state that something is 0
-    return _same_value(mine, theirs)
+    if reference == "0" and "=" in answer and not _NAME.fullmatch(answer.partition("=")[0]):
+        return False  # an equation with the right side 0 does not state that a quantity is 0
+    return _compare_values(answer, reference)
 
 
-def _same_number(mine: str, theirs: str) -> bool | None:
-    """Equal, up to the rounding of a decimal; 50% is both 50 and 0.5 beside a number that is no percentage."""
-    left, right = read_exact_number(mine), read_exact_number(theirs)
+def _compare_numbers(answer: str, reference: str) -> bool | None:
+    """Compare exact numbers, up to the rounding of a decimal; 50% equals both 50 and 0.5 without a percent sign."""
+    left, right = read_exact_number(answer), read_exact_number(reference)
     if not left or not right:
         return None
     a, b = left.value, right.value
     pairs = [(a, b)]
     if left.percent != right.percent:
         pairs.append((a / 100, b) if left.percent else (a, b / 100))
-    tolerance = _ROUNDING if left.decimal or right.decimal else None
-    return any(a == b or (tolerance is not None and abs(a - b) * tolerance <= abs(b)) for a, b in pairs)
+    if left.decimal or right.decimal:
+        return any(abs(a - b) * _INVERSE_TOLERANCE <= abs(b) for a, b in pairs)
+    return any(a == b for a, b in pairs)
 
 
-def _same_value(mine: str, theirs: str) -> bool | None:
-    """A decimal beside a formula is right if it is near; formulas whose values are far apart are not equal."""
-    a, b = approximate(mine), approximate(theirs)
+def _compare_values(answer: str, reference: str) -> bool | None:
+    """Compare approximate values: different if far apart, equal if close and one of them is a decimal."""
+    a, b = approximate(answer), approximate(reference)
     if a is None or b is None:
         return None
-    if abs(a - b) > max(abs(a), abs(b)) / _ROUGHLY:
+    if abs(a - b) > max(abs(a), abs(b)) / _INVERSE_DISTINCTION:
         return False
-    return True if _DECIMAL.search(mine + " " + theirs) and abs(a - b) * _ROUNDING <= abs(b) else None
+    if _DECIMAL.search(answer + " " + reference) and abs(a - b) * _INVERSE_TOLERANCE <= abs(b):
+        return True
+    return None
 
 
-def _same_base(mine: str, theirs: str) -> bool | None:
-    """Numbers in a base: the same digits, and the same base where both name one."""
-    left, right = _BASE.fullmatch(mine), _BASE.fullmatch(theirs)
+def _compare_in_base(answer: str, reference: str) -> bool | None:
+    """Compare numbers in a base, such as `101_2`: by digits, and by base if both name one."""
+    left, right = _BASE.fullmatch(answer), _BASE.fullmatch(reference)
     if not left and not right:
         return None
     named = [match["base"] or match["long"] for match in (left, right) if match]
     bases = {str(_BASES.index(name) + 2) if name in _BASES else name for name in named}
-    return len(bases) == 1 and (left["digits"] if left else mine) == (right["digits"] if right else theirs)
+    return len(bases) == 1 and (left["digits"] if left else answer) == (right["digits"] if right else reference)
 
 
-def _same_time(mine: str, theirs: str) -> bool | None:
-    """Times of day, however a.m. and p.m. are written; they may be told where the reference does not."""
-    left, right = (_TIME.fullmatch(re.sub(r"\\text\s*", "", text)) for text in (mine, theirs))
+def _compare_times(answer: str, reference: str) -> bool | None:
+    """Compare times of day in any notation of a.m. and p.m.; the answer may state it where the reference does not."""
+    left, right = (_TIME.fullmatch(re.sub(r"\\text\s*", "", text)) for text in (answer, reference))
     if not left or not right or not left["half"]:
         return None
     halves = {match["half"].lower() for match in (left, right) if match["half"]}
-    return tight(left["time"]) == tight(right["time"]) and len(halves) == 1
+    return compact(left["time"]) == compact(right["time"]) and len(halves) == 1
 
 
-def _same_words(mine: str, theirs: str) -> bool | None:
-    """Words, whatever their case and brackets; a choice by its letter. Undecided where no side is words alone."""
-    if is_words(mine) and read_exact_number(theirs) and not re.search("[0-9]", mine):
+def _compare_words(answer: str, reference: str) -> bool | None:
+    """Compare words without case and brackets, and a choice by its letter; None if neither side is words alone."""
+    if is_words(answer) and read_exact_number(reference) and not re.search("[0-9]", answer):
         return False
-    if not is_words(theirs) and not (is_words(mine) and re.fullmatch("[A-Za-z][A-Za-z ]+", theirs)):
+    if not is_words(reference) and not (is_words(answer) and re.fullmatch("[A-Za-z][A-Za-z ]+", reference)):
         return None
-    stated, expected = words(mine), words(theirs)
-    choice = _CHOICE.match(re.sub(r"\\text\s*|[{}]", "", mine)) if len(expected) == 1 else None
+    stated, expected = normalize_words(answer), normalize_words(reference)
+    choice = _CHOICE.match(re.sub(r"\\text\s*|[{}]", "", answer)) if len(expected) == 1 else None
     return stated == expected or bool(choice and choice["letter"].lower() == expected)
 
 
-def _same_things(mine: str, theirs: str) -> bool | None:
-    """Tuples, intervals, sets and lists, thing by thing; in any order if bare or in braces. A tuple is no bare list."""
-    left, right = take_apart(mine), take_apart(theirs)
+def _compare_collections(answer: str, reference: str) -> bool | None:
+    """Compare tuples, intervals, sets and lists item by item; bare lists and sets in any order.
+
+    A tuple differs from a bare list.
+    """
+    left, right = parse_collection(answer), parse_collection(reference)
     if left is None and right is None:
         return None
     if left is None or right is None:
-        one, several = (mine, right) if left is None else (theirs, left)
-        return False if several and _is_one_beside(one, several) else None
-    if {left.brackets, right.brackets} == {"", "()"} and (is_list(mine) or is_list(theirs)):
+        single, collection = (answer, right) if left is None else (reference, left)
+        return False if collection and _is_number_against_several(single, collection) else None
+    if {left.brackets, right.brackets} == {"", "()"} and (is_list(answer) or is_list(reference)):
         return False
     if left.brackets != right.brackets:
         return None
-    if len(left.things) != len(right.things):
+    if len(left.items) != len(right.items):
         return False if left.brackets else None
     if left.brackets in ("", r"\{\}"):
-        return _same_in_any_order(left.things, right.things)
-    verdicts = [decide(*unname(a, b)) for a, b in zip(left.things, right.things, strict=True)]
-    return False if False in verdicts else True if all(verdicts) else None
+        return _compare_in_any_order(left.items, right.items)
+    verdicts = [compare_cheaply(*align(a, b)) for a, b in zip(left.items, right.items, strict=True)]
+    if False in verdicts:
+        return False
+    return True if all(verdicts) else None
 
 
-def _is_one_beside(text: str, several: Things) -> bool:
-    """Whether a text is one number, and things are more than one: no algebra makes them equal."""
-    known = all(approximate(thing) is not None or _INFINITE.fullmatch(thing) for thing in several.things)
-    return len(several.things) > 1 and known and approximate(text) is not None
+def _is_number_against_several(single: str, collection: Collection) -> bool:
+    """Return whether one side is one number and the other several: no algebra makes them equal."""
+    known = all(approximate(item) is not None or _INFINITY.fullmatch(item) for item in collection.items)
+    return len(collection.items) > 1 and known and approximate(single) is not None
 
 
-def _same_in_any_order(mine: list[str], theirs: list[str]) -> bool | None:
-    """Undecided unless every thing of one side is like one of the other, or one is sure to be like none."""
-    left = list(theirs)
-    for thing in mine:
-        verdicts = [decide(*unname(thing, other)) for other in left]
+def _compare_in_any_order(answers: list[str], references: list[str]) -> bool | None:
+    """Compare lists of equal length: True if items pair up, False if one answer differs from every reference left."""
+    unmatched = list(references)
+    for answer in answers:
+        verdicts = [compare_cheaply(*align(answer, reference)) for reference in unmatched]
         if True in verdicts:
-            left.pop(verdicts.index(True))
+            unmatched.pop(verdicts.index(True))
         elif all(verdict is False for verdict in verdicts):
             return False
         else:

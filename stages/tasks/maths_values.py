@@ -1,7 +1,7 @@
-r"""Owns the approximate value of a formula: cheap, and enough to tell most unequal answers apart.
+r"""Approximate values of formulas: cheap to compute, and enough to distinguish most unequal answers.
 
-Unknowns are given fixed values, so that `x + 1` and `x + 2` differ as 3 and 4 do. Only sums, products, quotients,
-powers and roots are read; of anything else, and of what could be read in two ways, the value is not known (None).
+Every unknown has a fixed value, so that `x + 1` and `x + 2` have different values. Only sums, products, quotients,
+powers and roots are evaluated. The value of any other formula, and of one with two readings, is None.
 """
 
 from __future__ import annotations
@@ -11,33 +11,33 @@ import hashlib
 import re
 from functools import lru_cache
 
-_DEEPEST = 20
+_MAX_NESTING = 20
 _CONSTANTS = {r"\pi": cmath.pi, "e": cmath.e, "i": 1j}
 _GREEK = re.compile(r"\\(?:alpha|beta|gamma|delta|(?:var)?epsilon|theta|lambda|mu|rho|sigma|tau|(?:var)?phi|omega)")
 _TOKENS = re.compile(
     r"\s*(?:(?P<number>[0-9]+(?:\.[0-9]*)?|\.[0-9]+)|(?P<name>\\[A-Za-z]+|[A-Za-z])(?P<index>_(?:[0-9A-Za-z]|\{\w+\}))?"
     r"|(?P<sign>[-+*/^()\[\]{}]))"
 )
-_TIMES = ("*", r"\cdot", r"\times")
-_OVER = ("/", r"\div")
+_TIMES_SIGNS = ("*", r"\cdot", r"\times")
+_DIVISION_SIGNS = ("/", r"\div")
 
 
-class _Unknown(Exception):
-    """The value of the formula is not known here."""
+class _NotEvaluableError(Exception):
+    """The formula cannot be evaluated here."""
 
 
 @lru_cache(maxsize=16_384)
 def approximate(text: str) -> complex | None:
-    """The value of a formula in the spelling of `maths_spelling`, to about twelve digits; None if it is not known."""
+    """Return the value of a normalized formula to about twelve digits; None if it cannot be evaluated."""
     try:
-        value = _Formula(text).value()
-    except (_Unknown, OverflowError, ZeroDivisionError):
+        value = _Evaluator(text).value()
+    except (_NotEvaluableError, OverflowError, ZeroDivisionError):
         return None
     return value if cmath.isfinite(value) else None
 
 
-class _Formula:
-    """Works out a formula by recursive descent."""
+class _Evaluator:
+    """Evaluates a formula by recursive descent; each method consumes the tokens of one rule of the grammar."""
 
     def __init__(self, text: str) -> None:
         self._tokens = _tokens(text)
@@ -47,13 +47,13 @@ class _Formula:
     def value(self) -> complex:
         value = self._sum()
         if self._next != len(self._tokens):
-            raise _Unknown
+            raise _NotEvaluableError
         return value
 
     def _sum(self) -> complex:
         self._depth += 1
-        if self._depth > _DEEPEST:
-            raise _Unknown
+        if self._depth > _MAX_NESTING:
+            raise _NotEvaluableError
         sign = self._take("+", "-")
         value = -self._product() if sign == "-" else self._product()
         while sign := self._take("+", "-"):
@@ -64,13 +64,14 @@ class _Formula:
     def _product(self) -> complex:
         value, divided = self._power(), False
         while True:
-            if self._take(*_TIMES):
+            if self._take(*_TIMES_SIGNS):
                 value *= self._power()
-            elif self._take(*_OVER):
+            elif self._take(*_DIVISION_SIGNS):
                 value, divided = value / self._power(), True
             elif self._begins_factor():
-                if divided or self._is_number(self._next) or self._is_mixed():  # 1/2x, 2 3, 1\frac{1}{2}
-                    raise _Unknown
+                # Two readings each: 1/2x, 2 3, 1\frac{1}{2}.
+                if divided or self._is_number(self._next) or self._is_mixed():
+                    raise _NotEvaluableError
                 value *= self._power()
             else:
                 return value
@@ -79,11 +80,12 @@ class _Formula:
         base = self._atom()
         if not self._take("^"):
             return base
-        if self._is_number(self._next) and len(self._tokens[self._next]) > 1:  # x^12 without braces
-            raise _Unknown
+        # TeX reads x^12 as x^1 2, a person as x^{12}.
+        if self._is_number(self._next) and len(self._tokens[self._next]) > 1:
+            raise _NotEvaluableError
         exponent = self._argument()
         if self._peek() == "^" or abs(exponent) > 10_000:
-            raise _Unknown
+            raise _NotEvaluableError
         return complex(base) ** exponent
 
     def _atom(self) -> complex:
@@ -91,7 +93,7 @@ class _Formula:
         if token in ("(", "{"):
             value = self._sum()
             if not self._take({"(": ")", "{": "}"}[token]):
-                raise _Unknown
+                raise _NotEvaluableError
             return value
         if token == r"\frac":
             above, below = self._argument(), self._argument()
@@ -106,15 +108,15 @@ class _Formula:
             return 2
         degree = self._sum()
         if not self._take("]"):
-            raise _Unknown
+            raise _NotEvaluableError
         return degree
 
     def _argument(self) -> complex:
-        """What a command applies to: a group, or the one token (of a number, TeX would take one digit)."""
+        """Evaluate the argument of a command: a group in braces, or one token; of a number, TeX takes one digit."""
         if self._take("{"):
             value = self._sum()
             if not self._take("}"):
-                raise _Unknown
+                raise _NotEvaluableError
             return value
         token = self._pop()
         if self._is_number(self._next - 1) and len(token) > 1:
@@ -125,12 +127,13 @@ class _Formula:
 
     def _begins_factor(self) -> bool:
         token = self._peek()
-        return token is not None and token not in "+-*/^)]}" and token not in (*_TIMES, *_OVER, "[")
+        return token is not None and token not in "+-*/^)]}" and token not in (*_TIMES_SIGNS, *_DIVISION_SIGNS, "[")
 
-    def _is_number(self, place: int) -> bool:
-        return place < len(self._tokens) and self._tokens[place][0] in ".0123456789"
+    def _is_number(self, position: int) -> bool:
+        return position < len(self._tokens) and self._tokens[position][0] in ".0123456789"
 
     def _is_mixed(self) -> bool:
+        """Return whether a fraction follows a number."""
         return self._peek() == r"\frac" and self._is_number(self._next - 1)
 
     def _peek(self) -> str | None:
@@ -139,12 +142,12 @@ class _Formula:
     def _pop(self) -> str:
         token = self._peek()
         if token is None:
-            raise _Unknown
+            raise _NotEvaluableError
         self._next += 1
         return token
 
-    def _take(self, *wanted: str) -> str | None:
-        return self._pop() if self._peek() in wanted else None
+    def _take(self, *accepted: str) -> str | None:
+        return self._pop() if self._peek() in accepted else None
 
 
 def _tokens(text: str) -> list[str]:
@@ -152,20 +155,23 @@ def _tokens(text: str) -> list[str]:
     while position < len(text):
         match = _TOKENS.match(text, position)
         if not match:
-            raise _Unknown
+            raise _NotEvaluableError
         tokens.append(match[0].strip())
         position = match.end()
     return tokens
 
 
 def _single(token: str) -> complex:
-    """The value of a number, a constant or an unknown (the case of a letter says nothing, as in math-verify)."""
+    """Return the value of a number, a constant or an unknown.
+
+    An unknown gets a value in [1, 2) from a digest of its name. Its case is ignored, as in math-verify.
+    """
     if token[0] in ".0123456789":
         return float(token)
     if (constant := _CONSTANTS.get(token)) is not None:
         return constant
     name, _, index = token.partition("_")
     if not (name.isalpha() or _GREEK.fullmatch(name)):
-        raise _Unknown
+        raise _NotEvaluableError
     number = hashlib.blake2b(f"{name.lower()}_{index.strip('{}')}".encode(), digest_size=4).digest()
     return 1 + int.from_bytes(number) / 2**32

@@ -1,4 +1,4 @@
-"""Verdicts on mathematics: what counts as the same answer, on golden cases and real data, and that nothing hangs."""
+"""Verdicts on mathematical answers: which notations are equal, golden cases, real data, and hostile text."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.tasks import maths_grader
-from stages.tasks.limits import Limited
 from stages.tasks.maths_grader import verify, verify_all
+from stages.tasks.sandbox import SandboxedFunction
 from tests.pace import within
 
 SAME = {
@@ -172,25 +172,26 @@ DIFFERENT = [
 ]
 
 
-JUDGE = "stages.tasks.maths_algebra:judge"
+ALGEBRA = "stages.tasks.maths_algebra:compare_by_algebra"
 
 
 @pytest.fixture(autouse=True, scope="module")
 def processes() -> Iterator[None]:
-    """Time enough for right and wrong answers to be told on a slow and busy machine."""
+    """Grade with limits that no valid answer exceeds on a slow and busy machine."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(maths_grader, "_judge", Limited(JUDGE, processor_seconds=60, clock_seconds=600))
+        patient = SandboxedFunction(ALGEBRA, processor_seconds=60, clock_seconds=600)
+        patch.setattr(maths_grader, "_compare_by_algebra", patient)
         yield
         maths_grader.close()
 
 
 @pytest.fixture
 def limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The limits that the grader sets."""
-    judge = Limited(JUDGE)
-    monkeypatch.setattr(maths_grader, "_judge", judge)
+    """Grade with the limits that the grader has by default."""
+    compare = SandboxedFunction(ALGEBRA)
+    monkeypatch.setattr(maths_grader, "_compare_by_algebra", compare)
     yield
-    judge.close()
+    compare.close()
 
 
 def boxed(answer: str) -> str:
@@ -198,7 +199,7 @@ def boxed(answer: str) -> str:
 
 
 @pytest.mark.parametrize("kind", SAME)
-def test_forms_of_the_same_answer_are_right(kind: str):
+def test_equal_answers_in_different_notation_are_right(kind: str):
     for answer, reference in SAME[kind]:
         assert verify(boxed(answer), reference).reward == 1.0, (answer, reference)
         assert verify(boxed(reference), answer).reward == 1.0, (reference, answer)
@@ -208,12 +209,12 @@ def test_forms_of_the_same_answer_are_right(kind: str):
     ("answer", "reference"),
     [("2+2=4", "4"), ("x^2+y^2=25", "25"), (r"2:30\text{ p.m.}", "2:30"), (r"\textbf{(C) }12", r"\text{(C)}")],
 )
-def test_an_answer_may_say_more_than_the_reference(answer: str, reference: str):
+def test_an_answer_may_state_more_than_the_reference(answer: str, reference: str):
     assert verify(boxed(answer), reference).reward == 1.0
 
 
 @pytest.mark.parametrize(("answer", "reference"), DIFFERENT)
-def test_other_answers_are_wrong(answer: str, reference: str):
+def test_different_answers_are_wrong(answer: str, reference: str):
     assert verify(boxed(answer), reference).reward == 0.0
 
 
@@ -241,7 +242,7 @@ def test_other_answers_are_wrong(answer: str, reference: str):
         ("", "4", 0.0),
     ],
 )
-def test_the_answer_is_where_the_response_last_states_it(response: str, reference: str, reward: float):
+def test_the_last_stated_answer_counts(response: str, reference: str, reward: float):
     assert verify(response, reference).reward == reward
 
 
@@ -255,7 +256,7 @@ def test_the_answer_is_where_the_response_last_states_it(response: str, referenc
         ("$69$,$84$", "84, 69"),
     ],
 )
-def test_a_reference_may_be_a_worked_solution_or_stand_in_dollars(reference: str, answer: str):
+def test_a_reference_may_be_a_worked_solution_or_between_dollar_signs(reference: str, answer: str):
     assert verify(boxed(answer), reference).reward == 1.0
 
 
@@ -272,7 +273,7 @@ def test_a_reference_may_be_a_worked_solution_or_stand_in_dollars(reference: str
         ("1e400", "1e400"),
     ],
 )
-def test_answers_are_stored_in_one_form(answer: str, stored: str):
+def test_answers_are_stored_in_canonical_form(answer: str, stored: str):
     assert verify(boxed(answer), r"\text{something else}").answer == stored
 
 
@@ -281,21 +282,21 @@ def test_right_answers_are_equal_strings():
     assert answers == {r"\frac{\sqrt2}2"}
 
 
-def test_a_verdict_is_remembered(monkeypatch: pytest.MonkeyPatch):
+def test_a_verdict_is_cached(monkeypatch: pytest.MonkeyPatch):
     first = verify(boxed(r"\sin^2 x"), r"1-\cos^2 x")
-    monkeypatch.setattr(maths_grader, "_judge", Limited("nowhere:nothing"))
+    monkeypatch.setattr(maths_grader, "_compare_by_algebra", SandboxedFunction("nowhere:nothing"))
     assert verify(boxed(r"\sin^2 x"), r"1-\cos^2 x") == first
 
 
 @pytest.mark.usefixtures("limits")
-def test_a_hang_is_ungradable_and_costs_one_answer():
+def test_an_answer_that_hangs_is_ungradable_and_affects_no_other():
     responses = [boxed(r"\sin^2 x"), boxed(r"\sum_{i=1}^{10^{12}} i^i"), boxed(r"\tan x")]
     assert [verdict.reward for verdict in verify_all(responses, [r"1-\cos^2 x"] * 3)] == [1.0, None, 0.0]
 
 
 def test_the_golden_cases_are_graded_as_expected(shared: Path):
-    """At least 99 % of those without a convention (`policy`), nine in ten of the hard ones; none that plain math-verify
-    gets right is lost."""
+    """The grader is right on 99 % of the cases that depend on no convention (`policy`), on 90 % of the hard ones, and on
+    every case that plain math-verify gets right."""
     cases = [json.loads(line) for line in (shared / "golden" / "grader_cases.jsonl").read_text().splitlines()]
     cases = [case for case in cases if case["kind"] == "math"]
     verdicts = verify_all([case["prediction_text"] for case in cases], [case["gold_answer"] for case in cases])
@@ -311,7 +312,7 @@ def test_the_golden_cases_are_graded_as_expected(shared: Path):
 
 
 def test_every_gold_solution_of_math_is_right_against_its_answer(shared: Path):
-    """12,498 of 12,500: two have an empty box."""
+    """12,498 of 12,500 are right; the other two have an empty box."""
     rows = [
         row
         for name in ("math12k/train", "math500/test")
@@ -325,7 +326,7 @@ def test_every_gold_solution_of_math_is_right_against_its_answer(shared: Path):
 
 
 def test_gold_answers_of_other_questions_are_wrong(shared: Path):
-    """MATH-500 with its golds swapped at random: what is graded right is the same answer, up to its unit."""
+    """MATH-500 with its gold answers shuffled: pairs that are graded right are the same answer, up to the unit."""
     rows = pq.read_table(shared / "data" / "math500" / "test.parquet").to_pylist()
     swapped = [row["answer"] for row in rows]
     random.Random(0).shuffle(swapped)
@@ -339,7 +340,7 @@ def without_unit(answer: str) -> str:
 
 
 def hostile() -> list[str]:
-    """200 responses that would hang, break or bloat a careless grader."""
+    """Return 200 responses that could hang or crash a grader, or exhaust its memory."""
     numbers = random.Random(0)
     expressions = [
         *("9^{9^{9^{9}}}", "(10^{10})!", "((100!)!)!", r"\binom{10^9}{5\cdot10^8}", r"\sum_{i=1}^{10^{12}} i^i"),
@@ -363,17 +364,19 @@ def hostile() -> list[str]:
             "\udfff",
         ),
     ]
-    pieces = r"\frac { } ( ) ^ _ \sqrt x 1 9 + - \boxed{ $ \left \right \begin{pmatrix} & \\ \text{ , = < ! % \cup \int"
+    fragments = (
+        r"\frac { } ( ) ^ _ \sqrt x 1 9 + - \boxed{ $ \left \right \begin{pmatrix} & \\ \text{ , = < ! % \cup \int"
+    )
     while len(expressions) + len(texts) < 200:
-        text = "".join(numbers.choices(pieces.split(), k=numbers.randrange(5, 300)))
+        text = "".join(numbers.choices(fragments.split(), k=numbers.randrange(5, 300)))
         (expressions if numbers.random() < 0.5 else texts).append(text)
     return [*map(boxed, expressions), *texts]
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("limits")
-def test_no_hostile_text_hangs_or_is_right():
-    """Each on its own: a call ends by its own limits, and this process has but the text to read."""
+def test_hostile_text_neither_hangs_nor_is_right():
+    """Graded one at a time: the sandbox limits the comparison, and this process only reads the text."""
     references = ("42", r"\frac{1}{2}", "x^2+1", "(1,2)", r"\text{Friday}", r"1-\cos^2 x")
     responses = hostile()
     assert len(responses) == 200

@@ -1,4 +1,4 @@
-"""Functions that behave as badly as untrusted input can make one: called in processes with limits by test_limits."""
+"""A function that fails in every way that untrusted input can cause; test_sandbox calls it in a sandbox."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import time
 
 
 def behave(what: str, argument: float) -> float:
-    """Does what it is told: answers, or never comes back, one way or another."""
-    if what == "spin":  # in C, where no signal handler of Python's is ever run
+    """Return the argument or a process id, or fail as `what` says."""
+    if what == "spin":  # a loop in C, in which Python runs no signal handler
         return len(str(9**9**9))
     if what == "sleep":
         time.sleep(argument)
