@@ -1,4 +1,4 @@
-"""Where an artefact or a model came from: its lineage followed back through its inputs, as a tree."""
+"""Draw the ancestry of an artefact or a model: its lineage, followed back through its inputs, as a tree."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from stages.shards.lineage import MODEL_FILE, Lineage, Source, read_lineage
 
 
 def is_model(path: Path) -> bool:
-    """Whether a path is a model directory, an adapter's included."""
+    """Return whether a path is a complete model directory; adapters count."""
     return any((path / name).is_file() for name in ("config.json", CONFIG_FILE, MODEL_FILE)) and is_whole(path)
 
 
 def lineage_at(path: Path) -> Lineage | None:
-    """What a model directory, a part, or the first part of an artefact says of itself; None where nothing is said."""
+    """Return the lineage of a model directory, a part, or the first part of an artefact; None if there is none."""
     if is_model(path):
         return read_lineage(path)
     parts = [path] if path.is_file() else sorted(path.glob("[!._]*.parquet"))
@@ -35,11 +35,13 @@ def lineage_at(path: Path) -> Lineage | None:
 
 
 def ancestry(path: Path, fingerprint: str, lineage: Lineage, depth: int) -> Tree:
-    """The tree whose root is the work at `path` and whose branches are what it was made from.
+    """Return a tree with the artefact or model at `path` as its root, and inputs as branches.
 
     Args:
-      fingerprint: of the whole artefact, or the digest of the model: what its children know it by.
-      depth: how many generations are followed; what lies beyond is named, not opened.
+      path: artefact, part or model directory.
+      fingerprint: fingerprint of the whole artefact, or digest of the model, as the lineage of its descendants has it.
+      lineage: its lineage.
+      depth: number of generations to follow; the inputs of the last one are named, but not opened.
     """
     root = Tree(_label(lineage.stage, fingerprint, path, _chosen_options(lineage)))
     _grow(root, lineage, path if path.is_dir() else path.parent, depth, {lineage.fingerprint})
@@ -47,11 +49,12 @@ def ancestry(path: Path, fingerprint: str, lineage: Lineage, depth: int) -> Tree
 
 
 def _grow(node: Tree, lineage: Lineage, base: Path, depth: int, seen: set[str]) -> None:
+    """Add the inputs of a lineage to its node. Paths are relative to `base`; works in `seen` are not repeated."""
     for source in (*lineage.inputs, *([lineage.model] if lineage.model else [])):
         place = locate(source.path, base)
         parent = _parent(source, place)
         if parent is None:
-            node.add(_label(source.stage, source.fingerprint, _shown_place(source, place), ""))
+            node.add(_label(source.stage, source.fingerprint, _source_text(source, place), ""))
         elif parent.fingerprint in seen:
             node.add(_label(parent.stage, source.fingerprint, place, "as above"))
         elif depth == 0:
@@ -63,8 +66,7 @@ def _grow(node: Tree, lineage: Lineage, base: Path, depth: int, seen: set[str]) 
 
 
 def _parent(source: Source, place: Path) -> Lineage | None:
-    """What the source says of itself, where it still can: a file of another kind (optimiser states) says nothing, nor
-    does a part that has been damaged since."""
+    """Return the lineage of an input; None if it no longer exists, is corrupt, or has no lineage (optimizer states)."""
     if source.stage == "task" or not place.exists():
         return None
     try:
@@ -73,10 +75,11 @@ def _parent(source: Source, place: Path) -> Lineage | None:
         return None
 
 
-def _shown_place(source: Source, place: Path) -> str | Path:
+def _source_text(source: Source, place: Path) -> str | Path:
+    """Return the path of an input, marked if it no longer exists; for a hub model or a task, its name."""
     if place.exists():
         return place
-    return f"{source.path} (no longer there)" if is_path_reference(source.path) else source.path
+    return f"{source.path} (no longer exists)" if is_path_reference(source.path) else source.path
 
 
 def _label(stage: str, fingerprint: str, place: Path | str, detail: str) -> Text:
@@ -86,16 +89,16 @@ def _label(stage: str, fingerprint: str, place: Path | str, detail: str) -> Text
 
 
 def _chosen_options(lineage: Lineage) -> str:
-    """The options that were not left at their default, which is what tells this work from other work of the stage."""
+    """Return the options that differ from their defaults."""
     config = importlib.import_module(VERBS[lineage.stage].config).Config if lineage.stage in VERBS else None
     defaults = {field.name: _as_json(field.default) for field in dataclasses.fields(config)} if config else {}
     chosen = {name: value for name, value in lineage.config.items() if value not in (defaults.get(name), None, [])}
-    return ", ".join(f"{name.replace('_', ' ')} {_shown(value)}" for name, value in chosen.items())
+    return ", ".join(f"{name.replace('_', ' ')} {_option_text(value)}" for name, value in chosen.items())
 
 
 def _as_json(default: Any) -> Any:
     return json.loads(json.dumps(default, default=str))
 
 
-def _shown(value: Any) -> str:
+def _option_text(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)

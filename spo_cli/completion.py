@@ -15,24 +15,24 @@ SHELLS = ("bash", "zsh", "fish")
 _ZSH_SETUP = "(( $+functions[compdef] )) || { autoload -Uz compinit && compinit; }; "
 
 
-def find_shell(asked: str) -> str:
-    """Return the shell that was asked for; for an empty text, the login shell.
+def find_shell(name: str) -> str:
+    """Return the shell of this name; for an empty name, the login shell.
 
     Raises:
       UserError: another shell than bash, zsh or fish.
     """
-    shell = asked or Path(os.environ.get("SHELL", "")).name
+    shell = name or Path(os.environ.get("SHELL", "")).name
     if shell in SHELLS:
         return shell
-    found = f"got {asked!r}" if asked else f"$SHELL is {os.environ.get('SHELL', 'not set')}"
+    found = f"got {name!r}" if name else f"$SHELL is {os.environ.get('SHELL', 'not set')}"
     raise UserError(f"completion is available for {', '.join(SHELLS)}; {found}: name one, as in --show-completion bash")
 
 
 def register_shells() -> None:
-    """Make Typer answer the scripts of each shell.
+    """Register the completion classes of Typer for each shell.
 
-    Typer wraps descriptions to the width of the terminal, and fish takes each line for another word, so the width is
-    set to one that holds every description.
+    Typer wraps descriptions to the width of the terminal, and fish reads each line as another word, so the width
+    is set to one that fits every description.
     """
     os.environ["COLUMNS"] = "1000"
     completion_init()
@@ -47,7 +47,7 @@ def install_completion(shell: str) -> list[Path]:
     """Write the script, and a line that reads it into the startup file of bash or zsh.
 
     Returns:
-      The files that hold it now.
+      The files that were written.
     """
     home = Path.home()
     if shell == "fish":

@@ -1,7 +1,7 @@
-"""Everything that is printed: progress and errors on stderr, summaries and what was asked for on stdout.
+"""Print everything that `spo` prints: progress and errors on stderr, results and summaries on stdout.
 
-On a terminal one live bar stands below the lines; elsewhere (a log, a SLURM output file) plain lines every few seconds.
-Rich reads `NO_COLOR`, `FORCE_COLOR` and `COLUMNS` itself.
+On a terminal, a live bar is shown below the lines. Elsewhere (a log, a SLURM output file), a plain line appears every
+few seconds. Rich reads `NO_COLOR`, `FORCE_COLOR` and `COLUMNS` itself.
 """
 
 from __future__ import annotations
@@ -23,41 +23,41 @@ from rich.text import Text
 from stages.core.progress import Summary
 
 PLAIN_INTERVAL = 5.0  # seconds between two plain lines of one step
-_SIGPIPE_EXIT = 141  # what a shell reports for a program that a closed pipe has killed
-_WINDOW = 30.0  # seconds that the shown rate looks back
+_SIGPIPE_EXIT = 141  # 128 + SIGPIPE, as a shell reports a program that a closed pipe ended
+_WINDOW = 30.0  # seconds over which the displayed rate is averaged
 
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Leave without a word, as `spo show … | head` should (Rich would say 1, which here means a defect)."""
+        """Exit without a message, as `spo show … | head` should. Rich would exit with 1, which means a defect here."""
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(_SIGPIPE_EXIT)
 
 
 def stdout() -> Console:
-    """The console for results. Made anew each time, so that it follows a redirected `sys.stdout`."""
+    """Return a console for results; a new one each time, so that it follows a redirected `sys.stdout`."""
     return _Console(highlight=False)
 
 
 def stderr() -> Console:
-    """The console for progress, notes and errors."""
+    """Return a console for progress, notes and errors."""
     return _Console(stderr=True, highlight=False)
 
 
 def print_line(text: str) -> None:
-    """One plain line on stdout."""
+    """Print one plain line on stdout."""
     stdout().print(text, markup=False, soft_wrap=True)
 
 
 def print_results(*renderables: RenderableType) -> None:
-    """Rich renderables on stdout."""
+    """Print Rich renderables on stdout."""
     console = stdout()
     for renderable in renderables:
         console.print(renderable)
 
 
 def print_wide(renderable: RenderableType) -> None:
-    """A renderable on stdout in its full width, however narrow the screen: its lines are never cut or folded."""
+    """Print a renderable on stdout in its full width: its lines are never cut or folded on a narrow screen."""
     console = stdout()
     unfolded = console.options.update_width(10_000)
     console.width = max(console.width, console.measure(renderable, options=unfolded).maximum)
@@ -65,18 +65,18 @@ def print_wide(renderable: RenderableType) -> None:
 
 
 def print_notes(lines: Iterable[str]) -> None:
-    """Plain lines on stderr, beside results that go elsewhere."""
+    """Print plain lines on stderr, so that results on stdout can be redirected."""
     for line in lines:
         stderr().print(line, markup=False, soft_wrap=True)
 
 
 def print_error(title: str, message: str) -> None:
-    """`spo rollout: message`, on stderr."""
+    """Print `spo rollout: message` on stderr."""
     stderr().print(Text.assemble((f"{title}: ", "bold red"), message), soft_wrap=True)
 
 
 def number(value: float) -> str:
-    """A figure for people: whole numbers with thousands separators, others with four significant digits."""
+    """Return a number as text: integers with thousands separators, others with four significant digits."""
     if not math.isfinite(value):
         return str(value)
     if isinstance(value, int) or (value.is_integer() and abs(value) >= 1000):
@@ -85,7 +85,7 @@ def number(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`7.6 s`, `26 s`, `3 min 20 s`, `2 h 05 min`."""
+    """Return a duration as text: `7.6 s`, `26 s`, `3 min 20 s`, `2 h 05 min`."""
     whole = round(seconds)
     if whole < 10:
         return f"{seconds:.1f} s"
@@ -97,7 +97,7 @@ def duration(seconds: float) -> str:
 
 
 def print_summary(summary: Summary) -> None:
-    """How a stage ended, as aligned lines on stdout."""
+    """Print the summary of a stage as aligned lines on stdout."""
     head = Text.assemble((f"spo {summary.stage}", "bold"), " → ", summary.out)
     if summary.up_to_date:
         head.append("  up to date", "green")
@@ -131,7 +131,7 @@ def _summary_table(summary: Summary) -> Table:
 
 @dataclass
 class _Step:
-    """One long step under way, and what can be said of it at any moment."""
+    """The progress of one step."""
 
     label: str
     total: int
@@ -155,14 +155,14 @@ class _Step:
             self.recent.popleft()
 
     def now(self) -> str:
-        """`190/512 rows · 12.3 rows/s · 4,210 tokens/s · 26 s left · reward 0.41`"""
+        """Return the current state: `190/512 rows · 12.3 rows/s · 4,210 tokens/s · 26 s left · reward 0.41`."""
         (begin, done, tokens), (end, *_) = self.recent[0], self.recent[-1]
         rate, token_rate = _rates(self.done - done, self.tokens - tokens, end - begin)
         left = f"{duration((self.total - self.done) / rate)} left" if rate and self.done < self.total else ""
         return self._line(f"{self.done:,}/{self.total:,} {self.unit}", rate, token_rate, left)
 
     def whole(self) -> str:
-        """The closing line: the same over the whole step."""
+        """Return the closing line, with rates over the whole step."""
         seconds = self.recent[-1][0] - self.started
         rate, token_rate = _rates(self.done, self.tokens, seconds)
         of = "" if self.done >= self.total else f" of {self.total:,}"
@@ -199,7 +199,7 @@ class Reporter:
         self._close_step()
 
     def start(self, label: str, total: int, unit: str) -> None:
-        """Close the step before, and begin the next."""
+        """Close the previous step, and begin the next one."""
         self._close_step()
         self.step = _Step(label, total, unit, started=monotonic())
         if self.console.is_terminal:
@@ -212,18 +212,18 @@ class Reporter:
             self._plain(f"{label}: {total:,} {unit} to do")
 
     def advance(self, done: int = 0, tokens: int = 0, **figures: float) -> None:
-        """Redraw the bar, or print a line if the last one is old enough."""
+        """Update the bar, or print a line if the last one is at least `PLAIN_INTERVAL` old."""
         if self.step is None:
             raise ValueError("advance() before start(): there is no step to advance")
         self.step.advance(done, tokens, figures)
         if self.bar is not None:
             self.bar.update(self.bar.task_ids[0], completed=self.step.done, line=self.step.now())
         elif monotonic() - self.printed >= PLAIN_INTERVAL:
-            share = 100 * self.step.done // max(self.step.total, 1)
-            self._plain(f"{self.step.label}: {share} % · {self.step.now()}")
+            percent = 100 * self.step.done // max(self.step.total, 1)
+            self._plain(f"{self.step.label}: {percent} % · {self.step.now()}")
 
     def note(self, line: str) -> None:
-        """Print one line; the bar of a step that is not yet through stays below it."""
+        """Print one line; the bar of an unfinished step stays below it."""
         if self.step is not None and self.step.done >= self.step.total:
             self._close_step()
         self.console.print(line, markup=False, soft_wrap=True)

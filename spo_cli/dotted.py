@@ -1,4 +1,4 @@
-"""Dotted flags, the options of a stage on the command line of `spo run`: `--train.learning-rate 2e-4`."""
+"""Translate dotted flags, the options of a stage on the command line of `spo run`: `--train.learning-rate 2e-4`."""
 
 from __future__ import annotations
 

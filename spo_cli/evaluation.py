@@ -1,4 +1,4 @@
-"""`spo eval` in its four forms, and what each prints: sampling, grading again, comparing two, a table of several."""
+"""`spo eval` in its four forms: sample and grade, regrade, compare two evaluations, tabulate several."""
 
 from __future__ import annotations
 
@@ -29,24 +29,25 @@ from stages.shards.sharding import resolve_shards
 
 @dataclass(frozen=True)
 class Report:
-    """What a form of the command prints.
+    """The output of a form of the command.
 
     Attributes:
-      tables: drawn one below the other.
-      told: the same and more, for JSON.
-      notes: lines for the reader, beside the tables.
-      summary: of the work that was done, if any was.
+      format: how it is printed.
+      tables: tables to print, one below the other.
+      values: the same results and more, for JSON.
+      notes: lines to print besides the tables.
+      summary: summary of the work of this call; None if it only read evaluations.
     """
 
     format: Format
     tables: Sequence[Table]
-    told: dict[str, Any]
+    values: dict[str, Any]
     notes: Sequence[str] = ()
     summary: Summary | None = None
 
 
 def run(config: Config | Regrade | Compare | Results, progress: Progress = Silent()) -> Report:
-    """Does what the form says.
+    """Run one form of the command.
 
     Raises:
       SpoError: as `stages.evaluate`, `stages.evaluation.regrading` and `stages.evaluation.artefacts`.
@@ -60,9 +61,11 @@ def run(config: Config | Regrade | Compare | Results, progress: Progress = Silen
 
 
 def report(found: Report) -> None:
-    """Prints the results: the tables on stdout, alone where they are to be redirected."""
+    """Print the results. Formats for files (markdown, latex, json) have only the tables on stdout, notes on stderr."""
     if found.format == "json":
-        return print_line(json.dumps(tables.plain({**found.told, "notes": found.notes}), indent=2, ensure_ascii=False))
+        return print_line(
+            json.dumps(tables.plain({**found.values, "notes": found.notes}), indent=2, ensure_ascii=False)
+        )
     if found.format == "rich":
         if found.summary:
             print_summary(dataclasses.replace(found.summary, reward=None, figures={}, notes=()))
@@ -78,7 +81,7 @@ def report(found: Report) -> None:
 
 
 def _evaluate(config: Config | Regrade, progress: Progress) -> Report:
-    """Samples or grades, then reads what there is: the whole evaluation, or the part that this call made."""
+    """Sample or regrade, then report the evaluation; while parts are missing, only the part that this call wrote."""
     summary = evaluate.run(config, progress) if isinstance(config, Config) else regrading.run(config, progress)
     if not summary.rows:
         return Report(config.format, [], {"evaluation": str(config.out), "results": []}, summary.notes, summary)
@@ -88,61 +91,65 @@ def _evaluate(config: Config | Regrade, progress: Progress) -> Report:
     except IncompleteInput:
         shard, *others = resolve_shards(config)
         part = config.out / part_name(shard.index, shard.count)
-        whole = f"when all parts are there, spo eval --table {config.out} shows the whole"
+        whole = f"once all parts exist, spo eval --table {config.out} shows the whole evaluation"
         if others or not part.exists():
             return Report(config.format, [], {"evaluation": str(config.out), "results": []}, (*notes, whole), summary)
         evaluation = read_evaluation(part)
-        notes = (*notes, f"this is part {shard} alone; {whole}")
+        notes = (*notes, f"these are the results of part {shard} only; {whole}")
     found = _report_one(evaluation, str(config.out), config.format)
     return dataclasses.replace(found, notes=[*notes, *found.notes], summary=summary)
 
 
 def _show_results(config: Results) -> Report:
-    named = dict(_named(given) for given in config.table)
+    """Report one evaluation in detail, or several side by side."""
+    named = dict(_name_and_path(given) for given in config.table)
     if len(named) < len(config.table):
-        raise UserError("--table names an evaluation twice")
+        raise UserError("--table must name each evaluation once; two have the same name or path")
     evaluations = {name: read_evaluation(path) for name, path in named.items()}
     if len(evaluations) == 1:
         ((name, evaluation),) = evaluations.items()
         return _report_one(evaluation, name, config.format)
-    told = {name: [dataclasses.asdict(one.result()) for one in each.scores] for name, each in evaluations.items()}
-    return Report(config.format, [side_by_side(evaluations)], {"evaluations": told})
+    values = {name: [dataclasses.asdict(one.result()) for one in each.scores] for name, each in evaluations.items()}
+    return Report(config.format, [side_by_side(evaluations)], {"evaluations": values})
 
 
 def _compare(config: Compare) -> Report:
+    """Report the differences between two evaluations, paired by question."""
     first, second = (read_evaluation(path) for path in config.compare)
     found = compare(first.scores, second.scores)
     if not found:
         raise UserError(f"{first.path} and {second.path} have no question of the same task and budget in common")
-    notes = [f"A is {first.path}, B is {second.path}", *comparison_warnings(first, second), *_left_out(found)]
-    told = {"a": str(first.path), "b": str(second.path), "comparisons": [dataclasses.asdict(one) for one in found]}
-    return Report(config.format, [comparison_table(found)], told, notes)
+    notes = [f"A is {first.path}, B is {second.path}", *comparison_warnings(first, second), *_excluded_questions(found)]
+    values = {"a": str(first.path), "b": str(second.path), "comparisons": [dataclasses.asdict(one) for one in found]}
+    return Report(config.format, [comparison_table(found)], values, notes)
 
 
-def _named(given: str) -> tuple[str, Path]:
+def _name_and_path(given: str) -> tuple[str, Path]:
+    """Split `NAME=PATH`; a path that exists, or a URL, may itself contain `=`."""
     name, equals, path = given.partition("=")
     named = equals and "://" not in name and ("://" in path or not Path(given).exists())
     return (name, as_path(path)) if named else (given, as_path(given))
 
 
 def _report_one(evaluation: Evaluation, name: str, format: Format) -> Report:
+    """Report one evaluation: all questions, then by level and by subject."""
     results = [one.result() for one in evaluation.scores]
     groups = {kind: [one for each in evaluation.scores for one in each.results_by(kind)] for kind in GROUPS}
     drawn = [results_table(f"Accuracy in % of {name}", results)]
     drawn += [results_table(f"By {kind}", of_kind, kind) for kind, of_kind in groups.items() if of_kind]
-    told = {
+    values = {
         "evaluation": name,
         "results": [dataclasses.asdict(one) for one in results],
         **{f"by_{kind}": [dataclasses.asdict(one) for one in of_kind] for kind, of_kind in groups.items()},
     }
     lost, unscored = sum(one.ungradable for one in results), sum(one.unscored for one in results)
-    notes = [f"{lost:,} responses could not be graded: left out of the accuracies, not taken for wrong"] if lost else []
-    notes += [f"of {unscored:,} questions no response could be graded: left out, too"] if unscored else []
-    return Report(format, drawn, told, notes)
+    notes = [f"{lost:,} responses could not be graded; the accuracies exclude them"] if lost else []
+    notes += [f"{unscored:,} questions without a gradable response; the accuracies exclude them"] if unscored else []
+    return Report(format, drawn, values, notes)
 
 
 def results_table(title: str, results: Sequence[Result], group: str | None = None) -> Table:
-    """A row for each result; `group` heads the column of what results are broken down by, if they are."""
+    """Return a table with one row per result; `group` is the header of the column by which results are broken down."""
     accuracies = list(dict.fromkeys(name for one in results for name in one.accuracies))
     ungradable = any(one.ungradable for one in results)
     header = ["task", "max tokens", *([group] if group else []), "questions", *accuracies, "length", "truncated"]
@@ -163,26 +170,25 @@ def results_table(title: str, results: Sequence[Result], group: str | None = Non
 
 
 def side_by_side(evaluations: dict[str, Evaluation]) -> Table:
-    """A row for each evaluation, a column for each task and budget that one has."""
+    """Return a table with one row per evaluation, and one column per task and budget of any of them."""
     found = {
         name: {(one.task, one.max_tokens): one.result() for one in evaluation.scores}
         for name, evaluation in evaluations.items()
     }
-    places = list(dict.fromkeys(place for results in found.values() for place in results))
+    settings = list(dict.fromkeys(setting for results in found.values() for setting in results))
     samples = sorted({one.samples for results in found.values() for one in results.values()})
-    header = ["evaluation", *(f"{task or '–'} {budget or ''}".strip() for task, budget in places)]
+    header = ["evaluation", *(f"{task or '–'} {budget or ''}".strip() for task, budget in settings)]
     rows = []
     for name, results in found.items():
         averages = [
-            results[place].accuracies.get(f"avg@{results[place].samples}") if place in results else None
-            for place in places
+            results[one].accuracies.get(f"avg@{results[one].samples}") if one in results else None for one in settings
         ]
         rows.append([name, *map(_percent, averages)])
     return Table(f"Accuracy in %, avg@{'/'.join(map(str, samples))}", header, rows)
 
 
 def comparison_table(found: Sequence[Comparison]) -> Table:
-    """A row for each task, budget and accuracy of two evaluations A and B."""
+    """Return a table with one row per task, budget and accuracy of two evaluations A and B."""
     header = ["task", "max tokens", "accuracy", "questions", "A", "B", "B − A", "p", "B won", "B lost", "tied"]
     rows = [
         [
@@ -203,13 +209,13 @@ def comparison_table(found: Sequence[Comparison]) -> Table:
     return Table("Accuracy in %, paired by question; p of a two-sided sign-flip permutation test", header, rows)
 
 
-def _left_out(found: Sequence[Comparison]) -> list[str]:
-    """What the two do not share, once for each task."""
+def _excluded_questions(found: Sequence[Comparison]) -> list[str]:
+    """Return notes on the questions that only one of the two evaluations has, per task."""
     lines = []
     for task, (in_a, in_b) in {one.task: (one.only_first, one.only_second) for one in found}.items():
         for name, count in (("A", in_a), ("B", in_b)):
             if count:
-                lines.append(f"{task}: questions that {name} alone has graded responses to, left out: {count:,}")
+                lines.append(f"{task}: excluded {count:,} questions to which only {name} has graded responses")
     return lines
 
 

@@ -161,7 +161,7 @@ def _segments(artefact: Artefact, path: list[dict[str, Any]], in_tree: bool) -> 
 
 
 def _placed(rows: list[dict[str, Any]], before: int, length: int, branch: str | None) -> Iterator[Segment]:
-    """Yield the segments of a node of `length` tokens that starts `before` tokens after the prompt; gaps are segments too."""
+    """Yield the segments of a node of `length` tokens, `before` tokens after the prompt, and one for each gap."""
     position = 0
     for row in [*rows, None]:
         start = length if row is None else row["start"]

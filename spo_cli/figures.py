@@ -1,10 +1,10 @@
-"""The statistics that `spo show` tells of a table, computed once for people and for `--json`.
+"""Compute the statistics of a table for `spo show`, for the screen and for `--json`.
 
-Every function takes a whole table and returns plain numbers by name: a dict inside means several numbers of one kind (a
-distribution, counts by reason, a mean with its standard error).
+Every function takes a whole table and returns numbers by name. A nested dict holds several numbers of one kind: a
+distribution, counts by reason, a mean with its standard error.
 """
 
-# pyarrow.compute makes its functions when it is imported, out of the type checker's sight.
+# pyarrow.compute defines its functions at import, so the type checker does not know them.
 # pyright: reportAttributeAccessIssue=false
 
 from __future__ import annotations
@@ -33,32 +33,32 @@ COLUMNS = {
     "estimate": (*_SEGMENTS, *_VALUES),
     "eval": SCORED,
 }
-"""What `statistics` reads of each stage's table."""
+"""Stage → the columns of its table that `statistics` reads."""
 
 
-def statistics(stage: str, table: pa.Table, left_out: int = 0) -> Figures:
-    """The figures of one artefact.
+def statistics(stage: str, table: pa.Table, omitted: int = 0) -> Figures:
+    """Return the figures of one artefact.
 
     Args:
       stage: "rollout", "segment", "estimate" or "eval".
       table: its rows, with `COLUMNS[stage]`.
-      left_out: segments without advantage that an estimator did not write.
+      omitted: number of segments without advantage that an estimator did not write.
     """
     describe = {"rollout": of_responses, "segment": of_segments, "estimate": of_advantages, "eval": of_evaluation}
     figures = {"rows": table.num_rows} | (describe[stage](table) if table.num_rows else {})
-    if left_out:
-        figures["segments_without_advantage_left_out"] = left_out
-        figures.pop("reward_of_the_trajectories", None)  # their last segments may be among them
+    if omitted:
+        figures["segments_without_advantage_left_out"] = omitted
+        figures.pop("reward_of_the_trajectories", None)  # trajectories' last segments may be among the omitted ones
     return figures
 
 
 def of_responses(table: pa.Table) -> Figures:
-    """Questions, reward per question, response lengths in tokens, and why responses ended."""
+    """Return questions, reward per question, response lengths in tokens, and finish reasons."""
     lengths = numbers(pc.list_value_length(table["token_ids"]))
     figures: Figures = {
         "questions": pc.count_distinct(table["question_id"]).as_py(),
         "reward": _reward_by_question(table),
-        "questions_with_equal_rewards": _share_with_equal_rewards(table),
+        "questions_with_equal_rewards": _fraction_with_equal_rewards(table),
         "response_length": distribution(lengths),
         "finish_reasons": counts_of(table["finish_reason"]),
         "tokens": int(lengths.sum()),
@@ -67,17 +67,17 @@ def of_responses(table: pa.Table) -> Figures:
 
 
 def of_evaluation(table: pa.Table) -> Figures:
-    """The accuracies of all parts together, and what there is to say of any responses under the largest budget."""
+    """Return the accuracies of all parts together, and the figures of the responses at the largest budget."""
     scores = score(table)
     several = {name: len({getattr(one, name) for one in scores}) > 1 for name in ("task", "max_tokens")}
-    told = accuracies(scores, several_tasks=several["task"], several_budgets=several["max_tokens"])
+    found = accuracies(scores, several_tasks=several["task"], several_budgets=several["max_tokens"])
     if several["max_tokens"]:
         table = table.filter(pc.equal(table["max_tokens"], pc.max(table["max_tokens"])))
-    return {name: with_error(*score) for name, score in told.items()} | of_responses(table)
+    return {name: with_error(*score) for name, score in found.items()} | of_responses(table)
 
 
 def of_segments(table: pa.Table) -> Figures:
-    """How the trajectories are cut, and how much of them the probability mask keeps."""
+    """Return how trajectories are cut, and the fraction of tokens that the probability mask keeps."""
     cutpoints = numbers(pc.list_value_length(table["cutpoints"]))
     lengths = numbers(table["end"]) - numbers(table["start"])
     trajectory = encode_names(table["trajectory_id"])
@@ -92,7 +92,7 @@ def of_segments(table: pa.Table) -> Figures:
 
 
 def of_advantages(table: pa.Table) -> Figures:
-    """The cut, and what the Monte Carlo rollouts say of it."""
+    """Return the figures of segments, values, rollouts and advantages."""
     rollouts, advantage = numbers(table["num_rollouts"]), numbers(table["advantage"])
     value, estimated = numbers(table["value_start"]), rollouts > 0
     figures = of_segments(table) | {
@@ -115,8 +115,8 @@ def _reward_by_question(table: pa.Table) -> Figures | None:
     return with_error(*mean_and_standard_error(numbers(means)))
 
 
-def _share_with_equal_rewards(table: pa.Table) -> float | None:
-    """Share of the questions with several graded responses where all earned the same: no signal for group methods."""
+def _fraction_with_equal_rewards(table: pa.Table) -> float | None:
+    """Return the fraction of questions with several graded responses whose rewards are equal: no signal in a group."""
     graded = table.select(["question_id", "reward"]).filter(pc.is_valid(table["reward"]))
     groups = graded.group_by("question_id").aggregate([("reward", "min"), ("reward", "max"), ("reward", "count")])
     several = numbers(groups["reward_count"]) > 1
@@ -125,7 +125,7 @@ def _share_with_equal_rewards(table: pa.Table) -> float | None:
 
 
 def _last_values(table: pa.Table) -> np.ndarray:
-    """`value_end` of each trajectory's last segment, which is its reward: [trajectories]."""
+    """Return `value_end` of each trajectory's last segment, which is its reward: [trajectories]."""
     ordered = table.select(["trajectory_id", "segment_index", "value_end"]).sort_by(
         [("trajectory_id", "ascending"), ("segment_index", "ascending")]
     )
@@ -134,18 +134,18 @@ def _last_values(table: pa.Table) -> np.ndarray:
 
 
 def with_error(mean: float, error: float) -> Figures:
-    """A single question says nothing about the spread: its standard error is left out."""
+    """Return a mean with its standard error; an infinite or NaN error (a single question) is omitted."""
     return {"mean": mean} | ({"standard_error": error} if np.isfinite(error) else {})
 
 
 def counts_of(column: pa.ChunkedArray) -> dict[str, int]:
-    """How often each value is there, the most frequent first."""
+    """Return the number of occurrences of each value, the most frequent first."""
     counted = sorted(column.value_counts().to_pylist(), key=lambda entry: -entry["counts"])
     return {entry["values"]: entry["counts"] for entry in counted}
 
 
 def distribution(values: np.ndarray) -> Figures | None:
-    """Of counts and lengths."""
+    """Return mean, median and range of counts or lengths; None for no values."""
     if values.size == 0:
         return None
     low, median, high = np.percentile(values, [0, 50, 100])
@@ -153,12 +153,12 @@ def distribution(values: np.ndarray) -> Figures | None:
 
 
 def moments(values: np.ndarray) -> Figures | None:
-    """Of values that spread about a mean."""
+    """Return mean and standard deviation; None for no values."""
     if values.size == 0:
         return None
     return {"mean": float(values.mean()), "std": float(values.std())}
 
 
 def numbers(column: pa.ChunkedArray | pa.Array | pa.Scalar) -> np.ndarray:
-    """A column as an array; `pyarrow.compute` tells the type checker less than it returns."""
+    """Return a column as an array; the cast is for the type checker, which does not know `pyarrow.compute`."""
     return cast(pa.ChunkedArray, column).to_numpy()

@@ -52,10 +52,10 @@ GROUPS = (
 )
 """The headings in the order of the help; `Required` collects the options without a default, whatever their group."""
 
-_WIDEST, _NARROWEST = 100, 40  # columns of text, whatever the terminal has
-_COLUMN = 28  # where the text begins that stands beside a flag
-_STACKED = 70  # terminals narrower than this have all text below the flags
-_INLINE_CHOICES = 56  # a flag with its choices that is longer than this has them in its text
+_WIDEST, _NARROWEST = 100, 40  # limits of the width in columns, for any terminal
+_COLUMN = 28  # column where the text beside a flag begins
+_STACKED = 70  # on narrower terminals, all text is below the flags
+_INLINE_CHOICES = 56  # a longer flag lists its choices in its text
 _METAVARS: dict[Any, str] = {int: "N", float: "X", Path: "PATH", str: "NAME", bool: ""}
 
 
@@ -65,7 +65,8 @@ class Entry:
 
     Attributes:
       head: the flag with its spellings and its value, or a command.
-      text: what it does, with its default.
+      group: heading that the row is below.
+      text: its effect, with its default.
       common: whether `--help` shows it.
       switch: whether it has a `--no-` form.
     """
@@ -115,7 +116,7 @@ def show_command(
     rows = entries(config)
     hidden = [] if everything else [row for row in rows if not row.common]
     if all(row.group == HELP for row in hidden):
-        hidden = []  # nothing that belongs to this command
+        hidden = []  # only options that every command has
     shown = [row for row in rows if row not in hidden]
     notes = [note] if note else []
     if hidden:
@@ -181,7 +182,7 @@ def _metavar(field: dataclasses.Field[Any], kind: Any) -> str:
 
 
 def _usage(config: type) -> Iterator[str]:
-    """Yield what must be given, arguments first."""
+    """Yield the required options and all arguments, arguments first."""
     types = field_types(config)
     for field in sorted(dataclasses.fields(config), key=partial(_rank, config)):
         kind, repeatable = item_type(types[field.name])

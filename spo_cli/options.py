@@ -1,11 +1,11 @@
-"""Make a command of a Config dataclass: every field one flag or argument, documented where the field is.
+"""Build a command from a Config dataclass: each field is one flag or argument, documented where it is declared.
 
 Typer documents one way to declare parameters: a callable whose parameters are `Annotated[type, typer.Option(...)]`.
 Here that callable is a dataclass made from the fields of the Config (`_parameters`), so Python writes its signature.
 The other way, to construct `typer.core.TyperOption`, needs a type descriptor that only private modules of Typer make,
 and these modules change between versions.
 
-Defaults stay with the Config: for Typer, an option that may be left out has the default None. Typer converts values
+Defaults stay with the Config: for Typer, an optional option has the default None. Typer converts values
 with pydantic, which takes about 0.1 s to import and set up. Help and completion do not wait for it: the flags for help
 are eager and of type bool, which Typer does not convert, and a completion converts nothing.
 """
@@ -63,19 +63,19 @@ class ConfigCommand(TyperCommand):
         self.repeatable = _repeatable(config)
 
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
-        """Parse the arguments, or keep them as they are while a shell completes them: it needs no values."""
+        """Parse the arguments; keep them unparsed during completion, which needs no values."""
         if ctx.resilient_parsing:
             ctx.args = args
             return args
         return super().parse_args(ctx, repeat_flags(self.translate(args), self.repeatable))
 
     def invoke(self, ctx: Context) -> None:
-        """Call `execute` with the given values; what is left out has the default of the Config."""
+        """Call `execute` with the given values, and the defaults of the Config for all others."""
         given = {name: value for name, value in ctx.params.items() if value not in (None, ())}
         self.execute(self.config(**{name: tuple(x) if isinstance(x, list) else x for name, x in given.items()}))
 
     def shell_complete(self, ctx: Context, incomplete: str) -> list[CompletionItem]:
-        """Return the flags that begin so and are not given yet; those with a dot once there is one."""
+        """Return the flags that start with `incomplete` and are not given yet; dotted flags after a dot only."""
         further = self.further() if "." in incomplete else ()
         found = [*super().shell_complete(ctx, incomplete), *map(CompletionItem, further)]
         once = [{*one.opts, *one.secondary_opts} for one in self.params if not one.multiple]
@@ -158,10 +158,10 @@ def _declaration(field: dataclasses.Field[Any], annotation: Any) -> _Declared:
 
 
 def _help_flag(name: str, show: Callable[[bool], None]) -> _Declared:
-    """Return a flag that calls `show` with whether all options are asked for, and exits."""
+    """Declare a flag that calls `show` (with True for all options) and exits."""
 
-    def callback(ctx: typer.Context, asked: bool) -> None:
-        if asked and not ctx.resilient_parsing:
+    def callback(ctx: typer.Context, given: bool) -> None:
+        if given and not ctx.resilient_parsing:
             show(name == "--help-all")
             raise typer.Exit
 
@@ -170,7 +170,7 @@ def _help_flag(name: str, show: Callable[[bool], None]) -> _Declared:
 
 
 def _escape(text: str) -> str:
-    """Keep Rich, with which Typer prints texts in a completion, from reading `[cpu]` as a style."""
+    """Escape `[cpu]`, which Rich would read as a style when Typer prints completions."""
     return text.replace("[", "\\[")
 
 

@@ -1,4 +1,4 @@
-"""`spo show`: what a path holds. Lineage, schema, statistics, one trajectory or tree of an artefact; a run's state."""
+"""`spo show`: print the lineage, schema, statistics and a trajectory of an artefact, a model, or the state of a run."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ COUNTED = {
         "trajectories_unfinished",
     ),
 }
-"""The counts of a lineage that are shown where they are not 0, by stage."""
+"""Stage → the counts of its lineage to print where they are not 0."""
 
 
 def run(config: Config, progress: Progress = Silent()) -> None:
-    """Prints what is asked for.
+    """Print the schema of all tables, or the description of a path.
 
     Raises:
-      UserError: nothing at the path, or nothing that spo knows.
-      IncompleteInput: an artefact that lacks parts; a single part of it can still be shown.
+      UserError: the path does not exist, or is no artefact, model or run.
+      IncompleteInput: an artefact lacks parts; each of its parts can still be shown.
     """
     if config.path is None:
         _show_schemas()
@@ -90,7 +90,7 @@ def _show_artefact(path: Path, config: Config) -> None:
     if config.json:
         return _print_json(path, stage, fingerprint, lineage, figures)
     if lineage is None:
-        print_results(Text(f"no lineage: made by another tool, read as the table of spo {stage}", "yellow"))
+        print_results(Text(f"no lineage: made by another tool, read as a table of spo {stage}", "yellow"))
     else:
         print_results(_heading("lineage"), ancestry(path, fingerprint, lineage, config.depth))
     count = len(artefact.parts)
@@ -101,7 +101,7 @@ def _show_artefact(path: Path, config: Config) -> None:
 
 
 def _statistics(artefact: Artefact, config: Config) -> dict[str, Any]:
-    """Trees that are out of reach are told of by their segments alone."""
+    """Return the statistics of an artefact; trees without readable trajectories are described by segments only."""
     stage, nodes = artefact.schema.stage, None
     if stage != "eval":
         with suppress(UserError, IncompleteInput):
@@ -116,17 +116,17 @@ def _statistics(artefact: Artefact, config: Config) -> dict[str, Any]:
 
 
 def _counted(lineages: Sequence[Lineage | None]) -> dict[str, Any]:
-    """What rows cannot tell and the stage has counted: rollouts that were spared, samples that were not trained on."""
-    told = [
+    """Return counts that the rows do not contain: rollouts saved, samples excluded from training."""
+    counted = [
         {name: one.counts[name] for name in COUNTED.get(one.stage, ()) if one.counts.get(name)} if one else {}
         for one in lineages
     ]
-    totals = {name: sum(counts.get(name, 0) for counts in told) for name in dict.fromkeys(chain(*told))}
+    totals = {name: sum(counts.get(name, 0) for counts in counted) for name in dict.fromkeys(chain(*counted))}
     return {"counted": totals} if totals else {}
 
 
 def _draw(artefact: Artefact, config: Config) -> None:
-    """A trajectory that was asked for must be there; the one of our choice may be out of reach, which is then told."""
+    """Draw a tree or a trajectory; if none is requested and none can be read, print the reason instead."""
     if config.tree is not None:
         return _draw_tree(artefact, config.tree, config.trajectories)
     try:
@@ -134,7 +134,7 @@ def _draw(artefact: Artefact, config: Config) -> None:
     except (UserError, IncompleteInput) as error:
         if config.trajectory is not None or config.row is not None:
             raise
-        return print_results(Text(f"no trajectory is drawn: {error}", "yellow"))
+        return print_results(Text(f"no trajectory drawn: {error}", "yellow"))
     print_results(_heading("trajectory"), draw(trajectory))
     if note:
         print_results(Text(note, "yellow"))
@@ -143,7 +143,7 @@ def _draw(artefact: Artefact, config: Config) -> None:
 
 def _draw_tree(artefact: Artefact, question: str, trajectories: Path | None) -> None:
     if artefact.schema.stage == "eval":
-        raise UserError("--tree draws trajectories, cutpoints or advantages; this is an evaluation")
+        raise UserError(f"--tree requires trajectories, cutpoints or advantages; {artefact.path} is an evaluation")
     sampled = trajectories_of(artefact, trajectories)
     nodes = load_nodes(sampled)
     valued = artefact.schema.stage == "estimate" and are_trees(sampled)
@@ -152,25 +152,25 @@ def _draw_tree(artefact: Artefact, question: str, trajectories: Path | None) -> 
 
 
 def _show_model(path: Path, config: Config) -> None:
-    # Weights are not fetched to be digested.
+    # The digest reads all weights, so a model in a store is not digested.
     fingerprint, lineage = digest(path) if is_local(path) else "", read_lineage(path)
-    told = lineage.summary if lineage else {}
-    differences = {name.partition("/")[2]: value for name, value in told.items() if name.startswith("mismatch/")}
+    summary = lineage.summary if lineage else {}
+    differences = {name.partition("/")[2]: value for name, value in summary.items() if name.startswith("mismatch/")}
     figures = model_figures(path) | _counted([lineage]) | ({"mismatch": differences} if differences else {})
     if config.json:
         return _print_json(path, lineage.stage if lineage else "", fingerprint, lineage, figures)
     if lineage is None:
-        print_results(Text("no lineage: this model was made elsewhere", "yellow"))
+        print_results(Text("no lineage: this model was made by another tool", "yellow"))
     else:
         print_results(_heading("lineage"), ancestry(path, fingerprint, lineage, config.depth))
-    print_results(_heading("model"), _figures(figures), *(Text(line, "yellow") for line in mismatch.warn(told)))
+    print_results(_heading("model"), _figures(figures), *(Text(line, "yellow") for line in mismatch.warn(summary)))
     return None
 
 
 def _show_run(path: Path, config: Config) -> None:
     entries = inventory(path)
     if not entries:
-        raise UserError(f"{path} holds no artefact, no model directory and no run")
+        raise UserError(f"{path} contains no artefact, model directory or run")
     if config.json:
         return print_line(json.dumps([entry.as_dict() for entry in entries], indent=2))
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
@@ -188,14 +188,14 @@ def _show_run(path: Path, config: Config) -> None:
 
 
 def _print_json(path: Path, stage: str, fingerprint: str, lineage: Any, figures: dict[str, Any]) -> None:
-    told = {
+    values = {
         "path": str(path),
         "stage": stage,
         "fingerprint": fingerprint,
         "lineage": json.loads(lineage.to_json()) if lineage else None,
         "statistics": figures,
     }
-    print_line(json.dumps(told, indent=2, ensure_ascii=False))
+    print_line(json.dumps(values, indent=2, ensure_ascii=False))
 
 
 def _heading(text: str) -> Text:
@@ -210,7 +210,7 @@ def _figures(figures: dict[str, Any]) -> Table:
 
 
 def _figure(value: Any) -> Text:
-    """One figure for people; a mean with its error or spread as `0.41 ± 0.02`."""
+    """Return one figure as text; a mean with its standard error as `0.41 ± 0.02`."""
     if isinstance(value, str):
         return Text(value)
     if not isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""`spo status`, and what it prints: a line for each stage of each iteration, and the last words of what is not done."""
+"""`spo status`: print one line per stage of each iteration, and the last message of unfinished parts."""
 
 from __future__ import annotations
 
@@ -18,28 +18,27 @@ from stages.pipeline import status
 from stages.slurm.states import WORK_STATES, PartProgress, StageProgress, WorkState, count_states
 
 _STYLE: dict[WorkState, str] = {"done": "green", "running": "cyan", "queued": "blue", "failed": "red", "missing": "dim"}
-_TOLD = 6  # parts of one state of one stage whose last line is shown
-
-_USUAL = {"Dependency", "Resources", "Priority", ""}  # of what waits, not worth a line
+_MOST_MESSAGES = 6  # parts per stage and state whose last message is shown
+_COMMON_REASONS = {"Dependency", "Resources", "Priority", ""}  # reasons why a job waits that need no message
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A status, and how it is printed."""
+class StatusReport:
+    """A status and its output format."""
 
     status: status.Status
     json: bool
 
 
-def run(config: Config, progress: Progress = Silent()) -> Shown:
-    """As `stages.pipeline.status.run`."""
-    return Shown(status.run(config, progress), config.json)
+def run(config: Config, progress: Progress = Silent()) -> StatusReport:
+    """Return the progress of a run. Raises as `stages.pipeline.status.run`."""
+    return StatusReport(status.run(config, progress), config.json)
 
 
-def report(shown: Shown) -> None:
-    """Prints the state of a run."""
-    found = shown.status
-    if shown.json:
+def report(result: StatusReport) -> None:
+    """Print the progress of a run."""
+    found = result.status
+    if result.json:
         return print_line(json.dumps(_plain(found), indent=2, ensure_ascii=False))
     total = sum(len(stage.parts) for stage in found.stages)
     amounts = [f"{count:,} {state}" for state, count in count_states(found.stages).items() if count]
@@ -52,7 +51,7 @@ def report(shown: Shown) -> None:
     for row in _rows(found.stages):
         table.add_row(*row)
     print_results(table)
-    for line in _last_words(found.stages):
+    for line in _last_messages(found.stages):
         print_line(line)
     if found.problem:
         print_notes([found.problem])
@@ -60,11 +59,11 @@ def report(shown: Shown) -> None:
 
 
 def _rows(stages: tuple[StageProgress, ...]) -> Iterator[list[Text]]:
-    """A row for each stage; iterations that are wholly done, or not begun, stand together."""
+    """Yield a row per stage; consecutive iterations that are all done, or all missing, share one row."""
     iterations = [list(group) for _, group in groupby(stages, key=lambda stage: stage.work.iteration)]
-    for alike, group in groupby(iterations, key=_alike):
+    for common_state, group in groupby(iterations, key=_common_state):
         run = list(group)
-        if not alike:
+        if not common_state:
             yield from (_row(stage) for one in run for stage in one)
             continue
         first, last = run[0][0].work.iteration, run[-1][0].work.iteration
@@ -73,8 +72,8 @@ def _rows(stages: tuple[StageProgress, ...]) -> Iterator[list[Text]]:
         yield [Text(name), Text("all stages"), *_numbers(amounts)]
 
 
-def _alike(stages: list[StageProgress]) -> WorkState | None:
-    """`done` or `missing` where that is all that there is."""
+def _common_state(stages: list[StageProgress]) -> WorkState | None:
+    """Return `done` or `missing` if all parts of all stages are in this state, else None."""
     found = {state for stage in stages for state, count in stage.counts.items() if count}
     (state, *others) = found
     return state if not others and state in ("done", "missing") else None
@@ -91,24 +90,26 @@ def _numbers(amounts: Any) -> list[Text]:
     return [*shown, Text(f"{sum(amounts.values()):,}")]
 
 
-def _last_words(stages: tuple[StageProgress, ...]) -> Iterator[str]:
+def _last_messages(stages: tuple[StageProgress, ...]) -> Iterator[str]:
+    """Yield the last messages of unfinished parts: of failed ones, then running ones, then one of the queued ones."""
     for stage in stages:
         for state in ("failed", "running", "queued"):
-            pieces = [piece for piece in stage.parts if piece.state == state and piece.message and not _is_usual(piece)]
-            shown = pieces[:1] if state == "queued" else pieces[:_TOLD]
-            for piece in shown:
-                part = f" part {piece.index}" if stage.work.parts > 1 else ""
-                yield f"{stage.work.output}{part} {state}: {piece.message}"
-            if len(pieces) > len(shown):
-                yield f"{stage.work.output}: {len(pieces) - len(shown)} more {state}"
+            parts = [part for part in stage.parts if part.state == state and part.message and not _waits_as_usual(part)]
+            shown = parts[:1] if state == "queued" else parts[:_MOST_MESSAGES]
+            for part in shown:
+                name = f" part {part.index}" if stage.work.parts > 1 else ""
+                yield f"{stage.work.output}{name} {state}: {part.message}"
+            if len(parts) > len(shown):
+                yield f"{stage.work.output}: {len(parts) - len(shown)} more {state}"
 
 
-def _is_usual(piece: PartProgress) -> bool:
-    """Whether it waits for what all jobs wait for."""
-    return piece.state == "queued" and piece.task is not None and piece.task.reason in _USUAL
+def _waits_as_usual(part: PartProgress) -> bool:
+    """Return whether a part is queued for a reason that needs no message."""
+    return part.state == "queued" and part.task is not None and part.task.reason in _COMMON_REASONS
 
 
 def _plain(found: status.Status) -> dict[str, Any]:
+    """Return a status as JSON values."""
     stages = [
         {
             "iteration": stage.work.iteration,
@@ -117,12 +118,12 @@ def _plain(found: status.Status) -> dict[str, Any]:
             "counts": stage.counts,
             "parts": [
                 {
-                    "index": piece.index,
-                    "state": piece.state,
-                    "told": piece.message,
-                    "job": piece.task.name if piece.task else None,
+                    "index": part.index,
+                    "state": part.state,
+                    "message": part.message,
+                    "job": part.task.name if part.task else None,
                 }
-                for piece in stage.parts
+                for part in stage.parts
             ],
         }
         for stage in found.stages

@@ -1,4 +1,4 @@
-"""A table of results, drawn four ways: for the screen, as Markdown, as LaTeX (booktabs), and as JSON values."""
+"""Format a table of results for the screen, as Markdown, as LaTeX (booktabs), or as JSON values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.text import Text
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean with its standard error, shown as `97.3 ± 0.5`; without one where that is NaN."""
+    """A mean with its standard error, shown as `97.3 ± 0.5`; a NaN error is omitted."""
 
     mean: float
     standard_error: float
@@ -23,7 +23,7 @@ class Mean:
 
     @classmethod
     def percent(cls, mean: float, standard_error: float) -> Mean:
-        """A share, shown in percent."""
+        """Return a fraction that is shown in percent."""
         return cls(mean, standard_error, 100.0)
 
 
@@ -39,23 +39,23 @@ Cell = str | int | Mean | Probability | None
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under a header; columns of texts stand left, all others right."""
+    """Rows under a header; columns of text are aligned left, all others right."""
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[Cell]]
 
     def aligned_left(self) -> list[bool]:
-        """Which columns hold texts."""
+        """Return, for each column, whether it holds only text."""
         return [all(isinstance(row[i], str | None) for row in self.rows) for i in range(len(self.header))]
 
 
 def show(cell: Cell, plus_minus: str = "±") -> str:
-    """A cell as text."""
+    """Return a cell as text."""
     match cell:
         case Mean(mean, error, scale):
             spread = f" {plus_minus} {scale * error:.1f}" if math.isfinite(error) else ""
-            return f"{round(scale * mean, 1) + 0.0:.1f}{spread}"  # + 0: no -0.0
+            return f"{round(scale * mean, 1) + 0.0:.1f}{spread}"  # + 0.0 turns -0.0 into 0.0
         case Probability(value):
             return f"{value:.4f}" if value >= 1e-4 else "< 0.0001"
         case int():
@@ -64,7 +64,7 @@ def show(cell: Cell, plus_minus: str = "±") -> str:
 
 
 def rich_table(table: Table) -> RenderableType:
-    """For the screen."""
+    """Return a table for the screen."""
     drawn = RichTable(box=None, padding=(0, 2, 0, 0), header_style="dim", title_justify="left")
     for name, left in zip(table.header, table.aligned_left(), strict=True):
         drawn.add_column(Text(name), justify="left" if left else "right", no_wrap=True)
@@ -74,14 +74,14 @@ def rich_table(table: Table) -> RenderableType:
 
 
 def markdown(table: Table) -> str:
-    """A table of GitHub's Markdown, under its title."""
+    """Return a table as GitHub-flavored Markdown, under its title."""
     rules = [":---" if left else "---:" for left in table.aligned_left()]
     lines = [table.header, rules, *([show(cell) for cell in row] for row in table.rows)]
     return f"**{table.title}**\n\n" + "\n".join(f"| {' | '.join(map(_in_markdown, line))} |" for line in lines)
 
 
 def latex(table: Table) -> str:
-    """A `tabular` with the rules of the package booktabs; its title is a comment."""
+    """Return a table as a LaTeX `tabular` with booktabs rules; the title is a comment."""
     columns = "".join("l" if left else "r" for left in table.aligned_left())
     rows = [" & ".join(_in_latex(cell) for cell in row) + r" \\" for row in table.rows]
     header = " & ".join(_in_latex(name) for name in table.header) + r" \\"
@@ -100,7 +100,7 @@ def latex(table: Table) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it: NaN becomes null."""
+    """Return a value for JSON: NaN and infinity become null."""
     if isinstance(value, dict):
         return {name: plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

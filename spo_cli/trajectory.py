@@ -1,7 +1,7 @@
-"""One trajectory for the eye: its tokens, cutpoints and segments, V̂ and the advantage of each segment.
+"""Draw one trajectory: its tokens, cutpoints and segments, with the value and advantage of each segment.
 
-Colour only repeats what brackets and signed numbers say, so the picture reads the same in black and white. Whatever a
-model wrote is shown printably: a response cannot move the cursor.
+Color only repeats what brackets and signed numbers show, so the output reads the same in black and white. Characters
+that do not print are escaped, so a response cannot move the cursor.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from stages.maths.partition import find_cutpoints
 from stages.maths.ragged import Ragged
 from stages.models.token_texts import Decode, token_texts
 
-UNLIKELY = SegmentConfig.rho  # for tables that do not know their ρ yet
+UNLIKELY = SegmentConfig.rho  # for trajectories, which have no ρ of their own
 _VISIBLE = {"\n": "⏎", "\t": "⇥"}
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One row of a cutpoints or an advantages table; what a cutpoints table does not know is None.
+    """One row of a cutpoints or advantages table; columns that the table lacks are None.
 
-    A segment that an estimator left out, as it has no advantage, has neither values nor cutpoints. In a tree
-    `segment_index` is the path of branches that leads to the node, and offsets count along the whole path.
+    An estimator may omit segments without advantage; such a segment has neither values nor cutpoints here. In a tree,
+    `segment_index` is the path of branches to the node, and offsets count along the whole path.
     """
 
     segment_index: int | str
@@ -44,15 +44,15 @@ class Segment:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What is drawn.
+    """A trajectory to draw.
 
     Attributes:
-      title: its id.
-      facts: name → value, e.g. reward and answer.
-      prompt: text of the prompt, "" where it is not known.
+      title: id of the trajectory.
+      facts: name → value, for example reward and answer.
+      prompt: text of the prompt; "" if unknown.
       tokens: one text per token of the response.
-      segments: its segments in order; empty where the table has none.
-      unlikely: offsets of the tokens that are marked, where the table does not know the cutpoints.
+      segments: segments in order; empty if the table has none.
+      unlikely: offsets of the tokens to mark, if the table has no cutpoints.
     """
 
     title: str
@@ -64,7 +64,7 @@ class Trajectory:
 
 
 def draw(trajectory: Trajectory) -> RenderableType:
-    """The whole picture: id and facts, the prompt, then the response segment by segment."""
+    """Return the id and facts, the prompt, and the response segment by segment."""
     head = Text.assemble((trajectory.title, "bold"))
     for name, value in trajectory.facts.items():
         head.append(f"  {name} ", "dim").append(printable(value))
@@ -82,10 +82,10 @@ def _legend(trajectory: Trajectory) -> str:
     if trajectory.unlikely is not None:
         return f"‹token› sampled with probability below {UNLIKELY}"
     valued = [segment.advantage is not None for segment in trajectory.segments]
-    told = "‹token› cutpoint"
+    legend = "‹token› cutpoint"
     if any(valued):
-        told += " · V value at the segment's start → end · A advantage · n rollouts at its start"
-    return told + " · no numbers: left out, A is 0" * (any(valued) and not all(valued))
+        legend += " · V value at the segment's start → end · A advantage · n rollouts at its start"
+    return legend + " · no numbers: omitted, A is 0" * (any(valued) and not all(valued))
 
 
 def _segment_table(trajectory: Trajectory) -> Table:
@@ -113,7 +113,7 @@ def _numbers(segment: Segment, style: str) -> tuple[Text, Text, Text]:
 
 
 def advantage_style(advantage: float | None, largest: float) -> str:
-    """Green for what raised the value, red for what lowered it, bold from half the largest of the trajectory."""
+    """Return green for a positive and red for a negative advantage, bold from half the largest of the trajectory."""
     if advantage is None or abs(advantage) <= NEGLIGIBLE:
         return ""
     weight = "bold " if abs(advantage) >= largest / 2 else ""
@@ -133,7 +133,7 @@ def _tokens(tokens: Sequence[str], start: int, end: int, marked: Iterable[int], 
 
 
 def printable(text: str) -> str:
-    """Line ends and tabs as signs, every other character that does not print as its code."""
+    """Return text with line ends and tabs as symbols, and other characters that do not print as their codes."""
     return "".join(
         character if character.isprintable() else _VISIBLE.get(character, f"\\x{ord(character):02x}")
         for character in text
@@ -141,10 +141,10 @@ def printable(text: str) -> str:
 
 
 def readable_tokens(ids: Sequence[int], text: str | None, decode: Decode | None) -> tuple[list[str], str]:
-    """One text per token, and a line that says so where the ids had to do.
+    """Return one text per token, and a note if token ids are shown instead.
 
-    Without a tokenizer's `decode`, a text of as many bytes as there are tokens (or one fewer: the end-of-text) is taken
-    as one byte per token; else the ids themselves are shown.
+    Without `decode`, a text with as many bytes as tokens (or one fewer, for the end-of-text token) is read as one byte
+    per token; any other text is shown as token ids.
     """
     if decode is not None:
         return token_texts(decode, ids), ""
@@ -152,9 +152,9 @@ def readable_tokens(ids: Sequence[int], text: str | None, decode: Decode | None)
     if data and len(data) in (len(ids), len(ids) - 1):
         rest = ["<end>"] * (len(ids) - len(data))
         return token_texts(lambda part: bytes(part).decode(errors="replace"), data) + rest, ""
-    return [f"{one} " for one in ids], "No tokenizer is known here, so tokens are shown as ids."
+    return [f"{one} " for one in ids], "The tokenizer is not available: tokens are shown as ids."
 
 
 def unlikely_tokens(logprobs: Sequence[float]) -> frozenset[int]:
-    """Offsets of the tokens that `spo segment` would take for cutpoints, left to its defaults."""
+    """Return the offsets of the tokens that are cutpoints at the default ρ of `spo segment`."""
     return frozenset(np.flatnonzero(find_cutpoints(Ragged.of([logprobs], np.float32), UNLIKELY)).tolist())

@@ -1,6 +1,6 @@
-"""The trees behind an artefact, for `spo show`: their figures, and the tree of one question for the eye."""
+"""Read the trees behind an artefact for `spo show`: compute their figures, and draw the tree of one question."""
 
-# pyarrow.compute makes its functions when it is imported, out of the type checker's sight.
+# pyarrow.compute defines its functions at import, so the type checker does not know them.
 # pyright: reportAttributeAccessIssue=false
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from stages.shards.schemas import TRAJECTORIES
 from stages.shards.tables import encode_names
 
 _COLUMNS = ("trajectory_id", "parent_id", "question_id", "token_ids", "text", "finish_reason", "reward")
-_EXCERPT = 48  # characters of a stretch
+_EXCERPT = 48  # characters of a node's text that are drawn
 
 
 @dataclass(frozen=True)
 class Nodes:
-    """All nodes of an artefact's trees; a chain is a tree of one level.
+    """The N nodes of an artefact's trees; whole responses are trees of one level.
 
     Attributes:
-      rows: trajectory_id, question_id, text, finish_reason, reward.
-      length: [N] int64, tokens of the stretch.
-      parent: [N] int64, the row that each one continues, −1: the prompt.
+      rows: columns trajectory_id, question_id, text, finish_reason, reward.
+      length: [N] int64, tokens of each node.
+      parent: [N] int64, row of each node's parent; -1 is the prompt.
     """
 
     rows: pa.Table
@@ -49,61 +49,65 @@ class Nodes:
 
     @property
     def value(self) -> np.ndarray:
-        """[N] float64: V at each one's end, by the rewards of the leaves."""
+        """[N] float64: value at the end of each node, from the rewards of the leaves."""
         return node_values(self.parent, numbers(self.rows["reward"]).astype(np.float64))
 
     @property
     def prompt_values(self) -> np.ndarray:
-        """[questions] float64: V of each prompt, the mean of means over the leaves."""
+        """[questions] float64: value of each prompt, the mean over siblings at every level."""
         leaf = tree_structure.is_leaf(self.parent)
-        share = tree_structure.path_probabilities(self.parent, self.question)[leaf]
-        return np.bincount(self.question[leaf], share * numbers(self.rows["reward"])[leaf])
+        weight = tree_structure.path_probabilities(self.parent, self.question)[leaf]
+        return np.bincount(self.question[leaf], weight * numbers(self.rows["reward"])[leaf])
 
     @property
     def reward(self) -> float:
-        """Mean of V over the prompts."""
+        """Mean value over the prompts."""
         return float(self.prompt_values.mean())
 
     @property
     def question(self) -> np.ndarray:
-        """[N] int64, a number from 0 for the question."""
+        """[N] int64: index of each node's question, from 0."""
         return encode_names(self.rows["question_id"])
 
 
 def trajectories_of(artefact: Artefact, at: Path | None) -> Artefact:
-    """The trajectories that an artefact is, or was made from. Raises as `follow`."""
+    """Return the trajectories behind an artefact, or the artefact itself. Raises as `trace_back`."""
     return artefact if artefact.schema is TRAJECTORIES else trace_back(artefact, TRAJECTORIES, at)
 
 
 def load_nodes(trajectories: Artefact) -> Nodes:
-    """All rows of trajectories as nodes.
+    """Read all rows of trajectories as nodes.
 
     Raises:
-      UserError: a stretch that continues one which is not there, a leaf without reward, a file without the columns.
+      UserError: a missing parent, a leaf without reward, or missing columns.
     """
     table = trajectories.read_all(_COLUMNS)
     length = numbers(pc.list_value_length(table["token_ids"])).astype(np.int64)
     parent = parent_rows(table)
-    lost = tree_structure.is_leaf(parent) & np.asarray(pc.is_null(table["reward"]))
-    if lost.any():
-        name = table["trajectory_id"][int(lost.argmax())].as_py()
-        raise UserError(f"{trajectories.path}: {name} has no reward, and no stretch that continues it")
+    ungraded = tree_structure.is_leaf(parent) & np.asarray(pc.is_null(table["reward"]))
+    if ungraded.any():
+        name = table["trajectory_id"][int(ungraded.argmax())].as_py()
+        raise UserError(
+            f"{trajectories.path}: {name} has neither a reward nor children; expected a reward of every leaf"
+        )
     return Nodes(table.drop_columns(["token_ids", "parent_id"]), length, parent)
 
 
 def tree_statistics(stage: str, table: pa.Table | None, nodes: Nodes) -> Figures:
-    """The figures of trees: the reward is V(prompt), mean of means over the leaves, as it is estimated from.
+    """Return the figures of trees; the reward is the value of the prompts.
 
     Args:
-      table: the rows of cutpoints or advantages, with `figures.COLUMNS`; None for trajectories themselves.
+      stage: "rollout", "segment" or "estimate".
+      table: rows of cutpoints or advantages, with `figures.COLUMNS`; None for trajectories.
+      nodes: nodes of the trees.
     """
-    shown = nodes.parent.size if table is None else table.num_rows
-    if not shown:
+    rows = nodes.parent.size if table is None else table.num_rows
+    if not rows:
         return {"rows": 0}
     leaf, depth = tree_structure.is_leaf(nodes.parent), tree_structure.depths(nodes.parent)
     reward, values = numbers(nodes.rows["reward"])[leaf], nodes.prompt_values
     figures: Figures = {
-        "rows": shown,
+        "rows": rows,
         "questions": values.size,
         "reward": with_error(*mean_and_standard_error(values)),
         "questions_with_equal_rewards": float(all_equal(reward, nodes.question[leaf]).mean()),
@@ -121,7 +125,7 @@ def tree_statistics(stage: str, table: pa.Table | None, nodes: Nodes) -> Figures
     if stage == "estimate":
         advantage = numbers(table["advantage"])
         figures |= {
-            "segments_without_advantage_left_out": nodes.parent.size - shown,
+            "segments_without_advantage_left_out": nodes.parent.size - rows,
             "value_at_their_starts": moments(numbers(table["value_start"])),
             "advantage": moments(advantage),
             "share_of_advantages_that_are_zero": float(np.mean(np.abs(advantage) <= NEGLIGIBLE)),
@@ -130,10 +134,12 @@ def tree_statistics(stage: str, table: pa.Table | None, nodes: Nodes) -> Figures
 
 
 def draw_tree(nodes: Nodes, question: str, advantage: Mapping[str, float]) -> Tree:
-    """The tree of one question: of each node its branch, tokens, V or reward, advantage, and how its text begins.
+    """Draw the tree of one question: branch, tokens, value or reward, advantage and the first characters of each node.
 
     Args:
-      advantage: by trajectory_id, of the nodes that have one.
+      nodes: nodes of all trees.
+      question: id of the question.
+      advantage: trajectory_id → advantage, for the nodes that have one.
 
     Raises:
       UserError: no such question.
@@ -147,8 +153,8 @@ def draw_tree(nodes: Nodes, question: str, advantage: Mapping[str, float]) -> Tr
     largest = max((abs(one) for one in advantage.values()), default=0.0)
     for row in rows[np.argsort(tree_structure.depths(nodes.parent)[rows], kind="stable")].tolist():
         name = nodes.rows["trajectory_id"][row].as_py()
-        told = f"reward {value[row]:g}  {nodes.rows['finish_reason'][row]}" if leaf[row] else f"V {value[row]:.2f}"
-        line = Text.assemble((name.rpartition("/")[2], "cyan"), f"  {nodes.length[row]} tokens  {told}")
+        outcome = f"reward {value[row]:g}  {nodes.rows['finish_reason'][row]}" if leaf[row] else f"V {value[row]:.2f}"
+        line = Text.assemble((name.rpartition("/")[2], "cyan"), f"  {nodes.length[row]} tokens  {outcome}")
         if name in advantage:
             line.append(f"  A {advantage[name]:+.2f}", advantage_style(advantage[name], largest))
         text = printable(nodes.rows["text"][row].as_py() or "")
@@ -158,7 +164,7 @@ def draw_tree(nodes: Nodes, question: str, advantage: Mapping[str, float]) -> Tr
 
 
 def advantages_by_id(artefact: Artefact, question: str, nodes: Nodes) -> dict[str, float]:
-    """trajectory_id → advantage, of the stretches of a question that the artefact holds."""
+    """Return trajectory_id → advantage for the nodes of a question that the artefact contains."""
     names = nodes.rows["trajectory_id"].filter(pc.equal(nodes.rows["question_id"], question))
     table = artefact.read_all(["trajectory_id", "advantage"])
     table = table.filter(pc.is_in(table["trajectory_id"], value_set=names.combine_chunks()))
@@ -166,10 +172,10 @@ def advantages_by_id(artefact: Artefact, question: str, nodes: Nodes) -> dict[st
 
 
 def nodes_behind(artefact: Artefact, at: Path | None) -> Nodes | None:
-    """The nodes that an artefact's rows are stretches of; None for whole responses.
+    """Return the nodes behind an artefact's rows; None for whole responses.
 
     Raises:
-      UserError, IncompleteInput: trees that are out of reach.
+      UserError, IncompleteInput: the trajectories cannot be found or read.
     """
     trajectories = trajectories_of(artefact, at)
     return load_nodes(trajectories) if are_trees(trajectories) else None

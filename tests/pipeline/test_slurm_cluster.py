@@ -139,7 +139,7 @@ def test_an_iteration_with_a_task_killed_and_one_requeued_ends_as_a_local_run_do
     found = wait(failed, 300, 1)["000/trajectories"]["parts"]
     assert found[2]["state"] == "failed"
     assert found[2]["job"] == f"{rollout}_2"
-    assert f"job {rollout}_2: FAILED, NonZeroExitCode; " in found[2]["told"]
+    assert f"job {rollout}_2: FAILED, NonZeroExitCode; " in found[2]["message"]
     assert found[1]["state"] in ("queued", "running")
 
     call(cluster, tmp_path, "spo", "slurm", "recipe.toml", *model, "--submit", "--only-missing")

@@ -48,7 +48,7 @@ def test_the_table_is_of_all_parts_with_groups_and_what_could_not_be_graded(eval
     assert "t 8 4 33.3 ± 33.3 2.0 ± 0.0 0.0 ± 0.0 1" in lines
     assert "t 16 Algebra 2 50.0 ± 50.0 2.0 ± 0.0 0.0 ± 0.0 0" in lines
     assert "t 16 1 1 100.0 2.0 0.0 0" in lines
-    assert "2 responses could not be graded: left out of the accuracies, not taken for wrong" in lines
+    assert "2 responses could not be graded; the accuracies exclude them" in lines
 
 
 def test_json_has_the_same_figures_in_full(evaluations, capsys):
@@ -85,8 +85,8 @@ def test_a_comparison_is_of_common_questions_and_says_what_differs(evaluations, 
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert "task max tokens accuracy questions A B B − A p B won B lost tied" in lines
     assert "t 16 avg@1 3 33.3 ± 33.3 100.0 ± 0.0 66.7 ± 33.3 0.5000 2 0 1" in lines
-    assert "t: questions that A alone has graded responses to, left out: 1" in lines
-    assert "t: questions that B alone has graded responses to, left out: 1" in lines
+    assert "t: excluded 1 questions to which only A has graded responses" in lines
+    assert "t: excluded 1 questions to which only B has graded responses" in lines
     assert f"temperature differs: 0.0 in {a}, 0.6 in {b}" in lines
     told = json.loads(printed(capsys, "--compare", a, b, "--format", "json"))
     assert told["comparisons"][0]["difference"] == pytest.approx({"mean": 2 / 3, "standard_error": 1 / 3})
@@ -99,7 +99,7 @@ def test_evaluating_prints_the_table_and_a_part_alone_says_that_it_is_one(policy
     asked: list[Any] = ["-m", policy, "--task", "arithmetic", "--task-arg", "operations=1", "--num-questions", 4]
     asked += ["--max-tokens", 8, 24, "--threads", 1, "--out", tmp_path / "out"]
     out = printed(capsys, *asked, "--shard", "0/2")
-    assert "this is part 0/2 alone" in " ".join(out.split())
+    assert "these are the results of part 0/2 only" in " ".join(out.split())
     assert [line.split()[:3] for line in out.splitlines() if line.startswith("arithmetic")] == [
         ["arithmetic", "8", "2"],
         ["arithmetic", "24", "2"],
@@ -138,7 +138,7 @@ def test_each_form_has_its_own_help(form: str, told: str, capsys, monkeypatch):
         (("--compare", "a"), 2, "--compare takes two evaluations; got 1"),
         (("--compare", "a", "b", "c"), 2, "--compare takes two evaluations; got 3"),
         (("--table", "nowhere"), 3, "nowhere does not exist"),
-        (("--table", "a", "a"), 2, "--table names an evaluation twice"),
+        (("--table", "a", "a"), 2, "--table must name each evaluation once"),
         (("--compare", "a", "other"), 2, "have no question of the same task and budget in common"),
         (("--table", "a", "--num-questions", "2"), 2, "No such option"),
     ],

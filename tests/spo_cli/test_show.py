@@ -83,8 +83,8 @@ def test_an_option_at_its_default_is_not_part_of_the_lineage_shown():
 def test_an_input_that_was_moved_is_named_as_gone(run_directory, capsys):
     shutil.move(run_directory / "000" / "trajectories", "elsewhere")
     text = show(capsys, run_directory / "000" / "cutpoints")
-    assert "../trajectories (no longer there)" in text
-    assert "no trajectory is drawn: the trajectories of" in text
+    assert "../trajectories (no longer exists)" in text
+    assert "no trajectory drawn: the trajectories of" in text
     code, err = refused(capsys, run_directory / "000" / "cutpoints", "--row", "0")
     assert code == 2
     assert "--trajectories PATH" in err
@@ -262,7 +262,7 @@ def test_tokens_that_nobody_can_read_are_shown_as_ids(run_directory, capsys):
     pq.write_table(table, "foreign.parquet")
     text = show(capsys, "foreign.parquet")
     assert "7 ‹8 ›" in text
-    assert "No tokenizer is known here" in text
+    assert "The tokenizer is not available" in text
 
 
 @pytest.mark.parametrize(
@@ -272,8 +272,8 @@ def test_tokens_that_nobody_can_read_are_shown_as_ids(run_directory, capsys):
         (["nowhere"], "nowhere does not exist"),
         (["runs/demo/000/cutpoints", "--trajectory", "q9/9"], "has no trajectory 'q9/9'; its ids look like 'q0/0'"),
         (["runs/demo/000/cutpoints", "--row", "7"], "has 7 rows, the last is 6"),
-        (["runs/demo/000/cutpoints", "--row", "1", "--trajectory", "x"], "give one of them"),
-        (["notes"], "holds no artefact, no model directory and no run"),
+        (["runs/demo/000/cutpoints", "--row", "1", "--trajectory", "x"], "exclude each other: pass one of them"),
+        (["notes"], "contains no artefact, model directory or run"),
         (["notes/a.txt"], "is not a Parquet file"),
         (["table.parquet"], "is not a table of spo: its columns are a"),
     ],

@@ -107,7 +107,7 @@ def test_trees_out_of_reach_are_told_of_by_their_segments_alone(trees, capsys):
     shutil.rmtree(trees / "trajectories")
     assert statistics(capsys, trees / "kept")["advantage"]["mean"] == -0.125
     text = show(capsys, trees / "kept")
-    assert "no trajectory is drawn: the trajectories of" in text
+    assert "no trajectory drawn: the trajectories of" in text
     code, err = refused(capsys, trees / "kept", "--tree", "q0")
     assert (code, "--trajectories PATH" in err) == (2, True)
 
@@ -140,7 +140,7 @@ def test_stretches_that_were_left_out_are_drawn_without_numbers(trees, capsys):
     text = show(capsys, trees / "kept", "--trajectory", "q0/0.0")
     assert "  0  0.25 → 0.50  +0.25  3  ‹2›+\n" in text
     assert "0.0                         3=5<end>\n" in text
-    assert "no numbers: left out, A is 0" in text
+    assert "no numbers: omitted, A is 0" in text
     none = show(capsys, trees / "kept", "--trajectory", "q1/1")
     assert "  1  8<end>\n" in none
     assert "None of its segments is here" in none
@@ -179,7 +179,7 @@ def test_the_list_of_a_run_tells_the_reward_of_the_trees(trees, capsys):
 def test_a_leaf_without_reward_is_named(trees, capsys):
     write(trees / "torn", TRAJECTORIES, [[stretch("q0/0", "2+", None)]], TreeOptions())
     code, err = refused(capsys, trees / "torn", "--tree", "q0")
-    assert (code, "q0/0 has no reward, and no stretch that continues it" in err) == (2, True)
+    assert (code, "q0/0 has neither a reward nor children" in err) == (2, True)
 
 
 def test_whole_responses_are_a_tree_of_one_level(run_directory, capsys):
@@ -196,7 +196,7 @@ def test_what_a_model_wrote_cannot_move_the_cursor(trees, capsys):
     ("arguments", "line"),
     [
         (["run/trajectories", "--tree", "q7"], "there is no question 'q7'; ids look like 'q0'"),
-        (["run/trajectories", "--tree", "q0", "--row", "1"], "give one of them"),
+        (["run/trajectories", "--tree", "q0", "--row", "1"], "exclude each other: pass one of them"),
         (["run/trajectories", "--trajectory", "q0/2"], "has no trajectory 'q0/2'"),
         (["run/kept", "--trajectory", "q0/2"], "has no trajectory 'q0/2'"),
     ],
