@@ -1,16 +1,16 @@
-"""The comparison: every method of a plan, over warm starts and seeds, each at its own best learning rate.
+"""Run a comparison: every method of a plan, over warm starts and seeds, each at its own best learning rate.
 
     python examples/compare/compare.py examples/compare/plan.toml --out runs/compare --jobs 2
     python examples/compare/report.py runs/compare
 
-A plan (see plan.toml) names tables: settings under which methods meet. Of a table,
+A plan (see plan.toml) contains tables; each table is a setting in which methods are compared. For each table:
 
-1. every method runs at every learning rate of the grid, on warm starts and a seed of the grid's own, and is scored on
-   the validation split; its best rate is taken;
-2. every method runs at that rate on all warm starts × seeds and is scored on the test split.
+1. Every method runs at every learning rate of the grid, on the grid's own warm starts and seed, and is scored on the
+   validation split. Its best rate is selected.
+2. Every method runs at its best rate on all warm starts × seeds, and is scored on the test split.
 
-Each run is an ordinary `spo run` of a recipe that is written beside its result, so any of them can be repeated alone.
-A run that is there is not done again; one that was broken off is started afresh, so that its wall time is honest.
+Each run is an ordinary `spo run` of a recipe that is stored beside its result, so each can be repeated alone. Finished
+runs are skipped. An interrupted run starts again from the beginning, so that its wall time is that of one process.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Recipe = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Plan:
-    """What is compared: the content of a plan file."""
+    """The content of a plan file."""
 
     content: dict[str, Any]
 
@@ -41,7 +41,7 @@ class Plan:
         return list(self.content["tables"][table]["methods"])
 
     def recipe(self, table: str, method: str | None) -> Recipe:
-        """The recipe of a method in a table; without a method, what the table's warm start needs."""
+        """Return the recipe of a method in a table; without a method, the recipe of the table's warm start."""
         here = self.content["tables"][table]
         layers = [self.content["recipe"], here.get("recipe", {})]
         if method:
@@ -50,7 +50,7 @@ class Plan:
 
 
 def merged(layers: Iterable[Mapping[str, Mapping[str, Any]]]) -> Recipe:
-    """Tables of options, later layers over earlier ones."""
+    """Return tables of options; later layers override earlier ones."""
     recipe: Recipe = {}
     for layer in layers:
         for table, options in layer.items():
@@ -59,7 +59,7 @@ def merged(layers: Iterable[Mapping[str, Mapping[str, Any]]]) -> Recipe:
 
 
 def write_recipe(path: Path, recipe: Recipe) -> None:
-    """As TOML: every value in a plan is a text, a number, a truth value or a list of those, as in JSON."""
+    """Write a recipe as TOML: its values (texts, numbers, booleans, lists) have the same syntax in JSON."""
     lines = []
     for table, options in recipe.items():
         lines += [f"[{table}]", *(f"{key} = {json.dumps(value)}" for key, value in options.items()), ""]
@@ -84,7 +84,7 @@ class Run:
 
 
 def warm_start_recipe(plan: Plan, table: str, number: int) -> Recipe:
-    """A warm start has its own weights, questions and wrong facts."""
+    """Return the recipe of a warm start, with its own weights, questions and wrong facts."""
     recipe = plan.recipe(table, None)
     shared = {key: value for key, value in recipe["run"].items() if key != "iterations"}
     task_args = [*shared.pop("task_arg", []), f"seed={number}"]
@@ -95,7 +95,7 @@ def warm_start_recipe(plan: Plan, table: str, number: int) -> Recipe:
 
 
 def run_recipe(plan: Plan, run: Run, policy: Path) -> Recipe:
-    """The recipe of a run: questions that no other seed takes."""
+    """Return the recipe of a run; no two seeds share questions."""
     recipe = plan.recipe(run.table, run.method)
     del recipe["sft"]
     recipe["run"]["task_arg"] = [*recipe["run"].get("task_arg", []), f"seed={run.warm_start}"]
@@ -110,8 +110,8 @@ def run_recipe(plan: Plan, run: Run, policy: Path) -> Recipe:
     return recipe
 
 
-def carry_out(plan: Plan, run: Run, out: Path) -> dict[str, Any]:
-    """Does a run that has no result yet. Returns its result."""
+def do_run(plan: Plan, run: Run, out: Path) -> dict[str, Any]:
+    """Return the result of a run; do the run if it has no result yet."""
     import torch
 
     from stages.pipeline import iterate
@@ -149,12 +149,12 @@ def carry_out(plan: Plan, run: Run, out: Path) -> dict[str, Any]:
 
 
 def checkpoint(out: Path, iteration: int) -> Path:
-    """The policy after an iteration of a run."""
+    """Return the policy after an iteration of a run."""
     return out / f"{iteration:03d}" / "checkpoint"
 
 
 def point(done: Any, intended: Any) -> dict[str, Any]:
-    """One iteration on the curve: what it cost, and what is known of the policy without asking it again."""
+    """Return one iteration for the curve: its cost, and the figures of the trajectories that it sampled."""
     found: dict[str, Any] = {"iteration": done.number, "tokens_sampled": done.tokens_sampled, "seconds": done.seconds}
     if done.number >= 0:
         train, rollout = done.stages["train"], done.stages["rollout"]
@@ -164,7 +164,7 @@ def point(done: Any, intended: Any) -> dict[str, Any]:
 
 
 def unique_responses(trajectories: Path) -> float | None:
-    """Share of a question's responses that differ from each other, mean over questions; None for trees."""
+    """Return the fraction of distinct responses to a question, averaged over questions; None for trees."""
     from stages.shards import schemas
     from stages.shards.parts import open_artefact
 
@@ -178,7 +178,7 @@ def unique_responses(trajectories: Path) -> float | None:
 
 
 def scores(plan: Plan, run: Run, which: str, model: Path, out: Path) -> dict[str, Any]:
-    """A model's accuracies, by name, as the plan's `scores` say, on held-out questions of the run's split."""
+    """Return the accuracies in the plan's `scores` by name, on held-out questions of the run's split."""
     from stages import evaluate
 
     shared = plan.recipe(run.table, None)["run"]
@@ -201,12 +201,12 @@ def scores(plan: Plan, run: Run, which: str, model: Path, out: Path) -> dict[str
 
 
 def warm_start_name(plan: Plan, table: str, number: int) -> str:
-    """Tables with the same warm start share it."""
+    """Return the name of a warm start; tables with the same warm start share it."""
     return f"{plan.content['tables'][table]['warm_start']}-{number}"
 
 
 def make_warm_start(plan: Plan, table: str, number: int, out: Path) -> str:
-    """Trains a warm start that is not there yet. Returns its name."""
+    """Train a warm start unless it exists; return its name."""
     import torch
 
     from stages.pipeline import iterate
@@ -219,7 +219,7 @@ def make_warm_start(plan: Plan, table: str, number: int, out: Path) -> str:
 
 
 def best_rate(results: Iterable[Mapping[str, Any]], table: str, method: str) -> float:
-    """The rate with the highest mean validation score of sampled responses; of equals, the lowest."""
+    """Return the rate with the highest mean validation score of sampled responses; the lowest of equal ones."""
     by_rate: dict[float, list[float]] = {}
     for result in results:
         if (result["table"], result["method"], result["split"]) == (table, method, "validation"):
@@ -228,7 +228,7 @@ def best_rate(results: Iterable[Mapping[str, Any]], table: str, method: str) -> 
 
 
 def compare(plan: Plan, tables: list[str], methods: list[str] | None, out: Path, jobs: int) -> None:
-    """Warm starts, then the grid, then the runs at the best rates, `jobs` at a time."""
+    """Run the warm starts, then the grid, then the runs at the best rates, `jobs` at a time."""
     warm_starts = range(plan.content["warm_starts"])
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         needed = {warm_start_name(plan, table, number): (table, number) for table in tables for number in warm_starts}
@@ -236,7 +236,7 @@ def compare(plan: Plan, tables: list[str], methods: list[str] | None, out: Path,
             print("warm start", made.result(), flush=True)
         grid = grid_runs(plan, tables, methods)
         left = Counter((run.table, run.method) for run in grid)
-        pending = {pool.submit(carry_out, plan, run, out): run for run in grid}
+        pending = {pool.submit(do_run, plan, run, out): run for run in grid}
         scored: list[dict[str, Any]] = []
         while pending:
             future = next(as_completed(pending))
@@ -249,11 +249,11 @@ def compare(plan: Plan, tables: list[str], methods: list[str] | None, out: Path,
             left[run.table, run.method] -= 1
             if left[run.table, run.method] == 0:  # its rate is known: its runs queue up
                 rate = best_rate(scored, run.table, run.method)
-                pending |= {pool.submit(carry_out, plan, final, out): final for final in final_runs(plan, run, rate)}
+                pending |= {pool.submit(do_run, plan, final, out): final for final in final_runs(plan, run, rate)}
 
 
 def grid_runs(plan: Plan, tables: list[str], methods: list[str] | None) -> list[Run]:
-    """Every method at every rate."""
+    """Return the runs of every method at every rate."""
     content = plan.content
     return [
         Run(table, method, rate, number, content["grid_seed"], "validation")
@@ -266,7 +266,7 @@ def grid_runs(plan: Plan, tables: list[str], methods: list[str] | None) -> list[
 
 
 def final_runs(plan: Plan, run: Run, rate: float) -> list[Run]:
-    """A method's runs at its rate, on every warm start with every seed."""
+    """Return the runs of a method at its rate, on every warm start with every seed."""
     return [
         replace(run, rate=rate, split="test", warm_start=number, seed=seed)
         for number in range(plan.content["warm_starts"])
@@ -279,11 +279,11 @@ def main() -> None:
     parser.add_argument("plan", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on one thread")
-    parser.add_argument("--tables", nargs="+", help="left out: all of the plan")
-    parser.add_argument("--methods", nargs="+", help="left out: all of each table")
-    asked = parser.parse_args()
-    plan = Plan(tomllib.loads(asked.plan.read_text()))
-    compare(plan, asked.tables or list(plan.content["tables"]), asked.methods, asked.out, asked.jobs)
+    parser.add_argument("--tables", nargs="+", help="default: all tables of the plan")
+    parser.add_argument("--methods", nargs="+", help="default: all methods of each table")
+    args = parser.parse_args()
+    plan = Plan(tomllib.loads(args.plan.read_text()))
+    compare(plan, args.tables or list(plan.content["tables"]), args.methods, args.out, args.jobs)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""The table and the figure of a comparison: `python examples/compare/report.py runs/compare --plan PLAN --out DIR`.
+"""Write the tables and figures of a comparison: `python examples/compare/report.py runs/compare --plan PLAN --out DIR`.
 
 Reads every `result.json` below the folder and writes `results.jsonl` (all of them, one line a run, the grid's without
 their curves), `tables.md` and one figure per table: accuracy of sampled responses against trained trajectories,
 sampled tokens and seconds of the run's one thread (its wall time where nothing else runs); where a table is about a
-fixed training set, also the share of unique responses and the entropy.
+fixed training set, also the fraction of unique responses and the entropy.
 
 Means are over warm starts × seeds. Differences to the first method of a table are paired by warm start and seed.
 Every standard error is over those runs.
@@ -24,27 +24,27 @@ Result = dict[str, Any]
 
 
 def read_results(folder: Path) -> list[Result]:
-    """Every result below a folder, or the lines of a `results.jsonl`, in the order of their names."""
+    """Return every result below a folder, or in a `results.jsonl`, sorted by name."""
     if folder.is_file():
         return [json.loads(line) for line in folder.read_text().splitlines()]
     return [json.loads(path.read_text()) for path in sorted(folder.glob("runs/**/result.json"))]
 
 
 def of(results: Sequence[Result], table: str, method: str, split: str) -> list[Result]:
-    """A method's runs in a table, by warm start and seed."""
+    """Return the runs of a method in a table, sorted by warm start and seed."""
     wanted = (table, method, split)
     found = [result for result in results if (result["table"], result["method"], result["split"]) == wanted]
     return sorted(found, key=lambda result: (result["warm_start"], result["seed"]))
 
 
 def shown(values: Sequence[float], digits: int = 3) -> str:
-    """`.779 ± .005`."""
+    """Return a mean with its standard error as `.779 ± .005`."""
     mean, error = mean_and_standard_error(values)
     return f"{mean:.{digits}f} ± {error:.{digits}f}".replace("0.", ".")
 
 
 def table_rows(results: Sequence[Result], table: str, methods: dict[str, str]) -> list[list[str]]:
-    """A row per method that has runs on the test split."""
+    """Return one row per method that has runs on the test split."""
     rows = []
     first = next(iter(methods))
     for method, title in methods.items():
@@ -75,7 +75,7 @@ def table_rows(results: Sequence[Result], table: str, methods: dict[str, str]) -
 
 
 def markdown(results: Sequence[Result], plan: dict[str, Any]) -> str:
-    """Every table that has results, as GitHub draws it."""
+    """Return every table that has results as GitHub-flavored Markdown."""
     lines = []
     for table, here in plan["tables"].items():
         methods = {name: plan["methods"][name]["title"] for name in here["methods"]}
@@ -100,7 +100,7 @@ def markdown(results: Sequence[Result], plan: dict[str, Any]) -> str:
 
 
 def curve(runs: Sequence[Result], x: str, y: str) -> tuple[list[float], list[float], list[float]]:
-    """Mean x, mean y and its standard error at every iteration where all runs have y; x is summed up along the run."""
+    """Return mean x, mean y and its standard error at each iteration that all runs have; x accumulates along a run."""
     xs, ys, errors = [], [], []
     for at in range(len(runs[0]["curve"])):
         values = [run["curve"][at].get(y) for run in runs]
@@ -127,7 +127,7 @@ MORE_PANELS = (
 
 
 def draw(results: Sequence[Result], table: str, plan: dict[str, Any], path: Path) -> None:
-    """One row of panels; two for a table that asks for `more_panels`."""
+    """Draw one row of panels; two for a table with `more_panels`."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -158,12 +158,12 @@ def draw(results: Sequence[Result], table: str, plan: dict[str, Any], path: Path
 
 
 def kept(result: Result) -> Result:
-    """A result without the curve that nobody draws."""
+    """Return a result without the curves that no figure uses."""
     return {key: value for key, value in result.items() if key != "curve" or result["split"] == "test"}
 
 
 def rounded(number: str) -> float:
-    """A number of a result as it is kept: what comes behind five decimals is noise."""
+    """Round the numbers of a result to five decimals; the rest is noise."""
     return round(float(number), 5)
 
 
@@ -172,15 +172,15 @@ def main() -> None:
     parser.add_argument("results", type=Path, help="the folder of compare.py, or a results.jsonl")
     parser.add_argument("--plan", type=Path, default=Path(__file__).parent / "plan.toml")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    asked = parser.parse_args()
-    results, plan = read_results(asked.results), tomllib.loads(asked.plan.read_text())
-    asked.out.mkdir(parents=True, exist_ok=True)
+    args = parser.parse_args()
+    results, plan = read_results(args.results), tomllib.loads(args.plan.read_text())
+    args.out.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(json.loads(json.dumps(result), parse_float=rounded)) for result in results]
-    (asked.out / "results.jsonl").write_text("\n".join(lines) + "\n")
-    (asked.out / "tables.md").write_text(markdown(results, plan))
+    (args.out / "results.jsonl").write_text("\n".join(lines) + "\n")
+    (args.out / "tables.md").write_text(markdown(results, plan))
     for table in plan["tables"]:
         if any(result["table"] == table and result["split"] == "test" for result in results):
-            draw(results, table, plan, asked.out / f"{table}.svg")
+            draw(results, table, plan, args.out / f"{table}.svg")
     print(markdown(results, plan))
 
 

@@ -237,7 +237,7 @@ class LearningOptions:
         group="DeepSpeed",
     )
     deepspeed_config: Path | None = option(
-        'JSON file with other settings of DeepSpeed; a setting that an option decides must be left out or "auto".',
+        'JSON file with other settings of DeepSpeed; a setting that an option decides must be absent or "auto".',
         default=None,
         default_text="none",
         result=False,
