@@ -1,4 +1,4 @@
-"""Which data and options are meant for which of several tasks."""
+"""Which data and options apply to which of several tasks."""
 
 import pytest
 
@@ -6,13 +6,13 @@ from stages.configs.choices import pair_tasks
 from stages.core.errors import UserError
 
 
-def test_one_task_takes_data_and_options_as_they_are():
+def test_one_task_takes_plain_data_and_options():
     assert pair_tasks(["gsm8k"], ["some=where"], ["answer=x", "gsm8k.question=y"]) == (
         ("gsm8k", "some=where", ("answer=x", "question=y")),
     )
 
 
-def test_what_names_a_task_is_meant_for_it_and_the_rest_for_all():
+def test_values_with_a_task_name_apply_to_it_and_others_to_all():
     found = pair_tasks(["math500", "aime24"], ["data", "aime24=other"], ["a=1", "math500.b=2", "aime24.b=3"])
     assert found == (("math500", "data", ("a=1", "b=2")), ("aime24", "other", ("a=1", "b=3")))
 

@@ -298,7 +298,9 @@ def test_a_warm_start_is_the_policy_of_the_first_iteration_and_the_reference_of_
         (("run.model=m", "run.iterations=-1"), r"\[run\] --iterations must be at least 0"),
     ],
 )
-def test_what_cannot_be_is_said_before_any_work(recipe: Path, tmp_path: Path, overrides: tuple[str, ...], message: str):
+def test_invalid_recipes_are_reported_before_any_work(
+    recipe: Path, tmp_path: Path, overrides: tuple[str, ...], message: str
+):
     with pytest.raises(UserError, match=message):
         iterate.run(config(recipe, tmp_path / "run", *overrides))
     assert not (tmp_path / "run").exists()

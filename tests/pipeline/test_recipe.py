@@ -148,7 +148,7 @@ def test_a_recipe_that_is_not_there_is_named(tmp_path: Path):
         ("rate = nan", r"\[stage\] --rate must be a finite number"),
     ],
 )
-def test_an_option_that_cannot_be_is_named_with_its_table(tmp_path: Path, table: str, message: str):
+def test_an_invalid_option_is_named_with_its_table(tmp_path: Path, table: str, message: str):
     recipe = read(tmp_path, f"{BASE}[stage]\n{table}\n")
     with pytest.raises(UserError, match=message):
         stage(recipe)

@@ -127,7 +127,7 @@ def test_what_is_in_a_model_directory_is_pruned_with_it(model: Path, policy: Pat
     assert checkpoints.digest(critic) == before
 
 
-def test_weights_that_were_pruned_are_told_before_any_work(model: Path, chain: Path, tmp_path: Path):
+def test_pruned_weights_are_reported_before_any_work(model: Path, chain: Path, tmp_path: Path):
     prune(model, weights=True)
     asked: dict[str, Any] = {"task": ("arithmetic",), "task_arg": ("operations=1",), "max_tokens": (16,)}
     with pytest.raises(UserError, match=r"the weights in .*model were pruned .* the last one of the run"):

@@ -206,7 +206,7 @@ def test_an_array_that_is_larger_than_the_cluster_takes_is_refused_with_the_shar
         ("rollout.num_shards=3", r"\[rollout\] must not set num_shards"),
     ],
 )
-def test_what_cannot_be_is_said_before_anything_is_written(override: str, message: str):
+def test_invalid_recipes_are_reported_before_anything_is_written(override: str, message: str):
     with pytest.raises(UserError, match=message):
         write(override)
     assert not Path("runs").exists()
@@ -340,7 +340,7 @@ def test_nothing_is_submitted_where_all_is_done_or_on_its_way(monkeypatch: pytes
     assert outcome.numbers == {}
 
 
-def test_a_slurm_that_refuses_a_job_is_told_and_what_it_took_is_noted(monkeypatch: pytest.MonkeyPatch):
+def test_a_rejected_job_is_reported_and_submitted_ones_are_recorded(monkeypatch: pytest.MonkeyPatch):
     programs({"sbatch": 'if [[ $* == *estimate* ]]; then echo "sbatch: error: QOSMaxSubmit" >&2; exit 1; fi; echo 5'})
     monkeypatch.setenv("PATH", f"{Path('bin').resolve()}:{os.environ['PATH']}")
     with pytest.raises(UserError, match=r"QOSMaxSubmit\); 3 are in the queue.*--only-missing"):
@@ -416,9 +416,7 @@ time.sleep({seconds})
         ("TERM", 4, {}, ""),  # cancelled: it stays so
     ],
 )
-def test_a_task_that_is_told_to_stop_goes_back_into_the_queue(
-    sent: str, code: int, variables: dict[str, str], requeued: str
-):
+def test_a_signaled_task_returns_to_the_queue(sent: str, code: int, variables: dict[str, str], requeued: str):
     programs({"scontrol": 'echo "requeue: $2"'})
     Path("work.py").write_text(WORK.format(name=f"SIG{sent}", code=code, seconds=60))
     Path("requeue.sh").write_text(REQUEUE)
@@ -437,7 +435,7 @@ def test_a_task_that_is_told_to_stop_goes_back_into_the_queue(
     assert process.returncode == code
 
 
-def test_a_task_that_is_told_to_stop_amid_its_lines_of_setup_goes_back_into_the_queue_too():
+def test_a_task_signaled_during_its_setup_returns_to_the_queue():
     programs({"scontrol": 'echo "requeue: $2"'})
     script = f"set -e\nmax_requeues=1\n{REQUEUE}\nkill -USR1 $$\nrun echo begun"
     environment = {**os.environ, "PATH": f"{Path('bin').resolve()}:{os.environ['PATH']}", "SLURM_JOB_ID": "12"}

@@ -200,7 +200,7 @@ print("rank", os.environ["SLURM_PROCID"], "is done", flush=True)
 """
 
 
-def test_the_ranks_of_a_training_are_told_to_leave_and_the_job_is_requeued(cluster: dict[str, str], tmp_path: Path):
+def test_signaled_ranks_of_a_training_exit_and_the_job_is_requeued(cluster: dict[str, str], tmp_path: Path):
     """The script of a training of two ranks, around a program in the place of `spo`."""
     (tmp_path / "bin").mkdir()
     spo = tmp_path / "bin" / "spo"

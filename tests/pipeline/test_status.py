@@ -213,7 +213,7 @@ def test_jobs_that_squeue_has_forgotten_are_asked_of_sacct(tmp_path: Path, monke
         ("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", None),
     ],
 )
-def test_a_slurm_that_does_not_answer_is_told(
+def test_an_unreachable_slurm_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, squeue: str, problem: str | None
 ):
     programs(tmp_path, monkeypatch, squeue=squeue, sacct="echo 'Slurm accounting storage is disabled' >&2; exit 1")

@@ -27,7 +27,11 @@ def spo(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 
 def in_shell(verbs: Path, *arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
     """`spo …` as a process of its own, with the pretended verbs."""
-    program = "from spo_cli import app\napp.VERBS['rollout'] = app.Verb('pretend_rollout', 'pretend_rollout', 'Pretend.')\napp.main()"
+    program = (
+        "from spo_cli import app\n"
+        "app.VERBS['rollout'] = app.Verb('pretend_rollout', 'pretend_rollout', 'Pretend.')\n"
+        "app.main()"
+    )
     environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{verbs}"}
     command = [sys.executable, "-c", program, *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, **options)  # type: ignore[call-overload]
@@ -150,7 +154,7 @@ def test_spo_alone_shows_the_commands_and_fails(capsys, monkeypatch):
     assert all(re.search(rf"{name} +{re.escape(verb.help)}", out) for name, verb in VERBS.items())
 
 
-def test_the_version_is_told(capsys):
+def test_the_version_is_printed(capsys):
     code, out, _ = spo(capsys, "--version")
     assert code == 0
     assert out.startswith("spo ")

@@ -143,7 +143,7 @@ def test_each_form_has_its_own_help(form: str, told: str, capsys, monkeypatch):
         (("--table", "a", "--num-questions", "2"), 2, "No such option"),
     ],
 )
-def test_mistakes_are_told_in_one_line(tmp_path: Path, monkeypatch, capsys, arguments, code, message):
+def test_user_errors_are_reported_in_one_line(tmp_path: Path, monkeypatch, capsys, arguments, code, message):
     monkeypatch.chdir(tmp_path)
     write_evaluation(Path("a"), graded(("q1", "A")))
     write_evaluation(Path("other"), graded(("q1", "A"), task="u"))

@@ -187,7 +187,7 @@ def test_a_model_directory_is_shown_with_its_lineage_and_last_metrics(run_direct
     assert json.loads(show(capsys, model, "--json"))["stage"] == "sft"
 
 
-def test_samples_that_a_policy_was_not_trained_on_are_told(run_directory, capsys):
+def test_samples_excluded_from_training_are_counted(run_directory, capsys):
     model = run_directory / "start"
     counts = {"trajectories": 96, "tokens": 5000, "waiting": 40, "aged_out": 7, "crowded_out": 0}
     write_lineage(model, dataclasses.replace(describe("train", None, Options()), counts=counts))
@@ -195,7 +195,7 @@ def test_samples_that_a_policy_was_not_trained_on_are_told(run_directory, capsys
     assert "counted               trajectories 96  waiting 40  aged_out 7" in show(capsys, model)
 
 
-def test_rollouts_that_were_drawn_and_spared_are_told_over_all_parts(chain, tmp_path, capsys):
+def test_drawn_and_saved_rollouts_are_summed_over_all_parts(chain, tmp_path, capsys):
     given = {"rollouts": "2..6", "interval_width": 0.5}
     spared = value(tmp_path / "advantages", chain / "cutpoints", **given).figures
     told = statistics(capsys, tmp_path / "advantages")["counted"]
@@ -248,7 +248,7 @@ def test_the_schema_says_what_every_column_means(run_directory, capsys, monkeypa
     assert "advantage" not in one
 
 
-def test_rows_of_another_tool_are_shown_and_said_to_have_no_lineage(run_directory, capsys):
+def test_rows_of_another_tool_are_shown_without_lineage(run_directory, capsys):
     columns = ["prompt", "prompt_token_ids", "token_ids", "logprobs", "text", "reward", "reference"]
     pandas.DataFrame(RESPONSES)[columns].to_parquet("foreign.parquet")
     text = show(capsys, "foreign.parquet")
@@ -278,7 +278,7 @@ def test_tokens_that_nobody_can_read_are_shown_as_ids(run_directory, capsys):
         (["table.parquet"], "is not a table of spo: its columns are a"),
     ],
 )
-def test_what_cannot_be_shown_is_said_in_one_line(run_directory, capsys, arguments, line):
+def test_invalid_requests_are_reported_in_one_line(run_directory, capsys, arguments, line):
     Path("notes").mkdir()
     Path("notes/a.txt").write_text("hello")
     pq.write_table(pa.table({"a": [1]}), "table.parquet")

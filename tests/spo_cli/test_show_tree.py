@@ -103,7 +103,7 @@ def test_figures_of_segments_and_advantages_know_the_whole_tree(trees, capsys):
     assert kept["advantage"]["mean"] == -0.125  # 1/4 and −1/2
 
 
-def test_trees_out_of_reach_are_told_of_by_their_segments_alone(trees, capsys):
+def test_trees_without_trajectories_are_described_by_their_segments(trees, capsys):
     shutil.rmtree(trees / "trajectories")
     assert statistics(capsys, trees / "kept")["advantage"]["mean"] == -0.125
     text = show(capsys, trees / "kept")
@@ -201,7 +201,7 @@ def test_what_a_model_wrote_cannot_move_the_cursor(trees, capsys):
         (["run/kept", "--trajectory", "q0/2"], "has no trajectory 'q0/2'"),
     ],
 )
-def test_what_cannot_be_drawn_is_said_in_one_line(trees, capsys, arguments, line):
+def test_invalid_trees_are_reported_in_one_line(trees, capsys, arguments, line):
     code, err = refused(capsys, *arguments)
     assert code == 2
     assert line in err
