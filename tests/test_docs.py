@@ -1,4 +1,4 @@
-"""The documentation says what is there: links, command lines, generated tables, and the length of the README."""
+"""The documentation agrees with the code: links, command lines, flags, tables, file names; the README is short."""
 
 from __future__ import annotations
 
@@ -29,10 +29,12 @@ DIRECTIVE = re.compile(r"^<!-- generate: (.+) -->$", re.MULTILINE)
 
 
 def name_of(path: Path) -> str:
+    """Return the path within the repository, as the id of a test."""
     return str(path.relative_to(ROOT))
 
 
 def load_hooks() -> ModuleType:
+    """Import the hooks of MkDocs, which lie outside any package."""
     spec = importlib.util.spec_from_file_location("docs_hooks", DOCS / "hooks.py")
     assert spec
     assert spec.loader
@@ -45,11 +47,12 @@ HOOKS = load_hooks()
 
 
 def blocks(text: str, language: str) -> list[str]:
+    """Return the contents of the fenced code blocks in a language."""
     return [content for found, content in BLOCK.findall(text) if found == language]
 
 
 def command_lines(text: str) -> Iterator[list[str]]:
-    """Yield the arguments of every `spo` command in the shell blocks of a page, what follows `spo`."""
+    """Yield the arguments of every `spo` command in the shell blocks of a page."""
     for block in blocks(text, "bash"):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
@@ -79,18 +82,18 @@ def headings(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", [*PAGES, README, CONTRIBUTING], ids=name_of)
-def test_relative_links_lead_somewhere(path: Path):
+def test_relative_links_have_a_target(path: Path):
     text = BLOCK.sub("", path.read_text(encoding="utf-8"))
     for link in LINK.findall(text):
         if re.match(r"[a-z]+:", link):
             continue
         file, _, anchor = link.partition("#")
         target = (path.parent / file).resolve() if file else path
-        made = target.is_relative_to(DOCS) and str(target.relative_to(DOCS)) in HOOKS.IMAGES
-        assert target.exists() or made, link
+        is_generated = target.is_relative_to(DOCS) and str(target.relative_to(DOCS)) in HOOKS.IMAGES
+        assert target.exists() or is_generated, link
         assert not anchor or anchor in headings(target), link
         if path.is_relative_to(DOCS):
-            assert target.is_relative_to(DOCS), f"{link} leaves docs/, so the built page cannot follow it"
+            assert target.is_relative_to(DOCS), f"{link} leads out of docs/, where the built site has no page"
 
 
 @pytest.mark.parametrize("path", [*PAGES, README, CONTRIBUTING], ids=name_of)
@@ -102,7 +105,7 @@ def test_every_command_line_parses(path: Path):
             pytest.fail(f"spo {shlex.join(words)}: {error}")
 
 
-def test_the_parser_of_command_lines_refuses_a_flag_that_does_not_exist():
+def test_the_parser_of_command_lines_rejects_an_unknown_flag():
     (words,) = command_lines(
         "```bash\nspo segment runs/x/trajectories \\\n    --no-such-flag 3 --out runs/x/c  # why\n```\n"
     )
@@ -112,8 +115,8 @@ def test_the_parser_of_command_lines_refuses_a_flag_that_does_not_exist():
 
 
 @pytest.mark.parametrize("path", [*PAGES, README], ids=name_of)
-def test_the_flags_that_the_text_names_exist(path: Path):
-    known = {"--help-all", "--no-python", "--array", "--nproc-per-node"}  # the last two: sbatch's and torchrun's
+def test_all_flags_in_the_text_exist(path: Path):
+    known = {"--help-all", "--no-python", "--array", "--nproc-per-node"}  # of sbatch and torchrun
     for name in VERBS:
         for form in ([], ["--compare"], ["--regrade"], ["--table"]):
             for parameter in load_command(name, form if name == "eval" else []).params:
@@ -124,7 +127,7 @@ def test_the_flags_that_the_text_names_exist(path: Path):
     assert set(named) <= known | generic
 
 
-def test_every_command_has_a_page_with_all_of_its_options():
+def test_every_command_has_a_page_with_all_its_options():
     for name in VERBS:
         text = HOOKS.expand((DOCS / "commands" / f"{name}.md").read_text(encoding="utf-8"))
         forms = [[], ["--compare"], ["--regrade"], ["--table"]] if name == "eval" else [[]]
@@ -134,7 +137,7 @@ def test_every_command_has_a_page_with_all_of_its_options():
                 assert all(option in text for option in shown), f"{name}: {shown}"
 
 
-def test_the_page_of_artefacts_has_every_column_of_every_table():
+def test_the_page_on_artefacts_lists_every_column_of_every_table():
     text = HOOKS.expand((DOCS / "artefacts.md").read_text(encoding="utf-8"))
     for schema in BY_STAGE.values():
         table = HOOKS.columns(schema.stage)
@@ -142,7 +145,7 @@ def test_the_page_of_artefacts_has_every_column_of_every_table():
         assert [row.split("`")[1] for row in table.splitlines() if row.startswith("| `")] == list(schema.names)
 
 
-def test_the_figures_of_the_comparison_are_those_of_its_results():
+def test_the_figures_of_the_comparison_come_from_its_results():
     page = HOOKS.expand((DOCS / "comparison.md").read_text(encoding="utf-8"))
     results = (ROOT / "examples/compare/results/tables.md").read_text(encoding="utf-8")
     rows = [line for line in results.splitlines() if line.startswith("| ")]
@@ -153,7 +156,7 @@ def test_the_figures_of_the_comparison_are_those_of_its_results():
             assert figure in results, f"{path.name}: {figure}"
 
 
-def test_columns_that_the_examples_select_exist():
+def test_all_columns_in_the_examples_exist():
     names = {name for schema in BY_STAGE.values() for name in schema.names}
     for path in [*PAGES, README]:
         for block in blocks(path.read_text(encoding="utf-8"), "python"):
@@ -162,7 +165,7 @@ def test_columns_that_the_examples_select_exist():
 
 
 @pytest.mark.parametrize("path", [*PAGES, README], ids=name_of)
-def test_recipes_in_the_text_are_read(path: Path, tmp_path: Path):
+def test_all_recipes_in_the_text_are_valid(path: Path, tmp_path: Path):
     for block in blocks(HOOKS.expand(path.read_text(encoding="utf-8")), "toml"):
         tables = tomllib.loads(block)
         if "run" in tables:
@@ -173,7 +176,7 @@ def test_recipes_in_the_text_are_read(path: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("path", [*PAGES, README, CONTRIBUTING], ids=name_of)
-def test_the_files_that_the_text_names_exist(path: Path):
+def test_all_files_in_the_text_exist(path: Path):
     named = re.findall(r"`((?:stages|spo_cli|tests|examples|docs)/[\w./-]*)`", path.read_text(encoding="utf-8"))
     missing = [name for name in named if "NAME" not in name and not (ROOT / name).exists()]
     assert not missing
@@ -189,7 +192,7 @@ def test_the_readme_links_to_every_guide():
     assert pages - linked == {"docs/index.md", "docs/contributing.md"}
 
 
-def test_the_site_builds_without_a_warning_and_asks_no_other_server(tmp_path: Path):
+def test_the_site_builds_without_a_warning_and_loads_nothing_from_other_servers(tmp_path: Path):
     pytest.importorskip("mkdocs", reason="needs the extra docs")
     pytest.importorskip("material", reason="needs the extra docs")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
@@ -202,7 +205,9 @@ def test_the_site_builds_without_a_warning_and_asks_no_other_server(tmp_path: Pa
         loaded = re.findall(
             r'<(?:script|img|iframe)[^>]*\ssrc="([^"]+)"|<link[^>]*rel="stylesheet"[^>]*href="([^"]+)"', html
         )
-        assert not [one for pair in loaded for one in pair if one.startswith(("http:", "https:", "//"))], page.name
+        assert not [address for pair in loaded for address in pair if address.startswith(("http:", "https:", "//"))], (
+            page.name
+        )
         assert "<!-- generate:" not in html
         assert 'class="arithmatex"' not in html
     assert (tmp_path / "site/search/search_index.json").stat().st_size > 10_000
