@@ -1,4 +1,4 @@
-"""A bucket seen from outside: by Amazon's own client, which knows nothing of spo or pyarrow."""
+"""A bucket as an independent client (boto3) sees it, without spo and pyarrow."""
 
 from __future__ import annotations
 
@@ -13,34 +13,36 @@ from stages.core.paths import as_path
 
 @dataclass(frozen=True)
 class Bucket:
-    """A bucket of the server that the environment names."""
+    """A bucket on the server of the environment variable AWS_ENDPOINT_URL."""
 
     name: str
     client: Any
 
     @classmethod
     def make(cls, name: str) -> Bucket:
+        """Create a bucket."""
         client = boto3.client("s3")
         client.create_bucket(Bucket=name)
         return cls(name, client)
 
     def path(self, key: str = "") -> Path:
-        """As the stages take it."""
+        """Return the path of a key, in the form that the stages accept."""
         return as_path(f"s3://{self.name}/{key}")
 
     def names(self, prefix: str = "") -> list[str]:
-        """Keys of all objects, but the empty ones that stand for directories."""
+        """Return the keys of all objects, without the empty objects that represent directories."""
         listed = self.client.list_objects_v2(Bucket=self.name, Prefix=prefix).get("Contents", [])
-        return [one["Key"] for one in listed if not one["Key"].endswith("/")]
+        return [entry["Key"] for entry in listed if not entry["Key"].endswith("/")]
 
     def objects(self) -> dict[str, bytes]:
-        """All of them."""
+        """Return the content of all objects by key."""
         read = self.client.get_object
         return {key: read(Bucket=self.name, Key=key)["Body"].read() for key in self.names()}
 
     def uploads(self) -> list[str]:
-        """Keys of objects that have been begun and not completed."""
-        return [one["Key"] for one in self.client.list_multipart_uploads(Bucket=self.name).get("Uploads", [])]
+        """Return the keys of multipart uploads that were started and not completed."""
+        return [entry["Key"] for entry in self.client.list_multipart_uploads(Bucket=self.name).get("Uploads", [])]
 
     def put(self, key: str, content: bytes) -> None:
+        """Write an object."""
         self.client.put_object(Bucket=self.name, Key=key, Body=content)
