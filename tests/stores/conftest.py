@@ -1,4 +1,4 @@
-"""A real S3 server on this machine: moto's, on a free port of the loopback, one for all tests of this folder."""
+"""A real S3 server on this machine: moto on a free port of the loopback interface, one for all tests of this folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from werkzeug.serving import make_server
 
 moto, sent = DomainDispatcherApplication(create_backend_app), 0
 
-def counted(environ, start_response):
+def count_bytes(environ, start_response):
     global sent
     if environ["PATH_INFO"] == "/bytes-sent":
         start_response("200 OK", [])
@@ -28,22 +28,22 @@ def counted(environ, start_response):
     sent += sum(map(len, answer))
     return answer
 
-server = make_server("127.0.0.1", 0, counted, threaded=True)
+server = make_server("127.0.0.1", 0, count_bytes, threaded=True)
 print(server.port, flush=True)
 threading.Thread(target=server.serve_forever, daemon=True).start()
-sys.stdin.read()  # ends with the tests
+sys.stdin.read()  # returns when the tests end
 """
 
 
 @pytest.fixture(scope="session")
 def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Its address; in the environment, as everywhere, for this process and the commands that it starts."""
+    """Start the server, set the environment of its clients in this process and its children, and yield its address."""
     command = [sys.executable, "-c", _SERVER]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
         assert server.stdin
         assert server.stdout
         address = f"http://127.0.0.1:{int(server.stdout.readline())}"
-        given = {
+        variables = {
             "AWS_ENDPOINT_URL": address,
             "AWS_ACCESS_KEY_ID": "tests",
             "AWS_SECRET_ACCESS_KEY": "tests",
@@ -54,7 +54,7 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             "SPO_CACHE": str(tmp_path_factory.mktemp("cache")),
         }
         with pytest.MonkeyPatch.context() as patch:
-            for name, value in given.items():
+            for name, value in variables.items():
                 patch.setenv(name, value)
             yield address
         server.stdin.close()
@@ -62,5 +62,5 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def bucket(endpoint: str) -> Bucket:
-    """An empty bucket."""
+    """Return an empty bucket."""
     return Bucket.make(f"spo-{uuid.uuid4().hex}")
