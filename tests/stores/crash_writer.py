@@ -1,7 +1,8 @@
-"""A process that starts writers into a store and kills them, for test_parts.py: one line in per writer, one out.
+"""A process that starts writers into a store and kills them, for test_parts.py.
 
-In: `DIRECTORY EVENT`: SIGKILL at the EVENT-th moment; a writer has one before, amid and after each object of its table.
-Out, once all lines are in: the number of the signal that ended the writer, 0 if it ran to its end.
+It reads one line `DIRECTORY EVENT` per writer: the writer sends itself SIGKILL at that event. Events count from 1; each
+object of the table has three: before its upload, in the middle of it, and after it. After the last line, the process
+prints one line per writer: the number of the signal that ended it, 0 if it finished.
 """
 
 from __future__ import annotations
@@ -19,31 +20,31 @@ from tests.shards.samples import trajectories, write_part
 
 
 def die_at(event: int) -> None:
-    """SIGKILL to this process at the `event`-th moment."""
+    """Make this process send itself SIGKILL at the `event`-th event."""
     events = itertools.count(1)
 
-    def reached() -> None:
+    def pass_event() -> None:
         if next(events) == event:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def put(filesystem: Any, key: str, data: Any) -> int:
         if "_logs/" in key:
-            return whole(filesystem, key, data)
-        reached()
+            return original_put(filesystem, key, data)
+        pass_event()
         with filesystem.open_output_stream(key) as stream:
             half = len(data) // 2
             stream.write(data[:half])
             stream.flush()
-            reached()
+            pass_event()
             stream.write(data[half:])
-        reached()
+        pass_event()
         return len(data)
 
-    whole, paths._put = paths._put, put
+    original_put, paths._put = paths._put, put
 
 
 def write(directory: Path) -> None:
-    """The work: one part of 23 rows in 2 chunks."""
+    """Write one part of 23 rows in 2 chunks."""
     write_part(directory, 1, 2, table=trajectories(23), chunk=12)
 
 
