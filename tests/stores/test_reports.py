@@ -1,4 +1,4 @@
-"""The metrics of a run that lies in a store: kept on this machine while it goes on, copied into it at the end."""
+"""The metrics of a run in a store: written on this machine while it runs, copied into the store at the end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.shards.samples import Notes
 from tests.stores.bucket import Bucket
 
 
-def test_a_run_in_a_store_goes_on_with_its_report_on_another_machine(
+def test_a_run_in_a_store_continues_its_report_on_another_machine(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     run, identities = bucket.path("runs/one"), list[str]()
@@ -24,6 +24,6 @@ def test_a_run_in_a_store_goes_on_with_its_report_on_another_machine(
             report.open_series("train", run / "000" / "checkpoint", "work", steps)
         identities.append(json.loads(bucket.objects()["runs/one/_logs/mirrors.json"])["identity"])
         assert list((tmp_path / machine / "logs").glob("*/tensorboard/*tfevents*"))
-    told = [json.loads(line) for line in bucket.objects()["runs/one/_logs/metrics.jsonl"].splitlines()]
-    assert [(entry["of"], entry["step"]) for entry in told] == [("000/checkpoint", i) for i in range(1, 5)]
+    entries = [json.loads(line) for line in bucket.objects()["runs/one/_logs/metrics.jsonl"].splitlines()]
+    assert [(entry["of"], entry["step"]) for entry in entries] == [("000/checkpoint", i) for i in range(1, 5)]
     assert identities[0] == identities[1]
