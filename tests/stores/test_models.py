@@ -21,7 +21,7 @@ def test_models_of_equal_size_and_time_have_separate_copies(bucket: Bucket):
             bucket.put(f"{name}/model.safetensors", name.ljust(8).encode())
             bucket.put(f"{name}/config.json", b"{}")
         times = bucket.client.list_objects_v2(Bucket=bucket.name)["Contents"]
-        if len({one["LastModified"].replace(microsecond=0) for one in times}) == 1:
+        if len({entry["LastModified"].replace(microsecond=0) for entry in times}) == 1:
             break
     for name in names:
         address = bucket.path(name)
