@@ -1,4 +1,4 @@
-"""Whole commands over a store: the chain of the stages, what reads its artefacts, and commands that are killed."""
+"""Whole commands on a store: the chain of stages, the commands that read its artefacts, and killed commands."""
 
 from __future__ import annotations
 
@@ -35,27 +35,39 @@ pytestmark = pytest.mark.xdist_group("stores")
 
 
 def spo(*words: str | Path) -> int:
-    """A command in this process; its exit code."""
-    with pytest.raises(SystemExit) as left:
+    """Run a command in this process; return its exit code."""
+    with pytest.raises(SystemExit) as end:
         main([str(word) for word in words])
-    return int(left.value.code or 0)
+    return int(end.value.code or 0)
 
 
-def iterate(at: str, model: str) -> None:
-    """One iteration and its evaluation, a command per stage; the questions in two parts."""
+def iterate(directory: str, model: str) -> None:
+    """Run one iteration and its evaluation, a command per stage, with the questions in two parts."""
     for shard in ("0/2", "1/2"):
-        assert spo("rollout", "--model", model, *SAMPLE, "--shard", shard, "--out", f"{at}/trajectories") == 0
-    assert spo("segment", f"{at}/trajectories", "--interval", "2", "--out", f"{at}/cutpoints") == 0
-    assert spo("estimate", f"{at}/cutpoints", "--rollouts", "3", "--threads", "1", "--out", f"{at}/advantages") == 0
+        assert spo("rollout", "--model", model, *SAMPLE, "--shard", shard, "--out", f"{directory}/trajectories") == 0
+    assert spo("segment", f"{directory}/trajectories", "--interval", "2", "--out", f"{directory}/cutpoints") == 0
+    assert (
+        spo(
+            "estimate",
+            f"{directory}/cutpoints",
+            "--rollouts",
+            "3",
+            "--threads",
+            "1",
+            "--out",
+            f"{directory}/advantages",
+        )
+        == 0
+    )
     train = ["--learning-rate", "1e-3", "--per-device-batch-size", "16", "--threads", "1"]
-    assert spo("train", f"{at}/advantages", *train, "--out", f"{at}/checkpoint") == 0
-    evaluation = ["--model", f"{at}/checkpoint", *TASK, "--num-questions", "8", "--out", f"{at}/eval"]
+    assert spo("train", f"{directory}/advantages", *train, "--out", f"{directory}/checkpoint") == 0
+    evaluation = ["--model", f"{directory}/checkpoint", *TASK, "--num-questions", "8", "--out", f"{directory}/eval"]
     assert spo("eval", *evaluation) == 0
 
 
 @dataclass(frozen=True)
 class Runs:
-    """The same iteration in a bucket and on the disk, from copies of one model."""
+    """The same iteration in a bucket and on disk, from copies of one model."""
 
     bucket: Bucket
     stored: str
@@ -66,18 +78,18 @@ class Runs:
 def runs(endpoint: str, policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     disk = tmp_path_factory.mktemp("runs")
     bucket = Bucket.make("spo-runs")
-    for copy in (disk / "start", disk / "travelling"):
+    for copy in (disk / "start", disk / "to-publish"):
         shutil.copytree(policy, copy)
     start = bucket.path("run/start")
     assert isinstance(start, StorePath)
-    transfer.publish(disk / "travelling", start)
+    transfer.publish(disk / "to-publish", start)
     iterate(f"s3://{bucket.name}/run/000", str(start))
     iterate(str(disk / "000"), str(disk / "start"))
     return Runs(bucket, f"s3://{bucket.name}/run/000", str(disk / "000"))
 
 
 @pytest.mark.parametrize("name", [*ARTEFACTS, "eval"])
-def test_a_stage_in_a_store_writes_the_rows_that_it_writes_on_a_disk(runs: Runs, name: str):
+def test_a_stage_writes_the_same_rows_to_a_store_and_to_a_disk(runs: Runs, name: str):
     stored, local = pandas.read_parquet(f"{runs.stored}/{name}"), pandas.read_parquet(f"{runs.local}/{name}")
     assert len(stored) > 0
     pandas.testing.assert_frame_equal(stored, local)
@@ -86,11 +98,13 @@ def test_a_stage_in_a_store_writes_the_rows_that_it_writes_on_a_disk(runs: Runs,
 def test_training_from_a_store_gives_the_same_weights(runs: Runs):
     stored = checkpoints.resolve(f"{runs.stored}/checkpoint")
     assert checkpoints.digest(stored) == checkpoints.digest(Path(runs.local) / "checkpoint")
-    told, same = (json.loads((at / "spo.json").read_text()) for at in (stored, Path(runs.local) / "checkpoint"))
-    assert told == same, "lineage and its relative paths"
+    found, expected = (
+        json.loads((path / "spo.json").read_text()) for path in (stored, Path(runs.local) / "checkpoint")
+    )
+    assert found == expected, "the same lineage, with the same relative paths"
 
 
-def test_nothing_is_left_beside_the_artefacts(runs: Runs):
+def test_no_object_is_left_beside_the_artefacts(runs: Runs):
     names = {name.removeprefix("run/000/") for name in runs.bucket.objects() if name.startswith("run/000/")}
     parts = {f"{name}/part-0000{i}-of-00002.parquet" for name in ARTEFACTS for i in (0, 1)}
     parts |= {"eval/part-00000-of-00001.parquet"}
@@ -100,7 +114,7 @@ def test_nothing_is_left_beside_the_artefacts(runs: Runs):
     assert runs.bucket.uploads() == []
 
 
-def test_lineage_is_relative_within_a_store_so_a_run_may_move(runs: Runs):
+def test_lineage_is_relative_within_a_store_so_that_a_run_may_move(runs: Runs):
     for name in [name for name in runs.bucket.objects() if name.startswith("run/")]:
         source = {"Bucket": runs.bucket.name, "Key": name}
         runs.bucket.client.copy_object(Bucket=runs.bucket.name, Key=f"moved/{name}", CopySource=source)
@@ -110,12 +124,12 @@ def test_lineage_is_relative_within_a_store_so_a_run_may_move(runs: Runs):
     assert str(trace_back(advantages, TRAJECTORIES).path) == f"s3://{runs.bucket.name}/moved/run/000/trajectories"
 
 
-def test_training_here_reads_advantages_from_there(runs: Runs, tmp_path: Path):
+def test_training_on_disk_reads_advantages_from_a_store(runs: Runs, tmp_path: Path):
     train = ["--learning-rate", "1e-3", "--per-device-batch-size", "16", "--threads", "1"]
     assert spo("train", f"{runs.stored}/advantages", *train, "--out", tmp_path / "checkpoint") == 0
     assert checkpoints.digest(tmp_path / "checkpoint") == checkpoints.digest(Path(runs.local) / "checkpoint")
-    told = json.loads((tmp_path / "checkpoint" / "spo.json").read_text())
-    assert told["inputs"][0]["path"] == f"{runs.stored}/advantages"
+    lineage = json.loads((tmp_path / "checkpoint" / "spo.json").read_text())
+    assert lineage["inputs"][0]["path"] == f"{runs.stored}/advantages"
 
 
 def test_a_second_call_finds_everything_up_to_date(runs: Runs, capsys: pytest.CaptureFixture[str]):
@@ -123,22 +137,22 @@ def test_a_second_call_finds_everything_up_to_date(runs: Runs, capsys: pytest.Ca
     iterate(runs.stored, f"s3://{runs.bucket.name}/run/start")
     assert capsys.readouterr().err.count("is up to date") >= 2 + 2 + 2 + 1 + 1
     after = runs.bucket.objects()
-    assert {name: one for name, one in after.items() if "_logs" not in name} == {
-        name: one for name, one in before.items() if "_logs" not in name
+    assert {name: content for name, content in after.items() if "_logs" not in name} == {
+        name: content for name, content in before.items() if "_logs" not in name
     }
 
 
 def test_show_follows_the_lineage_of_an_artefact_in_a_store(runs: Runs, capsys: pytest.CaptureFixture[str]):
     assert spo("show", f"{runs.stored}/advantages") == 0
-    told = capsys.readouterr().out
-    for place in ("advantages", "cutpoints", "trajectories"):
-        assert f"{runs.stored}/{place}" in told.replace("\n", "")
-    assert "statistics of 2 parts" in told
+    shown = capsys.readouterr().out
+    for name in ("advantages", "cutpoints", "trajectories"):
+        assert f"{runs.stored}/{name}" in shown.replace("\n", "")
+    assert "statistics of 2 parts" in shown
     assert spo("show", f"{runs.stored}/checkpoint") == 0
     assert "Qwen2ForCausalLM" in capsys.readouterr().out
 
 
-def test_show_tells_the_state_of_a_run_in_a_store(runs: Runs, capsys: pytest.CaptureFixture[str]):
+def test_show_lists_the_state_of_a_run_in_a_store(runs: Runs, capsys: pytest.CaptureFixture[str]):
     half = as_path(f"s3://{runs.bucket.name}/half/000/cutpoints")
     (half / ".part-00000-of-00001" / "chunk-00000.parquet").write_bytes(b"")
     assert spo("show", f"s3://{runs.bucket.name}/run", "--json") == 0
@@ -152,7 +166,7 @@ def test_show_tells_the_state_of_a_run_in_a_store(runs: Runs, capsys: pytest.Cap
     assert "only unfinished work" in begun["problem"]
 
 
-def test_evaluations_in_a_store_are_compared_and_graded_again(runs: Runs, capsys: pytest.CaptureFixture[str]):
+def test_evaluations_in_a_store_are_compared_and_regraded(runs: Runs, capsys: pytest.CaptureFixture[str]):
     assert spo("eval", "--regrade", f"{runs.stored}/eval", "--out", f"{runs.stored}/again") == 0
     again = pandas.read_parquet(f"{runs.stored}/again")
     pandas.testing.assert_frame_equal(again, pandas.read_parquet(f"{runs.stored}/eval"))
@@ -164,49 +178,49 @@ def test_evaluations_in_a_store_are_compared_and_graded_again(runs: Runs, capsys
     assert "stored" in capsys.readouterr().out
 
 
-def test_a_model_is_fetched_once_and_its_optimiser_only_for_training(runs: Runs, endpoint: str):
-    def sent() -> int:
+def test_a_model_is_fetched_once_and_its_optimizer_only_for_training(runs: Runs, endpoint: str):
+    def bytes_sent() -> int:
         with urllib.request.urlopen(f"{endpoint}/bytes-sent") as answer:
             return int(answer.read())
 
-    place = as_path(f"{runs.stored}/checkpoint")
+    checkpoint = as_path(f"{runs.stored}/checkpoint")
     shutil.rmtree(cache_directory() / "models")
-    before = sent()
-    copy = checkpoints.resolve(str(place))
-    fetched = sent() - before
+    before = bytes_sent()
+    copy = checkpoints.resolve(str(checkpoint))
+    fetched = bytes_sent() - before
     assert fetched > (copy / "model.safetensors").stat().st_size
     assert not (copy / "optimizer.safetensors").exists()
-    before = sent()
-    assert checkpoints.resolve(str(place)) == copy
-    assert sent() - before < 20_000, "a listing"
-    assert (checkpoints.resolve(str(place), whole=True) / "optimizer.safetensors").is_file()
-    assert transfer.origin(copy) == place
+    before = bytes_sent()
+    assert checkpoints.resolve(str(checkpoint)) == copy
+    assert bytes_sent() - before < 20_000, "only a listing is transferred"
+    assert (checkpoints.resolve(str(checkpoint), whole=True) / "optimizer.safetensors").is_file()
+    assert transfer.origin(copy) == checkpoint
 
 
-def test_a_model_whose_upload_was_cut_short_is_none_and_is_put_there_again(
+def test_an_interrupted_upload_of_a_model_is_incomplete_and_is_repeated(
     runs: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    place = f"s3://{runs.bucket.name}/cut/checkpoint"
+    checkpoint = f"s3://{runs.bucket.name}/cut/checkpoint"
     command = ["train", f"{runs.stored}/advantages", "--learning-rate", "1e-3", "--per-device-batch-size", "16"]
-    command += ["--threads", "1", "--out", place]
-    put = transfer._upload
+    command += ["--threads", "1", "--out", checkpoint]
+    upload = transfer._upload
 
-    def die(source: Path, target: Path) -> None:
+    def fail_at_the_end(source: Path, target: Path) -> None:
         if target.name == "config.json":
             raise UserError("the store is gone")
-        put(source, target)
+        upload(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(transfer, "_upload", die)
+        patch.setattr(transfer, "_upload", fail_at_the_end)
         assert spo(*command) == 2
     assert "cut/checkpoint/model.safetensors" in runs.bucket.objects()
     with pytest.raises(UserError, match="only an incomplete one"):
-        checkpoints.resolve(place)
+        checkpoints.resolve(checkpoint)
     assert spo(*command) == 0
-    assert checkpoints.digest(checkpoints.resolve(place)) == checkpoints.digest(Path(runs.local) / "checkpoint")
+    assert checkpoints.digest(checkpoints.resolve(checkpoint)) == checkpoints.digest(Path(runs.local) / "checkpoint")
 
 
-def test_what_is_not_a_model_of_ours_is_not_replaced(runs: Runs, capsys: pytest.CaptureFixture[str]):
+def test_a_directory_that_spo_did_not_write_is_not_replaced(runs: Runs, capsys: pytest.CaptureFixture[str]):
     runs.bucket.put("precious/data.bin", b"years of work")
     out = f"s3://{runs.bucket.name}/precious"
     assert spo("train", f"{runs.stored}/advantages", "--threads", "1", "--overwrite", "--out", out) == 2
@@ -220,22 +234,23 @@ def test_data_is_read_from_a_store(runs: Runs, tmp_path: Path):
     rows.to_json(tmp_path / "test.jsonl", orient="records", lines=True)
     for name in ("train.parquet", "test.jsonl"):
         runs.bucket.put(f"data/{name}", (tmp_path / name).read_bytes())
-    here, there = tmp_path / "here", tmp_path / "there"
+    local, stored = tmp_path / "local", tmp_path / "stored"
     sample = ["--model", f"{runs.local}/checkpoint", "--task", "custom", "--max-tokens", "8", "--threads", "1"]
     for split in ("train", "test"):
-        for out, data in ((here, str(tmp_path)), (there, f"s3://{runs.bucket.name}/data")):
+        for out, data in ((local, str(tmp_path)), (stored, f"s3://{runs.bucket.name}/data")):
             assert spo("rollout", *sample, "--split", split, "--data", data, "--out", out / split) == 0
-        pandas.testing.assert_frame_equal(pandas.read_parquet(here / split), pandas.read_parquet(there / split))
+        pandas.testing.assert_frame_equal(pandas.read_parquet(local / split), pandas.read_parquet(stored / split))
 
 
-def until(reached: Callable[[], Any], seconds: float = 1200) -> None:
+def wait_until(condition: Callable[[], Any], seconds: float = 1200) -> None:
+    """Wait until the condition holds; fail after `seconds`."""
     deadline = time.monotonic() + seconds
-    while not reached():
-        assert time.monotonic() < deadline, "it did not come to pass"
+    while not condition():
+        assert time.monotonic() < deadline, f"the condition did not hold within {seconds} s"
         time.sleep(0.05)
 
 
-def test_a_stage_killed_in_the_middle_shows_nothing_partial_and_resumes(runs: Runs, capsys: pytest.CaptureFixture[str]):
+def test_a_killed_stage_shows_no_partial_part_and_resumes(runs: Runs, capsys: pytest.CaptureFixture[str]):
     key = "run/killed/trajectories"
     command = ["rollout", "--model", f"s3://{runs.bucket.name}/run/start", *TASK, "--num-questions", "60"]
     command += ["--num-generations", "2", "--chunk-questions", "1", "--out", f"s3://{runs.bucket.name}/{key}"]
@@ -245,10 +260,10 @@ def test_a_stage_killed_in_the_middle_shows_nothing_partial_and_resumes(runs: Ru
         return [name for name in names if not name.startswith("_logs/")]
 
     with subprocess.Popen([sys.executable, "-m", "spo_cli", *command], cwd=ROOT, stderr=subprocess.PIPE) as stage:
-        until(lambda: len(objects()) >= 2)
+        wait_until(lambda: len(objects()) >= 2)
         stage.send_signal(signal.SIGKILL)
     left = objects()
-    assert all(name.startswith(".part-00000-of-00001/chunk-") for name in left), "no reader sees anything"
+    assert all(name.startswith(".part-00000-of-00001/chunk-") for name in left), "readers see no part"
     assert spo("segment", f"s3://{runs.bucket.name}/{key}", "--out", f"s3://{runs.bucket.name}/x") == 3
     capsys.readouterr()
     assert spo(*command) == 0
@@ -259,7 +274,7 @@ def test_a_stage_killed_in_the_middle_shows_nothing_partial_and_resumes(runs: Ru
     assert len(rows) == 2 * 60
 
 
-def test_a_run_of_the_recipe_goes_into_a_store(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_spo_run_writes_into_a_store(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(
         f"""
@@ -292,7 +307,7 @@ def test_a_run_of_the_recipe_goes_into_a_store(runs: Runs, tmp_path: Path, capsy
 
 
 @pytest.mark.parametrize(
-    ("command", "code", "told"),
+    ("command", "code", "message"),
     [
         (["segment", "s3://spo-runs/nothing", "--out", "x"], 3, "s3://spo-runs/nothing does not exist"),
         (["segment", "http://host/x", "--out", "x"], 2, "expected a local path, s3://BUCKET/KEY or gs://BUCKET/KEY"),
@@ -302,14 +317,14 @@ def test_a_run_of_the_recipe_goes_into_a_store(runs: Runs, tmp_path: Path, capsy
         (["status", "s3://spo-runs/run"], 2, "expected a run on this machine"),
     ],
 )
-def test_a_wrong_place_is_told_in_one_line(
-    runs: Runs, command: list[str], code: int, told: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+def test_a_wrong_path_is_an_error_with_its_exit_code(
+    runs: Runs, command: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
     assert spo(*command) == code
-    assert told in " ".join(capsys.readouterr().err.split())
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_store_that_may_not_be_written_is_told_before_work(runs: Runs, capsys: pytest.CaptureFixture[str]):
+def test_a_store_that_cannot_be_written_is_an_error_before_work_begins(runs: Runs, capsys: pytest.CaptureFixture[str]):
     out = "s3://no-such-bucket/trajectories"
     assert spo("rollout", "--model", f"s3://{runs.bucket.name}/run/start", *SAMPLE, "--out", out) == 2
     assert "cannot be reached" in " ".join(capsys.readouterr().err.split())
