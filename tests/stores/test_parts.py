@@ -1,4 +1,4 @@
-"""The contract holds in a store: parts appear whole, work resumes, readers fetch the columns that they ask for."""
+"""The contract on disk holds in a store: parts appear complete, work resumes, readers fetch only their columns."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def artefact(bucket: Bucket, key: str = "") -> dict[str, bytes]:
-    """Every object but the logs."""
+    """Return all objects except the logs."""
     return {name: content for name, content in bucket.objects().items() if "_logs/" not in name}
 
 
-def test_a_part_in_a_store_is_the_part_on_a_disk(bucket: Bucket, tmp_path: Path):
+def test_a_part_in_a_store_equals_the_part_on_disk(bucket: Bucket, tmp_path: Path):
     write(tmp_path)
     write(bucket.path())
-    assert artefact(bucket) == files(tmp_path), "nothing else is left, chunks least of all"
+    assert artefact(bucket) == files(tmp_path), "no chunk and no other object is left"
     write_part(bucket.path(), 0, 2, table=trajectories(12))
     read = pandas.read_parquet(f"s3://{bucket.name}/")
     assert len(read) == 35
@@ -48,7 +48,7 @@ def test_a_part_in_a_store_is_the_part_on_a_disk(bucket: Bucket, tmp_path: Path)
     assert open_artefact(f"s3://{bucket.name}", TRAJECTORIES).rows == 35
 
 
-def test_what_is_done_is_skipped_and_what_differs_is_refused(bucket: Bucket):
+def test_finished_parts_are_skipped_and_parts_of_other_work_are_refused(bucket: Bucket):
     write(bucket.path("t"))
     notes = Notes()
     write_part(bucket.path("t"), 1, 2, table=trajectories(23), chunk=12, progress=notes)
@@ -64,17 +64,17 @@ def test_what_is_done_is_skipped_and_what_differs_is_refused(bucket: Bucket):
     assert list(artefact(bucket)) == ["t/part-00000-of-00001.parquet"]
 
 
-def test_killed_before_amid_and_after_every_object(bucket: Bucket):
+def test_a_writer_killed_before_during_or_after_any_upload_resumes(bucket: Bucket):
     part = "part-00001-of-00002.parquet"
     write(bucket.path("unbroken"))
     unbroken = bucket.objects()[f"unbroken/{part}"]
-    moments = range(1, 3 * 3 + 2)  # two chunks and the part; one too many
-    asked = "".join(f"{bucket.path(str(moment))} {moment}\n" for moment in moments)
+    moments = range(1, 3 * 3 + 2)  # three events for each of two chunks and the part; then one that never occurs
+    requests = "".join(f"{bucket.path(str(moment))} {moment}\n" for moment in moments)
     command = [sys.executable, "-m", "tests.stores.crash_writer"]
-    ended = subprocess.run(command, cwd=ROOT, input=asked, capture_output=True, text=True, check=True)
+    ended = subprocess.run(command, cwd=ROOT, input=requests, capture_output=True, text=True, check=True)
     assert [int(line) for line in ended.stdout.split()] == [signal.SIGKILL] * 9 + [0]
     for name, content in artefact(bucket).items():
-        assert pq.ParquetFile(io.BytesIO(content)).read().num_rows, f"{name} is whole"
+        assert pq.ParquetFile(io.BytesIO(content)).read().num_rows, f"{name} is complete"
     for moment in moments:
         here = bucket.path(str(moment))
         if moment < 9:
@@ -82,13 +82,13 @@ def test_killed_before_amid_and_after_every_object(bucket: Bucket):
                 open_artefact(here)
         write(here)
     expected = {f"{here}/{part}": unbroken for here in ("unbroken", *map(str, moments))}
-    assert artefact(bucket) == expected, "the same bytes, and nothing else, whenever it was killed"
+    assert artefact(bucket) == expected, "the same bytes and no other object, whenever the writer was killed"
 
 
-def test_a_signal_amid_an_upload_leaves_the_whole_object(bucket: Bucket, monkeypatch: pytest.MonkeyPatch):
+def test_a_signal_during_an_upload_leaves_a_complete_object(bucket: Bucket, monkeypatch: pytest.MonkeyPatch):
     interrupted = Event()
 
-    def slowly(filesystem: Any, key: str, data: Any) -> int:
+    def put_slowly(filesystem: Any, key: str, data: Any) -> int:
         with filesystem.open_output_stream(key) as stream:
             stream.write(data[:10])
             os.kill(os.getpid(), signal.SIGALRM)
@@ -99,7 +99,7 @@ def test_a_signal_amid_an_upload_leaves_the_whole_object(bucket: Bucket, monkeyp
         interrupted.set()
         raise Interrupted("SIGALRM")
 
-    monkeypatch.setattr(paths, "_put", slowly)
+    monkeypatch.setattr(paths, "_put", put_slowly)
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
         with pytest.raises(Interrupted):
@@ -109,8 +109,8 @@ def test_a_signal_amid_an_upload_leaves_the_whole_object(bucket: Bucket, monkeyp
     assert bucket.objects() == {"x": bytes(100)}
 
 
-def test_of_two_writers_of_a_part_the_slower_one_finds_it_done(bucket: Bucket):
-    """No lock keeps them apart: both write the same objects."""
+def test_the_slower_of_two_writers_finds_the_part_finished(bucket: Bucket):
+    """A store has no locks: both writers write the same objects."""
     rows, here = trajectories(23), bucket.path("t")
     keys = ["rows 0-12", "rows 12-24"]
     notes = Notes()
@@ -127,20 +127,20 @@ def test_of_two_writers_of_a_part_the_slower_one_finds_it_done(bucket: Bucket):
     assert any("is up to date" in line for line in notes.lines)
 
 
-def test_one_that_is_done_while_the_slower_one_reads_its_chunks_is_found(bucket: Bucket):
+def test_a_part_that_another_writer_finishes_while_chunks_are_read_is_found(bucket: Bucket):
     rows, here = trajectories(23), bucket.path("t")
     with open_part(here, 1, 2, lineage(), TRAJECTORIES) as slow:
         for chunk, start in zip(slow.missing(["rows 0-12", "rows 12-24"]), (0, 12), strict=True):
             slow.commit(chunk, rows.slice(start, 12), {"rows": 12 - chunk})
-        is_overtaken = iter([False, True])
-        slow._is_overtaken = lambda: next(is_overtaken)  # at first it looked a moment too early
+        was_published = iter([False, True])
+        slow._was_published_elsewhere = lambda: next(was_published)  # the first check comes too early
         write(here)
         done = artefact(bucket)
         slow.finish({"rows": 23})
     assert artefact(bucket) == done
 
 
-def test_a_store_that_fails_for_a_while_costs_no_work(bucket: Bucket, monkeypatch: pytest.MonkeyPatch):
+def test_a_store_that_fails_for_a_while_loses_no_work(bucket: Bucket, monkeypatch: pytest.MonkeyPatch):
     def fail(path: Path, *_: Any) -> Any:
         with paths.store_errors(path):
             raise OSError("AWS Error SLOW_DOWN during GetObject operation: reduce your request rate")
@@ -155,24 +155,24 @@ def test_a_store_that_fails_for_a_while_costs_no_work(bucket: Bucket, monkeypatc
     for here in (begun, done):
         with pytest.raises(StoreUnreachable, match="cannot be reached: AWS Error SLOW_DOWN"):
             write_part(here, 1, 2, table=trajectories(23), chunk=12, overwrite=True)
-    assert artefact(bucket) == before, "chunks are not torn, the part is not of other work"
+    assert artefact(bucket) == before, "neither are chunks taken for torn, nor the part for other work"
 
 
-def test_a_signal_is_told_where_the_log_cannot_be_written_any_more(bucket: Bucket, monkeypatch: pytest.MonkeyPatch):
+def test_a_signal_is_reported_even_if_the_log_cannot_be_written(bucket: Bucket, monkeypatch: pytest.MonkeyPatch):
     def fail(*_: Any) -> int:
         raise OSError("AWS Error SLOW_DOWN")
 
-    def interrupted() -> None:
+    def write_until_interrupted() -> None:
         with open_part(bucket.path("t"), 1, 2, lineage(), TRAJECTORIES) as part:
             part.commit(next(part.missing(["rows 0-12", "rows 12-24"])), trajectories(12), {"rows": 12})
             monkeypatch.setattr(paths, "_put", fail)
             raise Interrupted("SIGUSR1")
 
     with pytest.raises(Interrupted, match="1 of 2 chunks committed"):
-        interrupted()
+        write_until_interrupted()
 
 
-def test_the_log_says_how_it_went(bucket: Bucket):
+def test_the_log_records_start_chunks_and_end(bucket: Bucket):
     write(bucket.path("t"))
     log = bucket.objects()["t/_logs/part-00001-of-00002.log"].decode()
     assert "started: " in log
@@ -184,8 +184,8 @@ def test_the_log_says_how_it_went(bucket: Bucket):
     assert "finished: 3 rows" in again
 
 
-def test_only_the_columns_that_are_read_travel(bucket: Bucket, endpoint: str):
-    def sent() -> int:
+def test_only_the_columns_that_are_read_are_transferred(bucket: Bucket, endpoint: str):
+    def bytes_sent() -> int:
         with urllib.request.urlopen(f"{endpoint}/bytes-sent") as answer:
             return int(answer.read())
 
@@ -199,19 +199,19 @@ def test_only_the_columns_that_are_read_travel(bucket: Bucket, endpoint: str):
     size = len(bucket.objects()["t/part-00000-of-00001.parquet"])
     assert size > 3_000_000
 
-    before = sent()
+    before = bytes_sent()
     found = open_artefact(bucket.path("t"), TRAJECTORIES)
     assert found.read_all(["reward", "question_id"]).num_rows == 400
-    assert sent() - before < 200_000, "the footer and two small columns"
-    before = sent()
+    assert bytes_sent() - before < 200_000, "the footer and two small columns"
+    before = bytes_sent()
     assert found.read_all(["logprobs"]).num_rows == 400
-    assert sent() - before < size
+    assert bytes_sent() - before < size
 
 
-def test_a_torn_object_is_told_from_a_store_that_fails(bucket: Bucket, monkeypatch: pytest.MonkeyPatch):
+def test_a_torn_object_and_a_foreign_file_are_errors_of_their_own(bucket: Bucket):
     write_part(bucket.path("t"))
-    whole = bucket.objects()["t/part-00000-of-00001.parquet"]
-    bucket.put("t/part-00000-of-00001.parquet", whole[: len(whole) // 2])
+    content = bucket.objects()["t/part-00000-of-00001.parquet"]
+    bucket.put("t/part-00000-of-00001.parquet", content[: len(content) // 2])
     with pytest.raises(IncompleteInput, match="is truncated or corrupt"):
         open_artefact(bucket.path("t"))
     bucket.put("t/part-00000-of-00001.parquet", b"text, and no table")
@@ -219,7 +219,7 @@ def test_a_torn_object_is_told_from_a_store_that_fails(bucket: Bucket, monkeypat
         open_artefact(bucket.path("t"))
 
 
-def test_a_bucket_that_is_not_there_is_told_before_work_begins(bucket: Bucket):
+def test_a_missing_bucket_is_an_error_before_work_begins(bucket: Bucket):
     with (
         pytest.raises(UserError, match=r"s3://no-such-bucket/t.*cannot be reached: .*NO_SUCH_BUCKET"),
         open_part(paths.as_path("s3://no-such-bucket/t"), 0, 1, lineage(), TRAJECTORIES) as part,
@@ -229,7 +229,7 @@ def test_a_bucket_that_is_not_there_is_told_before_work_begins(bucket: Bucket):
         open_artefact("s3://no-such-bucket/t")
 
 
-def test_parts_of_another_tool_are_read_from_a_store(bucket: Bucket):
+def test_parts_written_by_another_tool_are_read_from_a_store(bucket: Bucket):
     buffer = io.BytesIO()
     pq.write_table(trajectories(5), buffer)
     bucket.put("theirs/rows.parquet", buffer.getvalue())
