@@ -236,9 +236,9 @@ def test_a_shape_that_is_none_is_told_before_any_work(policy: Path, tmp_path: Pa
 
 def test_options_that_contradict_each_other_are_told_before_any_work(tmp_path: Path):
     nowhere = tmp_path / "no-model"
-    with pytest.raises(UserError, match="leave out --num-generations"):
+    with pytest.raises(UserError, match="omit --num-generations"):
         grow(tmp_path / "out", nowhere, num_generations=8)
-    with pytest.raises(UserError, match="pass --tree"):
+    with pytest.raises(UserError, match="requires --tree"):
         sample(tmp_path / "out", nowhere, segment_tokens=4)
     with pytest.raises(UserError, match="--segment-tokens must be at least 1"):
         grow(tmp_path / "out", nowhere, segment_tokens=0)

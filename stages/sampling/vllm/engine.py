@@ -1,9 +1,9 @@
 """The vLLM engine behind the sampling protocol: paged attention, prefix caching, many GPUs.
 
-Here it is started, given other weights, put to rest and ended; `vllm_requests` asks it for samples. Tokens are chosen
-by `vllm_worker`: as in the embedded engine they depend on the prefix, the key and the position, and on the logits,
-whose last bits vary with what else is in vLLM's batch. So the same command gives the same rows but where rounding
-decides between two tokens; with VLLM_BATCH_INVARIANT=1, on GPUs that have it, without exception.
+This file starts vLLM, loads other weights in place, frees its memory and ends it; `requests` draws the samples. Tokens
+are chosen in `worker`: as in the embedded engine they depend on the prefix, the key, the position and the logits, but
+the last bits of the logits vary with the rest of vLLM's batch. The same command therefore gives the same rows except
+where rounding decides between two tokens; with VLLM_BATCH_INVARIANT=1, on GPUs that support it, without exception.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-_CPU_BLOCK = 32  # tokens; the smallest that vLLM's attention takes on a CPU: less of a prefix falls between blocks
-_CPU_CACHE = 4 * 2**30  # bytes, or a quarter of the memory if that is less
+_CPU_BLOCK = 32  # tokens; the minimum on a CPU: with small blocks fewer tokens of a prefix are outside whole blocks
+_CPU_CACHE = 4 * 2**30  # bytes; a quarter of the memory if that is less
 _WORKER = "stages.sampling.vllm.worker"
-_UNREAD = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
-"""Of a model's configuration, what may differ between models that take one another's weights."""
+_IGNORED = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
+"""Entries of config.json that may differ between two models when the weights of one are loaded into the other."""
 
 
 @dataclass(frozen=True)
 class _LoadedModel:
-    """What is told of a model beside its weights."""
+    """The tokenizer of the loaded model, and the tokens that end a text."""
 
     tokenizer: PreTrainedTokenizerBase
     ends: list[int]
@@ -64,15 +64,16 @@ class _LoadedModel:
 
 
 class _WeightDirectories:
-    """Directories of a model's whole weights and nothing but, on the disk for as long as an engine may read them."""
+    """Directories that hold a model's whole weights and no other tensors; they exist as long as the engine."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype, self._scratch = dtype, TemporaryDirectory(prefix="spo-merged-")
 
     def whole(self, model_dir: Path) -> Path:
-        """The model's own, or of an adapter base and adapter in one.
+        """Return a directory with the whole weights of a model; an adapter is merged into its base.
 
-        Of a checkpoint, links to all but the optimiser's state: vLLM takes every safetensors file for weights.
+        For a checkpoint it holds links to all files except the optimizer state, because vLLM loads every safetensors
+        file as weights.
         """
 
         scratch = Path(self._scratch.name)
@@ -89,10 +90,11 @@ class _WeightDirectories:
 
 
 class VllmSampler:
-    """A running vLLM engine with a model, ready to sample; made by `open`.
+    """A running vLLM engine with a model; made by `open`.
 
     Attributes:
-      caveat: None; that vLLM's last bits depend on its batch is no surprise of one machine.
+      caveat: None: vLLM gives no guarantee of samples that do not depend on their batch.
+      closed: whether vLLM has ended.
     """
 
     caveat = None
@@ -121,23 +123,23 @@ class VllmSampler:
         engine_arg: Sequence[str] = (),
         can_free_memory: bool = False,
     ) -> VllmSampler:
-        """Starts vLLM, which takes a minute or so.
+        """Start vLLM, which takes about a minute.
 
         Args:
-          device: auto, or what this build of vLLM runs on.
-          dtype: as `devices.pick_dtype` takes it.
-          max_batch_rows: most sequences in flight; None lets vLLM choose.
-          max_model_len: the context ends here, if the model's own does not end before.
-          threads: of a worker on a CPU, which are then bound to no core; None lets vLLM choose and bind.
-          tensor_parallel_size: GPUs that share each layer.
-          gpu_memory_utilization: share of each GPU's memory (on a CPU, of the machine's) that vLLM takes; None: vLLM's
-            own share of a GPU, up to 4 GiB of a CPU's memory for the cache.
-          enforce_eager: neither compile nor capture graphs.
+          device: auto, or the device of this build of vLLM.
+          dtype: as in `devices.pick_dtype`.
+          max_batch_rows: maximum number of sequences in flight; None: set by vLLM.
+          max_model_len: upper limit of the context length, in tokens; None: the model's own.
+          threads: threads of a worker on a CPU, which are then bound to no core; None: vLLM sets and binds them.
+          tensor_parallel_size: number of GPUs that share each layer.
+          gpu_memory_utilization: fraction of each GPU's memory (on a CPU, of the machine's) that vLLM uses; None:
+            vLLM's default on a GPU, up to 4 GiB for the cache on a CPU.
+          enforce_eager: whether to skip compilation and graph capture.
           engine_arg: further arguments of vLLM as `key=value`.
           can_free_memory: start vLLM so that `free_memory` can free a GPU's memory.
 
         Raises:
-          UserError: whatever keeps vLLM from starting, in one line.
+          UserError: vLLM cannot start; the message is its cause, in one line.
         """
         prepare_environment()
         import torch
@@ -173,7 +175,7 @@ class VllmSampler:
         bound = {"OMP_NUM_THREADS": str(threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"} if threads else {}
         log = EngineLog()
         try:
-            with environment(bound), log.taking_output():
+            with environment(bound), log.redirect_output():
                 llm = LLM(**arguments)
         except Exception as error:
             raise describe_failure(error, log) from error
@@ -190,8 +192,11 @@ class VllmSampler:
         *,
         remember: bool = False,
     ) -> tuple[list[list[Sample]], Usage]:
-        """See `sampling.Sampler.sample`. vLLM's cache remembers of itself; a sequence that it had to put aside for lack
-        of memory is computed again without being counted."""
+        """See `sampling.protocol.Sampler.sample`.
+
+        vLLM's cache keeps prefixes in any case, so `remember` has no effect. A sequence that vLLM preempts for lack of
+        memory is computed again, and those tokens are not counted.
+        """
         for request in requests:
             check_request(request, self.context_length)
         model = self.model
@@ -205,19 +210,19 @@ class VllmSampler:
             raise
 
     def _end(self, error: BaseException) -> None:
-        """Ends the engine after a failure in the middle of a call.
+        """End the engine after a failure in the middle of a call: unfinished requests would run on in the next one.
 
         Raises:
-          UserError: where vLLM is what failed, in one line.
+          UserError: vLLM itself failed; the message is its cause, in one line.
         """
         from vllm.exceptions import VLLMError  # pyright: ignore[reportMissingImports]
 
-        told = describe_failure(error, self.log) if isinstance(error, VLLMError) else None
-        if told:
-            self.log = EngineLog()  # the old one stays, to be read
+        failure = describe_failure(error, self.log) if isinstance(error, VLLMError) else None
+        if failure:
+            self.log = EngineLog()  # the old file stays: the message names it
         self.close()
-        if told:
-            raise told from error
+        if failure:
+            raise failure from error
 
     def reload(self, model_dir: Path) -> bool:
         """See `sampling.protocol.ReloadableSampler.reload`."""
@@ -231,7 +236,7 @@ class VllmSampler:
             if self.asleep:
                 self.llm.wake_up(tags=["kv_cache"])
             if not self.llm.reset_prefix_cache():
-                raise RuntimeError("vLLM keeps the old model's cache")  # nothing runs, so it never has a reason to
+                raise RuntimeError("vLLM did not clear the cache of the old model")  # it always can when nothing runs
         except Exception as error:
             self._end(error)
             raise
@@ -246,35 +251,35 @@ class VllmSampler:
             self.asleep = True
 
     def close(self) -> None:
-        """Ends vLLM and its processes, once."""
+        """End vLLM and its processes. A second call does nothing."""
         if self.closed:
             return
         self.closed = True
-        with self.log.taking_output():  # it warns of ending them as it was told to
-            self.llm.llm_engine.engine_core.shutdown(timeout=1)  # vLLM itself would wait 5 s for its worker in vain
+        with self.log.redirect_output():  # vLLM warns of this shutdown
+            self.llm.llm_engine.engine_core.shutdown(timeout=1)  # vLLM's default waits 5 s for its worker in vain
         self.log.close()
 
 
 def _check_device(device: str, on_cpu: bool) -> None:
-    """Raises UserError for a device that this vLLM does not run on."""
+    """Raise UserError for a device that the installed vLLM does not run on."""
     if on_cpu and device not in ("auto", "cpu"):
-        raise UserError(f"--device {device}: the vLLM that is installed runs on CPUs only; install 'spo-cli[vllm]'")
+        raise UserError(f"--device {device}: the installed vLLM runs on CPUs only; install 'spo-cli[vllm]'")
     if not on_cpu and device == "cpu":
-        raise UserError("--device cpu: the vLLM that is installed runs on GPUs only; pass --engine transformers")
+        raise UserError("--device cpu: the installed vLLM runs on GPUs only; pass --engine transformers")
     if not on_cpu and device not in ("auto", "cuda"):
         raise UserError(
-            f"--device {device}: vLLM takes the GPUs that CUDA_VISIBLE_DEVICES names; set it, and no --device"
+            f"--device {device}: vLLM uses the GPUs in CUDA_VISIBLE_DEVICES; set that variable and omit --device"
         )
 
 
 def _cpu_arguments(share: float | None) -> dict[str, Any]:
-    """Blocks of few tokens, and a cache that leaves room for others: vLLM would take nine tenths of the memory."""
+    """Return arguments for small blocks and a limited cache: vLLM's default uses most of the machine's memory."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     cache = {} if share else {"kv_cache_memory_bytes": int(min(_CPU_CACHE, memory / 4))}
     return {"block_size": _CPU_BLOCK, **cache}
 
 
 def _architecture(model_dir: Path) -> dict[str, Any]:
-    """What a model must have in common with another to take its weights in place."""
+    """Return the entries of config.json that two models must share for one to load the other's weights in place."""
     config = json.loads((model_dir / "config.json").read_text())
-    return {name: value for name, value in config.items() if name not in _UNREAD}
+    return {name: value for name, value in config.items() if name not in _IGNORED}

@@ -1,4 +1,4 @@
-"""Starting vLLM: its arguments, its environment, a log of what its processes print, one line for what went wrong."""
+"""Start vLLM: its arguments, its environment, a log of its processes' output, and one-line error messages."""
 
 from __future__ import annotations
 
@@ -32,28 +32,31 @@ _FIXED = {
     "skip_tokenizer_init": None,
     "enable_sleep_mode": None,
 }
-"""Arguments of vLLM that are not for --engine-arg: the flag that is, or None where the engine itself decides."""
+"""Arguments of vLLM that --engine-arg refuses, with the flag to use instead; None: spo sets the argument itself."""
 _ENVIRONMENT = {
-    # The second model runner takes another kind of logits processor, and runs on GPUs alone.
+    # The second model runner needs another kind of logits processor, and runs on GPUs only.
     "VLLM_USE_V2_MODEL_RUNNER": "0",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
 }
 OWNER = "SPO_VLLM_OWNER"
-"""Environment variable with the process id without which vLLM's processes are to end."""
+"""Environment variable with the id of the process that started vLLM; vLLM's processes end when it is gone."""
 KEYS, FIRST, CHOICE, STEM, SOURCE = "spo_keys", "spo_first", "spo_choice", "spo_stem", "spo_source"
-"""Of `extra_args` in vLLM's sampling parameters: the sample's key, or those of all samples whose first token a stem
-draws; the position in the sample of the first token that is to be drawn; (temperature, top_p, top_k); a stem's name;
-the name of the stem whose prefix this request's prompt goes on from."""
+"""Names in `extra_args` of vLLM's sampling parameters.
+
+KEYS: the sample's key, or the keys of all samples whose first token a stem draws. FIRST: position in the sample of the
+first token to draw. CHOICE: (temperature, top_p, top_k). STEM: name of this stem. SOURCE: name of the stem whose prefix
+this request's prompt extends.
+"""
 _RAISED = re.compile(r"(?:^|\s)((?:\w+\.)*\w*(?:Error|Exception|Exit)): (.+)")
 
 
 def engine_arguments(given: Sequence[str]) -> dict[str, Any]:
-    """`key=value` words as vLLM's arguments: values are JSON, or else texts.
+    """Return vLLM's arguments from `key=value` words; a value is JSON, or else a text.
 
     Raises:
-      UserError: a word of another form, an argument that vLLM does not have, or that has a flag of its own.
+      UserError: a word has another form, vLLM has no such argument, or spo has a flag for it.
     """
     from vllm import EngineArgs  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
@@ -65,7 +68,7 @@ def engine_arguments(given: Sequence[str]) -> dict[str, Any]:
         if not equals or not key:
             raise UserError(f"--engine-arg must be key=value, such as block_size=32; got {word!r}")
         if key in _FIXED:
-            instead = f"pass {_FIXED[key]}" if _FIXED[key] else "the engine decides it"
+            instead = f"pass {_FIXED[key]}" if _FIXED[key] else "spo sets it"
             raise UserError(f"--engine-arg {key}: {instead}")
         if key not in known:
             near = difflib.get_close_matches(key, sorted(known), n=1)
@@ -78,7 +81,7 @@ def engine_arguments(given: Sequence[str]) -> dict[str, Any]:
 
 
 def prepare_environment() -> None:
-    """Sets what vLLM reads from the environment, where the user has not."""
+    """Set the environment variables that vLLM reads, unless the user has set them."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     os.environ[OWNER] = str(os.getpid())
@@ -86,7 +89,7 @@ def prepare_environment() -> None:
 
 @contextmanager
 def environment(values: Mapping[str, str]) -> Iterator[None]:
-    """The environment with these values while engine processes start, and as it was afterwards."""
+    """Set environment variables inside the block, and restore them afterwards."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -100,7 +103,7 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 class EngineLog:
-    """A file for what the engine's processes print; it goes with a good end, and stays after a bad one."""
+    """A file for the output of the engine's processes; it is deleted by `close`, and kept after a failure."""
 
     def __init__(self) -> None:
         handle, name = tempfile.mkstemp(prefix="spo-vllm-", suffix=".log")
@@ -108,8 +111,8 @@ class EngineLog:
         self._handle = handle
 
     @contextmanager
-    def taking_output(self) -> Iterator[None]:
-        """What is printed within goes into the file, and all that processes started within print."""
+    def redirect_output(self) -> Iterator[None]:
+        """Redirect the output of the block, and of processes that it starts, to the file."""
         sys.stdout.flush()
         sys.stderr.flush()
         copies = os.dup(1), os.dup(2)
@@ -125,29 +128,29 @@ class EngineLog:
                 os.close(copy)
 
     def cause(self) -> str | None:
-        """The first error in the file, which is the one that the others came from."""
+        """Return the first error in the file, which caused the others; None if there is none."""
         text = self.path.read_text(errors="replace")
         match = next((m for m in map(_RAISED.search, text.splitlines()) if m), None)
         return f"{match[2].strip()} ({match[1]})" if match else None
 
     def close(self) -> None:
-        """Removes the file."""
+        """Delete the file."""
         with suppress(OSError):
             os.close(self._handle)
         self.path.unlink(missing_ok=True)
 
 
 def describe_failure(error: BaseException, log: EngineLog) -> UserError:
-    """vLLM's failure as one line: the first error in its log, else its own message."""
+    """Return vLLM's failure as one line: the first error in its log, else its own message."""
     text = str(error)
     cause = log.cause()
     if cause is None or "root cause" not in text.lower():
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         # pydantic: "1 validation error for …", the field, "Value error, what is wrong [type=…, input_value=…]"
-        told = " ".join(lines[1:] if len(lines) > 1 and "validation error" in lines[0] else lines[:1])
-        cause = re.sub(r"\s*\[type=.*", "", told).removeprefix("Value error, ") or type(error).__name__
+        message = " ".join(lines[1:] if len(lines) > 1 and "validation error" in lines[0] else lines[:1])
+        cause = re.sub(r"\s*\[type=.*", "", message).removeprefix("Value error, ") or type(error).__name__
     if "out of memory" in cause.lower():
-        cause += "; lower --gpu-memory-utilization, --max-model-len or --max-batch-rows, or take more GPUs"
+        cause += "; lower --gpu-memory-utilization, --max-model-len or --max-batch-rows, or use more GPUs"
     elif "CPU attention configuration: head_dim" in cause:
-        cause += "; on a CPU it takes heads of 32 dimensions or more: pass --engine transformers for this model"
+        cause += "; on a CPU it needs heads of 32 dimensions or more: pass --engine transformers for this model"
     return UserError(f"vLLM: {cause.rstrip('.')}. Its log: {log.path}")

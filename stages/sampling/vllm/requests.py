@@ -1,10 +1,10 @@
-"""How the samples of one call become vLLM's requests, so that each token of their prefixes is computed once.
+"""Turn the samples of one call into vLLM's requests, so that each token of their prefixes is computed once.
 
-The prefixes are a tree (`prefixes.nodes`). A prefix from which several things go on is computed by a request of its
-own, a *stem*, whose logits give the first token of each of its samples (`vllm_worker`). Its samples go on from there,
-each as a request whose prompt is the prefix and that token, and the stems of longer prefixes from the same place; all
-take over what the stem has left in vLLM's cache, whole blocks and the last one (`vllm_scheduler`). A stem waits only
-for the stem above it. Requests of prefixes that come first, depth first, go first.
+The prefixes form a tree (`prefix_tree.build_nodes`). A prefix that several samples or longer prefixes extend is
+computed by a request of its own, a *stem*, whose logits give the first token of each of its samples (`worker`). Each
+sample then continues as a request whose prompt is the prefix and that token; stems of longer prefixes continue from the
+same prefix. All of them reuse the stem's entries in vLLM's cache: whole blocks and the last, partial one (`scheduler`).
+A stem waits only for the stem above it. Requests have the depth-first order of their prefixes as priority.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _LEAST = 2
-"""Tokens that prefixes must share before a stem of no samples is worth its request. At 8, sixteen responses of 25
-tokens to a question, cut every four doubtful ones, computed 1.2 times their distinct tokens; at 2, 1.02 times, with a
-stem more for every five states."""
+"""Minimum number of shared tokens for a stem without samples.
+
+Measured on sixteen responses of 25 tokens to a question, cut at every fourth cutpoint: at 8, the call computes 1.2
+times its distinct prefix tokens; at 2, it computes 1.02 times, with one more stem for every five states.
+"""
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,10 @@ class PendingSample:
     """A sample that is being drawn.
 
     Attributes:
-      node: number of the prefix.
-      place: number of the request, and of the sample in it.
-      token_ids, logprobs: int32 and float32 [T], what there is of it.
-      again: vLLM has ended it once, and was wrong.
+      node: index of its prefix among the nodes.
+      place: index of the request, and of the sample in the request.
+      token_ids, logprobs: int32 and float32 [T], the tokens drawn so far.
+      again: whether vLLM has ended it once before its end.
     """
 
     request: Request
@@ -50,12 +52,12 @@ class PendingSample:
 
     @property
     def key(self) -> int:
-        """Of the random numbers of the whole sample."""
+        """Key of the sample's random numbers."""
         return self.request.keys[self.place[1]]
 
 
 class Call:
-    """One call of `Sampler.sample` on a running vLLM; to be used once."""
+    """One call of `Sampler.sample` on a running vLLM; used once."""
 
     def __init__(
         self,
@@ -68,12 +70,13 @@ class Call:
         params: SamplingParams,
         on_tokens: Callable[[int, int], None] | None,
     ) -> None:
-        """
+        """Build the tree of prefixes.
+
         Args:
           llm: vLLM's `LLM`.
-          names: numbers that no request of this vLLM has had.
+          names: yields numbers that are no name of an earlier request of this vLLM.
           ends: tokens that end a sample.
-          requests: checked ones.
+          requests: checked by `check_request`.
         """
         self.llm, self.names, self.tokenizer, self.ends = llm, names, tokenizer, frozenset(ends)
         self.context_length, self.requests, self.params, self.on_tokens = context_length, requests, params, on_tokens
@@ -91,7 +94,7 @@ class Call:
         self.stems: dict[int, str] = {}
 
     def run(self) -> tuple[list[list[Sample]], Usage]:
-        """Draws every sample."""
+        """Draw every sample."""
         for number, node in enumerate(self.nodes):
             if node.parent < 0:
                 self._begin(number)
@@ -104,7 +107,9 @@ class Call:
                     self._check(output.outputs[0])
                     computed = len(output.prompt_token_ids) - (output.num_cached_tokens or 0)
                     if isinstance(what, PendingSample):
-                        own = bool(len(what.token_ids)) and not what.again  # the first token, which the stem has drawn
+                        own = (
+                            bool(len(what.token_ids)) and not what.again
+                        )  # the prompt includes the first token, which the stem drew
                         self.prefilled += computed - own
                         self._take(what, output.outputs[0])
                     else:
@@ -114,12 +119,12 @@ class Call:
         return self.samples, Usage(self.sampled, self.prefilled, self.distinct)
 
     def _begin(self, number: int) -> None:
-        """Asks for what starts at a node, by a stem if that is more than one thing."""
+        """Start the samples and children of a node: by a stem if there are several, else directly."""
         node = self.nodes[number]
         draws = self._draws(number)
         if len(draws) + len(self.children[number]) == 1:
             for draw in draws:
-                self._ask(draw)
+                self._submit(draw)
         else:
             name = self.stems[number] = str(next(self.names))
             extra = {KEYS: [draw.key for draw in draws], STEM: name}
@@ -127,14 +132,14 @@ class Call:
             self.running[name] = number
 
     def _draws(self, number: int) -> list[PendingSample]:
-        """The samples that start at a node."""
+        """Return the samples that start at a node."""
         requests = self.nodes[number].requests
         return [
             PendingSample(self.requests[i], number, (i, j)) for i in requests for j in range(len(self.requests[i].keys))
         ]
 
     def _branch(self, stems: dict[str, int]) -> None:
-        """Goes on from stems that are computed."""
+        """Continue from finished stems: start their samples with the first tokens, and their children."""
         if not stems:
             return
         drawing = [name for name, number in stems.items() if self.nodes[number].requests]
@@ -148,10 +153,10 @@ class Call:
                 self._begin(child)
 
     def _take(self, draw: PendingSample, output: Any) -> None:
-        """What vLLM has drawn of a sample.
+        """Add the tokens that vLLM has drawn to a sample.
 
-        vLLM does not see a stop string that begins in its prompt. Where characters are in pieces it sees others late,
-        or takes the prefix for one.
+        Where vLLM finds a stop string is not final: it misses one that begins in its prompt, and where a token ends
+        within a character, it finds one late, or finds one in the prefix. `_settle` searches again.
         """
         drawn = replace(
             draw,
@@ -163,7 +168,7 @@ class Call:
         self._settle(drawn, len(output.token_ids), reason)
 
     def _settle(self, draw: PendingSample, tokens: int, reason: str | None) -> None:
-        """Ends a sample where it ends, by a stop string first, else for the reason given; or asks for more of it."""
+        """Finish a sample at its first stop string, else for the given reason; submit it again if it has not ended."""
         if not np.isfinite(draw.logprobs).all():
             raise UserError("the model's logits are not finite; its weights are damaged, or overflow in this dtype")
         end = find_stop_string(self.tokenizer, draw.request, draw.token_ids, self.params.stop)
@@ -175,23 +180,23 @@ class Call:
             how: Any = "stop" if end is not None else reason
             self.samples[request][sample] = Sample(draw.token_ids[:end], draw.logprobs[:end], how)
         else:
-            self._ask(draw)
+            self._submit(draw)
         self.sampled += tokens
         if self.on_tokens:
             self.on_tokens(int(finished), tokens)
 
-    def _ask(self, draw: PendingSample) -> None:
-        """Gives vLLM a sample to draw, or to go on with."""
+    def _submit(self, draw: PendingSample) -> None:
+        """Submit a sample to vLLM, to begin or to continue it."""
         name = str(next(self.names))
         prompt = [*self.nodes[draw.node].token_ids.tolist(), *draw.token_ids.tolist()]
-        wanted = {
+        options = {
             "max_tokens": self._limit(draw) - len(draw.token_ids),
             "stop": list(self.params.stop),
             "stop_token_ids": list(self.ends),
             "detokenize": bool(self.params.stop),
         }
         source = draw.node if draw.node in self.stems else self.nodes[draw.node].parent
-        self._add(name, prompt, draw.node, source, len(draw.token_ids), {KEYS: [draw.key]}, wanted)
+        self._add(name, prompt, draw.node, source, len(draw.token_ids), {KEYS: [draw.key]}, options)
         self.running[name] = draw
 
     def _add(
@@ -202,30 +207,40 @@ class Call:
         source: int,
         first: int,
         extra: dict[str, Any],
-        wanted: dict[str, Any],
+        options: dict[str, Any],
     ) -> None:
+        """Add a request to vLLM.
+
+        Args:
+          node: index of its prefix: the priority.
+          source: index of the node whose stem it continues from.
+          first: position in the sample of the first token to draw.
+          extra: further `extra_args`. options: further sampling parameters.
+        """
         from vllm.inputs.engine import tokens_input  # pyright: ignore[reportMissingImports]
         from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
-        from vllm.sampling_params import SamplingParams as Theirs  # pyright: ignore[reportMissingImports]
+        from vllm.sampling_params import SamplingParams as VllmParams  # pyright: ignore[reportMissingImports]
 
         choice = (self.params.temperature, self.params.top_p, self.params.top_k)
         extra = {FIRST: first, CHOICE: choice, **extra}
         if source in self.stems:
             extra[SOURCE] = self.stems[source]
-        params = Theirs(
-            temperature=0.0,  # the choice is ours: `vllm_worker`
+        params = VllmParams(
+            temperature=0.0,  # tokens are chosen in `worker`
             logprobs=0,
             flat_logprobs=True,
             skip_special_tokens=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
             extra_args=extra,
-            **{"detokenize": False, **wanted},
+            **{"detokenize": False, **options},
         )
         self.llm.llm_engine.add_request(name, tokens_input(prompt), params, priority=node)
 
     def _limit(self, draw: PendingSample) -> int:
+        """Return the maximum number of tokens of a sample."""
         return min(draw.request.max_new_tokens, self.context_length - len(draw.request.prefix))
 
     def _check(self, output: Any) -> None:
+        """Raise UserError for a request that vLLM ended for another reason than its end or its limit."""
         if output.finish_reason not in ("stop", "length"):
-            raise UserError(f"vLLM gave a sample up: {output.finish_reason}")
+            raise UserError(f"vLLM aborted a request (finish_reason={output.finish_reason})")

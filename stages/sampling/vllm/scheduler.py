@@ -1,13 +1,13 @@
-"""vLLM's scheduler, told to share what of a prefix does not fill a block of its cache.
+"""vLLM's scheduler, extended to share the last, partial block of a prefix.
 
-vLLM's cache keeps whole blocks: of 16 tokens on most GPUs, of 32 on a CPU. Whatever goes on from a prefix would compute
-its last tokens again, from the last whole block on; nine rollouts from each of many states a few tokens apart would
-compute several times the tokens there are. So the last block of each prefix that several requests go on from is kept
-when the request that computed it ends, and those that go on from there get a copy of it: vLLM's own copying on write,
-which it has for models whose caches end within blocks.
+vLLM's cache keeps whole blocks: of 16 tokens on most GPUs, of 32 on a CPU. Every request that continues a prefix would
+compute the tokens after its last whole block again; nine rollouts from each of many states a few tokens apart would
+compute several times their distinct tokens. The last block of each stem (`requests`) is therefore kept when the stem
+ends, and requests that continue it get a copy: by vLLM's own copy-on-write, which it has for models whose caches end
+within blocks.
 
-Which requests go on from which is said in their `extra_args` (`vllm_start.STEM`, `vllm_start.SOURCE`). Changes speed,
-never results: a block that was given back for lack of room is computed again, and counted.
+`extra_args` name the stem and the requests that continue it (`launch.STEM`, `launch.SOURCE`). This changes speed, never
+results: a block that was freed for lack of memory is computed again, and counted.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager  # py
 
 from stages.sampling.vllm.launch import SOURCE, STEM
 
-_SHARE = 8  # at most one block in so many is kept
+_KEPT_SHARE = 8  # at most one block in eight is kept
 
 
 def make_scheduler(**options: Any) -> Any:
-    """The scheduler that vLLM would take (`scheduler_cls`), sharing blocks."""
+    """Return the scheduler that vLLM would use, with shared last blocks. Its path is vLLM's `scheduler_cls`."""
     is_async = options["vllm_config"].scheduler_config.async_scheduling
     return (_AsyncSharing if is_async else _Sharing)(**options)
 
 
 class _SharesBlocks:
-    """Beside `Scheduler`: keeps last blocks, and hands them out."""
+    """Mixin for vLLM's schedulers: keep the last blocks of stems, and give them to the requests that continue them."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -45,12 +45,12 @@ class _SharesBlocks:
             and len(managers) == 1
             and type(managers[0]) is FullAttentionManager
         )
-        self.room = max(1, me.kv_cache_config.num_blocks // _SHARE)
+        self.room = max(1, me.kv_cache_config.num_blocks // _KEPT_SHARE)
         self.kept: dict[str, tuple[Any, int]] = {}
         """Name of a stem → its last block, and the tokens of its prefix. Oldest first."""
 
     def _get_local_prefix_cache_hit(self, request: Any) -> Any:
-        """What the cache has of a request's tokens, the kept block of what it goes on from included."""
+        """Return the cached blocks and tokens of a request, including the kept block of its stem."""
         me: Any = super()
         blocks, tokens, boundary, diverged = me._get_local_prefix_cache_hit(request)
         block, length = self.kept.get(_extra(request, SOURCE), (None, 0))
@@ -61,7 +61,7 @@ class _SharesBlocks:
         return KVCacheBlocks(([*blocks.blocks[0], block],)), usable, boundary, diverged
 
     def _free_request(self, request: Any, delay_free_blocks: bool = False) -> Any:
-        """Keeps the last block of a stem whose prefix is computed."""
+        """Free a request; keep the last block of a stem whose prefix is computed."""
         me: Any = self
         name, length = _extra(request, STEM), request.num_prompt_tokens
         if self.shares and name and length % me.block_size and request.num_computed_tokens >= length:
@@ -70,34 +70,34 @@ class _SharesBlocks:
             me.kv_cache_manager.block_pool.touch([block])
             self.kept[name] = block, length
             if len(self.kept) > self.room:
-                self._give_back(next(iter(self.kept)))
+                self._free_kept(next(iter(self.kept)))
         owner: Any = super()
         return owner._free_request(request, delay_free_blocks)
 
     def schedule(self, *args: Any, **options: Any) -> Any:
-        """Gives all back where nothing runs and there is room for nothing: what waits may need every block.
+        """Schedule a step; free all kept blocks if nothing runs and nothing fits: what waits may need every block.
 
-        A step that schedules nothing may also be one before which all rows have drawn their last token, and are not
-        told yet (asynchronous scheduling): who waits then waits for a row.
+        With asynchronous scheduling a step also schedules nothing when all rows have drawn their last token and are not
+        removed yet. A request that waits then waits for a row, not for memory.
         """
         owner: Any = super()
         output = owner.schedule(*args, **options)
         me: Any = self
         if output.total_num_scheduled_tokens == 0 and me.waiting and not me.running:
-            self._give_all_back()
+            self._free_all_kept()
         return output
 
     def reset_prefix_cache(self, *args: Any, **options: Any) -> bool:
-        """Forgets the blocks, too: they are another model's."""
-        self._give_all_back()
+        """Clear the cache and the kept blocks: they belong to the previous model."""
+        self._free_all_kept()
         owner: Any = super()
         return owner.reset_prefix_cache(*args, **options)
 
-    def _give_all_back(self) -> None:
+    def _free_all_kept(self) -> None:
         for name in list(self.kept):
-            self._give_back(name)
+            self._free_kept(name)
 
-    def _give_back(self, name: str) -> None:
+    def _free_kept(self, name: str) -> None:
         me: Any = self
         block, _ = self.kept.pop(name)
         me.kv_cache_manager.block_pool.free_blocks([block])

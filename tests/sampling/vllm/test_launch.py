@@ -74,7 +74,7 @@ def test_engine_arguments_are_json_or_text() -> None:
         ("block_size", "must be key=value"),
         ("blok_size=1", "vLLM has no argument blok_size; did you mean block_size?"),
         ("dtype=float16", "--engine-arg dtype: pass --dtype"),
-        ("logits_processors=[]", "--engine-arg logits_processors: the engine decides it"),
+        ("logits_processors=[]", "--engine-arg logits_processors: spo sets it"),
     ],
 )
 def test_a_slip_in_an_engine_argument_is_told(word: str, message: str) -> None:
@@ -86,7 +86,7 @@ def test_a_slip_in_an_engine_argument_is_told(word: str, message: str) -> None:
 
 def test_a_failure_is_one_line_with_the_first_error_of_the_log() -> None:
     log = EngineLog()
-    with log.taking_output():
+    with log.redirect_output():
         import os
 
         os.write(2, b"(Worker pid=7) ERROR x.py:3]     raise ValueError(\n")

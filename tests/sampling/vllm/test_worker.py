@@ -113,15 +113,15 @@ def test_logits_of_nobodys_are_left_alone() -> None:
 def test_a_process_that_waits_to_be_buried_is_dead() -> None:
     import psutil  # which comes with vLLM
 
-    from stages.sampling.vllm.worker import _lives
+    from stages.sampling.vllm.worker import _is_running
 
     with subprocess.Popen(["sleep", "60"]) as child:
-        assert _lives(child.pid)
+        assert _is_running(child.pid)
         child.kill()
         while psutil.Process(child.pid).status() != "zombie":
             time.sleep(0.01)
-        assert not _lives(child.pid)
-    assert not _lives(child.pid)
+        assert not _is_running(child.pid)
+    assert not _is_running(child.pid)
 
 
 def test_who_takes_an_orphaned_worker_in_lives_on() -> None:
