@@ -14,8 +14,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from stages import train
 from stages.core.errors import SpoError, UserError
 from stages.core.progress import Silent
+from stages.shards.disk import locked
+from stages.training.resumable import partial_directory
 
 TUPLES = ("advantages", "trajectories")
 PATHS = ("out", "deepspeed_config")
@@ -39,30 +42,25 @@ class RecordedProgress(Silent):
 
 
 def run_job(job: dict[str, Any], rank: int) -> dict[str, Any]:
-    from stages.shards.disk import locked
-    from stages.train import Config, run
-    from stages.training import pool
-    from stages.training.resumable import partial_directory
-
     given: dict[str, Any] = dict(job["options"])
     given |= {name: tuple(map(Path, given[name])) for name in TUPLES if name in given}
     given |= {name: Path(given[name]) for name in PATHS if name in given}
     progress = RecordedProgress(job.get("kill_after"))
-    fill_pool = pool.fill_pool
+    fill_pool = train.fill_pool
 
     def fail(*args: Any, **options: Any) -> Any:
         raise UserError("this disk is not there")
 
     lock = locked(partial_directory(given["out"])) if job.get("locked") and rank == 0 else nullcontext()
     try:
-        pool.fill_pool = fail if job.get("fails_on") == rank else fill_pool
+        train.fill_pool = fail if job.get("fails_on") == rank else fill_pool
         with lock:
-            summary = run(Config(**given), progress)
+            summary = train.run(train.Config(**given), progress)
         return {"rows": summary.rows, "up_to_date": summary.up_to_date, "notes": progress.notes}
     except SpoError as error:
         return {"error": f"{type(error).__name__}: {error}"}
     finally:
-        pool.fill_pool = fill_pool
+        train.fill_pool = fill_pool
 
 
 def main() -> None:
