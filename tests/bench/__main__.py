@@ -1,4 +1,4 @@
-"""`make bench`: every measurement that the README quotes, one after the other, each in a process of its own."""
+"""`make bench`: run the measurements that the documentation quotes, one after the other, each in its own process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MEASUREMENTS = (
 
 
 def main() -> int:
-    """Runs the measurements named on the command line (all by default); the exit code of the first that fails."""
+    """Run the measurements named on the command line (default: all); return the exit code of the first that fails."""
     for name in sys.argv[1:] or MEASUREMENTS:
         print(f"== {name}", flush=True)
         code = subprocess.run([sys.executable, "-m", f"tests.bench.{name}"], check=False).returncode
