@@ -1,14 +1,14 @@
-"""A tree beside its leaves drawn one by one: `python -m tests.bench.bench_tree [repeats]`.
+"""Compare sampling a tree with sampling its leaves separately: `python -m tests.bench.bench_tree [repeats]`.
 
-**Work.** The `tiny` preset with random weights at temperature 2, so that next to nothing is drawn twice (what samples
-have in common costs the engine nothing, and would flatter either side), on questions of the built-in task, with the
-end of the text made rare: responses run to 96 tokens. A tree of 6-6-6 in stretches of 32 against 216 separate
-responses to the same questions, by the same engine.
+**Work.** The `tiny` preset with random weights, on questions of the built-in task. At temperature 2 samples rarely
+coincide; the engine computes equal samples once, which would distort the comparison. The end-of-text token is disabled,
+so responses have 96 tokens. A 6-6-6 tree with segments of 32 tokens, against 216 separate responses to the same
+questions from the same engine.
 
-**Expected.** The tree draws a stretch once where the leaves draw it 36, 6 or 1 times. Its time falls as its tokens do:
-the two ratios agree within 20 %. It draws as many tokens as its nodes hold and prefills its prompts once.
+**Expected.** The tree samples a segment once where the leaves sample it 36, 6 or 1 times. Its time falls in proportion
+to its tokens: the two ratios agree within 20 %. It samples as many tokens as its nodes hold and prefills prompts once.
 
-**Clock.** CPU seconds of this process, one thread; contestants alternate; medians over the repeats.
+**Clock.** CPU seconds of this process, one thread; the two alternate; medians over the repeats.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from stages.sampling.embedded.engine import TransformersSampler
 from stages.sampling.protocol import SamplingParams, Usage
 from stages.tasks import open_task
 
-QUESTIONS, BRANCHES, STRETCH, MOST = 16, (6, 6, 6), 32, 96
+QUESTIONS, BRANCHES, SEGMENT_TOKENS, MAX_TOKENS = 16, (6, 6, 6), 32, 96
 
 
-def nothing(finished: int, tokens: int, /) -> None:
-    """Takes no note of progress."""
+def ignore_progress(finished: int, tokens: int, /) -> None:
+    """Do nothing."""
 
 
 def main(repeats: int = 5) -> float:
-    """Prints the figures; returns the ratio of times over the ratio of tokens."""
+    """Print the figures; return the ratio of times divided by the ratio of tokens."""
     torch.set_num_threads(1)
     model, tokenizer = make_model("tiny", 0)
     engine = TransformersSampler(model.eval(), tokenizer)
@@ -49,34 +49,36 @@ def main(repeats: int = 5) -> float:
     prompts = [np.frombuffer(question.prompt.encode(), np.uint8).astype(np.int32) for question in questions]
 
     def tree(repeat: int) -> tuple[list[TreeNode], Usage]:
-        return sample_trees(questions, prompts, BRANCHES, STRETCH, sampling(repeat), nothing)
+        return sample_trees(questions, prompts, BRANCHES, SEGMENT_TOKENS, sampling(repeat), ignore_progress)
 
     def leaves(repeat: int) -> Usage:
-        return respond(questions, prompts, sampling(repeat), nothing, num_generations=int(np.prod(BRANCHES)))[1]
+        return respond(questions, prompts, sampling(repeat), ignore_progress, num_generations=int(np.prod(BRANCHES)))[1]
 
     def sampling(repeat: int) -> Sampling:
-        return Sampling(engine, tokenizer, task, SamplingParams(temperature=2.0), MOST, (repeat,))
+        return Sampling(engine, tokenizer, task, SamplingParams(temperature=2.0), MAX_TOKENS, (repeat,))
 
     seconds: dict[str, list[float]] = {"tree": [], "leaves": []}
     tokens = {"tree": 0, "leaves": 0}
     for repeat in range(repeats):
         start = time.process_time()
-        nodes, of_tree = tree(repeat)
+        nodes, tree_usage = tree(repeat)
         middle = time.process_time()
-        of_leaves = leaves(repeat)
+        leaf_usage = leaves(repeat)
         seconds["tree"].append(middle - start)
         seconds["leaves"].append(time.process_time() - middle)
-        tokens["tree"] += of_tree.sampled
-        tokens["leaves"] += of_leaves.sampled
-        assert of_tree.sampled == sum(len(node.sample.token_ids) for node in nodes)
-        assert of_tree.prefilled == of_leaves.prefilled == of_leaves.distinct_prefix_tokens
-    times = median(seconds["tree"]) / median(seconds["leaves"])
-    drawn = tokens["tree"] / tokens["leaves"]
+        tokens["tree"] += tree_usage.sampled
+        tokens["leaves"] += leaf_usage.sampled
+        assert tree_usage.sampled == sum(len(node.sample.token_ids) for node in nodes)
+        assert tree_usage.prefilled == leaf_usage.prefilled == leaf_usage.distinct_prefix_tokens
+    time_ratio = median(seconds["tree"]) / median(seconds["leaves"])
+    token_ratio = tokens["tree"] / tokens["leaves"]
     for name, found in seconds.items():
         print(f"  {name:<7}{tokens[name] / repeats:>9,.0f} tokens  {median(found):6.2f} s")
-    print(f"  a tree of 6-6-6 takes {times:.3f} of the time of its leaves, {drawn:.3f} of their tokens: ", end="")
-    print(f"{times / drawn:.2f} (wanted 0.80 to 1.20); its prompts are prefilled once")
-    return times / drawn
+    print(
+        f"  a 6-6-6 tree takes {time_ratio:.3f} of the time and {token_ratio:.3f} of the tokens of its leaves: ", end=""
+    )
+    print(f"{time_ratio / token_ratio:.2f} (expected 0.80 to 1.20); its prompts are prefilled once")
+    return time_ratio / token_ratio
 
 
 if __name__ == "__main__":
