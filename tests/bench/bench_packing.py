@@ -1,16 +1,16 @@
-"""Training on trees beside the released code's way: `python -m tests.bench.bench_packing [repeats]`.
+"""Compare packed training on trees with the released code's layout: `python -m tests.bench.bench_packing [repeats]`.
 
-The released code trains every segment of a tree as a sequence of its own, its whole prefix again in front; that is our
-`--no-packing` (`batches.padded`), sorted by length so that it pads little. Ours packs what segments begin with
-(`packing.packed`). Both take the same steps, all else being equal: the first two of the batches of 128 segments that
-`spo train` plans (siblings side by side) from three 6-6-6 trees, 774 segments; 8 segments a pass or as many tokens,
-forward, backward and optimiser: `optimisation.update`, everything in it counted.
+The released code trains each segment of a tree as a separate sequence with its whole prefix in front. This is option
+`--no-packing` (`batches.padded`), which sorts by length to reduce padding. The packed layout (`packing.packed`) feeds
+each shared prefix once. Both take the same steps: the first two batches of 128 segments that `spo train` plans
+(siblings side by side) from three 6-6-6 trees, 774 segments; 8 segments per pass, or as many tokens. Measured is
+`optimization.step.update` as a whole: forward pass, backward pass and optimizer.
 
-Prompts have 60 tokens, segments 30, those of the last level 15 to 45 (they run to the end). The larger model is of the
-Qwen2 architecture, width 192, 6 layers, vocabulary 5,000; the smaller one the `tiny` preset's, with prompts of 13 and
-segments of 13 tokens, as in the built-in task. float32, one thread, beta 0. The two ways alternate in one process;
-medians of CPU seconds (one thread: wall seconds of an idle core). With `mask=all` every token of a segment is trained,
-with `mask=cutpoints` a random 20 % of them. Tokens fed count padding.
+Prompts have 60 tokens, segments 30, and segments of the last level 15 to 45 (they run to the end). The larger model has
+the Qwen2 architecture, width 192, 6 layers, vocabulary 5,000; the smaller one is the `tiny` preset with prompts and
+segments of 13 tokens, as in the built-in task. float32, one thread, beta 0. The two layouts alternate in one process;
+medians of CPU seconds (one thread: wall seconds of an idle core). `mask=all` trains every token of a segment,
+`mask=cutpoints` a random 20 % of them. Forward tokens include padding.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ RATE = 1e-6
 def make_tree(
     random: np.random.Generator, vocabulary: int, prompt: int, length: int, keep: float, question: int
 ) -> list[tuple[str, str, Example]]:
-    """Every segment of a tree: its name, that of its parent, and what is trained."""
+    """Return every segment of a tree: its name, its parent's name, and its example."""
     found: list[tuple[str, str, Example]] = []
 
     def grow(path: np.ndarray, name: str, depth: int) -> None:
@@ -59,31 +59,32 @@ def make_tree(
     return found
 
 
-def measure(what: str, sizes: tuple[int, int, int, int], prompt: int, length: int, keep: float, repeats: int) -> None:
-    """Prints tokens fed per trained token and seconds, both ways."""
+def measure(title: str, sizes: tuple[int, int, int, int], prompt: int, length: int, keep: float, repeats: int) -> None:
+    """Print forward tokens per trained token, and seconds, of both layouts."""
     vocabulary, width, layers, heads = sizes
     random = np.random.default_rng(0)
     trees = [make_tree(random, vocabulary, prompt, length, keep, question) for question in range(QUESTIONS)]
     names, parents, examples = zip(*(segment for tree in trees for segment in tree), strict=True)
     plan = plan_batches(names, seed=0, epochs=1, size=BATCH, groups=parents)
     batches = [[examples[index] for index in batch] for batch in plan[:STEPS]]
-    ways: dict[str, Layout] = {"whole prefix again": padded, "packed": packed}
-    engines = {way: TorchEngine(make_model(vocabulary, width, layers, heads, tied=True)) for way in ways}
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
-    fed = dict.fromkeys(ways, 0.0)
+    layouts: dict[str, Layout] = {"separate sequences": padded, "packed": packed}
+    engines = {name: TorchEngine(make_model(vocabulary, width, layers, heads, tied=True)) for name in layouts}
+    seconds: dict[str, list[float]] = {name: [] for name in layouts}
+    forward_tokens = dict.fromkeys(layouts, 0.0)
     for repeat in range(repeats + 1):  # the first one warms up
-        for way, layout in ways.items():
+        for name, layout in layouts.items():
             began = time.process_time()
-            lines = [update(engines[way], batch, Objective(beta=0.0), SIZE, RATE, layout) for batch in batches]
+            lines = [update(engines[name], batch, Objective(beta=0.0), SIZE, RATE, layout) for batch in batches]
             if repeat:
-                seconds[way].append(time.process_time() - began)
-            fed[way] = sum(line["tokens/fed"] for line in lines) / sum(line["tokens/trained"] for line in lines)
-    plain, ours = (median(seconds[way]) for way in ways)
-    print(f"{what}: {STEPS} steps of {BATCH} segments")
-    for way, taken in zip(ways, (plain, ours), strict=True):
-        print(f"  {way:<20} {fed[way]:6.2f} tokens fed per trained token  {taken:6.2f} s")
-    more, less = fed.values()
-    print(f"  packed feeds {more / less:.2f}x fewer tokens, takes {plain / ours:.2f}x less time")
+                seconds[name].append(time.process_time() - began)
+            trained = sum(line["tokens/trained"] for line in lines)
+            forward_tokens[name] = sum(line["tokens/fed"] for line in lines) / trained
+    separate, shared = (median(seconds[name]) for name in layouts)
+    print(f"{title}: {STEPS} steps of {BATCH} segments")
+    for name, taken in zip(layouts, (separate, shared), strict=True):
+        print(f"  {name:<20} {forward_tokens[name]:6.2f} forward tokens per trained token  {taken:6.2f} s")
+    more, less = forward_tokens.values()
+    print(f"  packed: {more / less:.2f}x fewer forward tokens, {separate / shared:.2f}x less time")
 
 
 def main(repeats: int = 3) -> None:
