@@ -1,8 +1,8 @@
-"""How fast saved responses are graded again: `python -m tests.bench.bench_regrade [responses]`.
+"""Measure how fast saved responses are regraded: `python -m tests.bench.bench_regrade [responses]`.
 
-100,000 responses of 150 tokens to the 500 problems of MATH500, 200 each: half of them the reference in a box after some
-words, the others a wrong answer drawn from the references of other problems; `spo eval --regrade` as a whole, reading
-and writing included, against math-verify in one process on 2,000 of the same responses (references parsed once each).
+100,000 responses of 150 tokens to the 500 problems of MATH500, 200 each. Half of them end with the reference in a box,
+the others with the reference of a random problem. `spo eval --regrade` as a whole, with reading and writing, against
+math-verify in one process on 2,000 of the same responses (each reference is parsed once).
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ WORDS = "We add what is given and see that the rest follows. " * 12
 
 
 def references() -> list[str]:
-    """The answers of MATH500."""
+    """Return the answers of MATH500."""
     (file,) = DATA.glob("test*.parquet")
     return pq.read_table(file, columns=["answer"])["answer"].to_pylist()
 
 
 def responses(count: int, random: np.random.Generator) -> pa.Table:
-    """Rows of `schemas.EVALUATION`, not graded yet."""
+    """Return rows of `schemas.EVALUATION` without rewards."""
     answers = references()
     question = np.arange(count) // PER_QUESTION % len(answers)
     given = np.where(random.random(count) < 0.5, question, random.integers(0, len(answers), count))
@@ -64,7 +64,7 @@ def responses(count: int, random: np.random.Generator) -> pa.Table:
 
 
 def regrade_seconds(table: pa.Table) -> tuple[float, pa.Table]:
-    """Seconds of the whole stage, and the rows that it wrote."""
+    """Return the seconds of the whole stage, and the rewards that it wrote."""
     with tempfile.TemporaryDirectory() as directory:
         saved, out = Path(directory) / "saved", Path(directory) / "out"
         lineage = Lineage("eval", EVALUATION.version, {"task": ["math500"], "task_arg": []}, 0, "")
@@ -77,7 +77,7 @@ def regrade_seconds(table: pa.Table) -> tuple[float, pa.Table]:
 
 
 def peer_verdicts(table: pa.Table) -> Iterator[bool]:
-    """What math-verify says, in this process, one response after the other."""
+    """Yield the verdicts of math-verify in this process, one response after the other."""
     from math_verify import parse, verify
 
     golds = {}
@@ -88,9 +88,9 @@ def peer_verdicts(table: pa.Table) -> Iterator[bool]:
 
 
 def main(count: int = 100_000) -> float:
-    """Prints both; returns how many times the peer's answers per second (NaN where MATH500 is not at hand)."""
+    """Print both rates; return their ratio, `spo` over math-verify (NaN without the MATH500 data)."""
     if not DATA.is_dir():
-        print(f"needs MATH500 in {DATA}, which is not part of the project: skipped")
+        print(f"needs MATH500 in {DATA}, which is not part of the project; skipped")
         return float("nan")
     random = np.random.default_rng(0)
     table = responses(count, random)
