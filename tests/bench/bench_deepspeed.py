@@ -1,9 +1,10 @@
-"""DeepSpeed on one rank beside the torch engine: `python -m tests.bench.bench_deepspeed [steps]`.
+"""Compare DeepSpeed on one rank with the torch engine: `python -m tests.bench.bench_deepspeed [steps]`.
 
-What sharing costs where there is nobody to share with: the step of `bench_train` with `mask=cutpoints` (32 responses to
-8 prompts, Qwen2 architecture of width 192 and 6 layers, float32, one thread, 8 sequences a pass, 4 passes a step),
-`optimisation.update` with everything in it counted, at each ZeRO stage. The engines take their steps in turn in one
-process, from the same weights; medians of CPU seconds without the first step. The last losses must agree.
+The difference is the overhead of DeepSpeed, because one rank has nothing to partition. The step is the one of
+`bench_train` with `mask=cutpoints` (32 responses to 8 prompts, Qwen2 architecture of width 192 and 6 layers, float32,
+one thread, 8 sequences per pass, 4 passes per step): `optimization.step.update` as a whole, at each ZeRO stage. The
+engines take their steps in turn in one process, from the same weights; medians of CPU seconds without the first step.
+The last losses must agree.
 """
 
 from __future__ import annotations
@@ -36,17 +37,18 @@ RATE = 1e-4
 
 
 def main(steps: int = 5) -> None:
+    """Print seconds per step of each engine."""
     torch.set_num_threads(1)
     random = np.random.default_rng(0)
     examples = make_examples(make_batch(random, VOCABULARY), random, KEPT)
     ranks, cpu = join(Launch(), "cpu"), torch.device("cpu")
 
-    def policy() -> TorchEngine:
+    def make_policy() -> TorchEngine:
         return TorchEngine(make_model(VOCABULARY, 192, 6, 3, tied=True))
 
-    engines: dict[str, Engine] = {"torch": policy()}
+    engines: dict[str, Engine] = {"torch": make_policy()}
     for stage in range(4):
-        engines[f"ZeRO {stage}"] = DeepSpeedEngine(policy(), DEFAULT_ADAMW, DeepSpeedSettings(stage), ranks, cpu)
+        engines[f"ZeRO {stage}"] = DeepSpeedEngine(make_policy(), DEFAULT_ADAMW, DeepSpeedSettings(stage), ranks, cpu)
     seconds: dict[str, list[float]] = {name: [] for name in engines}
     losses: dict[str, float] = {}
     for _ in range(steps + 1):
@@ -55,10 +57,10 @@ def main(steps: int = 5) -> None:
             losses[name] = update(engine, examples, Objective(beta=0.0), SIZE, RATE, ranks=ranks)["loss"]
             seconds[name].append(time.process_time() - began)
     assert all(abs(loss - losses["torch"]) < 1e-5 for loss in losses.values()), losses
-    alone = median(seconds["torch"][1:])
+    torch_seconds = median(seconds["torch"][1:])
     for name, times in seconds.items():
         taken = median(times[1:])
-        print(f"  {name:<8} {taken:6.2f} s a step  {taken / alone:5.2f}x")
+        print(f"  {name:<8} {taken:6.2f} s per step  {taken / torch_seconds:5.2f}x")
 
 
 if __name__ == "__main__":
