@@ -1,4 +1,4 @@
-"""The train step beside its peers: `python -m tests.bench.bench_train [steps]`.
+"""Compare the train step with TRL and with full logits: `python -m tests.bench.bench_train [steps]`.
 
 **Speed**, against TRL's GRPOTrainer on the same batch: 32 responses to 8 prompts, lengths uneven (prompts 30–90 tokens,
 responses 20–400, mean 180), the same model (Qwen2 architecture, width 192, 6 layers, vocabulary 5,000, tied: the head
@@ -6,18 +6,18 @@ has 28 % of the weights, as in Qwen2.5-0.5B), float32, one thread, 8 sequences a
 beta 0, gradient checkpointing off (spo's default) and on (TRL's). TRL runs `trainer.train()` with
 `_generate_single_turn` replaced by one that returns the given completions; its clock runs from `on_step_begin` to
 `on_step_end`, less all the time in `_generate_and_score_completions` (generation, rewards, padding), so forward,
-backward and optimiser alone are counted. Ours is `optimisation.update`, everything in it counted. Neither scores old
-log-probabilities: with one step per batch both take the current ones. The steps of all contestants alternate in one
-process; medians of CPU seconds (one thread: wall seconds of an idle core). Tokens are those of prompts and responses,
-no padding. With `mask=all` both train every response token: the same work; with the probability mask ours trains a
-random 20 % of them, which is what SPO does. TRL's advantages are its own, of given rewards; time does not depend on
-their values.
+backward and optimizer alone are counted. `spo` is measured by `optimization.step.update` as a whole. Neither scores old
+log-probabilities: with one step per batch, both use the current ones. The steps of all contestants alternate in one
+process; medians of CPU seconds (one thread: wall seconds of an idle core). Tokens are counted over prompts and
+responses, without padding. With `mask=all` both train every response token, which is the same work; with the
+probability mask `spo` trains a random 20 % of them, as SPO does. TRL computes its own advantages from given rewards;
+time does not depend on their values.
 
-**Memory**, against the full-logits way: vocabulary 151,936, width 64, 2 layers, tied; 16 sequences of 256 tokens in one
-pass, the last 192 of each the response, a random 20 % of them kept; two whole steps with AdamW. The full-logits way is
+**Memory**, against full logits: vocabulary 151,936, width 64, 2 layers, tied; 16 sequences of 256 tokens in one
+pass, the last 192 of each the response, a random 20 % of them kept; two whole steps with AdamW. Full logits means
 `model(...).logits`, then `gather − logsumexp` row by row (no second [B, T, V] copy in the forward pass), then masks.
-Each way is a process of its own; peak is the high-water mark of resident memory (VmHWM) less what was resident when
-model, optimiser and batch were made and no step was taken. The absolute peak is printed beside it.
+Each variant runs in its own process. The peak is the high-water mark of resident memory (VmHWM) minus the memory
+resident before the first step, when model, optimizer and batch exist. The absolute peak is printed beside it.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def make_model(vocabulary: int, width: int, layers: int, heads: int, tied: bool)
 
 
 def make_batch(random: np.random.Generator, vocabulary: int) -> list[tuple[str, list[int]]]:
-    """32 pairs of a prompt (text, one token per byte) and a completion (ids)."""
+    """Return 32 pairs of a prompt (text, one token per byte) and a completion (token ids)."""
     pairs = []
     for _ in range(PROMPTS):
         prompt = "".join(chr(97 + letter) for letter in random.integers(26, size=random.integers(30, 91)))
@@ -90,7 +90,7 @@ def make_examples(pairs: list[tuple[str, list[int]]], random: np.random.Generato
 
 
 def measure_speed(steps: int) -> None:
-    """Seconds of every contestant's step, taken in turn after each of TRL's."""
+    """Print seconds per step of all contestants; each takes one step after each step of TRL."""
     from stages.optimization.objective import Objective
     from stages.optimization.step import update
     from stages.optimization.torch import TorchEngine
@@ -118,7 +118,7 @@ def measure_speed(steps: int) -> None:
                 seconds[name].append(time.process_time() - began)
 
         model = make_model(vocabulary, 192, 6, 3, tied=True)
-        trl = median(run_trl(model, pairs, steps + 1, checkpointing, take_turns)[1:])  # the first one warms up
+        trl = median(run_trl(model, pairs, steps + 1, checkpointing, take_turns)[1:])  # the first step is warm-up
         print(f"train step, {len(pairs)} trajectories, {tokens:,} tokens, gradient checkpointing {checkpointing}")
         print(f"  TRL GRPOTrainer      {trl:6.2f} s  {tokens / trl:8,.0f} tokens/s")
         for name, times in seconds.items():
@@ -129,7 +129,7 @@ def measure_speed(steps: int) -> None:
 def run_trl(
     model: Any, pairs: list[tuple[str, list[int]]], steps: int, checkpointing: bool, between: Any
 ) -> list[float]:
-    """CPU seconds of each of TRL's optimiser steps; calls `between` after each."""
+    """Return the CPU seconds of each optimizer step of TRL; call `between` after each."""
     from datasets import Dataset  # pyright: ignore[reportMissingImports] -- the extra `bench`
     from transformers import PrinterCallback, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportMissingImports] -- the extra `bench`
@@ -148,7 +148,7 @@ def run_trl(
             taken.append(time.process_time() - began - scoring)
             between()
 
-    class Given(GRPOTrainer):
+    class OfflineTrainer(GRPOTrainer):
         """TRL's trainer with generation replaced by the given completions."""
 
         def _generate_single_turn(self, prompt_ids: Any, *_: Any, **__: Any) -> Any:
@@ -186,7 +186,7 @@ def run_trl(
             disable_tqdm=True,
             log_level="error",
         )
-        trainer = Given(
+        trainer = OfflineTrainer(
             model=model,
             reward_funcs=reward,
             args=config,
@@ -199,8 +199,8 @@ def run_trl(
     return taken
 
 
-def memory_step(way: str) -> None:
-    """In a process of its own: two steps by one way; prints resident bytes before and at the peak."""
+def memory_step(variant: str) -> None:
+    """Take two steps of one variant, in a process of its own; print resident bytes before them and at the peak."""
     from stages.optimization.batches import Example
     from stages.optimization.objective import Objective
     from stages.optimization.step import update
@@ -215,18 +215,18 @@ def memory_step(way: str) -> None:
         tokens = random.integers(vocabulary, size=length).astype(np.int32)
         examples.append(Example(tokens, kept, np.full(kept.size, random.normal()), response_tokens=length - prompt))
     engine = TorchEngine(model)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, fused=True)
     before = resident("VmRSS")
     for _ in range(2):
-        if way == "masked":
+        if variant == "masked":
             update(engine, examples, Objective(beta=0.0), rows, RATE)
         else:
-            full_logits_step(model, optimiser, examples)
+            full_logits_step(model, optimizer, examples)
     print(before, resident("VmHWM"))
 
 
-def full_logits_step(model: Any, optimiser: torch.optim.Optimizer, examples: list[Example]) -> None:
-    """The same step with logits of every position; the ratio is 1, so the surrogate's gradient is A ∇log π."""
+def full_logits_step(model: Any, optimizer: torch.optim.Optimizer, examples: list[Example]) -> None:
+    """Take the same step with logits of every position; the ratio is 1, so the surrogate's gradient is A ∇log π."""
     from stages.maths.statistics import whiten
 
     ids = torch.from_numpy(np.stack([example.tokens for example in examples])).long()
@@ -243,27 +243,26 @@ def full_logits_step(model: Any, optimiser: torch.optim.Optimizer, examples: lis
     del logits, chosen
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimiser.step()
-    optimiser.zero_grad()
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def resident(what: str) -> int:
-    """Bytes of this process, from the kernel: VmRSS now, VmHWM at most so far."""
+    """Return the resident memory of this process in bytes: VmRSS is the current value, VmHWM the peak."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
     return int(line.split()[1]) * 1024
 
 
 def measure_memory() -> None:
+    """Print the peak memory of both variants, each in a process of its own."""
     peaks = {}
-    for way in ("full", "masked"):
-        command = [sys.executable, "-m", "tests.bench.bench_train", "--memory", way]
+    for variant in ("full", "masked"):
+        command = [sys.executable, "-m", "tests.bench.bench_train", "--memory", variant]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
         before, peak = int(output[-2]), int(output[-1])
-        peaks[way] = peak - before
-        print(
-            f"  {way:<8} peak above the resting process {peaks[way] / 2**20:7,.0f} MiB  (absolute {peak / 2**20:,.0f})"
-        )
-    print(f"  masked head: {peaks['masked'] / peaks['full']:.1%} of the full-logits way")
+        peaks[variant] = peak - before
+        print(f"  {variant:<8} peak above the start {peaks[variant] / 2**20:7,.0f} MiB  (absolute {peak / 2**20:,.0f})")
+    print(f"  masked head: {peaks['masked'] / peaks['full']:.1%} of the memory of full logits")
 
 
 def main(steps: int = 3) -> None:
