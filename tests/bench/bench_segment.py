@@ -1,8 +1,8 @@
-"""How cheap the arithmetic is beside the disk: `python -m tests.bench.bench_segment [trajectories]`.
+"""Compare the time of the arithmetic with the time of the disk: `python -m tests.bench.bench_segment [trajectories]`.
 
 Every partition, the cutpoints of its segments and the chain's advantages over 100,000 trajectories of about 150 tokens,
-and Monte Carlo means over 9 rewards per state of the cutpoint partition, in chunks as a stage works through a part;
-against writing and reading the same rows as zstd Parquet. Printed as seconds and as shares of the disk's time.
+and Monte Carlo means over 9 rewards per state of the cutpoint partition, in chunks, as a stage processes a part;
+against writing and reading the same rows as zstd Parquet. Prints seconds, and fractions of the disk's time.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ PARTITIONS: dict[str, Callable[[NDArray[np.int64], NDArray[np.bool_]], Segments]
 
 
 def trajectories(n: int, random: np.random.Generator) -> tuple[Ragged, pa.Table]:
-    """Log-probabilities of n responses, one token in five below ρ, and the rows they travel in."""
+    """Return log-probabilities of n responses, with one token in five below ρ, and the rows that hold them."""
     offsets = offsets_of(random.integers(50, 250, n))
     tokens = int(offsets[-1])
     uncertain = random.random(tokens) < 0.2
@@ -62,7 +62,7 @@ def trajectories(n: int, random: np.random.Generator) -> tuple[Ragged, pa.Table]
 
 
 def parquet_seconds(table: pa.Table) -> tuple[float, float]:
-    """Seconds to write and to read the rows."""
+    """Return the seconds to write and to read the rows."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "rows.parquet"
         start = time.perf_counter()
@@ -73,25 +73,26 @@ def parquet_seconds(table: pa.Table) -> tuple[float, float]:
 
 
 def chunks(logprobs: Ragged) -> Iterator[Ragged]:
+    """Yield the responses in chunks, without copies."""
     for first in range(0, len(logprobs), CHUNK):
         yield Ragged(logprobs.values, logprobs.offsets[first : first + CHUNK + 1])
 
 
 def arithmetic_seconds(name: str, logprobs: Ragged, random: np.random.Generator) -> tuple[float, int]:
-    """Seconds from log-probabilities, rewards and values to segments, masks and advantages; and how many segments."""
-    adaptive, seconds, total = name.startswith("cutpoints"), 0.0, 0
+    """Return the seconds to compute segments, masks and advantages of all chunks, and the number of segments."""
+    uses_cutpoints, seconds, total = name.startswith("cutpoints"), 0.0, 0
     for chunk in chunks(logprobs):
         start = time.perf_counter()
         lengths, is_cutpoint = chunk.lengths, find_cutpoints(chunk, 0.9)
         segments = PARTITIONS[name](lengths, is_cutpoint)
         cutpoints = segment_cutpoints(segments, lengths, is_cutpoint)
-        wanted = states_to_estimate(segments.start, cutpoints if adaptive else None)
+        needs_value = states_to_estimate(segments.start, cutpoints if uses_cutpoints else None)
         seconds += time.perf_counter() - start
 
         reward = random.integers(0, 2, len(chunk))
         values = random.random(len(segments))
-        draws = offsets_of(np.where(wanted, ROLLOUTS, 0))
-        rewards = Ragged(random.integers(0, 2, draws[-1]).astype(np.float32), draws) if adaptive else None
+        draws = offsets_of(np.where(needs_value, ROLLOUTS, 0))
+        rewards = Ragged(random.integers(0, 2, draws[-1]).astype(np.float32), draws) if uses_cutpoints else None
 
         start = time.perf_counter()
         chain_advantages(segments, values if rewards is None else monte_carlo_values(rewards).mean, reward)
@@ -101,7 +102,7 @@ def arithmetic_seconds(name: str, logprobs: Ragged, random: np.random.Generator)
 
 
 def main(n: int = 100_000) -> float:
-    """Prints the table; returns the dearest partition's share of the disk's time."""
+    """Print the table; return the time of all partitions divided by the time of the disk."""
     random = np.random.default_rng(0)
     logprobs, table = trajectories(n, random)
     write, read = parquet_seconds(table)
