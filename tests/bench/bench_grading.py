@@ -1,9 +1,9 @@
-"""How fast mathematics is graded: `python -m tests.bench.bench_grading [saved responses]`.
+"""Measure how fast mathematics is graded: `python -m tests.bench.bench_grading [saved responses]`.
 
-First 10,000 responses to as many questions, so that no verdict is known; then 100,000 saved ones, 100 to each of 1,000
-questions, as `spo eval --regrade` reads them. Beside them plain math-verify, one response after the other in one
-process, on 1,000 of the same. A response is a few hundred words with the answer in a box (one in twenty: without);
-half are right, one in six of these in another form than the reference's. Printed as responses per second.
+First 10,000 responses to 10,000 questions, so that no verdict is cached; then 100,000 saved responses, 100 to each of
+1,000 questions, as `spo eval --regrade` reads them. The peer is plain math-verify, one response after the other in one
+process, on 1,000 of the same. A response has a few hundred words with the answer in a box (one in twenty has no box).
+Half are correct, and one in six of these has another form than the reference. Prints responses per second.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SAMPLES = 100
 PLAIN = 1_000
 
 Kind = Callable[[Random], tuple[str, str]]
-"""Draws a reference and the same in another form."""
+"""A function that draws a reference and an equal answer in another form."""
 
 
 def integer(random: Random) -> tuple[str, str]:
@@ -59,7 +59,7 @@ def word(random: Random) -> tuple[str, str]:
     return rf"\text{{{name}}}", name.lower()
 
 
-KINDS: list[tuple[int, Kind]] = [  # as often as in MATH, by hundreds
+KINDS: list[tuple[int, Kind]] = [  # weights in percent, roughly as in MATH
     (70, integer),
     (12, fraction),
     (7, root),
@@ -71,7 +71,7 @@ KINDS: list[tuple[int, Kind]] = [  # as often as in MATH, by hundreds
 
 
 def responses(questions: int, samples: int, random: Random) -> tuple[list[str], list[str]]:
-    """Responses to questions, and the reference of each."""
+    """Return responses to questions, and the reference of each."""
     weights, kinds = zip(*KINDS, strict=True)
     texts, references = [], []
     for _ in range(questions):
@@ -88,7 +88,7 @@ def responses(questions: int, samples: int, random: Random) -> tuple[list[str], 
 
 
 def plain_rate(texts: list[str], references: list[str]) -> float:
-    """Responses per second of math-verify as its documentation calls it, and how often it says what we say."""
+    """Return responses per second of math-verify, called as its documentation shows."""
     from math_verify import parse, verify
 
     logging.disable(logging.CRITICAL)
@@ -99,23 +99,23 @@ def plain_rate(texts: list[str], references: list[str]) -> float:
 
 
 def measure(questions: int, samples: int) -> tuple[float, list[str], list[str]]:
-    """Responses per second, and the responses with their references."""
+    """Return responses per second, and the responses with their references; print the rate."""
     texts, references = responses(questions, samples, Random(questions))
     started = time.perf_counter()
     verdicts = maths_grader.verify_all(texts, references)
     seconds = time.perf_counter() - started
-    right = sum(verdict.reward == 1 for verdict in verdicts)
-    lost = sum(verdict.reward is None for verdict in verdicts)
+    correct = sum(verdict.reward == 1 for verdict in verdicts)
+    ungradable = sum(verdict.reward is None for verdict in verdicts)
     rate = len(texts) / seconds
     print(
         f"  {len(texts):>7,} responses to {questions:>6,} questions: {seconds:6.1f} s  {rate:>9,.0f} per second"
-        f"  ({right / len(texts):.0%} right, {lost} ungradable)"
+        f"  ({correct / len(texts):.0%} correct, {ungradable} ungradable)"
     )
     return rate, texts, references
 
 
 def main(saved: int = 100_000) -> float:
-    """Prints the table; returns how many times faster saved responses are graded again than by plain math-verify."""
+    """Print the table; return the rate of regrading saved responses divided by the rate of plain math-verify."""
     started = time.perf_counter()
     maths_grader.verify(r"\boxed{\sin x}", "y")
     print(f"{len(os.sched_getaffinity(0))} processors; first verdict after {time.perf_counter() - started:.1f} s")
