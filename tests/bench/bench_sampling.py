@@ -1,17 +1,17 @@
-"""Sampling beside `model.generate`: `python -m tests.bench.bench_sampling [repeats]`.
+"""Compare sampling with `model.generate`: `python -m tests.bench.bench_sampling [repeats]`.
 
 **Work.** Two Qwen2 models over bytes: the `tiny` preset, and one of 4 layers and width 256. Both learn for a moment to
 write responses of uneven length: sentences that count down by their first letter, and the end of the text after the
 last one (the mean length is printed, with its standard deviation). *Monte Carlo*: each of a set of prompts is answered
 once by the model itself; then 9 rollouts are drawn from the prompt and from every 10th position of each answer, as
 `spo estimate` does. *Plain*: 8 responses to each prompt. Temperature 1, at most 256 tokens, every sample ends at its
-own end-of-text token; tokens behind it are not counted for anybody.
+own end-of-text token; tokens after it are not counted.
 
 **Peer.** transformers' `generate` on the same prompts, each repeated, sorted by length, left-padded, in batches of 32,
-64 and 128 rows: its best one counts. It returns no log-probabilities, ours does.
+64 and 128 rows; its best batch size counts. `spo` returns log-probabilities as well, `generate` does not.
 
-**Clock.** CPU seconds of this process (one thread: the wall seconds of an idle core). Contestants alternate; a ratio is
-that of the medians over the repeats.
+**Clock.** CPU seconds of this process (one thread: the wall seconds of an idle core). Contestants alternate; a ratio
+is the ratio of medians over the repeats.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from stages.sampling.embedded.engine import TransformersSampler
 from stages.sampling.protocol import Request, SamplingParams
 
 END, PAD = 256, 257
-MOST = 256
+MAX_TOKENS = 256
 BATCHES = (32, 64, 128)
 MODELS = {  # layers, width, heads, learning rate, learning steps, prompts
     "tiny: 2 layers, width 64": (2, 64, 2, 3e-3, 240, 24),
@@ -46,7 +46,7 @@ MODELS = {  # layers, width, heads, learning rate, learning steps, prompts
 
 
 def document(random: np.random.Generator) -> tuple[bytes, bytes]:
-    """A prompt of 20–60 letters, and a response: `E….D….C….B….A….`, 1–8 sentences of 7–18 letters."""
+    """Return a prompt of 20–60 letters, and a response: `E….D….C….B….A….`, 1–8 sentences of 7–18 letters."""
     sentences = int(np.clip(random.lognormal(1.4, 0.5), 1, 8))
     parts = [b"%c%s." % (64 + left, letters(random, 6, 18)) for left in range(sentences, 0, -1)]
     return letters(random, 20, 60) + b"\n", b"".join(parts)
@@ -57,7 +57,7 @@ def letters(random: np.random.Generator, least: int, most: int) -> bytes:
 
 
 def learn(layers: int, width: int, heads: int, rate: float, steps: int) -> Any:
-    """A model that has seen enough documents to end where they end."""
+    """Train a model on enough documents that its responses end like theirs."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(0)
@@ -90,8 +90,10 @@ def learn(layers: int, width: int, heads: int, rate: float, steps: int) -> Any:
 
 
 def states_of(engine: TransformersSampler, prompts: list[np.ndarray]) -> list[np.ndarray]:
-    """Every prompt, and every 10th position of the model's own answer to it."""
-    results, _ = engine.sample([Request(p, (random_key(i),), MOST) for i, p in enumerate(prompts)], SamplingParams())
+    """Return every prompt, and every 10th state of the model's own answer to it."""
+    results, _ = engine.sample(
+        [Request(p, (random_key(i),), MAX_TOKENS) for i, p in enumerate(prompts)], SamplingParams()
+    )
     wholes = [np.concatenate([p, answer.token_ids[:-1]]) for p, (answer,) in zip(prompts, results, strict=True)]
     return [
         whole[:length]
@@ -100,25 +102,25 @@ def states_of(engine: TransformersSampler, prompts: list[np.ndarray]) -> list[np
     ]
 
 
-def ours(engine: TransformersSampler, prefixes: list[np.ndarray], samples: int, repeat: int) -> list[int]:
-    """Lengths of the samples."""
+def sample(engine: TransformersSampler, prefixes: list[np.ndarray], samples: int, repeat: int) -> list[int]:
+    """Return the lengths of the samples of `spo`."""
     keys = [tuple(random_key(repeat, i, j) for j in range(samples)) for i in range(len(prefixes))]
-    asked = [Request(prefix, key, MOST) for prefix, key in zip(prefixes, keys, strict=True)]
-    results, usage = engine.sample(asked, SamplingParams())
+    requests = [Request(prefix, key, MAX_TOKENS) for prefix, key in zip(prefixes, keys, strict=True)]
+    results, usage = engine.sample(requests, SamplingParams())
     assert usage.prefilled == usage.distinct_prefix_tokens
     return [len(sample.token_ids) for samples in results for sample in samples]
 
 
 @torch.inference_mode()
 def generate(model: Any, prefixes: list[np.ndarray], samples: int, batch: int) -> list[int]:
-    """Lengths of the samples of `model.generate`."""
+    """Return the lengths of the samples of `model.generate`."""
     rows = [prefix for prefix in sorted(prefixes, key=len) for _ in range(samples)]
     lengths: list[int] = []
     for first in range(0, len(rows), batch):
-        part = rows[first : first + batch]
-        longest = max(map(len, part))
-        ids = torch.full((len(part), longest), PAD)
-        for row, prefix in zip(ids, part, strict=True):
+        chunk = rows[first : first + batch]
+        longest = max(map(len, chunk))
+        ids = torch.full((len(chunk), longest), PAD)
+        for row, prefix in zip(ids, chunk, strict=True):
             row[longest - len(prefix) :] = torch.from_numpy(prefix)
         drawn = model.generate(
             input_ids=ids,
@@ -127,7 +129,7 @@ def generate(model: Any, prefixes: list[np.ndarray], samples: int, batch: int) -
             temperature=1.0,
             top_k=0,
             top_p=1.0,
-            max_new_tokens=MOST,
+            max_new_tokens=MAX_TOKENS,
         )[:, longest:]
         ended = drawn == END
         lengths += torch.where(ended.any(1), ended.int().argmax(1) + 1, drawn.shape[1]).tolist()
@@ -135,7 +137,7 @@ def generate(model: Any, prefixes: list[np.ndarray], samples: int, batch: int) -
 
 
 def tokens_per_second(contestants: dict[str, Callable[[int], list[int]]], repeats: int) -> dict[str, float]:
-    """Median rate of each contestant over repeats in turn."""
+    """Return the median rate of each contestant; the contestants run in turn."""
     rates: dict[str, list[float]] = {name: [] for name in contestants}
     lengths: dict[str, list[int]] = {name: [] for name in contestants}
     for repeat in range(repeats):
@@ -163,10 +165,10 @@ def main() -> None:
         prompts = [np.frombuffer(document(random)[0], np.uint8).astype(np.int32) for _ in range(count)]
         states = states_of(engine, prompts)
         print(f"{name}: {len(prompts)} prompts, {len(states)} states of their answers", flush=True)
-        for what, prefixes, samples, wanted in (("Monte Carlo", states, 9, 3.0), ("plain", prompts, 8, 1.5)):
+        for what, prefixes, samples, target in (("Monte Carlo", states, 9, 3.0), ("plain", prompts, 8, 1.5)):
             print(f"  {what}: {samples} samples from each of {len(prefixes)} prefixes", flush=True)
             contestants: dict[str, Callable[[int], list[int]]] = {
-                "spo": lambda repeat, p=prefixes, n=samples, e=engine: ours(e, p, n, repeat)
+                "spo": lambda repeat, p=prefixes, n=samples, e=engine: sample(e, p, n, repeat)
             }
             for batch in BATCHES:
                 contestants[f"generate {batch}"] = lambda _, p=prefixes, n=samples, m=model, b=batch: generate(
@@ -174,7 +176,7 @@ def main() -> None:
                 )
             found = tokens_per_second(contestants, repeats)
             ratio = found.pop("spo") / max(found.values())
-            print(f"  {what}, {name}: {ratio:.1f}x the tokens/s of model.generate at its best (wanted {wanted}x)")
+            print(f"  {what}, {name}: {ratio:.1f}x the tokens/s of model.generate at its best (target {target}x)")
 
 
 if __name__ == "__main__":
