@@ -1,9 +1,9 @@
-"""`spo segment`, and `spo estimate` without its rollouts, beside the disk: `python -m tests.bench.bench_stages [rows]`.
+"""Compare two stages, without rollouts, with the disk: `python -m tests.bench.bench_stages [rows]`.
 
-100,000 trajectories of about 150 tokens lie as one artefact. Measured: the whole segment stage (read, find cutpoints,
-cut, write), and the estimate stage without its rollouts (read, join, Monte Carlo means over 9 given rewards per state,
-advantages, write). The peer, in turn with them: reading with pyarrow the columns that these stages read and writing
-the tables that they write, with the same settings, arithmetic left out. Medians of three rounds.
+The input is one artefact of 100,000 trajectories of about 150 tokens. Measured: the whole segment stage (read, find
+cutpoints, cut, write), and the estimate stage without its rollouts (read, join, Monte Carlo means over 9 given rewards
+per state, advantages, write). The peer reads the same columns and writes the same tables with pyarrow, with the same
+settings, without arithmetic; it runs in turn with the stages. Medians of three rounds.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ JOINED = ["trajectory_id", "parent_id", "question_id", "prompt_token_ids", "toke
 
 
 def write_trajectories(directory: Path, n: int, random: np.random.Generator) -> None:
-    """An artefact of n trajectories as `spo rollout` writes it."""
+    """Write an artefact of n trajectories as `spo rollout` does."""
     _, rows = trajectories(n, random)
     questions = [f"q{i // 8}" for i in range(n)]
     prompts = Ragged.of([random.integers(0, 150_000, 80) for _ in range(n // 8 + 1)], np.int32)
@@ -57,7 +57,7 @@ def write_trajectories(directory: Path, n: int, random: np.random.Generator) -> 
         "reference": pa.array(["1"] * n),
         "reward": rows["reward"],
     }
-    config = segment.Config(trajectories=directory, out=directory)  # any: only its digest is wanted
+    config = segment.Config(trajectories=directory, out=directory)  # any config will do: the lineage needs a digest
     with open_part(directory, 0, 1, describe("rollout", schemas.TRAJECTORIES, config), schemas.TRAJECTORIES) as part:
         part.write(pa.table(columns, schema=schemas.TRAJECTORIES.arrow))
 
@@ -67,37 +67,37 @@ def run_segment(source: Path, out: Path) -> None:
 
 
 def run_arithmetic(source: Path, cuts_at: Path, out: Path, random: np.random.Generator) -> float:
-    """The estimate stage around its rollouts; returns the seconds spent on making up rewards, to be left out."""
+    """Run the estimate stage without rollouts; return the seconds spent on generating rewards, to be subtracted."""
     cutpoints, sampled = (open_artefact(path) for path in (cuts_at, source))
     batch = load_segments(cutpoints, cutpoints.parts[0], sampled)
     start = time.perf_counter()
     draws = offsets_of(np.where(batch.needs_value, ROLLOUTS, 0))
     rewards = Ragged(random.integers(0, 2, draws[-1]).astype(np.float32), draws)
-    made_up = time.perf_counter() - start
+    generation_seconds = time.perf_counter() - start
     everything = range(batch.trajectories.num_rows)
     table = build_rows(*chain_rows(batch, everything, monte_carlo_values(rewards).mean), rewards).table
     lineage = describe("estimate", schemas.ADVANTAGES, segment.Config(trajectories=source, out=out))
     with open_part(out, 0, 1, lineage, schemas.ADVANTAGES) as part:
         part.write(table)
-    return made_up
+    return generation_seconds
 
 
 def copy(sources: list[tuple[Path, list[str]]], result: pa.Table, to: Path) -> None:
-    """Reads these columns of these artefacts and writes that table, by pyarrow alone."""
+    """Read columns of artefacts and write a table, with pyarrow alone."""
     for path, columns in sources:
         pq.read_table(path, columns=columns)
     pq.write_table(result, to, compression="zstd")
 
 
 def clock(work: Callable[..., float | None], *arguments: Any) -> float:
-    """Seconds of a call, less what it says is not to be counted."""
+    """Return the seconds of a call, minus the seconds that it returns as not to be counted."""
     start = time.perf_counter()
-    left_out = work(*arguments)
-    return time.perf_counter() - start - (left_out or 0.0)
+    excluded = work(*arguments)
+    return time.perf_counter() - start - (excluded or 0.0)
 
 
 def main(n: int = 100_000) -> None:
-    """Prints seconds and ratios."""
+    """Print seconds and ratios."""
     random = np.random.default_rng(0)
     times: dict[str, list[float]] = {"segment": [], "advantages": [], "segment peer": [], "advantages peer": []}
     with tempfile.TemporaryDirectory() as scratch:
