@@ -13,7 +13,7 @@ import pytest
 from stages.maths.prefixes import responses_with_prefix, shared_prefixes
 from tests.bench.bench_estimators import (
     LENGTH,
-    STRETCH,
+    SEGMENT,
     Estimates,
     adaptive,
     monte_carlo,
@@ -37,8 +37,8 @@ def errors_by_state(found: Estimates) -> list[np.ndarray]:
 
 def test_the_exact_value_agrees_with_simulated_paths():
     for state in range(3):
-        ends = paths(np.full(20_000, state), LENGTH - STRETCH, np.random.default_rng(0))[:, -1]
-        exact = true_value(np.array([state]), STRETCH)[0]
+        ends = paths(np.full(20_000, state), LENGTH - SEGMENT, np.random.default_rng(0))[:, -1]
+        exact = true_value(np.array([state]), SEGMENT)[0]
         assert abs(np.mean(ends == 2) - exact) < 3 * np.sqrt(exact * (1 - exact) / ends.size)
 
 
@@ -57,7 +57,7 @@ def test_values_are_unbiased_at_every_state(estimator):
 def test_the_variance_of_monte_carlo_is_the_variance_of_a_mean(rollouts):
     found = draw(monte_carlo(rollouts))
     for state, error in enumerate(errors_by_state(found)):
-        exact = true_value(np.array([state]), STRETCH)[0]
+        exact = true_value(np.array([state]), SEGMENT)[0]
         assert np.square(error).mean() == pytest.approx(exact * (1 - exact) / rollouts, rel=0.15)
 
 
