@@ -27,7 +27,7 @@ from stages.maths import partition
 from stages.maths.branches import branch_starts
 from stages.maths.partition import Segments
 from stages.maths.ragged import Ragged
-from stages.models import checkpoints, loading
+from stages.models import checkpoints
 from stages.models.token_texts import Decode, decoder, token_texts
 from stages.responses.trees import are_trees
 from stages.shards import schemas
@@ -210,6 +210,8 @@ def _cut_built_in(config: Config, batch: TrajectoryBatch) -> Segments:
 
 def _open_delimiter(config: Config, trajectories: Artefact) -> tuple[Partition, tuple[Source, ...]]:
     """Return the partition after each match of `--delimiter`, and the model whose tokenizer decodes the tokens."""
+    from stages.models import loading  # transformers takes a second to import, and only this partition needs it
+
     model = config.tokenizer or sampling_model(trajectories, "--tokenizer")
     if model is None:
         raise UserError(

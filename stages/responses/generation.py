@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from stages.maths.randomness import random_key
 from stages.responses.grading import Grade, grade
 from stages.sampling.protocol import Request, Sample, Sampler, SamplingParams, Usage
 from stages.tasks import Question, Task
+
+if TYPE_CHECKING:  # transformers takes a second to import, and `spo show` reads trees without it
+    from transformers import PreTrainedTokenizerBase
 
 OnTokens = Callable[[int, int], None]
 """Called with (responses finished, tokens sampled) since the last call."""

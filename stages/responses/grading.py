@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from stages.tasks import Task, Verdict
+
+if TYPE_CHECKING:  # transformers takes a second to import, and `spo show` reads trees without it
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)

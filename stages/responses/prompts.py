@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
 
 from stages.configs.shared import QuestionOptions
 from stages.core.errors import UserError
 from stages.tasks import Question, Task
 from stages.tasks.templates import SLOT, read_template
+
+if TYPE_CHECKING:  # transformers takes a second to import, and `spo show` reads trees without it
+    from transformers import PreTrainedTokenizerBase
 
 Flags = TypeVar("Flags", bound=QuestionOptions)
 
