@@ -1,9 +1,9 @@
-"""Owns the verdict on arithmetic puzzles: does an expression use each given number once and make the target?
+"""Verdicts on arithmetic puzzles: whether an expression uses each given number once and equals the target.
 
-The expression in the last box is parsed here and worked out in exact fractions; Python evaluates nothing that a model
-wrote. The task `game24` calls `verify_countdown(response, numbers, target=24)`.
+This file parses the expression in the last box and evaluates it in exact fractions. It never passes a response to
+Python's `eval`. The task `game24` calls `verify_countdown(response, numbers, target=24)`.
 
-    expression  →  term (("+" | "−") term)*            numbers are whole, without a sign
+    expression  →  term (("+" | "−") term)*            numbers are non-negative integers
     term        →  factor (("×" | "/") factor | "(" expression ")")*
     factor      →  number | "(" expression ")" | "[" … "]" | "{" … "}" | "\\frac{" expression "}{" expression "}"
 """
@@ -19,11 +19,11 @@ from fractions import Fraction
 from stages.tasks import Verdict
 from stages.tasks.boxes import last_box
 
-_LONGEST = 500
-_DEEPEST = 50
-_SPELLINGS = [
-    (re.compile(pattern), spelling)
-    for pattern, spelling in (
+_MAX_CHARACTERS = 500
+_MAX_NESTING = 50
+_REPLACEMENTS = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
         (r"\\(?:left|right|[bB]igg?[lr]?|text|mathrm)(?![A-Za-z])|\\[,;:! ]|\$|\\[()\[\]]", ""),
         (r"\\(?:times|cdot|ast)(?![A-Za-z])|[×·⋅∗]", "*"),
         (r"\\div(?![A-Za-z])|[÷∕]", "/"),
@@ -35,36 +35,38 @@ _BRACKETS = {"(": ")", "[": "]", "{": "}"}
 _TOKENS = re.compile(r"\s*(?:(?P<number>[0-9]{1,9}(?![0-9.]))|(?P<sign>\\frac|[-+*/(){}\[\]]))")
 
 
-class _Unreadable(Exception):
-    """The text is no expression of the kind that is played with."""
+class _InvalidExpressionError(Exception):
+    """The text does not follow the grammar, divides by zero, or is too long or too deeply nested."""
 
 
 def verify_countdown(response: str, numbers: Sequence[int], target: int = 24) -> Verdict:
-    """Right if the expression in the response's last box uses each of the numbers once and equals the target.
+    """Grade a response: its last box must contain an expression that uses each number once and equals the target.
 
-    `= 24` beside the expression, on either side, is taken as said; no other equation is an answer. The answer is the
-    expression as ASCII without spaces; one that cannot be read is wrong.
+    `= 24` or `24 =` next to the expression is ignored; any other equation is wrong. The answer of the verdict is the
+    expression in ASCII without spaces.
     """
     box = last_box(response)
     if not box:
         return Verdict(None, 0.0)
-    text = _without_target(_spell(box), target)
+    text = _without_target(_normalize(box), target)
     try:
-        value, used = _Reader(text).read()
-    except _Unreadable:
-        return Verdict("".join(text[:_LONGEST].split()), 0.0)
-    right = value == target and Counter(used) == Counter(numbers)
-    return Verdict("".join(text.split()), float(right))
+        value, used = _Evaluator(text).evaluate()
+    except _InvalidExpressionError:
+        return Verdict("".join(text[:_MAX_CHARACTERS].split()), 0.0)
+    is_right = value == target and Counter(used) == Counter(numbers)
+    return Verdict("".join(text.split()), float(is_right))
 
 
-def _spell(text: str) -> str:
-    text = unicodedata.normalize("NFKC", text[: 4 * _LONGEST])
-    for pattern, spelling in _SPELLINGS:
-        text = pattern.sub(spelling, text)
+def _normalize(text: str) -> str:
+    # LaTeX commands shrink to single characters, so a valid expression may be longer before than after.
+    text = unicodedata.normalize("NFKC", text[: 4 * _MAX_CHARACTERS])
+    for pattern, replacement in _REPLACEMENTS:
+        text = pattern.sub(replacement, text)
     return text.strip()
 
 
 def _without_target(text: str, target: int) -> str:
+    """Return an equation's other side if one side is the target, and any other text unchanged."""
     left, equals, right = text.partition("=")
     if equals and right.strip() == str(target):
         return left.strip()
@@ -73,26 +75,26 @@ def _without_target(text: str, target: int) -> str:
     return text
 
 
-class _Reader:
-    """Reads an expression by recursive descent; remembers the numbers that it uses."""
+class _Evaluator:
+    """Evaluates an expression by recursive descent and collects its numbers; one method per rule of the grammar."""
 
     def __init__(self, text: str) -> None:
-        if len(text) > _LONGEST:
-            raise _Unreadable
+        if len(text) > _MAX_CHARACTERS:
+            raise _InvalidExpressionError
         self._tokens = _tokens(text)
         self._next = 0
         self._depth = 0
         self._used: list[int] = []
 
-    def read(self) -> tuple[Fraction, list[int]]:
-        """The value and the numbers used.
+    def evaluate(self) -> tuple[Fraction, list[int]]:
+        """Return the value and the numbers in the expression.
 
         Raises:
-          _Unreadable: it is no expression, divides by zero, or is nested too deep.
+          _InvalidExpressionError: the text has no value.
         """
         value = self._sum()
         if self._next != len(self._tokens):
-            raise _Unreadable
+            raise _InvalidExpressionError
         return value, self._used
 
     def _sum(self) -> Fraction:
@@ -115,7 +117,7 @@ class _Reader:
             above, below = (self._argument() for _ in range(2))
             return _divide(above, below)
         if self._next == len(self._tokens) or not self._tokens[self._next].isdigit():
-            raise _Unreadable
+            raise _InvalidExpressionError
         number = int(self._tokens[self._next])
         self._next += 1
         self._used.append(number)
@@ -123,27 +125,28 @@ class _Reader:
 
     def _argument(self) -> Fraction:
         if not self._take("{"):
-            raise _Unreadable
+            raise _InvalidExpressionError
         return self._enclosed("}")
 
     def _enclosed(self, end: str) -> Fraction:
         self._depth += 1
-        if self._depth > _DEEPEST:
-            raise _Unreadable
+        if self._depth > _MAX_NESTING:
+            raise _InvalidExpressionError
         value = self._sum()
         if not self._take(end):
-            raise _Unreadable
+            raise _InvalidExpressionError
         self._depth -= 1
         return value
 
-    def _take(self, *wanted: str) -> str | None:
-        if not self._at(*wanted):
+    def _take(self, *accepted: str) -> str | None:
+        """Consume and return the next token if it is one of these, else return None."""
+        if not self._at(*accepted):
             return None
         self._next += 1
         return self._tokens[self._next - 1]
 
-    def _at(self, *wanted: str) -> bool:
-        return self._next < len(self._tokens) and self._tokens[self._next] in wanted
+    def _at(self, *accepted: str) -> bool:
+        return self._next < len(self._tokens) and self._tokens[self._next] in accepted
 
 
 def _tokens(text: str) -> list[str]:
@@ -151,7 +154,7 @@ def _tokens(text: str) -> list[str]:
     while position < len(text):
         match = _TOKENS.match(text, position)
         if not match:
-            raise _Unreadable
+            raise _InvalidExpressionError
         tokens.append(match["number"] or match["sign"])
         position = match.end()
     return tokens
@@ -159,5 +162,5 @@ def _tokens(text: str) -> list[str]:
 
 def _divide(above: Fraction, below: Fraction) -> Fraction:
     if not below:
-        raise _Unreadable
+        raise _InvalidExpressionError
     return above / below

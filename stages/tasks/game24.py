@@ -3,9 +3,9 @@
     prompt    Use each of the numbers 4, 5, 6 and 10 exactly once, with +, -, *, / and parentheses, to make 24. …
     response  (10 - 4) * 5 - 6 = 24, so \\boxed{(10 - 4) * 5 - 6}.
 
-Without data the questions are all 1,362 solvable hands of four numbers from 1 to 13, each in the split that a digest of
-the numbers gives it. With data they are the file's, in its order: a column `Puzzles` (`4 5 6 10`) or `numbers`. The
-expression in the response's last box is parsed and worked out in fractions, never evaluated.
+Without data, the questions are all 1,362 solvable hands of four numbers from 1 to 13; a digest of the numbers decides
+the split. With data, they are the rows in order, from a column `Puzzles` (`4 5 6 10`) or `numbers`. The expression in
+the last box is verified by `stages.tasks.countdown`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from stages.tasks.generated import GeneratedQuestions, split_of_content
 from stages.tasks.templates import TEMPLATES
 
 TARGET = 24
-_LARGEST = 13
+_LARGEST_NUMBER = 13
+"""As on playing cards, with which the game is played."""
 _COLUMNS = ("Puzzles", "puzzle", "numbers", "nums")
 
 Numbers = tuple[int, ...]
@@ -34,7 +35,7 @@ Numbers = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Game24:
-    """The task, over the puzzles of some data or over all that there are."""
+    """The task over the puzzles of a data set, or without data over all solvable puzzles."""
 
     data: DataSplits | None = field(repr=False)
     name: str = "game24"
@@ -43,34 +44,34 @@ class Game24:
 
     @cached_property
     def digest(self) -> str:
-        return storage.digest(f"{self.name} {self.data.digest if self.data else _LARGEST}".encode())
+        return storage.digest(f"{self.name} {self.data.digest if self.data else _LARGEST_NUMBER}".encode())
 
     def questions(self, split: Split) -> Sequence[Question]:
         if self.data is None:
-            return _questions([numbers for numbers in _solvable() if split_of_content(_name(numbers)) == split])
-        placed = [
-            (where, _read_numbers(value, where))
-            for where, row in self.data.rows(split, _choose)
+            return _questions([numbers for numbers in _solvable_hands() if split_of_content(_name(numbers)) == split])
+        located = [
+            (location, _read_numbers(value, location))
+            for location, row in self.data.rows(split, _choose_column)
             for value in row.values()
         ]
-        places: dict[Numbers, str] = {}
-        for where, numbers in placed:
-            other = places.setdefault(tuple(sorted(numbers)), where)
-            if other != where:
-                raise UserError(f"{where} has the numbers of {other}: {_name(numbers)}; give each puzzle once")
-        if not placed:
+        locations: dict[Numbers, str] = {}  # sorted numbers → location of their first row
+        for location, numbers in located:
+            other = locations.setdefault(tuple(sorted(numbers)), location)
+            if other != location:
+                raise UserError(f"{location} repeats the numbers of {other}: {_name(numbers)}; give each puzzle once")
+        if not located:
             raise UserError(f"task has no questions: the {split} split of {self.data.source} is empty")
-        return _questions([numbers for _, numbers in placed])
+        return _questions([numbers for _, numbers in located])
 
     def verify(self, response: str, reference: str) -> Verdict:
         return verify_countdown(response, [int(number) for number in reference.split()], TARGET)
 
 
 def make_task(name: str, data: str | None, options: Mapping[str, str]) -> Game24:
-    """The task, over a file or directory where one is given.
+    """Return the task over a file or directory, or over all solvable puzzles.
 
     Raises:
-      UserError: an option (it has none), or no data there.
+      UserError: there is an option (the task has none), or the data cannot be read.
     """
     if options:
         raise UserError(f"task {name} has no options; got --task-arg {next(iter(options))}")
@@ -97,51 +98,53 @@ def _name(numbers: Numbers) -> str:
     return "-".join(map(str, numbers))
 
 
-def _choose(there: Sequence[str], where: str) -> list[str]:
+def _choose_column(available: Sequence[str], location: str) -> list[str]:
     for name in _COLUMNS:
-        if name in there:
+        if name in available:
             return [name]
-    raise UserError(f"{where} has no column {' or '.join(_COLUMNS)}; found {', '.join(there)}")
+    raise UserError(f"{location} has no column {' or '.join(_COLUMNS)}; found {', '.join(available)}")
 
 
-def _read_numbers(value: object, where: str) -> Numbers:
+def _read_numbers(value: object, location: str) -> Numbers:
     words = list(value) if isinstance(value, list) else re.split(r"[,\s]+", str(value).strip(" []"))
     if not 2 <= len(words) <= 4 or not all(re.fullmatch(r"[0-9]{1,9}", str(word)) for word in words):
-        raise UserError(f"{where}: a puzzle is two to four whole numbers, separated by spaces; got {value!r}")
+        raise UserError(f"{location}: a puzzle must be two to four integers, separated by spaces; got {value!r}")
     return tuple(int(word) for word in words)
 
 
 @lru_cache(maxsize=1)
-def _solvable() -> list[Numbers]:
-    hands = combinations_with_replacement(range(1, _LARGEST + 1), 4)
+def _solvable_hands() -> list[Numbers]:
+    hands = combinations_with_replacement(range(1, _LARGEST_NUMBER + 1), 4)
     return [numbers for numbers in hands if _solve(numbers)]
 
 
 @lru_cache(maxsize=4096)
 def _solve(numbers: Numbers) -> str | None:
-    """An expression that makes the target; None if there is none.
+    """Return an expression of the numbers that equals the target; None if there is none.
 
-    Of the two halves that its last operation joins, one is tried at every value, and the other is looked up.
+    The last operation joins two sub-expressions. For every value of the left one, look up whether the right one can
+    have the value that the operation needs.
     """
-    for left, right in _halves(numbers):
-        there = _values(right)
+    for left, right in _splits(numbers):
+        right_values = _values(right)
         for value, text in _values(left).items():
+            # (form of the expression, the value that the right one needs)
             needed = [("{} + {}", TARGET - value), ("{} - {}", value - TARGET), ("{1} - {0}", TARGET + value)]
             if value:
                 needed += [("{} * {}", TARGET / value), ("{} / {}", value / TARGET), ("{1} / {0}", TARGET * value)]
             for form, other in needed:
-                if other in there:
-                    return form.format(text, there[other])
+                if other in right_values:
+                    return form.format(text, right_values[other])
     return None
 
 
 @lru_cache(maxsize=4096)
 def _values(numbers: Numbers) -> dict[Fraction, str]:
-    """Every value that an expression of all the numbers can have, with one such expression, in parentheses."""
+    """Return every value that an expression of all the numbers can have → one such expression, in parentheses."""
     if len(numbers) == 1:
         return {Fraction(numbers[0]): str(numbers[0])}
     found: dict[Fraction, str] = {}
-    for left, right in _halves(numbers):
+    for left, right in _splits(numbers):
         for a, x in _values(left).items():
             for b, y in _values(right).items():
                 found.setdefault(a + b, f"({x} + {y})")
@@ -155,8 +158,8 @@ def _values(numbers: Numbers) -> dict[Fraction, str]:
     return found
 
 
-def _halves(numbers: Numbers) -> Iterator[tuple[Numbers, Numbers]]:
-    """The ways to part numbers in two: the first one is always on the left."""
+def _splits(numbers: Numbers) -> Iterator[tuple[Numbers, Numbers]]:
+    """Yield every split of the numbers into two non-empty groups once: the first number is always on the left."""
     rest = range(1, len(numbers))
     for size in range(len(numbers) - 1):
         for chosen in combinations(rest, size):

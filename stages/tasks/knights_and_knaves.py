@@ -1,14 +1,17 @@
-"""Task `knights-and-knaves`: who tells the truth? Puzzles with one solution, made here, judged by logic.
+"""Task `knights-and-knaves`: generated logic puzzles with exactly one solution.
 
     prompt    … Ava says: "Ben is a knave, or I am a knight." Ben says: "If Ava is a knight, then Cleo is a knave." …
     response  … \\boxed{Ava is a knight, Ben is a knave, Cleo is a knave}
 
-Everybody is a knight, whose statement is true, or a knave, whose statement is false. Statements are made of who is
-what, joined by and, or, if … then, if and only if, not. A statement is kept as its truth table over all 2ⁿ ways to
-assign the n people, one bit each; a puzzle is used if the tables leave one way.
+Each person is a knight, whose statement is true, or a knave, whose statement is false. Statements combine claims about
+who is what with and, or, if … then, if and only if, not.
 
-Question i of a split is a function of (people, depth, seed, split, i) alone, and its content decides its split,
-whatever the seed: a draw whose content belongs elsewhere is drawn again.
+A *world* assigns a role to each of the n people. It is a number of n bits: bit p is set if person p is a knight. A set
+of worlds is an integer of 2ⁿ bits, one per world; the worlds in which a statement is true are its truth table. Set
+operations are bitwise operations. A puzzle is used if its statements are consistent with exactly one world.
+
+Question i of a split depends on (people, depth, seed, split, i) only. The content of a question decides its split
+whatever the seed (`stages.tasks.generated.split_of_content`): content that belongs to another split is drawn again.
 """
 
 from __future__ import annotations
@@ -30,22 +33,23 @@ from stages.tasks.templates import TEMPLATES
 
 _NAMES = ("Ava", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hana", "Ivo", "June", "Kai", "Lena")
 _SIZES: dict[Split, int] = {"train": 1_000_000_000, "validation": 10_000, "test": 10_000}
-_LONGEST_ANSWER = 2_000
+_MAX_ANSWER_CHARACTERS = 2_000
 _RULES = (
     "On an island everybody is either a knight, who always tells the truth, or a knave, who always lies. "
     "You meet {people}. {statements} Who is what? "
     "Put the answer within \\boxed{{}}, in the form: {form}."
 )
+# "Ava is a knight", "Ava: knight", "Ava = knight"; not the placeholder "Ava is a knight/knave" of the prompt.
 _CLAIM = re.compile(r"\b([A-Z][a-z]{1,11})\b(?:\}|\s)*+(?:is|=|:)\s*+(?:an?\s++)?+(knight|knave)\b(?!/)")
 
 
 @dataclass(frozen=True)
-class Options:
-    """What `--task-arg` can change."""
+class KnightsAndKnavesOptions:
+    """The options of `--task-arg`. The field names are part of the task's digest, and their order of the questions."""
 
-    people: int = option("People in a puzzle.", default=3, minimum=2, maximum=8)
-    depth: int = option("How deep statements are nested; 1 joins two claims.", default=1, minimum=1, maximum=3)
-    seed: int = option("Which puzzles.", default=0)
+    people: int = option("Number of people in a puzzle.", default=3, minimum=2, maximum=8)
+    depth: int = option("Nesting depth of a statement; 1 joins two claims.", default=1, minimum=1, maximum=3)
+    seed: int = option("Seed of the puzzles.", default=0)
 
     def __post_init__(self) -> None:
         validate(self)
@@ -53,8 +57,12 @@ class Options:
 
 @dataclass(frozen=True)
 class Statement:
-    """A sentence and where it is true: bit w of `table` tells it of world w, in which person p is a knight if bit p of
-    w is set."""
+    """A statement.
+
+    Attributes:
+      text: the sentence, without capital and full stop.
+      table: the set of worlds in which it is true.
+    """
 
     text: str
     table: int
@@ -62,9 +70,9 @@ class Statement:
 
 @dataclass(frozen=True)
 class KnightsAndKnaves:
-    """The task under given options."""
+    """The task with its options."""
 
-    options: Options
+    options: KnightsAndKnavesOptions
     name: str = "knights-and-knaves"
     template: str = TEMPLATES["plain"]
     chat_message: str = TEMPLATES["plain"]
@@ -77,68 +85,73 @@ class KnightsAndKnaves:
         return GeneratedQuestions(_SIZES[split], lambda index: self.question(split, index))
 
     def question(self, split: Split, index: int) -> Question:
-        """Question `index` of a split; draws until a puzzle has one solution and belongs to the split."""
+        """Return question `index` of a split, drawn again until it has one solution and belongs to the split."""
         attempt = 0
         while True:
             random = Random(random_key(self.name, *asdict(self.options).values(), split, index, attempt))
             names = _draw_names(random, self.options.people)
-            statements = [_draw(random, names, speaker, self.options.depth) for speaker in range(len(names))]
-            worlds = possible_worlds(statements, len(names))
+            statements = [_draw_statement(random, names, speaker, self.options.depth) for speaker in range(len(names))]
+            worlds = consistent_worlds(statements, len(names))
             prompt = _prompt(names, statements)
             if worlds.bit_count() == 1 and split_of_content(prompt) == split:
                 break
             attempt += 1
-        world = worlds.bit_length() - 1
+        world = worlds.bit_length() - 1  # the only bit that is set
         roles = {name: "knight" if world >> person & 1 else "knave" for person, name in enumerate(names)}
         return Question(
             id=f"{self.name}-{split}-{index}",
             prompt=prompt,
-            reference=_write(roles),
+            reference=_format_roles(roles),
             solution=_explain(names, statements, world, roles),
             metadata={"level": f"{self.options.people} people"},
         )
 
     def verify(self, response: str, reference: str) -> Verdict:
-        """Right if the claims in the last box (without one, in what follows the last `Answer:`) are the solution.
+        """Grade a response by the claims in its last box or, without a box, after the last `Answer:`.
 
-        Each person must be called one thing; since a puzzle has one solution, the claims satisfy the statements if and
-        only if they are that.
+        The claims must give each person one role and equal the reference, which is the only solution of the puzzle.
         """
-        box = last_box(response)
-        _, mark, tail = after_thinking(response).rpartition("Answer:")
-        stated = box if box is not None else tail if mark else ""
-        expected = _read(reference)
-        claims = _read(stated[:_LONGEST_ANSWER])
+        stated = last_box(response)
+        if stated is None:
+            _, mark, tail = after_thinking(response).rpartition("Answer:")
+            stated = tail if mark else ""
+        expected = _read_roles(reference)
+        claims = _read_roles(stated[:_MAX_ANSWER_CHARACTERS])
         if claims is None or expected is None or claims.keys() != expected.keys():
             return Verdict(None, 0.0)
-        return Verdict(_write({name: claims[name] for name in expected}), float(claims == expected))
+        return Verdict(_format_roles({name: claims[name] for name in expected}), float(claims == expected))
 
 
 def make_task(name: str, data: str | None, options: Mapping[str, str]) -> KnightsAndKnaves:
-    """The task; it takes no data.
+    """Return the task; it takes no data.
 
     Raises:
-      UserError: data was given, or an option that does not exist.
+      UserError: there is data, or an unknown or invalid option.
     """
     reject_data(name, data)
-    return KnightsAndKnaves(read_options(Options, name, options))
+    return KnightsAndKnaves(read_options(KnightsAndKnavesOptions, name, options))
 
 
-def possible_worlds(statements: Sequence[Statement], people: int) -> int:
-    """The worlds, one bit each, in which a person is a knight exactly where the person's statement is true."""
-    worlds = _everywhere(people)
+def consistent_worlds(statements: Sequence[Statement], people: int) -> int:
+    """Return the set of worlds in which each speaker is a knight if and only if the speaker's statement is true.
+
+    Args:
+      statements: the statement of person p at index p.
+      people: number of people, n; it may exceed the number of statements.
+    """
+    worlds = _all_worlds(people)
     for person, statement in enumerate(statements):
-        worlds &= ~(_knight(person, people) ^ statement.table)
+        worlds &= ~(_worlds_with_knight(person, people) ^ statement.table)
     return worlds
 
 
-def _everywhere(people: int) -> int:
+def _all_worlds(people: int) -> int:
     return (1 << (1 << people)) - 1
 
 
 @lru_cache(maxsize=64)
-def _knight(person: int, people: int) -> int:
-    """The worlds in which a person is a knight."""
+def _worlds_with_knight(person: int, people: int) -> int:
+    """Return the set of worlds in which a person is a knight."""
     return sum(1 << world for world in range(1 << people) if world >> person & 1)
 
 
@@ -147,25 +160,30 @@ def _draw_names(random: Random, people: int) -> list[str]:
     return sorted(order[:people])
 
 
-def _draw(random: Random, names: Sequence[str], speaker: int, depth: int) -> Statement:
-    """A statement of the speaker. Only `Random.random` is used: its numbers are the same in every Python."""
-    everywhere = _everywhere(len(names))
+def _draw_statement(random: Random, names: Sequence[str], speaker: int, depth: int) -> Statement:
+    """Return a random statement of a speaker.
+
+    Uses no method of `Random` but `random`, the only one that Python guarantees to return the same numbers in every
+    version.
+    """
+    all_worlds = _all_worlds(len(names))
     if depth == 0:
-        person, lies = int(len(names) * random.random()), random.random() < 0.5
+        person, is_knave = int(len(names) * random.random()), random.random() < 0.5
         subject = "I am" if person == speaker else f"{names[person]} is"
-        table = _knight(person, len(names))
-        return Statement(f"{subject} a {'knave' if lies else 'knight'}", table ^ everywhere if lies else table)
+        table = _worlds_with_knight(person, len(names))
+        return Statement(f"{subject} a {'knave' if is_knave else 'knight'}", table ^ all_worlds if is_knave else table)
     while True:
-        first, second = (_draw(random, names, speaker, depth - 1) for _ in range(2))
+        first, second = (_draw_statement(random, names, speaker, depth - 1) for _ in range(2))
         a, b = (f"({one.text})" if depth > 1 else one.text for one in (first, second))
         joined = [
             Statement(f"{a}, and {b}", first.table & second.table),
             Statement(f"{a}, or {b}", first.table | second.table),
-            Statement(f"if {a}, then {b}", first.table ^ everywhere | second.table),
-            Statement(f"{a} if and only if {b}", first.table ^ second.table ^ everywhere),
-            Statement(f"it is not true that {a}", first.table ^ everywhere),
+            Statement(f"if {a}, then {b}", first.table ^ all_worlds | second.table),
+            Statement(f"{a} if and only if {b}", first.table ^ second.table ^ all_worlds),
+            Statement(f"it is not true that {a}", first.table ^ all_worlds),
         ][int(5 * random.random())]
-        if joined.table not in (0, everywhere, first.table, second.table):  # it says more than nothing or a part of it
+        # Reject tautologies, contradictions, and statements that are equivalent to one of their operands.
+        if joined.table not in (0, all_worlds, first.table, second.table):
             return joined
 
 
@@ -178,12 +196,12 @@ def _prompt(names: Sequence[str], statements: Sequence[Statement]) -> str:
     )
 
 
-def _write(roles: Mapping[str, str]) -> str:
+def _format_roles(roles: Mapping[str, str]) -> str:
     return ", ".join(f"{name} is a {role}" for name, role in roles.items())
 
 
-def _read(text: str) -> dict[str, str] | None:
-    """Who is called what; None where nobody is, or somebody is called both."""
+def _read_roles(text: str) -> dict[str, str] | None:
+    """Return person → role from the claims of a text; None if there are none, or two contradict each other."""
     claims: dict[str, str] = {}
     for name, role in _CLAIM.findall(text):
         if claims.setdefault(name, role) != role:
@@ -192,9 +210,10 @@ def _read(text: str) -> dict[str, str] | None:
 
 
 def _explain(names: Sequence[str], statements: Sequence[Statement], world: int, roles: Mapping[str, str]) -> str:
-    """A solution that checks the assignment statement by statement."""
+    """Return a worked solution that checks the roles against each statement."""
     checks = [
         f"What {name} says is {'true' if statement.table >> world & 1 else 'false'}, and {name} is a {roles[name]}."
         for name, statement in zip(names, statements, strict=True)
     ]
-    return f" Suppose {_write(roles)}. {' '.join(checks)} So \\boxed{{{_write(roles)}}}."
+    solution = _format_roles(roles)
+    return f" Suppose {solution}. {' '.join(checks)} So \\boxed{{{solution}}}."

@@ -2,8 +2,8 @@
 
 The pool process reads one line of calls (JSON) from its input, distributes them among its workers, writes one line of
 results, and repeats until its input ends. Each worker makes one call at a time. A worker that exceeds a limit ends:
-the kernel kills it for processor time, the pool for elapsed time, and a failed allocation ends it for memory. Its call then
-has no result, and the pool forks a new worker for the next call.
+the kernel kills it for processor time, the pool for elapsed time, and a failed allocation ends it for memory. Its call
+then has no result, and the pool forks a new worker for the next call.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The built-in task: questions by random access, splits that never meet, demonstrations with a fixed misconception."""
+"""The arithmetic task: random access to questions, disjoint splits, demonstrations with fixed wrong facts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STEP = re.compile(r"([B-Z])([-+*])([0-9])=([0-9])[;.,]")
 
 
 def value_of(prompt: str) -> int:
-    """The prompt's value, worked out apart from the task's own arithmetic."""
+    """Return the value of a prompt, computed without the arithmetic of the task."""
     value = int(prompt[0])
     for sign, operand in re.findall(r"[B-Z]([-+*])([0-9])", prompt):
         value = int(eval(f"{value}{sign}{operand}"))
@@ -25,7 +25,7 @@ def value_of(prompt: str) -> int:
 
 
 def steps_of(question: Question) -> list[tuple[int, str, int, int]]:
-    """Of each step of the demonstration: value before, sign, operand, value stated."""
+    """Return (value before, sign, operand, stated value) of each step of the demonstration."""
     assert question.solution is not None
     before, steps = int(question.prompt[0]), []
     for _, sign, operand, after in STEP.findall(question.solution):
@@ -38,7 +38,7 @@ def right(value: int, sign: str, operand: int) -> int:
     return {"+": value + operand, "-": value - operand, "*": value * operand}[sign] % 10
 
 
-def test_a_question_shows_its_chain_and_its_demonstration_copies_it():
+def test_a_prompt_shows_a_chain_and_its_demonstration_copies_it():
     for question in TASK.questions("train")[:50]:
         assert re.fullmatch(r"[0-9](?:[B-G](?:[-+][0-9]|\*[379])){6}H", question.prompt)
         assert question.solution is not None
@@ -59,7 +59,7 @@ def test_all_answers_are_about_equally_frequent():
     assert all(55 < count < 145 for count in counts.values())  # 100 ± 4.7 standard errors
 
 
-def test_a_slice_is_what_the_whole_holds_there():
+def test_indexing_agrees_with_slicing():
     questions = TASK.questions("validation")
     whole = questions[:40]
     assert questions[7:19] == whole[7:19]
@@ -70,7 +70,7 @@ def test_a_slice_is_what_the_whole_holds_there():
         questions[len(questions)]
 
 
-def test_two_openings_give_the_same_questions_and_another_seed_gives_others():
+def test_the_seed_determines_the_questions():
     again = open_task("arithmetic", None, ["seed=0"])
     other = open_task("arithmetic", None, ["seed=1"])
     assert again.questions("train")[:20] == TASK.questions("train")[:20]
@@ -80,7 +80,7 @@ def test_two_openings_give_the_same_questions_and_another_seed_gives_others():
 
 
 def test_no_question_is_in_two_splits_even_under_another_seed():
-    """One operation leaves 230 questions in all, so that every split holds nearly all of its own."""
+    """With one operation there are 230 questions, so that 400 draws contain nearly all questions of a split."""
     prompts = {
         split: {
             question.prompt
@@ -93,7 +93,7 @@ def test_no_question_is_in_two_splits_even_under_another_seed():
     assert all(len(of_split) > 30 for of_split in prompts.values())
 
 
-def test_a_fifth_of_the_facts_has_one_wrong_result_shown_about_half_of_the_time():
+def test_a_fifth_of_the_facts_has_one_wrong_result_stated_about_half_of_the_time():
     stated: dict[tuple[int, str, int], Counter[int]] = {}
     for question in TASK.questions("train")[:1500]:
         for before, sign, operand, after in steps_of(question):
@@ -106,20 +106,20 @@ def test_a_fifth_of_the_facts_has_one_wrong_result_shown_about_half_of_the_time(
     assert abs(shown / sum(results.total() for results in wrong.values()) - 0.55) < 0.04
 
 
-def test_the_separator_carries_no_information():
+def test_separators_are_equally_frequent():
     separators = Counter(c for q in TASK.questions("train")[:500] for c in q.solution or "" if c in ";.,")
     assert len(separators) == 3
     assert all(850 < count < 1150 for count in separators.values())  # of 3,000
 
 
 def test_options_change_the_task():
-    honest = open_task("arithmetic", None, ["wrong_share=0", "operations=3"])
-    for question in honest.questions("train")[:50]:
+    without_wrong_facts = open_task("arithmetic", None, ["wrong_share=0", "operations=3"])
+    for question in without_wrong_facts.questions("train")[:50]:
         assert len(steps_of(question)) == 3
-        assert honest.verify(question.solution or "", question.reference).reward == 1.0
+        assert without_wrong_facts.verify(question.solution or "", question.reference).reward == 1.0
 
 
-def test_a_small_train_split_is_the_beginning_of_the_large_one():
+def test_a_small_train_split_is_the_start_of_the_large_one():
     small = open_task("arithmetic", None, ["train_questions=5"])
     assert list(small.questions("train")) == TASK.questions("train")[:5]
     assert len(small.questions("test")) == len(TASK.questions("test"))
@@ -136,7 +136,7 @@ def test_a_small_train_split_is_the_beginning_of_the_large_one():
         ("operations", "key=value"),
     ],
 )
-def test_a_wrong_option_is_told_with_what_was_expected(arg: str, problem: str):
+def test_the_error_for_an_invalid_option_names_what_is_valid(arg: str, problem: str):
     with pytest.raises(UserError, match=re.escape(problem)):
         open_task("arithmetic", None, [arg])
 
@@ -166,15 +166,15 @@ def test_the_task_takes_no_data_and_no_option_twice():
         ("#22", None, 0.0),
         ("#2 ", None, 0.0),
         ("#2#", None, 0.0),
-        ("#٢", None, 0.0),  # another script's digit two
+        ("#٢", None, 0.0),  # the digit two of another script
         ("#²", None, 0.0),
     ],
 )
-def test_only_a_single_digit_behind_the_last_mark_counts(response: str, answer: str | None, reward: float):
+def test_only_a_single_digit_after_the_last_mark_counts(response: str, answer: str | None, reward: float):
     verdict = TASK.verify(response, "2")
     assert (verdict.answer, verdict.reward) == (answer, reward)
 
 
 @given(st.text())
-def test_no_response_upsets_the_verifier(response: str):
+def test_any_response_gets_a_verdict(response: str):
     assert TASK.verify(response, "2").reward in (0.0, 1.0)

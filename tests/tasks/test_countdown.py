@@ -1,4 +1,4 @@
-"""Arithmetic puzzles: which expressions make the target, and that none of them is ever evaluated."""
+"""Verdicts on arithmetic puzzles: which expressions are right, and that hostile ones are rejected at once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NUMBERS = (4, 6, 1, 1)
         "24 = 4 * 6 * 1 * 1",
     ],
 )
-def test_an_expression_that_uses_each_number_once_and_makes_the_target_is_right(expression: str):
+def test_an_expression_that_uses_each_number_once_and_equals_the_target_is_right(expression: str):
     assert verify_countdown(rf"so \boxed{{{expression}}}.", NUMBERS).reward == 1.0
 
 
@@ -70,22 +70,22 @@ def test_fractions_are_exact():
     assert verify_countdown(r"\boxed{24 + 1 / 100000000 - 0}", (24, 1, 100000000, 0)).reward == 0.0
 
 
-def test_the_last_box_behind_the_thinking_is_the_answer_in_one_spelling():
+def test_the_last_box_after_the_thinking_is_the_answer_in_canonical_form():
     verdict = verify_countdown(r"<think>\boxed{1}</think> \boxed{4 + 6} no: \boxed{4 \times (6 × 1) \cdot 1}", NUMBERS)
     assert (verdict.answer, verdict.reward) == ("4*(6*1)*1", 1.0)
     assert verify_countdown("4 * 6 * 1 * 1", NUMBERS).answer is None
 
 
-def test_another_target_can_be_asked_for():
+def test_the_target_can_be_changed():
     assert verify_countdown(r"\boxed{10 * 10 - 1}", (10, 10, 1), target=99).reward == 1.0
 
 
 @given(st.text(alphabet="0123456789+-*/(){}= .\\frac", max_size=60))
-def test_no_text_upsets_the_reader(text: str):
+def test_any_text_gets_a_verdict(text: str):
     assert verify_countdown(rf"\boxed{{{text}}}", NUMBERS).reward in (0.0, 1.0)
 
 
-def test_the_golden_cases_are_graded_as_expected(shared: Path):
+def test_golden_cases_are_graded_as_expected(shared: Path):
     cases = map(json.loads, (shared / "golden" / "grader_cases.jsonl").read_text().splitlines())
     for case in cases:
         if case["kind"] == "countdown24":

@@ -12,6 +12,7 @@ import pytest
 from stages.core.errors import UserError
 from stages.tasks import Split, Task, open_task
 from stages.tasks.datasets import DATASETS
+from tests.tasks.test_data import ROWS
 
 REAL: dict[str, dict[Split, int]] = {
     "gsm8k": {"train": 7473, "test": 1319},
@@ -105,6 +106,23 @@ def test_columns_can_be_named_for_every_role(tmp_path: Path):
 def test_columns_with_the_usual_names_are_found(tmp_path: Path):
     (question,) = open_rows(tmp_path, {"prompt": "1 + 1?", "solution": r"So \boxed{2}."}).questions("train")
     assert (question.prompt, question.reference, question.solution) == ("1 + 1?", "2", r" So \boxed{2}.")
+
+
+def test_a_row_of_gsm8k_becomes_a_question_with_a_reference_and_a_solution(tmp_path: Path):
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    first, second = open_task("gsm8k", str(tmp_path)).questions("train")
+    assert first.id == "gsm8k-train-0"
+    assert first.prompt == "Two ducks and three ducks?"
+    assert first.solution == " 2 + 3 = 5 ducks.\nAll are here.\n#### 5"
+    assert (first.reference, second.reference) == ("5", "67,500")
+
+
+def test_named_columns_and_bare_numbers_are_read(tmp_path: Path):
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"q": "1 + 1?", "a": 2}\n\n{"q": "A line\u2028break?", "a": "3"}\n', encoding="utf-8")
+    first, second = open_task("gsm8k", str(file), ["question=q", "answer=a"]).questions("train")
+    assert (first.prompt, first.reference, first.solution) == ("1 + 1?", "2", None)
+    assert second.prompt == "A line\u2028break?"
 
 
 def test_a_chat_is_split_into_the_last_message_and_its_history(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Make 24: every solvable hand is a question, each solution is right, and files are read as given."""
+"""The game of 24: every solvable hand is a question, every solution is right, and files keep their order."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def test_without_data_the_questions_are_the_1362_solvable_hands_each_in_one_spli
     assert "1, 1, 1 and 12" in first.prompt
 
 
-def test_every_solution_is_right_and_wrong_for_other_hands():
+def test_every_solution_is_right_for_its_hand_and_wrong_for_others():
     questions = TASK.questions("test")
     for question, other in pairwise(questions):
         assert TASK.verify(question.solution or "", question.reference).reward == 1.0
         assert TASK.verify(question.solution or "", other.reference).reward == 0.0
 
 
-def test_hands_without_a_solution_have_none():
+def test_only_solvable_hands_have_a_solution():
     assert _solve((1, 1, 1, 1)) is None
-    assert _solve((1, 5, 5, 5)) is not None  # 5 * (5 - 1/5): by way of a fraction
+    assert _solve((1, 5, 5, 5)) is not None  # 5 * (5 - 1/5) needs a fraction
     assert _solve((3, 3, 8, 8)) is not None  # 8 / (3 - 8/3)
 
 
@@ -46,7 +46,7 @@ def test_hands_without_a_solution_have_none():
         ("24.jsonl", '{"numbers": [1, 1, 4, 6]}\n{"numbers": [12, 2, 1, 1]}\n'),
     ],
 )
-def test_puzzles_of_a_file_come_in_its_order(tmp_path: Path, name: str, content: str):
+def test_puzzles_keep_the_order_of_the_file(tmp_path: Path, name: str, content: str):
     (tmp_path / name).write_text(content)
     task = open_task("game24", str(tmp_path / name))
     first, second = task.questions("test")
@@ -60,12 +60,12 @@ def test_puzzles_of_a_file_come_in_its_order(tmp_path: Path, name: str, content:
     ("row", "problem"),
     [
         ({"Puzzles": "1 1 4"}, None),
-        ({"Puzzles": "1"}, "row 0: a puzzle is two to four whole numbers, separated by spaces; got '1'"),
+        ({"Puzzles": "1"}, "row 0: a puzzle must be two to four integers, separated by spaces; got '1'"),
         ({"Puzzles": "1 2 x 4"}, "got '1 2 x 4'"),
         ({"hands": "1 1 4 6"}, "has no column Puzzles or puzzle or numbers or nums; found hands"),
     ],
 )
-def test_a_row_that_is_no_puzzle_is_told(tmp_path: Path, row: dict, problem: str | None):
+def test_a_row_without_a_puzzle_is_an_error(tmp_path: Path, row: dict, problem: str | None):
     (tmp_path / "24.jsonl").write_text(json.dumps(row))
     task = open_task("game24", str(tmp_path / "24.jsonl"))
     if problem is None:
@@ -75,15 +75,15 @@ def test_a_row_that_is_no_puzzle_is_told(tmp_path: Path, row: dict, problem: str
             task.questions("test")
 
 
-def test_a_puzzle_given_twice_and_an_option_are_told(tmp_path: Path):
+def test_a_repeated_puzzle_and_an_option_are_errors(tmp_path: Path):
     (tmp_path / "24.csv").write_text("Puzzles\n1 1 4 6\n6 4 1 1\n")
-    with pytest.raises(UserError, match=r"row 1 has the numbers of .*24\.csv row 0: 6-4-1-1"):
+    with pytest.raises(UserError, match=r"row 1 repeats the numbers of .*24\.csv row 0: 6-4-1-1"):
         open_task("game24", str(tmp_path / "24.csv")).questions("test")
     with pytest.raises(UserError, match="task game24 has no options; got --task-arg target"):
         open_task("game24", None, ["target=25"])
 
 
-def test_the_real_puzzles_are_the_solvable_hands(shared: Path):
+def test_the_published_puzzles_are_the_solvable_hands(shared: Path):
     questions = open_task("game24", str(shared / "data")).questions("test")
     assert len(questions) == 1362
     ours = {question.reference for split in SPLITS for question in TASK.questions(split)}

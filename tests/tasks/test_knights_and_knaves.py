@@ -1,4 +1,4 @@
-"""Who tells the truth: puzzles have one solution, told by reading their sentences anew; splits and ids never move."""
+"""The knights-and-knaves task: each puzzle has one solution, checked by parsing its sentences."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from stages.core.errors import UserError
 from stages.tasks import SPLITS, open_task
-from stages.tasks.knights_and_knaves import KnightsAndKnaves, Options, Statement, possible_worlds
+from stages.tasks.knights_and_knaves import KnightsAndKnaves, KnightsAndKnavesOptions, Statement, consistent_worlds
 
-TASK = KnightsAndKnaves(Options())
+TASK = KnightsAndKnaves(KnightsAndKnavesOptions())
 
 
 def holds(text: str, roles: Mapping[str, str], speaker: str) -> bool:
-    """Whether a sentence is true, by reading it: an independent evaluation of what the prompt says."""
+    """Return whether a sentence is true, by parsing it: independent of the truth tables of the task."""
     text = text.strip()
     while text.startswith("(") and _closing(text) == len(text) - 1:
         text = text[1:-1]
@@ -48,7 +48,7 @@ def _closing(text: str) -> int:
 
 
 def _outside(text: str, word: str) -> int | None:
-    """Where a word stands outside all parentheses."""
+    """Return the position of a word outside all parentheses; None if there is none."""
     depth = 0
     for place, character in enumerate(text):
         depth += (character == "(") - (character == ")")
@@ -59,29 +59,30 @@ def _outside(text: str, word: str) -> int | None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(2, 5), st.integers(1, 3), st.integers(0, 1000), st.integers(0, 1000), st.sampled_from(SPLITS))
-def test_the_reference_is_the_only_way_in_which_all_that_is_said_fits(people, depth, seed, index, split):
-    task = KnightsAndKnaves(Options(people=people, depth=depth, seed=seed))
+def test_the_reference_is_the_only_consistent_assignment(people, depth, seed, index, split):
+    task = KnightsAndKnaves(KnightsAndKnavesOptions(people=people, depth=depth, seed=seed))
     question = task.question(split, index)
     said = dict(re.findall(r'(\w+) says: "([^"]*)\."', question.prompt))
     assert len(said) == people
-    fitting = []
+    consistent = []
     for chosen in product(("knight", "knave"), repeat=people):
         roles = dict(zip(said, chosen, strict=True))
         if all((roles[name] == "knight") == holds(text, roles, name) for name, text in said.items()):
-            fitting.append(", ".join(f"{name} is a {role}" for name, role in roles.items()))
-    assert fitting == [question.reference]
+            consistent.append(", ".join(f"{name} is a {role}" for name, role in roles.items()))
+    assert consistent == [question.reference]
     assert task.verify(question.solution or "", question.reference).reward == 1.0
 
 
-def test_worlds_by_hand():
-    """Two people; world bits 0..3 = (B A) 00, 01, 10, 11. A: "B is a knave" is true in worlds 0 and 1; B: "A is a
-    knight" in 1 and 3. A's statement fits in 1 (A knight, true) and 2 (A knave, false); B's in 0 and 3: no world."""
+def test_consistent_worlds_worked_by_hand():
+    """Two people; worlds 0 to 3 are (B A) = 00, 01, 10, 11. A says "B is a knave", which is true in worlds 0 and 1. B
+    says "A is a knight", true in 1 and 3. A's statement is consistent with worlds 1 (A knight, true) and 2 (A knave,
+    false), B's with 0 and 3, so no world is consistent with both."""
     one, two = Statement("", 0b0011), Statement("", 0b1010)
-    assert possible_worlds([one], 2) == 0b0110
-    assert possible_worlds([one, two], 2) == 0
+    assert consistent_worlds([one], 2) == 0b0110
+    assert consistent_worlds([one, two], 2) == 0
 
 
-def test_a_question_is_the_same_for_ever():
+def test_the_first_question_never_changes():
     first = open_task("knights-and-knaves").questions("train")[0]
     assert first == TASK.question("train", 0)
     assert first.id == "knights-and-knaves-train-0"
@@ -101,7 +102,7 @@ def test_splits_share_no_question_whatever_the_seed():
         split: {
             question.prompt
             for seed in range(3)
-            for question in KnightsAndKnaves(Options(people=2, seed=seed)).questions(split)[:150]
+            for question in KnightsAndKnaves(KnightsAndKnavesOptions(people=2, seed=seed)).questions(split)[:150]
         }
         for split in SPLITS
     }
@@ -143,7 +144,7 @@ def test_the_claims_in_the_last_box_decide(response: str, answer: str | None, re
         (["people=three"], "--task-arg people must be of type int; got 'three'"),
     ],
 )
-def test_what_cannot_be_is_told(args: list[str], problem: str):
+def test_an_invalid_option_or_data_is_an_error(args: list[str], problem: str):
     with pytest.raises(UserError, match=problem):
         open_task("knights-and-knaves", None, args)
     with pytest.raises(UserError, match="generates its own questions and takes no --data"):

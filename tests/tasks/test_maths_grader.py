@@ -294,9 +294,9 @@ def test_an_answer_that_hangs_is_ungradable_and_affects_no_other():
     assert [verdict.reward for verdict in verify_all(responses, [r"1-\cos^2 x"] * 3)] == [1.0, None, 0.0]
 
 
-def test_the_golden_cases_are_graded_as_expected(shared: Path):
-    """The grader is right on 99 % of the cases that depend on no convention (`policy`), on 90 % of the hard ones, and on
-    every case that plain math-verify gets right."""
+def test_golden_cases_are_graded_as_expected(shared: Path):
+    """The grader is right on 99 % of the cases that depend on no convention (`policy`), on 90 % of the hard ones, and
+    on every case that plain math-verify gets right."""
     cases = [json.loads(line) for line in (shared / "golden" / "grader_cases.jsonl").read_text().splitlines()]
     cases = [case for case in cases if case["kind"] == "math"]
     verdicts = verify_all([case["prediction_text"] for case in cases], [case["gold_answer"] for case in cases])

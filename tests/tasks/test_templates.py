@@ -1,4 +1,4 @@
-"""A prompt template is named, given, or read from a file; nothing in it but the slot means anything."""
+"""A prompt template is a name, a text or a file, in which only the placeholder is special."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stages.tasks import TASKS, open_task
 from stages.tasks.templates import SLOT, TEMPLATES, read_template
 
 
-def test_a_name_a_text_and_a_file_are_taken(tmp_path: Path):
+def test_a_template_is_a_name_a_text_or_a_file(tmp_path: Path):
     assert read_template("boxed") == TEMPLATES["boxed"]
     assert read_template("Q: {question}\\nA:") == "Q: {question}\nA:"
     file = tmp_path / "mine.txt"
@@ -20,7 +20,7 @@ def test_a_name_a_text_and_a_file_are_taken(tmp_path: Path):
     assert read_template(TEMPLATES["r1-distill"]) == TEMPLATES["r1-distill"]
 
 
-def test_what_is_none_of_these_is_told(tmp_path: Path):
+def test_any_other_value_is_an_error(tmp_path: Path):
     with pytest.raises(UserError, match=r"takes a name \(plain, .*r1-distill\), a text with \{question\}, or a file"):
         read_template("bxoed")
     (tmp_path / "empty.txt").write_text("Answer this!")
@@ -31,7 +31,7 @@ def test_what_is_none_of_these_is_told(tmp_path: Path):
         read_template(str(tmp_path / "odd.txt"))
 
 
-def test_every_template_and_every_task_has_one_place_for_the_question():
+def test_every_template_and_every_task_has_one_placeholder_for_the_question():
     assert {text.count(SLOT) for text in TEMPLATES.values()} == {1}
     for name in TASKS:
         task = open_task(name)
