@@ -208,7 +208,7 @@ def test_models_that_scale_their_logits_are_refused() -> None:
         "num_attention_heads": 2,
     }
     config = GraniteConfig(vocab_size=40, logits_scaling=8.0, initializer_range=0.5, **shape)
-    with pytest.raises(UserError, match="more to its logits"):
+    with pytest.raises(UserError, match="changes its logits after the output head"):
         sampler(GraniteForCausalLM(config).eval())
 
 
