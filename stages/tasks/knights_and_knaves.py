@@ -39,6 +39,7 @@ _RULES = (
     "You meet {people}. {statements} Who is what? "
     "Put the answer within \\boxed{{}}, in the form: {form}."
 )
+"""The prompt. Its wording is part of the questions: a change of it changes them, and their splits."""
 # "Ava is a knight", "Ava: knight", "Ava = knight"; not the placeholder "Ava is a knight/knave" of the prompt.
 _CLAIM = re.compile(r"\b([A-Z][a-z]{1,11})\b(?:\}|\s)*+(?:is|=|:)\s*+(?:an?\s++)?+(knight|knave)\b(?!/)")
 
