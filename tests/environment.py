@@ -26,6 +26,7 @@ PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "ALL_PROXY")
 FIXED = {
     # One thread: tiny models run fastest on one.
     **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"),
+    "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait slow each other down where processes share cores
     # CPU only: on a GPU, `auto` chooses another dtype.
     **dict.fromkeys(("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"), ""),
     "HF_HUB_OFFLINE": "1",  # no test reaches the network
