@@ -1,8 +1,8 @@
 """`spo eval`: sample k responses to each question of one or more tasks and grade them under every budget → eval/.
 
 Responses are sampled once, up to the largest budget, and truncated to the smaller ones. There is one row per response
-and budget, the same row as in an evaluation with that budget alone. The footer of a part holds its accuracies, each with
-its standard error over questions.
+and budget, the same row as in an evaluation with that budget alone. The footer of a part holds its accuracies, each
+with its standard error over questions.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def run(
     """Evaluate this shard's questions.
 
     Args:
-      report: metrics log of the run that this call belongs to; None: the call opens its own if --report-to is given. The
-        accuracies are reported once all parts exist.
+      report: metrics log of the run that this call belongs to; None: the call opens its own if --report-to is given.
+        The accuracies are reported once all parts exist.
       pool: sampler pool of the run that this call belongs to; None: the call makes its own.
 
     Raises:
@@ -173,7 +173,7 @@ def _sample_part(
 def _note_short_context(
     prompts: Sequence[tuple[list[Question], list[np.ndarray]]], context: int, budget: int, progress: Progress
 ) -> None:
-    """Report how many responses the context ends before the budget: allowed, but accuracies are those of the context."""
+    """Report how many responses the context ends before the budget: allowed, but accuracies are the context's."""
     limited = sum(prompt.size + budget > context for _, token_ids in prompts for prompt in token_ids)
     if limited:
         progress.note(

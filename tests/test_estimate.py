@@ -376,7 +376,7 @@ def test_trajectories_that_moved_or_changed_are_refused(copied: Path):
         value(copied / "out", copied / "cutpoints")
     value(copied / "out", copied / "cutpoints", trajectories=copied / "moved", model=str(copied / "model"))
     sample(copied / "trajectories", copied / "model", num_questions=2, seed=4)
-    with pytest.raises(UserError, match="have changed since .*cutpoints was made from them"):
+    with pytest.raises(UserError, match=r"have changed since .*cutpoints was made from them"):
         value(copied / "other", copied / "cutpoints")
 
 

@@ -156,7 +156,7 @@ def test_parquet_from_elsewhere_is_taken_and_said_to_have_no_lineage(worked: Pat
         ({"trajectory_id": ["a"], "token_ids": [[1]]}, r"lacks the column logprobs .*found: trajectory_id, token_ids"),
         ({"token_ids": [[1]], "logprobs": [[-1.0]]}, "lacks the column trajectory_id"),
         ({"trajectory_id": ["a", "b"], "token_ids": [[1], [1, 2]], "logprobs": [[-1.0], [-1.0]]}, "length: row 1"),
-        ({"trajectory_id": ["a", "a"], "token_ids": [[1], [2]], "logprobs": [[-1.0], [-1.0]]}, "trajectory_id must be unique"),
+        ({"trajectory_id": ["a", "a"], "token_ids": [[1], [2]], "logprobs": [[-1.0], [-1.0]]}, "must be unique"),
         ({"trajectory_id": ["a"], "token_ids": [[1]], "logprobs": [[0.7]]}, "natural logs, at most 0"),
         ({"trajectory_id": ["a"], "token_ids": ["b"], "logprobs": [[-0.7]]}, "column token_ids"),
     ],

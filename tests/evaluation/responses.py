@@ -17,8 +17,8 @@ from stages.shards.writing import open_part
 def graded(*questions: tuple[str, str], **columns: Any) -> pa.Table:
     """Return rows of EVALUATION for (question, letters) pairs such as `("q", "Ab-?")`.
 
-    A letter is one response with this answer: upper case is right, lower case wrong, `-` has no answer and is wrong, and
-    `?` is ungradable.
+    A letter is one response with this answer: upper case is right, lower case wrong, `-` has no answer and is wrong,
+    and `?` is ungradable.
 
     Args:
       columns: replaces values of a column: one value for all rows, or a list.
