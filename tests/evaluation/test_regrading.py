@@ -179,5 +179,5 @@ def test_an_artefact_of_another_stage_is_refused(chain: Path, tmp_path: Path):
 
 def test_an_evaluation_in_place_is_not_overwritten_by_its_own_regrade(tmp_path: Path):
     saved = write_evaluation(tmp_path / "saved", graded(("q1", "A"), task="gsm8k"))
-    with pytest.raises(UserError, match="give another --out"):
+    with pytest.raises(UserError, match="--out must differ from --regrade"):
         regrade(saved, saved / ".." / "saved", overwrite=True)
