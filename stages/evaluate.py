@@ -53,13 +53,13 @@ class _Chunk:
 def run(
     config: Config,
     progress: Progress = Silent(),
-    report: MetricsLog | None = None,
+    metrics_log: MetricsLog | None = None,
     pool: SamplerPool | None = None,
 ) -> Summary:
     """Evaluate this shard's questions.
 
     Args:
-      report: metrics log of the run that this call belongs to; None: the call opens its own if --report-to is given.
+      metrics_log: log of the run that this call belongs to; None: the call opens its own if --report-to is given.
         The accuracies are reported once all parts exist.
       pool: sampler pool of the run that this call belongs to; None: the call makes its own.
 
@@ -70,7 +70,7 @@ def run(
     check_trackers(config.report_to)
     with use_pool(pool) as opened:
         summary = _run(config, progress, opened)
-    _report(config, progress, report)
+    _report(config, progress, metrics_log)
     return summary
 
 
@@ -103,9 +103,9 @@ def _run(config: Config, progress: Progress, pool: SamplerPool) -> Summary:
     return summarize(written, config.out, started, tokens_sampled=sampled, tokens_prefilled=prefilled)
 
 
-def _report(config: Config, progress: Progress, report: MetricsLog | None) -> None:
+def _report(config: Config, progress: Progress, metrics_log: MetricsLog | None) -> None:
     """Report the accuracies of the whole evaluation if all parts exist."""
-    if not (report or config.report_to):
+    if not (metrics_log or config.report_to):
         return
     try:
         scores = read_evaluation(config.out).scores
@@ -114,7 +114,7 @@ def _report(config: Config, progress: Progress, report: MetricsLog | None) -> No
     found = accuracies(scores, several_tasks=len(config.task) > 1, several_budgets=len(set(config.max_tokens)) > 1)
     figures = {name: mean for name, (mean, _) in found.items()}
     figures |= {f"{name} standard error": error for name, (_, error) in found.items()}
-    with open_stage_log(config.out, config.report_to, results_config(config), progress, report) as opened:
+    with open_stage_log(config.out, config.report_to, results_config(config), progress, metrics_log) as opened:
         if opened:
             opened.log_figures("eval", config.out, figures)
 

@@ -47,11 +47,11 @@ from stages.training.resumable import (
 )
 
 
-def run(config: Config, progress: Progress = Silent(), report: MetricsLog | None = None) -> Summary:
+def run(config: Config, progress: Progress = Silent(), metrics_log: MetricsLog | None = None) -> Summary:
     """Train the model and write its directory.
 
     Args:
-      report: log of the run that this call is part of; None: a log of this call, if one is requested.
+      metrics_log: log of the run that this call is part of; None: a log of this call, if one is requested.
 
     Raises:
       UserError: the options are wrong, the model is unusable, no worked solution fits the context, or the output path
@@ -59,11 +59,11 @@ def run(config: Config, progress: Progress = Silent(), report: MetricsLog | None
       FingerprintMismatch: the output, or unfinished work beside it, was made with another configuration.
     """
     require_single_process("spo sft")
-    with open_stage_log(config.out, config.report_to, results_config(config), progress, report) as opened:
+    with open_stage_log(config.out, config.report_to, results_config(config), progress, metrics_log) as opened:
         return _run(config, progress, opened)
 
 
-def _run(config: Config, progress: Progress, report: MetricsLog | None) -> Summary:
+def _run(config: Config, progress: Progress, metrics_log: MetricsLog | None) -> Summary:
     """Make the output unless it is up to date, and return the summary."""
     started = time.monotonic()
     config = with_template(config)
@@ -71,7 +71,9 @@ def _run(config: Config, progress: Progress, report: MetricsLog | None) -> Summa
     base = checkpoints.resolve(config.model) if config.model else None
     adapter = lora.plan(base, config.adapter())
     lineage = _describe(config, task, base, adapter)
-    if done := find_finished(config.out, lineage, overwrite=config.overwrite, progress=progress, report=report):
+    if done := find_finished(
+        config.out, lineage, overwrite=config.overwrite, progress=progress, metrics_log=metrics_log
+    ):
         _clean_up(config, progress)
         return _summary(config, done, started, up_to_date=True)
     tokenizer, context_length = _load_tokenizer(base)
@@ -80,7 +82,7 @@ def _run(config: Config, progress: Progress, report: MetricsLog | None) -> Summa
         count = min(config.steps * config.batch_size, len(task.questions(config.split)))
     examples, notes = load_examples(task, config, count, tokenizer, context_length)
     with open_resumable_run(
-        config.out, lineage, overwrite=config.overwrite, progress=progress, report=report
+        config.out, lineage, overwrite=config.overwrite, progress=progress, metrics_log=metrics_log
     ) as resumable:
         engine = _open_engine(config, base, resumable.checkpoint, adapter)
         metrics = _train(config, engine, tokenizer, examples, resumable, progress)

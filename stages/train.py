@@ -64,11 +64,11 @@ class _Work:
     finished: Lineage | None
 
 
-def run(config: Config, progress: Progress = Silent(), report: MetricsLog | None = None) -> Summary:
+def run(config: Config, progress: Progress = Silent(), metrics_log: MetricsLog | None = None) -> Summary:
     """Train the policy on the advantages of one or several iterations.
 
     Args:
-      report: log of the run that this call is part of; None: a log of this call, if one is requested.
+      metrics_log: log of the run that this call is part of; None: a log of this call, if one is requested.
 
     Raises:
       UserError: the options are wrong, the inputs fit neither together nor the model, or the output path is taken.
@@ -80,16 +80,16 @@ def run(config: Config, progress: Progress = Silent(), report: MetricsLog | None
         progress = Silent()  # rank 0 alone reports
     with (
         plan.ranks.propagate_errors(),
-        open_stage_log(config.out, config.report_to, results_config(config), progress, report) as opened,
+        open_stage_log(config.out, config.report_to, results_config(config), progress, metrics_log) as opened,
     ):
         return _run(config, plan, progress, opened)
 
 
-def _run(config: Config, plan: ExecutionPlan, progress: Progress, report: MetricsLog | None) -> Summary:
+def _run(config: Config, plan: ExecutionPlan, progress: Progress, metrics_log: MetricsLog | None) -> Summary:
     """Make the output unless it is up to date, and return the summary."""
     began = time.monotonic()
-    work = plan.ranks.broadcast_from_main(lambda: _prepare(config, plan, progress, report))
-    lineage = work.finished or _make_output(work, plan, progress, report)
+    work = plan.ranks.broadcast_from_main(lambda: _prepare(config, plan, progress, metrics_log))
+    lineage = work.finished or _make_output(work, plan, progress, metrics_log)
     plan.ranks.broadcast_from_main(lambda: _clean_up(config, progress))
     return Summary(
         stage="train",
@@ -103,7 +103,7 @@ def _run(config: Config, plan: ExecutionPlan, progress: Progress, report: Metric
     )
 
 
-def _prepare(config: Config, plan: ExecutionPlan, progress: Progress, report: MetricsLog | None) -> _Work:
+def _prepare(config: Config, plan: ExecutionPlan, progress: Progress, metrics_log: MetricsLog | None) -> _Work:
     """Find the inputs, describe the output, and check whether it is up to date."""
     resumes_optimizer = config.optimizer_state == "resume"
     start = find_starting_point(
@@ -131,7 +131,9 @@ def _prepare(config: Config, plan: ExecutionPlan, progress: Progress, report: Me
         packages=("torch", "transformers", *["peft"] * bool(start.adapter), *["deepspeed"] * bool(plan.zero)),
         derived=_derived_values(resolved, start, plan),
     )
-    finished = find_finished(config.out, lineage, overwrite=config.overwrite, progress=progress, report=report)
+    finished = find_finished(
+        config.out, lineage, overwrite=config.overwrite, progress=progress, metrics_log=metrics_log
+    )
     return _Work(resolved, start, critic, lineage, finished)
 
 
@@ -163,7 +165,7 @@ def _derived_values(config: Config, start: StartingPoint, plan: ExecutionPlan) -
     }
 
 
-def _make_output(work: _Work, plan: ExecutionPlan, progress: Progress, report: MetricsLog | None) -> Lineage:
+def _make_output(work: _Work, plan: ExecutionPlan, progress: Progress, metrics_log: MetricsLog | None) -> Lineage:
     """Train, starting at the last checkpoint if there is one, and return the lineage of the written policy."""
     config = work.config
     work.start.check_not_pruned()
@@ -176,7 +178,7 @@ def _make_output(work: _Work, plan: ExecutionPlan, progress: Progress, report: M
         work.lineage,
         overwrite=config.overwrite,
         progress=progress,
-        report=report,
+        metrics_log=metrics_log,
         ranks=plan.ranks,
     ) as resumable:
         return _train(work, plan, resumable, progress)

@@ -83,18 +83,20 @@ def run_plan(plan: Plan, progress: Progress = Silent()) -> Iterator[IterationRes
     open_tasks(plan)
     with (
         SamplerPool(keep_while_training=True) as pool,
-        open_run_log(plan.out, plan.report_to, plan.settings, progress) as report,
+        open_run_log(plan.out, plan.report_to, plan.settings, progress) as metrics_log,
     ):
-        warm_start = {"sft": sft.run(plan.start, progress, report)} if plan.start else {}
-        yield _evaluate(plan, IterationResult(-1, warm_start), progress, report, pool)
+        warm_start = {"sft": sft.run(plan.start, progress, metrics_log)} if plan.start else {}
+        yield _evaluate(plan, IterationResult(-1, warm_start), progress, metrics_log, pool)
         for number, iteration in enumerate(plan.iterations):
-            done = _evaluate(plan, _run_iteration(number, iteration, progress, report, pool), progress, report, pool)
+            done = _evaluate(
+                plan, _run_iteration(number, iteration, progress, metrics_log, pool), progress, metrics_log, pool
+            )
             prune_checkpoints(plan, number, progress)
             yield done
 
 
 def _run_iteration(
-    number: int, iteration: Iteration, progress: Progress, report: MetricsLog | None, pool: SamplerPool
+    number: int, iteration: Iteration, progress: Progress, metrics_log: MetricsLog | None, pool: SamplerPool
 ) -> IterationResult:
     """Run the stages of one iteration, up to its checkpoint."""
     stages = {
@@ -102,14 +104,14 @@ def _run_iteration(
         "segment": segment.run(iteration.segment, progress),
         "estimate": estimate.run(iteration.estimate, progress, pool),
     }
-    if report:
+    if metrics_log:
         for summary in stages.values():
             figures = ({} if summary.reward is None else {"reward": summary.reward}) | summary.figures
-            report.log_figures(summary.stage, as_path(summary.out), figures)
+            metrics_log.log_figures(summary.stage, as_path(summary.out), figures)
     pool.free_memory()  # training needs the memory of the sampling engine
-    stages["train"] = train.run(iteration.train, progress, report)
-    if report:
-        report.steps += int(stages["train"].figures["steps"])
+    stages["train"] = train.run(iteration.train, progress, metrics_log)
+    if metrics_log:
+        metrics_log.steps += int(stages["train"].figures["steps"])
     done = IterationResult(number, stages)
     progress.note(
         f"{_name(number)}: reward {stages['rollout'].reward or 0:.3f}, "
@@ -133,12 +135,12 @@ def prune_checkpoints(plan: Plan, number: int, progress: Progress) -> list[Path]
 
 
 def _evaluate(
-    plan: Plan, done: IterationResult, progress: Progress, report: MetricsLog | None, pool: SamplerPool
+    plan: Plan, done: IterationResult, progress: Progress, metrics_log: MetricsLog | None, pool: SamplerPool
 ) -> IterationResult:
     """Return the result with its evaluation, which runs here if one is due."""
     if done.number not in plan.evaluations:
         return done
-    evaluation = evaluate.run(plan.evaluations[done.number], progress, report, pool)
+    evaluation = evaluate.run(plan.evaluations[done.number], progress, metrics_log, pool)
     figures = ", ".join(f"{name} {value:.3f}" for name, value in evaluation.figures.items())
     progress.note(f"{_name(done.number)}: {figures}")
     return dataclasses.replace(done, evaluation=evaluation)

@@ -119,7 +119,7 @@ def open_resumable_run(
     *,
     overwrite: bool,
     progress: Progress,
-    report: MetricsLog | None = None,
+    metrics_log: MetricsLog | None = None,
     ranks: Ranks = ALONE,
 ) -> Iterator[ResumableRun]:
     """Open the unfinished run of an output, or start one, and lock it until the block ends.
@@ -128,7 +128,7 @@ def open_resumable_run(
 
     Args:
       overwrite: whether to discard unfinished work of another configuration.
-      report: log that receives the metrics of every step.
+      metrics_log: log that receives the metrics of every step.
       ranks: the ranks of this run; rank 0 holds the lock for all of them.
 
     Raises:
@@ -141,7 +141,7 @@ def open_resumable_run(
         if ranks.rank == 0 and not stack.enter_context(locked(directory)):
             progress.note(f"{directory} has no file locks: let no other process work on {out}")
         checkpoint, metrics = ranks.broadcast_from_main(lambda: _start_or_resume(directory, lineage, overwrite))
-        series = report and report.open_series(lineage.stage, out, lineage.fingerprint, metrics)
+        series = metrics_log and metrics_log.open_series(lineage.stage, out, lineage.fingerprint, metrics)
         if metrics:
             progress.note(f"resuming {out} after step {len(metrics)}")
         try:
@@ -153,14 +153,14 @@ def open_resumable_run(
 
 
 def find_finished(
-    out: Path, lineage: Lineage, *, overwrite: bool, progress: Progress, report: MetricsLog | None = None
+    out: Path, lineage: Lineage, *, overwrite: bool, progress: Progress, metrics_log: MetricsLog | None = None
 ) -> Lineage | None:
     """Return the lineage of an output that is up to date, with a note to the user; None if it must be made.
 
     Args:
       lineage: of the requested work.
       overwrite: whether an output of another configuration may be replaced.
-      report: log that receives the metrics of the output, if they are missing there.
+      metrics_log: log that receives the metrics of the output, if they are missing there.
 
     Raises:
       FingerprintMismatch: the output was made with another configuration, and `overwrite` is False.
@@ -175,8 +175,8 @@ def find_finished(
         raise UserError(f"{out} exists and is no model directory made by spo: choose another --out, or move it away")
     if found.fingerprint == lineage.fingerprint:
         progress.note(f"{out} is up to date")
-        if report:
-            report.open_series(found.stage, out, found.fingerprint, read_metrics(out))
+        if metrics_log:
+            metrics_log.open_series(found.stage, out, found.fingerprint, read_metrics(out))
         return found
     if not overwrite:
         raise FingerprintMismatch(
