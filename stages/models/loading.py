@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, peft is optional
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _LOAD_ERRORS = (OSError, ValueError, ImportError, KeyError, TypeError)
-"""What transformers raises for files that are missing, torn, or of a model that it does not know."""
+"""What transformers raises for files that are missing or corrupt, and for models that it does not know."""
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
@@ -61,7 +61,7 @@ def load_model(directory: Path, device: torch.device, dtype: torch.dtype) -> Pre
     The sum W + α/r · B A is computed in float32 and rounded to `dtype` once.
 
     Raises:
-      UserError: torn or missing weights, not a causal language model, or one that needs its own code.
+      UserError: missing or corrupt weights, not a causal language model, or one that needs its own code.
     """
     if (directory / checkpoints.VALUE_HEAD_FILE).is_file():
         # With tied embeddings transformers would load the backbone as a language model that writes nonsense.
@@ -83,7 +83,7 @@ def load_adapted(directory: Path, device: torch.device, dtype: torch.dtype, *, t
     """Load the base of an adapter with the adapter on it, in peft's wrapper and in evaluation mode.
 
     Raises:
-      UserError: peft is not installed; the base cannot be loaded; the adapter is torn or does not fit the base.
+      UserError: peft is not installed; the base cannot be loaded; the adapter is corrupt or does not fit the base.
     """
     adapters.require_peft()
     from peft import PeftModel

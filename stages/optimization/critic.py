@@ -137,7 +137,7 @@ def open_critic(
       continue_optimizer: also load the optimizer's state, if the directory has one.
 
     Raises:
-      UserError: as `loading.load_backbone` and `Optimizer.load`; the head is torn, or has another width.
+      UserError: as `loading.load_backbone` and `Optimizer.load`; the head is corrupt or has another width.
     """
     target = devices.pick_device(device)
     backbone = loading.load_backbone(directory, target, torch.float32)

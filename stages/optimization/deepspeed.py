@@ -65,7 +65,7 @@ class DeepSpeedEngine:
           state: file with an optimizer's state to continue.
 
         Raises:
-          UserError: the state is torn or belongs to another model; DeepSpeed rejects the configuration.
+          UserError: the state is corrupt or belongs to another model; DeepSpeed rejects the configuration.
         """
         deepspeed = _import(device)
         self.model, self.context_length, self.vocabulary = policy.model, policy.context_length, policy.vocabulary

@@ -54,7 +54,7 @@ def load_state(path: Path, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor
     """Read what `save_state` wrote, for a model with parameters of these names and shapes.
 
     Raises:
-      UserError: the state belongs to another model, or the file is torn.
+      UserError: the state belongs to another model, or the file is truncated or corrupt.
     """
     try:
         state = load_file(path)
