@@ -1,4 +1,4 @@
-"""The draw itself: exact edges, and never a token that cannot be."""
+"""Test the draw of tokens: exact interval bounds, no token of probability zero, top-k, top-p and greedy."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from stages.sampling.draws import draw_tokens
 from stages.sampling.protocol import SamplingParams
 
 LAST = float(np.nextafter(1.0, 0.0))
+"""The largest number that a uniform draw can return."""
 
 
 def draw(probabilities: list[float], uniforms: list[float], **params: float) -> list[int]:
+    """Return the token drawn with each uniform number."""
     logits = torch.tensor(probabilities).log().expand(len(uniforms), -1)
     numbers = torch.tensor(uniforms, dtype=torch.float64)[:, None]
     return draw_tokens(logits, numbers, SamplingParams(**params))[0][:, 0].tolist()  # pyright: ignore[reportArgumentType]
 
 
-def test_a_token_is_drawn_when_the_number_falls_in_its_share() -> None:
+def test_a_token_is_drawn_when_the_number_falls_in_its_interval() -> None:
     assert draw([0.25, 0.5, 0.25], [0.0, 0.24, 0.26, 0.74, 0.76, LAST]) == [0, 0, 1, 1, 2, 2]
 
 
@@ -28,14 +30,14 @@ def test_tokens_of_probability_zero_are_never_drawn(u: float) -> None:
 
 
 @pytest.mark.parametrize("top", [{"top_k": 2}, {"top_p": 0.75}])
-def test_the_last_number_stays_within_what_was_kept(top: dict) -> None:
-    # 0.4 + 0.3 is short of 0.75 only for top_p: it keeps 0.2 as well
+def test_the_largest_number_draws_a_token_that_top_k_or_top_p_keeps(top: dict) -> None:
+    # top_p=0.75 keeps three tokens, because the two most probable ones sum to 0.7
     kept = {1, 3} if "top_k" in top else {1, 3, 4}
     tokens = draw([0.05, 0.4, 0.05, 0.3, 0.2, 0.0], [0.0, 0.3, 0.6, 0.9, LAST], **top)
     assert set(tokens) == kept
 
 
-def test_top_p_reaches_beyond_the_tokens_it_looks_at_first() -> None:
+def test_top_p_may_keep_more_tokens_than_it_sorts_first() -> None:
     logits = torch.zeros(1, 5000)
     logits[0, :2500] = 1e-3
     uniforms = torch.tensor([[LAST]], dtype=torch.float64)
@@ -44,5 +46,5 @@ def test_top_p_reaches_beyond_the_tokens_it_looks_at_first() -> None:
     assert logprob.item() == pytest.approx(torch.log_softmax(logits, -1)[0, 2499].item())
 
 
-def test_greedy_takes_the_first_of_equals() -> None:
+def test_greedy_takes_the_first_of_equally_probable_tokens() -> None:
     assert draw([0.1, 0.4, 0.4, 0.1], [LAST], temperature=0.0) == [1]

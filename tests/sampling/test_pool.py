@@ -1,4 +1,4 @@
-"""A pool opens a model once, and again when the model or the options change."""
+"""Test that a pool opens a model once, and again only when the model or the options change."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from tests.sampling.sampling_models import make
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
+    """Save a small model and its tokenizer."""
     make("qwen2").save_pretrained(tmp_path)
     make_byte_tokenizer().save_pretrained(tmp_path)
     return tmp_path
 
 
 class Reloadable:
-    """A sampler that loads other weights in place, as vLLM does, and records its calls."""
+    """A sampler that loads other weights in place, like vLLM, and records its calls."""
 
     context_length, caveat = 64, None
 
@@ -30,7 +31,7 @@ class Reloadable:
         self.closed = False
 
     def sample(self, *_: Any, **__: Any) -> Any:
-        raise AssertionError("nothing is sampled here")
+        raise AssertionError("these tests do not sample")
 
     def reload(self, model_dir: Path) -> bool:
         self.calls.append(model_dir.name)
@@ -46,7 +47,7 @@ class Reloadable:
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[Reloadable]:
-    """The samplers that a pool opens with the embedded engine: reloadable ones."""
+    """Let the embedded engine open `Reloadable` samplers; return those that a pool has opened."""
     samplers: list[Reloadable] = []
 
     def open_reloadable(model_dir: Path, **options: Any) -> Reloadable:
@@ -58,7 +59,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Reloadable]:
 
 
 def directories(tmp_path: Path) -> tuple[Path, Path]:
-    """Two model directories, without models."""
+    """Create two empty model directories."""
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
     return tmp_path / "first", tmp_path / "second"
@@ -80,7 +81,7 @@ def test_other_options_open_another_sampler(model: Path) -> None:
         assert pool.open("transformers", model, device="cpu") is not first
 
 
-def test_another_model_is_loaded_in_place_where_the_sampler_can(opened: list[Reloadable], tmp_path: Path) -> None:
+def test_another_model_is_loaded_in_place_if_the_sampler_supports_it(opened: list[Reloadable], tmp_path: Path) -> None:
     first, second = directories(tmp_path)
     with SamplerPool() as pool:
         sampler = pool.open("transformers", first)
@@ -89,7 +90,7 @@ def test_another_model_is_loaded_in_place_where_the_sampler_can(opened: list[Rel
     assert opened[0].calls == ["second", "close"]
 
 
-def test_a_sampler_that_ended_itself_is_opened_again(opened: list[Reloadable], tmp_path: Path) -> None:
+def test_a_closed_sampler_is_opened_again(opened: list[Reloadable], tmp_path: Path) -> None:
     first, _ = directories(tmp_path)
     with SamplerPool() as pool:
         pool.open("transformers", first)
@@ -108,11 +109,13 @@ def test_memory_is_freed_by_closing_unless_the_sampler_is_kept(opened: list[Relo
         assert sampler.calls == calls
 
 
-def test_a_pool_of_the_caller_stays_open_and_an_own_one_is_closed(opened: list[Reloadable], tmp_path: Path) -> None:
+def test_a_pool_of_the_caller_stays_open_and_a_pool_of_the_callee_is_closed(
+    opened: list[Reloadable], tmp_path: Path
+) -> None:
     first, _ = directories(tmp_path)
-    with SamplerPool() as held:
-        with use_pool(held) as pool:
-            assert pool is held
+    with SamplerPool() as outer:
+        with use_pool(outer) as pool:
+            assert pool is outer
             pool.open("transformers", first)
         assert not opened[0].closed
     with use_pool(None) as pool:

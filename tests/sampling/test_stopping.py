@@ -1,4 +1,4 @@
-"""Where a sample ends: asked of it whole, or after each token, a stop string is found at the same place."""
+"""Test that a stop string is found at the same token in a whole sample and after each token."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from stages.sampling.stopping import completes_stop_string, find_stop_string
 
 
 def ids(text: str) -> np.ndarray:
+    """Return the byte tokens of a text."""
     return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
 
 
@@ -32,8 +33,10 @@ def tokenizer():
     start=st.none() | st.integers(0, 30),
     stop=st.lists(st.sampled_from(["a", "bb", "é", "日", "a日b", "abab"]), max_size=3, unique=True),
 )
-def test_both_ways_to_ask_agree(tokenizer, prefix, drawn, cut: int, start: int | None, stop: list[str]) -> None:
-    """Whether characters are in pieces, a match begins in the prefix, or all of one lies there."""
+def test_both_searches_find_the_same_token(
+    tokenizer, prefix, drawn, cut: int, start: int | None, stop: list[str]
+) -> None:
+    """Cover characters split between tokens, and matches that begin or lie entirely in the prefix."""
     whole = np.concatenate([[33], prefix, drawn]).astype(np.int32)
     length = max(1, len(prefix) + 1 - cut)
     request = Request(whole[:length], (0,), 40, None if start is None else min(start, length))

@@ -1,4 +1,4 @@
-"""The embedded engine draws what the model says: tokens, log-probabilities, ends, limits and counts."""
+"""Test the samples of the embedded engine: tokens, log-probabilities, ends, limits and counts."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ def one_thread() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_logprobs_are_those_of_a_plain_forward_pass(kind: Kind) -> None:
+def test_logprobs_match_a_plain_forward_pass(kind: Kind) -> None:
     model = make(kind)
     prefixes = random_prefixes([1, 5, 33, 90, 300])
     prefixes += [prefixes[3][:40], prefixes[3][:64], np.concatenate([prefixes[1], prefixes[2]])]
     requests = [request(prefix, 3, 20, name) for name, prefix in enumerate(prefixes)]
     results, usage = sampler(model).sample(requests, SamplingParams(temperature=0.7))
     assert [len(samples) for samples in results] == [3] * len(requests)
-    for asked, samples in zip(requests, results, strict=True):
+    for one, samples in zip(requests, results, strict=True):
         for sample in samples:
-            expected = plain_logprobs(model, asked.prefix, sample, temperature=0.7)
+            expected = plain_logprobs(model, one.prefix, sample, temperature=0.7)
             np.testing.assert_allclose(sample.logprobs, expected, atol=1e-5)
     assert usage.sampled == sum(len(sample.token_ids) for samples in results for sample in samples)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_greedy_is_what_generate_does(kind: Kind) -> None:
+def test_greedy_samples_equal_those_of_generate(kind: Kind) -> None:
     model = make(kind)
     prefixes = random_prefixes([7, 40, 41, 100])
     results, _ = sampler(model).sample([request(p, 1, 30) for p in prefixes], SamplingParams(temperature=0))
@@ -55,7 +55,7 @@ def test_greedy_is_what_generate_does(kind: Kind) -> None:
 
 
 def test_draws_follow_the_exact_distribution_of_two_tokens() -> None:
-    """Chi-square over all pairs of a vocabulary of 6; its 0.1 % point at 35 degrees of freedom is 66.6."""
+    """Chi-square test over all pairs of a vocabulary of 6: the 0.1 % point at 35 degrees of freedom is 66.6."""
     model = make("qwen2", vocabulary=6, seed=3)
     (prefix,) = random_prefixes([4], vocabulary=6)
     draws, temperature = 8000, 1.5
@@ -88,8 +88,8 @@ def test_top_k_and_top_p_narrow_the_choice_but_not_the_logprobs() -> None:
         samples = engine.sample([request(prefix, 3000, 1)], params)[0][0]
         tokens = np.array([sample.token_ids[0] for sample in samples])
         assert set(tokens) <= set(kept.tolist())
-        shares = np.bincount(tokens, minlength=40)[kept] / len(tokens)
-        np.testing.assert_allclose(shares, probabilities[kept] / probabilities[kept].sum(), atol=0.05)
+        frequencies = np.bincount(tokens, minlength=40)[kept] / len(tokens)
+        np.testing.assert_allclose(frequencies, probabilities[kept] / probabilities[kept].sum(), atol=0.05)
         recorded = np.array([sample.logprobs[0] for sample in samples])
         np.testing.assert_allclose(recorded, np.log(probabilities[tokens]), atol=1e-5)
 
@@ -121,27 +121,27 @@ def test_a_sample_ends_with_the_token_that_completes_a_stop_string() -> None:
     stop = next(pair.decode() for pair in pairs if all(32 < byte < 127 for byte in pair))
     stopped = engine.sample([request(prefix, 12, 60)], SamplingParams(stop=("never said", stop)))[0][0]
     cut = 0
-    for free, held, text in zip(plain, stopped, bytes_of, strict=True):
+    for free, ended, text in zip(plain, stopped, bytes_of, strict=True):
         at = text.find(stop.encode())
         if at < 0:
-            assert held.token_ids.tolist() == free.token_ids.tolist()
+            assert ended.token_ids.tolist() == free.token_ids.tolist()
         else:
             cut += 1
-            assert held.token_ids.tolist() == free.token_ids[: at + 2].tolist()
-            assert held.finish_reason == "stop"
+            assert ended.token_ids.tolist() == free.token_ids[: at + 2].tolist()
+            assert ended.finish_reason == "stop"
     assert cut
 
 
-def test_a_stop_string_may_begin_in_the_part_of_the_response_that_is_there_already() -> None:
+def test_a_stop_string_may_begin_in_the_response_within_the_prefix() -> None:
     engine = sampler(make("qwen2"))
     state = np.frombuffer(b"prompt <", np.uint8).astype(np.int32)
     plain = engine.sample([request(state, 40, 5)], SamplingParams())[0][0]
     which = next(i for i, sample in enumerate(plain) if 32 < sample.token_ids[0] < 127)
     params = SamplingParams(stop=("<" + chr(plain[which].token_ids[0]),))
     within = engine.sample([request(state, 40, 5, text_start=7)], params)[0][0][which]
-    behind = engine.sample([request(state, 40, 5)], params)[0][0][which]
+    without = engine.sample([request(state, 40, 5)], params)[0][0][which]
     assert (len(within.token_ids), within.finish_reason) == (1, "stop")
-    assert behind.token_ids.tolist() == plain[which].token_ids.tolist()
+    assert without.token_ids.tolist() == plain[which].token_ids.tolist()
 
 
 def test_distinct_prefix_tokens_are_prefilled_once() -> None:
@@ -152,7 +152,7 @@ def test_distinct_prefix_tokens_are_prefilled_once() -> None:
     assert usage.prefilled == usage.distinct_prefix_tokens == 30 + 50 + 45
 
 
-def test_the_context_bounds_prefix_and_sample() -> None:
+def test_the_context_limits_prefix_and_sample() -> None:
     engine = sampler(make("qwen2", context=48))
     short, full = random_prefixes([40, 48])
     samples = engine.sample([request(short, 30, 100)], SamplingParams())[0][0]
@@ -172,7 +172,7 @@ def test_requests_without_samples_cost_nothing_and_keep_their_place() -> None:
     assert engine.sample([], SamplingParams())[0] == []
 
 
-def test_progress_adds_up_to_the_whole() -> None:
+def test_progress_sums_to_the_totals() -> None:
     reports: list[tuple[int, int]] = []
 
     def note(finished: int, tokens: int, /) -> None:
@@ -184,7 +184,7 @@ def test_progress_adds_up_to_the_whole() -> None:
     assert tuple(map(sum, zip(*reports, strict=True))) == (15, usage.sampled)
 
 
-def test_damaged_weights_are_reported_and_not_sampled_from() -> None:
+def test_weights_that_are_not_finite_are_an_error() -> None:
     model = make("qwen2")
     model.lm_head.weight.data[7] = float("nan")
     (prefix,) = random_prefixes([5])

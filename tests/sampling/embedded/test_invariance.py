@@ -1,4 +1,8 @@
-"""A sample's bits depend on its own prefix and key: not on company, order, rows, windows or threads' shares of work."""
+"""Test that the bits of a sample depend only on its prefix and key.
+
+The other requests, their order, the rows of a batch, the windows of the prefill and the division of work among threads
+change nothing.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 def nested_requests() -> list[Request]:
-    """States of two trajectories per prompt, across the lengths where attention changes its blocks (256, 512)."""
+    """Return requests from two trajectories per prompt, around the lengths where attention changes its blocks (256, 512)."""
     prefixes = []
     for prompt, tails in zip(random_prefixes([5, 210, 470]), ((40, 150), (90, 330), (20, 75)), strict=True):
         for seed, tail in enumerate(random_prefixes(tails, seed=len(prompt))):
@@ -35,16 +39,18 @@ def nested_requests() -> list[Request]:
 
 
 def bits(engine: TransformersSampler, requests: Sequence[Request], params: SamplingParams) -> Bits:
-    def of(sample: Sample) -> tuple[bytes, bytes, str]:
+    def sample_bits(sample: Sample) -> tuple[bytes, bytes, str]:
         return sample.token_ids.tobytes(), sample.logprobs.tobytes(), sample.finish_reason
 
     results, usage = engine.sample(requests, params)
     assert usage.prefilled == usage.distinct_prefix_tokens
-    return [[of(sample) for sample in samples] for samples in results]
+    return [[sample_bits(sample) for sample in samples] for samples in results]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_company_order_and_sizes_change_no_bit(kind: Kind, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_requests_order_and_sizes_change_no_bit(
+    kind: Kind, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = sampler(make(kind))
     requests, params = nested_requests(), SamplingParams(temperature=0.9, top_p=0.95)
     together = bits(engine, requests, params)
@@ -62,7 +68,7 @@ def test_company_order_and_sizes_change_no_bit(kind: Kind, threads: int, monkeyp
 
 @pytest.mark.parametrize("threads", [2], indirect=True)
 def test_threads_that_share_a_wide_product_change_no_bit(threads: int) -> None:
-    """At this width two threads sum in another order from about 200 rows on, if they are left to split the rows."""
+    """If two threads split the rows at this width, they sum in another order from about 200 rows on."""
     engine = sampler(make("qwen2", width=1024))
     few, many = (
         request(prefix, samples, 3) for prefix, samples in zip(random_prefixes([33, 40]), (2, 222), strict=True)
@@ -81,10 +87,10 @@ def test_a_sample_is_the_start_of_the_longer_one_with_the_same_key() -> None:
         assert a.logprobs.tobytes() == b.logprobs[:10].tobytes()
 
 
-def test_equal_keys_draw_equal_samples_and_others_do_not() -> None:
+def test_equal_keys_draw_equal_samples_and_other_keys_do_not() -> None:
     torch.set_num_threads(1)
     engine = sampler(make("qwen2"))
     (prefix,) = random_prefixes([20])
-    asked = [Request(prefix, (1, 2, 1), 20), Request(prefix.copy(), (2,), 20)]
-    (first, second, third), (fourth,) = bits(engine, asked, SamplingParams())
+    requests = [Request(prefix, (1, 2, 1), 20), Request(prefix.copy(), (2,), 20)]
+    (first, second, third), (fourth,) = bits(engine, requests, SamplingParams())
     assert first == third != second == fourth

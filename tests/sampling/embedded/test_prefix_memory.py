@@ -1,4 +1,4 @@
-"""What one call leaves for the next: a tree grown level by level prefills nothing twice, and draws the same."""
+"""Test the memory between calls: a tree sampled level by level prefills nothing twice and draws the same samples."""
 
 from __future__ import annotations
 
@@ -21,36 +21,36 @@ def one_thread() -> None:
 
 
 def grow(
-    engine: TransformersSampler, prompts: list[np.ndarray], shape: tuple[int, ...], stretch: int, *, remember: bool
+    engine: TransformersSampler, prompts: list[np.ndarray], shape: tuple[int, ...], node_tokens: int, *, remember: bool
 ) -> tuple[list[Sample], list[Usage]]:
-    """The stretches of a tree over each prompt, level by level, and what each level cost."""
+    """Return the nodes of a tree over each prompt, level by level, and the usage of each level."""
     open_nodes = [(prompt, random_key("tree", i)) for i, prompt in enumerate(prompts)]
-    stretches: list[Sample] = []
+    nodes: list[Sample] = []
     usages = []
     for depth, branches in enumerate(shape):
         last = depth + 1 == len(shape)
         requests = [
-            Request(prefix, tuple(random_key(key, j) for j in range(branches)), 40 if last else stretch)
+            Request(prefix, tuple(random_key(key, j) for j in range(branches)), 40 if last else node_tokens)
             for prefix, key in open_nodes
         ]
         results, usage = engine.sample(requests, SamplingParams(), remember=remember and not last)
         usages.append(usage)
         open_nodes = [
-            (np.concatenate([asked.prefix, sample.token_ids]), key)
-            for asked, samples in zip(requests, results, strict=True)
-            for key, sample in zip(asked.keys, samples, strict=True)
+            (np.concatenate([one.prefix, sample.token_ids]), key)
+            for one, samples in zip(requests, results, strict=True)
+            for key, sample in zip(one.keys, samples, strict=True)
             if sample.finish_reason == "length"
         ]
-        stretches += [sample for samples in results for sample in samples]
-    return stretches, usages
+        nodes += [sample for samples in results for sample in samples]
+    return nodes, usages
 
 
-def bits(stretches: list[Sample]) -> list[tuple[bytes, bytes, str]]:
-    return [(one.token_ids.tobytes(), one.logprobs.tobytes(), one.finish_reason) for one in stretches]
+def bits(nodes: list[Sample]) -> list[tuple[bytes, bytes, str]]:
+    return [(one.token_ids.tobytes(), one.logprobs.tobytes(), one.finish_reason) for one in nodes]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_tree_prefills_its_prompts_alone_and_draws_the_same_bits(kind: Kind) -> None:
+def test_a_tree_prefills_only_its_prompts_and_draws_the_same_bits(kind: Kind) -> None:
     prompts = random_prefixes([9, 40, 250])
     prompts.append(np.concatenate([prompts[1][:30], prompts[0]]))
     engine = sampler(make(kind))
@@ -61,7 +61,7 @@ def test_a_tree_prefills_its_prompts_alone_and_draws_the_same_bits(kind: Kind) -
     assert bits(grown) == bits(plain)
 
 
-def test_what_memory_has_no_room_for_is_prefilled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sequences_that_do_not_fit_in_memory_are_prefilled_again(monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = random_prefixes([12, 30])
     plain, _ = grow(sampler(make("qwen2")), prompts, (3, 2), 20, remember=False)
     monkeypatch.setattr(engine_module, "_sizes", lambda *_: (32, 32, 2, 4))
@@ -70,20 +70,20 @@ def test_what_memory_has_no_room_for_is_prefilled_again(monkeypatch: pytest.Monk
     assert 0 < usages[1].prefilled <= usages[1].distinct_prefix_tokens - 12 - 20
 
 
-def test_a_state_within_what_is_remembered_costs_its_last_token() -> None:
+def test_a_prefix_of_a_remembered_sequence_costs_its_last_token() -> None:
     engine = sampler(make("qwen2"))
     (prompt,) = random_prefixes([50])
     first = engine.sample([request(prompt, 1, 30)], SamplingParams(), remember=True)[0][0][0]
     whole = np.concatenate([prompt, first.token_ids])
     other = np.concatenate([whole[:60], random_prefixes([7], seed=3)[0]])
-    asked = [request(whole[:45], 2, 10), request(other, 2, 10, 1), request(whole[:70], 2, 10, 2)]
-    again, usage = engine.sample(asked, SamplingParams())
+    requests = [request(whole[:45], 2, 10), request(other, 2, 10, 1), request(whole[:70], 2, 10, 2)]
+    again, usage = engine.sample(requests, SamplingParams())
     assert usage.prefilled < len(whole)
-    fresh, _ = sampler(make("qwen2")).sample(asked, SamplingParams())
+    fresh, _ = sampler(make("qwen2")).sample(requests, SamplingParams())
     assert [bits(samples) for samples in again] == [bits(samples) for samples in fresh]
 
 
-def test_memory_holds_each_sequence_once_and_no_more_than_it_has_room_for() -> None:
+def test_memory_holds_each_sequence_once_up_to_its_capacity() -> None:
     engine = sampler(make("qwen2"))
     memory = PrefixMemory(engine.model, 2, 64)
     one, two, three = random_prefixes([5, 6, 7])
@@ -94,7 +94,7 @@ def test_memory_holds_each_sequence_once_and_no_more_than_it_has_room_for() -> N
     assert known == {5: (5, 0), 6: (6, 1), 7: (0, -1)}
 
 
-def test_the_next_call_forgets_what_it_does_not_share() -> None:
+def test_the_next_call_drops_sequences_that_it_does_not_continue() -> None:
     engine = sampler(make("qwen2"))
     one, two = random_prefixes([20, 30])
     engine.sample([request(one, 2, 5)], SamplingParams(), remember=True)

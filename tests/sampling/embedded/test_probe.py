@@ -1,4 +1,4 @@
-"""A plan is taken only if it holds on this machine, in the order of speed; where none holds, nothing is claimed."""
+"""Test the choice of a plan: the fastest one whose results are bitwise invariant on this machine, if there is one."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ PRODUCTS = Products(frozenset({Shape(64, 192, bias=True), Shape(128, 64), Shape(
 
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
+    """Clear the cached plans before and after each test."""
     probe.find_plan.cache_clear()
     yield
     probe.find_plan.cache_clear()
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 4])
-def test_a_plan_that_claims_bits_keeps_them_in_any_place_of_any_batch(threads: int) -> None:
+def test_a_bitwise_plan_is_invariant_to_position_and_batch_size(threads: int) -> None:
     plan = find_plan(PRODUCTS, threads)
     if not plan.bitwise:
-        pytest.skip("on this machine no plan holds, and none is claimed")
+        pytest.skip("no plan is bitwise invariant on this machine")
     assert plan.threads is not None
     assert plan.threads <= threads
     torch.manual_seed(7)
@@ -49,7 +50,7 @@ def test_the_same_machine_finds_the_same_plan_again() -> None:
     assert find_plan(PRODUCTS, 1) == first
 
 
-def test_probing_leaves_the_random_numbers_and_the_threads_alone() -> None:
+def test_probing_does_not_change_the_random_state_or_the_threads() -> None:
     torch.manual_seed(3)
     before = torch.random.get_rng_state(), torch.get_num_threads()
     find_plan(PRODUCTS, 2)
@@ -57,8 +58,8 @@ def test_probing_leaves_the_random_numbers_and_the_threads_alone() -> None:
     assert torch.get_num_threads() == before[1]
 
 
-def test_a_plan_whose_rows_depend_on_their_place_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A product that rounds its last row otherwise, as some kernels do with the rows that fill no block."""
+def test_a_plan_whose_rows_depend_on_their_position_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulate a product that rounds its last row differently, as some kernels do for rows of an incomplete block."""
 
     def uneven(x: torch.Tensor, *weights: object) -> torch.Tensor:
         out = linear(x, *weights)  # type: ignore[arg-type]
@@ -70,19 +71,19 @@ def test_a_plan_whose_rows_depend_on_their_place_is_refused(monkeypatch: pytest.
     assert not probe._linear_holds(Shape(64, 192), LinearPlan(32, 32))
 
 
-def test_attention_that_adds_up_otherwise_beside_others_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_that_depends_on_the_batch_size_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     attend = probe.attend
 
-    def crowded(query: torch.Tensor, *rest: object) -> torch.Tensor:
+    def batch_dependent(query: torch.Tensor, *rest: object) -> torch.Tensor:
         out = attend(query, *rest)  # type: ignore[arg-type]
         return out if len(query) < 33 else torch.nextafter(out, torch.tensor(9.0))
 
-    monkeypatch.setattr(probe, "attend", crowded)
+    monkeypatch.setattr(probe, "attend", batch_dependent)
     assert not probe._attention_holds(PRODUCTS, AttentionPlan(2))
     assert not find_plan(PRODUCTS, 1).bitwise
 
 
-def test_an_engine_without_a_plan_says_so_and_samples_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_without_a_plan_has_a_caveat_and_still_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "_linear_holds", lambda *_: False)
     engine = sampler(make("qwen2"))
     assert engine.caveat is not None

@@ -1,4 +1,4 @@
-"""Samples share a row while they draw the same tokens: computed once, drawn as if each were alone."""
+"""Test that samples share a row while their tokens are equal, and draw what each draws alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def one_thread() -> None:
 
 
 class Counted:
-    """A forward pass that notes the rows of each decoding step."""
+    """A forward pass that records the number of rows of each decoding step."""
 
     def __init__(self, forward: Forward) -> None:
         self.forward, self.plan = forward, forward.plan
@@ -34,7 +34,7 @@ class Counted:
 
 
 def rows_computed(engine: TransformersSampler) -> list[int]:
-    """Grows by the rows of each decoding step."""
+    """Return a list to which the engine appends the number of rows of each decoding step."""
     counted = Counted(engine.forward)
     engine.forward = counted
     return counted.rows
@@ -45,34 +45,34 @@ def bits(sample: Sample) -> tuple[bytes, bytes, str]:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_hundred_samples_that_draw_alike_take_one_block_of_rows(temperature: float) -> None:
+def test_a_hundred_equal_samples_take_one_block_of_rows(temperature: float) -> None:
     engine = sampler(make("qwen2"))
     rows = rows_computed(engine)
     (prefix,) = random_prefixes([20])
-    asked = Request(prefix, (7,) * 100, 30)
-    (samples,), usage = engine.sample([asked], SamplingParams(temperature=temperature))
+    shared = Request(prefix, (7,) * 100, 30)
+    (samples,), usage = engine.sample([shared], SamplingParams(temperature=temperature))
     assert set(rows) == {32}
     assert len({bits(sample) for sample in samples}) == 1
     assert usage.sampled == 100 * len(samples[0].token_ids)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_samples_that_part_late_are_those_that_each_key_draws_alone(kind: Kind) -> None:
-    """A sharp model, so that the samples of a state part here and there along their way; and equal states."""
+def test_samples_that_diverge_late_equal_those_that_each_key_draws_alone(kind: Kind) -> None:
+    """At a low temperature the samples of a prefix diverge at various tokens; two of the prefixes are equal."""
     engine = sampler(make(kind))
     prefixes = random_prefixes([6, 31])
-    asked = [request(prefix, 20, 40 - 15 * (i % 2), i) for i, prefix in enumerate([*prefixes, prefixes[0]])]
+    requests = [request(prefix, 20, 40 - 15 * (i % 2), i) for i, prefix in enumerate([*prefixes, prefixes[0]])]
     params = SamplingParams(temperature=0.3)
-    together = engine.sample(asked, params)[0]
+    together = engine.sample(requests, params)[0]
     firsts = {sample.token_ids[:4].tobytes() for sample in together[0]}
     assert 1 < len(firsts) < 20
-    for one, samples in zip(asked, together, strict=True):
+    for one, samples in zip(requests, together, strict=True):
         for key, sample in list(zip(one.keys, samples, strict=True))[::5]:
             (alone,) = engine.sample([Request(one.prefix, (key,), one.max_new_tokens)], params)[0]
             assert bits(sample) == bits(alone[0])
 
 
-def test_samples_of_one_row_end_each_at_its_own_limit() -> None:
+def test_samples_that_share_a_row_end_at_their_own_limits() -> None:
     engine = sampler(make("qwen2"))
     (prefix,) = random_prefixes([12])
     limits = (3, 8, 8, 1)
