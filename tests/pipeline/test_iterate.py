@@ -1,4 +1,4 @@
-"""`spo run`: the stages of the command line in order, wherever it was killed; its plan is checked before any work."""
+"""`spo run` executes the stages in order, resumes after a kill, and checks its plan before any work."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def run(recipe: Path, out: Path, policy: Path, *overrides: str, progress: Any = 
 
 
 def artefacts(out: Path) -> dict[str, bytes]:
-    """Every file of a run but the logs and the metrics, which tell how long steps took."""
+    """Return every file of a run except the logs and the metrics, which contain durations."""
     return {name: content for name, content in files(out).items() if not name.endswith("metrics.jsonl")}
 
 
@@ -84,42 +84,53 @@ def metrics(checkpoint: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (checkpoint / "metrics.jsonl").read_text().splitlines()]
 
 
-def by_hand(spo: Commands, out: Path, policy: Path) -> None:
-    """The recipe as one types it, stage by stage."""
-    asked = ("--task", "arithmetic", "--task-arg", "operations=1", "--max-tokens", "16", "--threads", "1")
+def run_stages(spo: Commands, out: Path, policy: Path) -> None:
+    """Run the stages of the recipe one by one from the command line."""
+    task_options = ("--task", "arithmetic", "--task-arg", "operations=1", "--max-tokens", "16", "--threads", "1")
 
-    def evaluate(model: Path, here: Path) -> None:
-        spo.finish("eval", "-m", model, *asked, "--seed", "5", "--num-questions", "2", "--out", here / "eval")
+    def evaluate(model: Path, directory: Path) -> None:
+        spo.finish(
+            "eval", "-m", model, *task_options, "--seed", "5", "--num-questions", "2", "--out", directory / "eval"
+        )
 
     evaluate(policy, out / "start")
     model = policy
     for i in range(2):
-        here, seed = out / f"{i:03d}", ("--seed", str(5 + i))
-        select = ("--num-questions", "3", "--skip-questions", str(3 * i), "--num-generations", "2")
-        spo.finish(
-            "rollout", "-m", model, *asked, *seed, *select, "--temperature", "0.9", "--out", here / "trajectories"
+        directory, seed = out / f"{i:03d}", ("--seed", str(5 + i))
+        questions = ("--num-questions", "3", "--skip-questions", str(3 * i), "--num-generations", "2")
+        sampling = (*task_options, *seed, *questions, "--temperature", "0.9")
+        spo.finish("rollout", "-m", model, *sampling, "--out", directory / "trajectories")
+        spo.finish("segment", directory / "trajectories", "--interval", "2", "--out", directory / "cutpoints")
+        estimation = ("--rollouts", "2", *seed, "--threads", "1")
+        spo.finish("estimate", directory / "cutpoints", *estimation, "--out", directory / "advantages")
+        optimization = (
+            "--learning-rate",
+            "1e-3",
+            "--lr-scheduler-type",
+            "linear",
+            "--epochs",
+            "2",
+            "--total-steps",
+            "8",
         )
-        spo.finish("segment", here / "trajectories", "--interval", "2", "--out", here / "cutpoints")
-        spo.finish(
-            "estimate", here / "cutpoints", "--rollouts", "2", *seed, "--threads", "1", "--out", here / "advantages"
-        )
-        learn = ("--learning-rate", "1e-3", "--lr-scheduler-type", "linear", "--epochs", "2", "--total-steps", "8")
         batch = ("--per-device-batch-size", "2", "--gradient-accumulation-steps", "2", "--threads", "1")
-        place = ("--reference-model", policy, "--out", here / "checkpoint")
-        spo.finish("train", here / "advantages", *learn, *batch, *seed, *place)
-        model = here / "checkpoint"
-        evaluate(model, here)
+        models = ("--reference-model", policy, "--out", directory / "checkpoint")
+        spo.finish("train", directory / "advantages", *optimization, *batch, *seed, *models)
+        model = directory / "checkpoint"
+        evaluate(model, directory)
 
 
 @pytest.mark.slow
-def test_a_run_makes_what_the_stages_make_when_typed_by_hand(
+def test_a_run_produces_the_same_files_as_its_stages_run_one_by_one(
     recipe: Path, spo: Commands, policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     for name, number in {"ID": 1, "COUNT": 2, "MIN": 0, "MAX": 1, "STEP": 1}.items():
-        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(number))  # of the job that the whole run is
+        monkeypatch.setenv(
+            f"SLURM_ARRAY_TASK_{name}", str(number)
+        )  # SLURM sets these for the job of the run; the stages of the run ignore them
     notes = Notes()
     summary = run(recipe, tmp_path / "run", policy, progress=notes)
-    by_hand(spo, tmp_path / "hand", policy)
+    run_stages(spo, tmp_path / "hand", policy)
     made, expected = artefacts(tmp_path / "run"), artefacts(tmp_path / "hand")
     assert made.keys() == expected.keys()
     assert [name for name in made if made[name] != expected[name]] == []
@@ -130,15 +141,15 @@ def test_a_run_makes_what_the_stages_make_when_typed_by_hand(
     assert [row["question_id"][-1] for row in first + second] == [*"001122334455"]
     assert summary.rows == 12
     assert summary.tokens_sampled > sum(len(row["token_ids"]) for row in first + second)
-    told = footer(tmp_path / "run" / "001" / "eval" / "part-00000-of-00001.parquet")
-    assert summary.figures["iteration 001 avg@1"] == told["summary"]["avg@1"][0]
+    evaluation = footer(tmp_path / "run" / "001" / "eval" / "part-00000-of-00001.parquet")
+    assert summary.figures["iteration 001 avg@1"] == evaluation["summary"]["avg@1"][0]
     assert [line.partition(":")[0] for line in notes.lines if line.startswith(("start", "iteration"))] == [
         *("start", "iteration 000", "iteration 000", "iteration 001", "iteration 001")
     ]
 
     steps = [line for i in range(2) for line in metrics(tmp_path / "run" / f"{i:03d}" / "checkpoint")]
     rates = [line["learning_rate"] for line in steps]
-    assert rates == pytest.approx([1e-3 * (1 - i / 8) for i in range(8)]), "one schedule over the run"
+    assert rates == pytest.approx([1e-3 * (1 - i / 8) for i in range(8)]), "one schedule spans all iterations"
 
     again = run(recipe, tmp_path / "run", policy)
     assert again.up_to_date
@@ -147,7 +158,7 @@ def test_a_run_makes_what_the_stages_make_when_typed_by_hand(
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_a_run_ends_with_the_same_artefacts(recipe: Path, spo: Commands, tmp_path: Path):
+def test_a_run_killed_at_random_moments_produces_the_same_artefacts(recipe: Path, spo: Commands, tmp_path: Path):
     recipe.write_text(RECIPE + '\n[sft]\npreset = "tiny"\nsteps = 6\nsave_every = 2\nper_device_batch_size = 8\n')
 
     def command(out: str) -> list[str | Path]:
@@ -161,25 +172,27 @@ def test_killed_at_random_moments_a_run_ends_with_the_same_artefacts(recipe: Pat
         killed = spo.run(*command("killed"), seconds=unbroken.seconds * moment)
         kills += killed.code == -signal.SIGPROF
         assert killed.code in (-signal.SIGPROF, 0), killed.stderr
-    assert kills >= 2, "the first lives take a small part of the work"
+    assert kills >= 2, "the first kills come early in the run"
     spo.finish(*command("killed"))
     found = artefacts(tmp_path / "killed")
     assert found.keys() == expected.keys()
     assert [name for name in found if found[name] != expected[name]] == []
 
 
-RECIPES = [path for path in sorted(EXAMPLES.rglob("*.toml")) if path.parent.name != "compare"]  # a plan of recipes
+RECIPES = [
+    path for path in sorted(EXAMPLES.rglob("*.toml")) if path.parent.name != "compare"
+]  # this directory holds a plan of several recipes, not a recipe
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.parent.name + "/" + path.name)
-def test_every_example_is_a_plan(path: Path):
+def test_every_example_gives_a_valid_plan(path: Path):
     plan = iterate.make_plan(iterate.Config(recipe=path))
     assert len(plan.iterations) >= 1
     assert {-1, len(plan.iterations) - 1} <= set(plan.evaluations)
 
 
 def test_the_example_for_rho_has_the_published_settings():
-    """arXiv 2505.23564, appendix H: chain, Rho-1.1B, GSM8K."""
+    """Source: arXiv 2505.23564, appendix H (chain, Rho-1.1B, GSM8K)."""
     plan = iterate.make_plan(iterate.Config(recipe=EXAMPLES / "gsm8k" / "rho-1.1b.toml"))
     first, last = plan.iterations[0], plan.iterations[-1]
     assert (first.rollout.num_questions, first.rollout.num_generations) == (64, 8)
@@ -189,19 +202,21 @@ def test_the_example_for_rho_has_the_published_settings():
     assert (first.train.learning_rate, first.train.beta, first.train.kl) == (1e-6, 1e-4, "k3")
     assert (first.train.batch_size, first.train.epochs, first.train.epsilon) == (64, 2, 0.2)
     assert (first.train.mask, first.train.weight_decay, first.train.max_grad_norm) == ("cutpoints", 0.0, 1.0)
-    assert first.train.total_steps == 650 * 2 * 8  # one warm-up, 3 % of all steps, over the whole run
+    assert (
+        first.train.total_steps == 650 * 2 * 8
+    )  # one schedule over the whole run; its warm-up takes 3 % of these steps
     assert last.rollout.skip_questions == 649 * 64
     evaluation = plan.evaluations[-1]
     assert (evaluation.num_generations, evaluation.temperature, evaluation.top_p) == (16, 0.35, 0.9)
 
 
-def test_a_slip_in_the_last_table_stops_a_run_before_it_samples(recipe: Path, policy: Path, tmp_path: Path):
+def test_an_error_in_the_last_table_stops_a_run_before_sampling(recipe: Path, policy: Path, tmp_path: Path):
     with pytest.raises(UserError, match="task arithmetic has no option 'operation'"):
         run(recipe, tmp_path / "run", policy, 'eval.task_arg=["operation=1"]')
     assert not (tmp_path / "run").exists()
 
 
-def test_a_finished_run_can_be_given_more_iterations(recipe: Path, policy: Path, tmp_path: Path):
+def test_a_finished_run_can_be_extended_by_more_iterations(recipe: Path, policy: Path, tmp_path: Path):
     constant = ("train.lr_scheduler_type=constant", "run.eval_every=0")
     run(recipe, tmp_path / "run", policy, *constant, iterations=1)
     run(recipe, tmp_path / "run", policy, *constant, iterations=2)
@@ -209,7 +224,7 @@ def test_a_finished_run_can_be_given_more_iterations(recipe: Path, policy: Path,
     assert artefacts(tmp_path / "direct").items() <= artefacts(tmp_path / "run").items()
 
 
-def test_a_changed_option_is_refused_by_the_first_stage_that_it_changes(recipe: Path, policy: Path, tmp_path: Path):
+def test_a_changed_option_is_rejected_by_the_first_stage_it_affects(recipe: Path, policy: Path, tmp_path: Path):
     run(recipe, tmp_path / "run", policy, iterations=1)
     with pytest.raises(
         FingerprintMismatch, match=r"000/cutpoints/part.*interval: found 2, requested 3.*--run.overwrite"
@@ -237,7 +252,7 @@ def test_the_plan_gives_each_iteration_its_questions_seed_and_policy(recipe: Pat
     assert plan.evaluations[2].out == tmp_path / "002" / "eval"
 
 
-def test_under_replay_an_iteration_learns_from_as_many_as_a_segment_lives(recipe: Path, tmp_path: Path):
+def test_with_replay_an_iteration_trains_on_the_advantages_of_the_replay_window(recipe: Path, tmp_path: Path):
     replay = ("train.replay=3", "train.lr_scheduler_type=constant")
     plan = iterate.make_plan(config(recipe, tmp_path, "run.model=m", *replay, iterations=5))
     names = [[path.parent.name for path in iteration.train.advantages] for iteration in plan.iterations]
@@ -254,7 +269,7 @@ def test_the_critic_of_an_iteration_is_the_one_trained_in_the_iteration_before(r
 
 
 @pytest.mark.parametrize("override", ["rollout.tree=2-2", "train.replay=2", "train.drop_uniform_groups=true"])
-def test_a_schedule_over_an_unknown_number_of_steps_must_say_it(recipe: Path, tmp_path: Path, override: str):
+def test_a_schedule_over_an_unknown_number_of_steps_requires_total_steps(recipe: Path, tmp_path: Path, override: str):
     recipe.write_text(RECIPE.replace("num_generations = 2\n", ""))
     with pytest.raises(UserError, match=r"\[train\] lacks total_steps"):
         iterate.make_plan(config(recipe, tmp_path, "run.model=m", override))
@@ -265,11 +280,11 @@ def test_a_schedule_over_an_unknown_number_of_steps_must_say_it(recipe: Path, tm
 @pytest.mark.parametrize(
     ("every", "iterations", "after"), [(0, 4, [-1, 3]), (2, 5, [-1, 1, 3, 4]), (1, 2, [-1, 0, 1]), (3, 0, [-1])]
 )
-def test_evaluations_are_due_at_the_start_the_end_and_between(
+def test_evaluations_run_at_the_start_at_the_end_and_every_few_iterations(
     recipe: Path, tmp_path: Path, every: int, iterations: int, after: list[int]
 ):
-    asked = config(recipe, tmp_path, "run.model=m", f"run.eval_every={every}", iterations=iterations)
-    assert list(iterate.make_plan(asked).evaluations) == after
+    run_config = config(recipe, tmp_path, "run.model=m", f"run.eval_every={every}", iterations=iterations)
+    assert list(iterate.make_plan(run_config).evaluations) == after
 
 
 def test_a_warm_start_is_the_policy_of_the_first_iteration_and_the_reference_of_all(recipe: Path, tmp_path: Path):
@@ -306,7 +321,7 @@ def test_invalid_recipes_are_reported_before_any_work(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_questions_of_an_iteration_must_be_counted(recipe: Path, tmp_path: Path):
+def test_a_recipe_must_set_the_number_of_questions_per_iteration(recipe: Path, tmp_path: Path):
     recipe.write_text(RECIPE.replace("num_questions = 3", ""))
     with pytest.raises(UserError, match=r"recipe.toml: \[rollout\] lacks num_questions"):
         iterate.run(config(recipe, tmp_path / "run", "run.model=m"))
@@ -314,7 +329,11 @@ def test_the_questions_of_an_iteration_must_be_counted(recipe: Path, tmp_path: P
 
 def test_options_shared_by_the_run_reach_every_stage_that_has_them(recipe: Path, tmp_path: Path):
     plan = iterate.make_plan(config(recipe, tmp_path, "run.model=m", "run.temperature=0.4", "train.seed=70"))
-    one = plan.iterations[1]
-    assert (one.rollout.temperature, one.estimate.temperature, one.train.temperature) == (0.9, 0.4, 0.4)
-    assert (one.estimate.task, one.estimate.max_tokens, one.train.seed) == ("arithmetic", 16, 71)
-    assert {one.rollout.threads, one.estimate.threads, one.train.threads} == {1}
+    iteration = plan.iterations[1]
+    assert (iteration.rollout.temperature, iteration.estimate.temperature, iteration.train.temperature) == (
+        0.9,
+        0.4,
+        0.4,
+    )
+    assert (iteration.estimate.task, iteration.estimate.max_tokens, iteration.train.seed) == ("arithmetic", 16, 71)
+    assert {stage.threads for stage in (iteration.rollout, iteration.estimate, iteration.train)} == {1}
