@@ -1,4 +1,4 @@
-"""Reading a recipe: tables of options, what [run] shares, overrides, and everything that can be wrong named."""
+"""Reading a recipe: option tables, options shared by [run], overrides, and an error message for each mistake."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def stage(recipe: Recipe, name: str = "stage", **given: Any) -> Stage:
 BASE = '[run]\nout = "runs/x"\niterations = 2\ntask = "arithmetic"\n'
 
 
-def test_run_shares_options_and_a_stage_has_the_last_word(tmp_path: Path):
+def test_run_shares_options_and_a_stage_table_takes_precedence(tmp_path: Path):
     recipe = read(tmp_path, BASE + "rate = 0.1\nsteps = 7\n[stage]\nrate = 0.2\n")
     assert recipe.config("run", Run) == Run(out=Path("runs/x"), iterations=2)
     assert stage(recipe) == Stage(out=Path("x"), task="arithmetic", rate=0.2, steps=7)
     assert stage(recipe, "other") == Stage(out=Path("x"), task="arithmetic", rate=0.1, steps=7)
 
 
-def test_an_override_stands_above_the_recipe_and_dashes_are_underscores(tmp_path: Path):
+def test_an_override_takes_precedence_over_the_recipe(tmp_path: Path):
     text = BASE + "[stage]\nrate = 0.2\nsteps = 3\n"
     recipe = read(tmp_path, text, "stage.rate=1e-3", "run.task=gsm8k", "other.kind=b", "run.iterations=0")
     assert stage(recipe) == Stage(out=Path("x"), task="gsm8k", rate=1e-3, steps=3)
@@ -85,7 +85,7 @@ def test_an_override_stands_above_the_recipe_and_dashes_are_underscores(tmp_path
         ("run.stop=5", "stop", ("5",)),
     ],
 )
-def test_an_override_is_read_as_the_option_takes_it(tmp_path: Path, override: str, field: str, value: object):
+def test_an_override_is_parsed_according_to_its_option(tmp_path: Path, override: str, field: str, value: object):
     assert getattr(stage(read(tmp_path, BASE, override)), field) == value
 
 
@@ -101,7 +101,7 @@ def test_an_override_is_read_as_the_option_takes_it(tmp_path: Path, override: st
         ("a", Literal["a", "b"], "a"),
     ],
 )
-def test_values_become_what_the_option_holds(value: object, hint: object, expected: object):
+def test_values_are_coerced_to_the_type_of_the_option(value: object, hint: object, expected: object):
     assert coerce(value, hint, "here") == expected
     assert type(coerce(value, hint, "here")) is type(expected)
 
@@ -119,12 +119,12 @@ def test_values_become_what_the_option_holds(value: object, hint: object, expect
         (BASE, ("stages.rate=1",), r"got 'stages.rate=1'. Did you mean 'stage'\?$"),
     ],
 )
-def test_a_recipe_that_cannot_be_read_is_named(tmp_path: Path, text: str, overrides: tuple[str, ...], message: str):
+def test_an_invalid_recipe_is_reported(tmp_path: Path, text: str, overrides: tuple[str, ...], message: str):
     with pytest.raises(UserError, match=message):
         read(tmp_path, text, *overrides)
 
 
-def test_a_recipe_that_is_not_there_is_named(tmp_path: Path):
+def test_a_missing_recipe_is_reported(tmp_path: Path):
     with pytest.raises(UserError, match=r"the recipe .*none.toml cannot be read: No such file"):
         read_recipe(tmp_path / "none.toml", (), TABLES, shared_in="run")
 
@@ -148,13 +148,13 @@ def test_a_recipe_that_is_not_there_is_named(tmp_path: Path):
         ("rate = nan", r"\[stage\] --rate must be a finite number"),
     ],
 )
-def test_an_invalid_option_is_named_with_its_table(tmp_path: Path, table: str, message: str):
+def test_an_invalid_option_is_reported_with_its_table(tmp_path: Path, table: str, message: str):
     recipe = read(tmp_path, f"{BASE}[stage]\n{table}\n")
     with pytest.raises(UserError, match=message):
         stage(recipe)
 
 
-def test_what_is_lacking_is_named(tmp_path: Path):
+def test_a_missing_required_option_is_reported(tmp_path: Path):
     recipe = read(tmp_path, "[run]\nout = 'x'\n[stage]\nrate = 1\n")
     with pytest.raises(UserError, match=r"recipe.toml: \[run\] lacks iterations"):
         recipe.config("run", Run)
