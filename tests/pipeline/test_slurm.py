@@ -1,6 +1,6 @@
-"""`spo slurm`: scripts that say what `spo run` does, dependencies, what is submitted again; without any cluster.
+"""`spo slurm` without a cluster: job scripts equal to the stages of `spo run`, dependencies, and resubmission.
 
-`tests/test_slurm_cluster.py` has a real one.
+`tests/pipeline/test_slurm_cluster.py` tests against a real SLURM.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ gpus = 0
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Each test has a directory of its own, with a recipe, and no cluster."""
+    """Run each test in its own directory, with a recipe and without a cluster."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipe.toml").write_text(RECIPE)
     monkeypatch.setattr(queues, "query_jobs", lambda jobs: JobQueue())
@@ -74,36 +74,36 @@ def write(*overrides: str, recipe: str | None = None, progress: Any = None, **op
 
 
 def planned(path: Path) -> tuple[planning.Plan, list[Job]]:
-    asked = planning.Config(recipe=path)
-    plan = planning.make_plan(asked)
-    return plan, slurm.plan_jobs(plan, planning.open_recipe(asked))
+    config = planning.Config(recipe=path)
+    plan = planning.make_plan(config)
+    return plan, slurm.plan_jobs(plan, planning.open_recipe(config))
 
 
 def parse(config: Any) -> Any:
-    """The Config that the command line of another gives."""
+    """Return the Config parsed from the command line of the given one."""
     found = []
     words = [word for words in to_arguments(config) for word in words]
     ConfigCommand("verb", "", type(config), found.append).main(words, standalone_mode=False)
-    (back,) = found
-    return back
+    (parsed,) = found
+    return parsed
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.parent.name + "/" + path.name)
-def test_the_commands_of_the_jobs_are_what_spo_run_tells_its_stages(path: Path):
+def test_the_commands_of_the_jobs_match_the_stages_of_spo_run(path: Path):
     plan, jobs = planned(path)
     steps = [*([plan.start] if plan.start else []), *([plan.evaluations[-1]] if -1 in plan.evaluations else [])]
-    for number, one in enumerate(plan.iterations):
-        steps += [one.rollout, one.segment, one.estimate, one.train]
+    for number, iteration in enumerate(plan.iterations):
+        steps += [iteration.rollout, iteration.segment, iteration.estimate, iteration.train]
         steps += [plan.evaluations[number]] if number in plan.evaluations else []
     assert len(jobs) == len(steps)
     for job, config in [*zip(jobs, steps, strict=True)][:12]:
-        told = vars(parse(job.config))
-        differ = {name for name, value in vars(config).items() if told[name] != value}
+        of_job = vars(parse(job.config))
+        differ = {name for name, value in vars(config).items() if of_job[name] != value}
         assert differ <= {"shard", "num_shards", "shards_per_task"}
-        assert (told["num_shards"] == job.work.num_shards) if job.work.is_array else not differ
+        assert (of_job["num_shards"] == job.work.num_shards) if job.work.is_array else not differ
 
 
-def test_values_that_look_like_flags_come_back_as_they_were():
+def test_values_that_look_like_flags_survive_the_command_line():
     from stages import segment
 
     config = segment.Config(trajectories=Path("t"), out=Path("a b"), delimiter="-x $HOME '", overwrite=True)
@@ -111,13 +111,13 @@ def test_values_that_look_like_flags_come_back_as_they_were():
 
 
 def dependencies(outcome: slurm.Outcome) -> dict[str, list[str]]:
-    """Name of a job → the names of those that it waits for, and further numbers, as submit.sh says."""
+    """Return the dependencies of each job in submit.sh, by job name: names of jobs, or numbers of submitted ones."""
     lines = re.findall(r'^(\w+)=\$\(submit (\S+) "(.*?)"', outcome.files["submit.sh"], re.MULTILINE)
     names = {variable: name for variable, name, _ in lines}
     return {name: [names.get(word[1:], word) for word in after.split(":") if word] for _, name, after in lines}
 
 
-def test_every_job_waits_for_what_it_reads():
+def test_every_job_depends_on_the_jobs_that_write_its_inputs():
     assert dependencies(write()) == {
         "start-eval": [],
         "000-rollout": [],
@@ -137,7 +137,7 @@ def test_every_job_waits_for_what_it_reads():
     }
 
 
-def test_a_warm_start_is_a_job_that_the_first_ones_wait_for():
+def test_the_first_jobs_depend_on_the_warm_start():
     recipe = RECIPE.replace('model = "start/model"', "").replace("[rollout]", '[sft]\npreset = "tiny"\n[rollout]')
     found = dependencies(write(recipe=recipe, iterations=1))
     assert found["start-sft"] == []
@@ -148,7 +148,7 @@ def directives(script: str) -> dict[str, str]:
     return dict(re.findall(r"^#SBATCH --([\w-]+)=?(.*)$", script, re.MULTILINE))
 
 
-def test_a_script_says_what_it_does_and_what_it_asks_for():
+def test_a_script_contains_its_command_and_its_resource_requests():
     files = write('slurm.directives=["--exclusive"]', "slurm.time=2-0", "slurm.rollout.max_parallel=2").files
     rollout = files["000-rollout.sbatch"]
     assert directives(rollout) == {
@@ -170,13 +170,13 @@ def test_a_script_says_what_it_does_and_what_it_asks_for():
     assert "array" not in segment
     assert "gres" not in segment
     assert segment["output"].endswith("000-segment-%j.log")
-    assert "--shard 0/1" in files["000-segment.sbatch"], "whatever array variables the job may inherit"
+    assert "--shard 0/1" in files["000-segment.sbatch"], "array variables that the job inherits have no effect"
     for name, text in files.items():
         if name.endswith((".sbatch", ".sh")):
             subprocess.run(["bash", "-n"], input=text, text=True, check=True)
 
 
-def test_an_array_that_is_larger_than_the_cluster_takes_is_refused_with_the_shards_per_task_that_it_takes(
+def test_an_array_above_the_cluster_limit_is_rejected_with_the_shards_per_task_that_fit(
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setattr(queues, "largest_array", lambda: 10)
@@ -212,7 +212,7 @@ def test_invalid_recipes_are_reported_before_anything_is_written(override: str, 
     assert not Path("runs").exists()
 
 
-def test_time_limits_as_sbatch_takes_them():
+def test_time_limits_are_parsed_in_every_form_of_sbatch():
     assert [parse_time_limit(time) for time in ("10", "1:30", "1:0:0", "2-3", "1-0:5", "1-1:1:1")] == [
         *(600, 90, 3600, 183600, 86700, 90061)
     ]
@@ -226,7 +226,7 @@ def test_a_dry_run_writes_nothing():
         slurm.Config(recipe=Path("recipe.toml"), dry_run=True, submit=True)
 
 
-def test_only_some_iterations_after_those_that_are_there():
+def test_selected_iterations_require_the_artefacts_of_earlier_ones():
     with pytest.raises(UserError, match=r"001-rollout reads 000/checkpoint, which is missing.*include its iteration"):
         write(only_iterations="1-1")
     checkpoint = Path("runs/try/000/checkpoint")
@@ -243,17 +243,17 @@ def test_only_some_iterations_after_those_that_are_there():
     assert not any(name.startswith(("000", "002", "start")) for name in outcome.files)
     with pytest.raises(UserError, match="FIRST-LAST"):
         write(only_iterations="1")
-    for none in ("1-0", "8-9"):
-        with pytest.raises(UserError, match=f"some of this run's 3 iterations, counted from 0; got {none}"):
-            write(only_iterations=none)
+    for outside in ("1-0", "8-9"):
+        with pytest.raises(UserError, match=f"some of this run's 3 iterations, counted from 0; got {outside}"):
+            write(only_iterations=outside)
 
 
-def make_parts(place: str, count: int, *missing: int) -> None:
+def make_parts(path: str, count: int, *missing: int) -> None:
     for index in set(range(count)) - {*missing}:
-        write_part(Path("runs/try") / place, index, count)
+        write_part(Path("runs/try") / path, index, count)
 
 
-def test_only_what_is_missing_is_submitted_and_what_waits_for_it():
+def test_only_missing_tasks_and_their_dependents_are_submitted():
     write(iterations=1)
     make_parts("000/trajectories", 4, 1, 3)
     make_parts("start/eval", 4)
@@ -266,19 +266,19 @@ def test_only_what_is_missing_is_submitted_and_what_waits_for_it():
     assert "start-eval" in dependencies(everything), "finished parts are skipped by the command itself"
 
 
-def test_of_several_parts_to_a_task_those_tasks_that_lack_one():
-    shares = ("slurm.rollout.num_shards=7", "slurm.rollout.shards_per_task=3", "slurm.estimate.num_shards=2")
+def test_with_several_parts_per_task_only_tasks_with_a_missing_part_are_submitted():
+    splits = ("slurm.rollout.num_shards=7", "slurm.rollout.shards_per_task=3", "slurm.estimate.num_shards=2")
     make_parts("000/trajectories", 7, 4)
     make_parts("000/cutpoints", 7)
     make_parts("000/advantages", 7, 6)
-    outcome = write(*shares, iterations=1, only_missing=True)
-    told = outcome.files["submit.sh"]
-    assert 'submit 000-rollout "" --array=1)' in told
-    assert 'submit 000-estimate "" --array=1)' in told, "its second task has parts 3 to 6 of its input"
+    outcome = write(*splits, iterations=1, only_missing=True)
+    script = outcome.files["submit.sh"]
+    assert 'submit 000-rollout "" --array=1)' in script
+    assert 'submit 000-estimate "" --array=1)' in script, "the second task covers parts 3 to 6 of its input"
     assert "000-segment" not in dependencies(outcome)
 
 
-def test_what_a_local_run_has_made_in_other_parts_is_kept_and_what_it_has_begun_is_not_mixed_with(here: Path):
+def test_finished_artefacts_of_another_split_are_kept_and_unfinished_ones_are_rejected(here: Path):
     make_parts("start/eval", 1)
     make_parts("000/trajectories", 2)
     with pytest.raises(UserError, match=r"start/eval holds parts of another split \(of 1; the jobs make 4\)"):
@@ -292,7 +292,7 @@ def test_what_a_local_run_has_made_in_other_parts_is_kept_and_what_it_has_begun_
     (here / "runs/try/000/trajectories/part-00000-of-00002.parquet").unlink()
     begun = here / "runs/try/000/trajectories/.part-00000-of-00002"
     begun.mkdir()
-    assert "000-rollout" in dependencies(write(iterations=1, only_missing=True)), "nothing of it was committed"
+    assert "000-rollout" in dependencies(write(iterations=1, only_missing=True)), "no chunk was committed"
     (begun / "chunk-00000.parquet").touch()
     with pytest.raises(UserError, match=r"trajectories holds parts of another split \(of 2;"):
         write(iterations=1, only_missing=True)
@@ -308,7 +308,7 @@ def submitted(*lines: str) -> None:
     (folder / "jobs.tsv").write_text("".join(f"{line}\n" for line in lines))
 
 
-def test_what_is_in_the_queue_is_left_alone_and_waited_for(monkeypatch: pytest.MonkeyPatch):
+def test_queued_tasks_are_kept_and_become_dependencies(monkeypatch: pytest.MonkeyPatch):
     submitted("000-rollout\t7\t", "000-segment\t8\t", "000-estimate\t9\t", "000-train\t10\t", "000-eval\t11\t")
     make_parts("start/eval", 4)
     make_parts("000/trajectories", 4, 1, 2, 3)
@@ -327,10 +327,10 @@ def test_what_is_in_the_queue_is_left_alone_and_waited_for(monkeypatch: pytest.M
     assert 'submit 000-rollout "" --array=2)' in outcome.files["submit.sh"]
     assert "scancel 8 # 000-segment waits for tasks that failed" in outcome.files["submit.sh"]
     assert dependencies(outcome)["000-segment"] == ["000-rollout", "7_1", "7_3"]
-    assert dependencies(outcome)["000-estimate"] == ["000-segment"], "and for none that is taken back"
+    assert dependencies(outcome)["000-estimate"] == ["000-segment"], "canceled jobs are no dependencies"
 
 
-def test_nothing_is_submitted_where_all_is_done_or_on_its_way(monkeypatch: pytest.MonkeyPatch):
+def test_nothing_is_submitted_when_every_task_is_done_or_queued(monkeypatch: pytest.MonkeyPatch):
     names = ("start-eval", "000-rollout", "000-segment", "000-estimate", "000-train", "000-eval")
     submitted(*(f"{name}\t{number}\t" for number, name in enumerate(names)))
     pending = [JobTask(str(number), None, "PENDING", "Dependency") for number in range(1, len(names))]
@@ -340,7 +340,7 @@ def test_nothing_is_submitted_where_all_is_done_or_on_its_way(monkeypatch: pytes
     assert outcome.numbers == {}
 
 
-def test_a_rejected_job_is_reported_and_submitted_ones_are_recorded(monkeypatch: pytest.MonkeyPatch):
+def test_a_rejected_job_is_reported_and_earlier_submissions_are_recorded(monkeypatch: pytest.MonkeyPatch):
     programs({"sbatch": 'if [[ $* == *estimate* ]]; then echo "sbatch: error: QOSMaxSubmit" >&2; exit 1; fi; echo 5'})
     monkeypatch.setenv("PATH", f"{Path('bin').resolve()}:{os.environ['PATH']}")
     with pytest.raises(UserError, match=r"QOSMaxSubmit\); 3 are in the queue.*--only-missing"):
@@ -350,7 +350,7 @@ def test_a_rejected_job_is_reported_and_submitted_ones_are_recorded(monkeypatch:
 
 
 def programs(bodies: dict[str, str]) -> None:
-    """Programs in bin/, by name, as lines of shell."""
+    """Write shell scripts to bin/, by program name."""
     Path("bin").mkdir()
     for name, body in bodies.items():
         (Path("bin") / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
@@ -379,10 +379,10 @@ def programs(bodies: dict[str, str]) -> None:
         ),
     ],
 )
-def test_what_the_command_is_started_with(overrides: tuple[str, ...], launched: str):
-    """The script is run by bash, with programs that say how they were called."""
-    told = 'printf "%s|" "$(basename "$0")" "$@"'
-    programs(dict.fromkeys(("srun", "apptainer", "spo"), told))
+def test_the_command_starts_in_its_container_and_launcher(overrides: tuple[str, ...], launched: str):
+    """Run the script in bash, with programs that print their own command line."""
+    print_call = 'printf "%s|" "$(basename "$0")" "$@"'
+    programs(dict.fromkeys(("srun", "apptainer", "spo"), print_call))
     files = write(*overrides, 'slurm.setup=["export PATH=$PWD/bin:$PATH"]').files
     ended = subprocess.run(
         ["bash", "runs/try/_slurm/000-train.sbatch"],
@@ -392,8 +392,8 @@ def test_what_the_command_is_started_with(overrides: tuple[str, ...], launched: 
     )
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.startswith(launched + "train|runs/try/000/advantages|")
-    asked = directives(files["000-train.sbatch"])
-    assert (asked.get("nodes"), asked.get("ntasks-per-node")) == (
+    found = directives(files["000-train.sbatch"])
+    assert (found.get("nodes"), found.get("ntasks-per-node")) == (
         ("2", "2") if "ranks" in overrides[0] else (None, None)
     )
 
@@ -411,12 +411,12 @@ time.sleep({seconds})
     [
         ("USR1", 4, {}, "12"),
         ("USR1", 4, {"SLURM_ARRAY_JOB_ID": "10", "SLURM_ARRAY_TASK_ID": "3", "SLURM_RESTART_COUNT": "2"}, "10_3"),
-        ("USR1", 4, {"SLURM_RESTART_COUNT": "5"}, ""),  # often enough
-        ("USR1", 0, {}, ""),  # it was done in time
-        ("TERM", 4, {}, ""),  # cancelled: it stays so
+        ("USR1", 4, {"SLURM_RESTART_COUNT": "5"}, ""),  # max_requeues is reached
+        ("USR1", 0, {}, ""),  # the command finished in time
+        ("TERM", 4, {}, ""),  # a canceled job is not requeued
     ],
 )
-def test_a_signaled_task_returns_to_the_queue(sent: str, code: int, variables: dict[str, str], requeued: str):
+def test_a_signaled_task_is_requeued(sent: str, code: int, variables: dict[str, str], requeued: str):
     programs({"scontrol": 'echo "requeue: $2"'})
     Path("work.py").write_text(WORK.format(name=f"SIG{sent}", code=code, seconds=60))
     Path("requeue.sh").write_text(REQUEUE)
@@ -435,7 +435,7 @@ def test_a_signaled_task_returns_to_the_queue(sent: str, code: int, variables: d
     assert process.returncode == code
 
 
-def test_a_task_signaled_during_its_setup_returns_to_the_queue():
+def test_a_task_signaled_during_its_setup_is_requeued():
     programs({"scontrol": 'echo "requeue: $2"'})
     script = f"set -e\nmax_requeues=1\n{REQUEUE}\nkill -USR1 $$\nrun echo begun"
     environment = {**os.environ, "PATH": f"{Path('bin').resolve()}:{os.environ['PATH']}", "SLURM_JOB_ID": "12"}
@@ -448,22 +448,22 @@ def test_a_task_signaled_during_its_setup_returns_to_the_queue():
     assert "not requeued: this was attempt 2, and max_requeues is 1" in ended.stderr
 
 
-def test_jobs_that_a_job_submits_do_not_take_its_place_in_an_array_for_theirs(monkeypatch: pytest.MonkeyPatch):
-    programs({"sbatch": 'env | grep ^SLURM_ >>"$PLACE"; echo 5'})
+def test_jobs_submitted_from_a_job_do_not_inherit_its_array_variables(monkeypatch: pytest.MonkeyPatch):
+    programs({"sbatch": 'env | grep ^SLURM_ >>"$LOG"; echo 5'})
     monkeypatch.setenv("PATH", f"{Path('bin').resolve()}:{os.environ['PATH']}")
-    monkeypatch.setenv("PLACE", str(Path("told").resolve()))
+    monkeypatch.setenv("LOG", str(Path("variables").resolve()))
     for name in ("ARRAY_JOB_ID", "ARRAY_TASK_ID", "STEP_NUM_TASKS", "RESTART_COUNT", "CONF"):
         monkeypatch.setenv(f"SLURM_{name}", "3")
     write(iterations=1, submit=True)
-    assert set(Path("told").read_text().splitlines()) == {"SLURM_CONF=3"}
+    assert set(Path("variables").read_text().splitlines()) == {"SLURM_CONF=3"}
 
 
-def test_a_command_that_fails_fails_the_job():
+def test_a_failing_command_fails_the_job():
     script = f"max_requeues=5\n{REQUEUE}\nrun bash -c 'exit 3'"
     assert subprocess.run(["bash", "-c", script]).returncode == 3
 
 
-def test_a_plan_is_read_as_it_was_written():
+def test_reading_a_plan_returns_what_was_written():
     from stages.slurm.records import read_plan
 
     write()
