@@ -1,4 +1,4 @@
-"""`spo slurm` on a real SLURM of one node: an iteration that is killed and requeued, and many tasks at one artefact."""
+"""`spo slurm` on a real one-node SLURM: killed and requeued tasks, and many tasks that write one artefact."""
 
 from __future__ import annotations
 
@@ -78,12 +78,12 @@ shards_per_task = 4
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[dict[str, str]]:
     with slurm() as environment:
-        here = Path(sys.executable).parent
-        yield {**os.environ, **environment, "PATH": f"{here}:{environment['PATH']}", "SBATCH_EXPORT": "ALL"}
+        binaries = Path(sys.executable).parent
+        yield {**os.environ, **environment, "PATH": f"{binaries}:{environment['PATH']}", "SBATCH_EXPORT": "ALL"}
 
 
-def call(cluster: dict[str, str], here: Path, *command: str | Path) -> str:
-    ended = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=cluster, cwd=here)
+def call(cluster: dict[str, str], directory: Path, *command: str | Path) -> str:
+    ended = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=cluster, cwd=directory)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
 
@@ -91,32 +91,32 @@ def call(cluster: dict[str, str], here: Path, *command: str | Path) -> str:
 def wait(until: Callable[[], Any], seconds: float, every: float = 0.02) -> Any:
     end = time.monotonic() + seconds
     while not (found := until()):
-        assert time.monotonic() < end, "it takes too long"
+        assert time.monotonic() < end, "timed out"
         time.sleep(every)
     return found
 
 
 def numbers(run: Path) -> dict[str, tuple[str, str]]:
-    """Name → (number, tasks) of the jobs submitted last."""
+    """Return (job number, tasks) of the latest submission of each job, by name."""
     lines = (line.split("\t") for line in (run / "_slurm" / "jobs.tsv").read_text().splitlines())
     return {name: (number, tasks) for name, number, tasks in lines}
 
 
-def status(cluster: dict[str, str], here: Path) -> dict[str, Any]:
-    told = json.loads(call(cluster, here, "spo", "status", "runs/try", "--json"))
-    assert told["problem"] is None
-    return {stage["place"]: stage for stage in told["stages"]}
+def status(cluster: dict[str, str], directory: Path) -> dict[str, Any]:
+    report = json.loads(call(cluster, directory, "spo", "status", "runs/try", "--json"))
+    assert report["problem"] is None
+    return {stage["place"]: stage for stage in report["stages"]}
 
 
 def process_at(part: Path) -> int:
-    """Who works on a part, once a chunk of it is committed."""
+    """Return the id of the process that writes a part, once one chunk is committed."""
     finished = part.with_name(f"{part.name[1:]}.parquet")
     wait(lambda: any(part.glob("chunk-*")) or finished.exists(), 600, 0.005)
-    assert not finished.exists(), "it was to be caught at work"
+    assert not finished.exists(), "the part was finished before the process could be interrupted"
     return int((part / "lock").read_text().rpartition(" ")[2])
 
 
-def test_an_iteration_with_a_task_killed_and_one_requeued_ends_as_a_local_run_does(
+def test_an_iteration_with_a_killed_and_a_requeued_task_matches_a_local_run(
     cluster: dict[str, str], policy: Path, tmp_path: Path
 ):
     (tmp_path / "recipe.toml").write_text(RECIPE)
@@ -130,7 +130,9 @@ def test_an_iteration_with_a_task_killed_and_one_requeued_ends_as_a_local_run_do
     victim = process_at(trajectories / ".part-00002-of-00003")
     os.kill(victim, signal.SIGKILL)
     process_at(trajectories / ".part-00001-of-00003")
-    call(cluster, tmp_path, "scancel", "--signal=USR1", "--batch", f"{rollout}_1")  # as before the time limit
+    call(
+        cluster, tmp_path, "scancel", "--signal=USR1", "--batch", f"{rollout}_1"
+    )  # SLURM sends the same signal before the time limit
 
     def failed() -> dict[str, Any] | None:
         found = status(cluster, tmp_path)
@@ -144,12 +146,12 @@ def test_an_iteration_with_a_task_killed_and_one_requeued_ends_as_a_local_run_do
 
     call(cluster, tmp_path, "spo", "slurm", "recipe.toml", *model, "--submit", "--only-missing")
     second = numbers(run)
-    assert second["000-rollout"][1] == "2", "the killed task alone is submitted again"
+    assert second["000-rollout"][1] == "2", "only the killed task is submitted again"
     assert second["start-eval"] == first["start-eval"]
     changed = {name for name in first if first[name] != second[name]}
     assert changed == {f"000-{stage}" for stage in STAGES}
     submit = (run / "_slurm" / "submit.sh").read_text()
-    assert f"{rollout}_1" in submit.rpartition("segment_000=")[2], "the requeued task is waited for"
+    assert f"{rollout}_1" in submit.rpartition("segment_000=")[2], "the requeued task is a dependency"
 
     wait(lambda: status(cluster, tmp_path)["000/eval"]["counts"]["done"] == 4, 900, 3)
     done = status(cluster, tmp_path)
@@ -162,9 +164,9 @@ def test_an_iteration_with_a_task_killed_and_one_requeued_ends_as_a_local_run_do
 
     local = iterate.Config(recipe=tmp_path / "recipe.toml", out=tmp_path / "local", overrides=(f"run.model={policy}",))
     iterate.run(local)
-    for place in ("start/eval", *(f"000/{name}" for name in ("trajectories", "cutpoints", "advantages", "eval"))):
-        assert len(rows(run / place)) > 0
-        assert rows(run / place) == rows(tmp_path / "local" / place), place
+    for name in ("start/eval", *(f"000/{stage}" for stage in ("trajectories", "cutpoints", "advantages", "eval"))):
+        assert len(rows(run / name)) > 0
+        assert rows(run / name) == rows(tmp_path / "local" / name), name
     weights = [(out / "000" / "checkpoint" / "model.safetensors").read_bytes() for out in (run, tmp_path / "local")]
     assert weights[0] == weights[1]
 
@@ -201,7 +203,7 @@ print("rank", os.environ["SLURM_PROCID"], "is done", flush=True)
 
 
 def test_signaled_ranks_of_a_training_exit_and_the_job_is_requeued(cluster: dict[str, str], tmp_path: Path):
-    """The script of a training of two ranks, around a program in the place of `spo`."""
+    """Run the script of a training job with two ranks, with a stub program in place of `spo`."""
     (tmp_path / "bin").mkdir()
     spo = tmp_path / "bin" / "spo"
     spo.write_text(f"#!{sys.executable}\n{PROGRAM}")
@@ -223,18 +225,18 @@ def test_signaled_ranks_of_a_training_exit_and_the_job_is_requeued(cluster: dict
     ]
 
 
-def test_tasks_of_a_step_are_the_ranks_of_a_training(cluster: dict[str, str], chain: Path, tmp_path: Path):
+def test_tasks_of_a_job_step_are_the_ranks_of_the_training(cluster: dict[str, str], chain: Path, tmp_path: Path):
     pytest.importorskip("deepspeed", reason="DeepSpeed is not installed (the extra `deepspeed`)")
     options = ("--samples-per-iteration", "6", "--out", tmp_path / "trained")
-    started = ("srun", "--ntasks=2", "--kill-on-bad-exit=1", "bash", "-c", 'exec "$0" "$@" 2>&1')
-    command = (*started, sys.executable, "-m", "spo_cli", "train", chain / "advantages", *options)
-    told = call(cluster | {"TORCHDYNAMO_DISABLE": "1", "DS_ACCELERATOR": "cpu"}, tmp_path, *command)
-    assert told.count("engine: deepspeed, ZeRO stage 2, 2 ranks on cpu") == 1
-    assert told.count("spo train → ") == 1
+    launcher = ("srun", "--ntasks=2", "--kill-on-bad-exit=1", "bash", "-c", 'exec "$0" "$@" 2>&1')
+    command = (*launcher, sys.executable, "-m", "spo_cli", "train", chain / "advantages", *options)
+    output = call(cluster | {"TORCHDYNAMO_DISABLE": "1", "DS_ACCELERATOR": "cpu"}, tmp_path, *command)
+    assert output.count("engine: deepspeed, ZeRO stage 2, 2 ranks on cpu") == 1
+    assert output.count("spo train → ") == 1
     assert (tmp_path / "trained" / "model.safetensors").exists()
 
 
-def test_a_cancelled_job_does_not_come_back(cluster: dict[str, str], tmp_path: Path):
+def test_a_canceled_job_is_not_requeued(cluster: dict[str, str], tmp_path: Path):
     (tmp_path / "recipe.toml").write_text(RECIPE)
     call(cluster, tmp_path, "spo", "slurm", "recipe.toml", "--run.model", "model")
     folder = tmp_path / "runs" / "try" / "_slurm"
