@@ -1,4 +1,4 @@
-"""`spo status`: what is done, running, queued, failed and missing, by the disk and by what SLURM says; last words."""
+"""`spo status`: done, running, queued, failed and missing parts, by disk and SLURM, with their last log lines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from spo_cli import status as shown
+from spo_cli import status as status_command
 from spo_cli.app import main
 from stages.core.errors import UserError
 from stages.pipeline import status
@@ -24,13 +24,13 @@ from stages.slurm.states import StageProgress
 from tests.shards.samples import lineage, trajectories, write_part
 
 
-def look(run: Path) -> dict[str, StageProgress]:
+def read_stages(run: Path) -> dict[str, StageProgress]:
     return {stage.work.output: stage for stage in status.run(status.Config(run=run)).stages}
 
 
 def states(stage: StageProgress) -> str:
-    """A letter for each part."""
-    return "".join(piece.state[0] for piece in stage.parts)
+    """Return the first letter of the state of each part."""
+    return "".join(part.state[0] for part in stage.parts)
 
 
 def plan(run: Path, *works: Work) -> None:
@@ -43,13 +43,13 @@ def submitted(run: Path, *lines: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def dead() -> int:
-    """A number that no process has: kernels give none above 2²²."""
+def dead_process() -> int:
+    """Return a process id that cannot exist: Linux assigns none above 2²²."""
     return 2**30
 
 
 def fail(directory: Path, index: int, count: int, process: int) -> None:
-    """A part whose process was ended by an error after one chunk."""
+    """Write a part whose process failed after one chunk."""
 
     def work() -> None:
         with open_part(directory, index, count, lineage(), TRAJECTORIES) as part:
@@ -67,11 +67,11 @@ def in_queue(monkeypatch: pytest.MonkeyPatch, *tasks: JobTask) -> None:
     monkeypatch.setattr(queues, "query_jobs", lambda jobs: JobQueue({(task.job, task.task): task for task in tasks}))
 
 
-def test_a_local_run_is_shown_as_far_as_it_lies_there(tmp_path: Path, dead: int):
+def test_a_local_run_is_reported_from_its_files(tmp_path: Path, dead_process: int):
     directory = tmp_path / "000" / "trajectories"
     write_part(directory, 0, 4)
-    fail(directory, 1, 4, dead)
-    with locked(directory / ".part-00002-of-00004"):  # this process is at it
+    fail(directory, 1, 4, dead_process)
+    with locked(directory / ".part-00002-of-00004"):  # this process holds the lock, so the part counts as running
         (directory / "_logs" / "part-00002-of-00004.log").write_text(
             "2026-01-01T00:00:00+00:00 started\n2026-01-01T00:00:01+00:00 chunk 1 of 9: 5 rows\n"
         )
@@ -79,7 +79,7 @@ def test_a_local_run_is_shown_as_far_as_it_lies_there(tmp_path: Path, dead: int)
         (tmp_path / "000" / ".checkpoint.partial" / "metrics.jsonl").write_text("{}\n{}\n")
         (tmp_path / "start" / "checkpoint").mkdir(parents=True)
         (tmp_path / "start" / "checkpoint" / "spo.json").touch()
-        found = look(tmp_path)
+        found = read_stages(tmp_path)
     assert list(found) == ["start/checkpoint", "000/trajectories", "000/checkpoint"]
     assert states(found["start/checkpoint"]) == "d"
     parts = found["000/trajectories"]
@@ -90,17 +90,17 @@ def test_a_local_run_is_shown_as_far_as_it_lies_there(tmp_path: Path, dead: int)
     assert found["000/checkpoint"].parts[0].message == "step 2"
 
 
-def test_a_killed_process_is_no_longer_at_work_and_one_elsewhere_cannot_be_asked(tmp_path: Path, dead: int):
-    for index, holder in enumerate((f"{os.uname().nodename}, process {dead}", "elsewhere, process 7")):
+def test_a_killed_process_counts_as_failed_and_one_on_another_host_as_running(tmp_path: Path, dead_process: int):
+    for index, holder in enumerate((f"{os.uname().nodename}, process {dead_process}", "elsewhere, process 7")):
         part = tmp_path / "000" / "trajectories" / f".part-{index:05d}-of-00002"
         part.mkdir(parents=True)
         (part / "lock").write_text(holder)
-    found = look(tmp_path)["000/trajectories"]
+    found = read_stages(tmp_path)["000/trajectories"]
     assert states(found) == "fr"
     assert found.parts[1].message == "(process 7 on elsewhere, which cannot be checked from here)"
 
 
-def test_what_slurm_says_of_a_task_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_state_of_a_task_in_slurm_takes_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     plan(tmp_path, Work("000", "rollout", 7, 7), Work("000", "segment", 7, 2), Work("000", "train"))
     write_part(tmp_path / "000" / "trajectories", 0, 7)
     submitted(tmp_path, "000-rollout\t7\t", "000-segment\t8\t", "000-train\t9\t", "000-rollout\t11\t2,5-6%4")
@@ -111,17 +111,17 @@ def test_what_slurm_says_of_a_task_decides(tmp_path: Path, monkeypatch: pytest.M
         monkeypatch,
         JobTask("7", 0, "COMPLETED"),
         JobTask("7", 1, "FAILED", "NonZeroExitCode"),
-        JobTask("7", 2, "FAILED", "NonZeroExitCode"),  # another was submitted since
+        JobTask("7", 2, "FAILED", "NonZeroExitCode"),  # resubmitted as job 11
         JobTask("11", 2, "RUNNING"),
         JobTask("7", 3, "PENDING", "BeginTime"),
         JobTask("7", 4, "CANCELLED"),
-        JobTask("11", 5, "COMPLETED"),  # and its part was deleted
+        JobTask("11", 5, "COMPLETED"),  # but its part was deleted
         JobTask("11", 6, "TIMEOUT", "TimeLimit"),
         JobTask("8", 0, "RUNNING"),
         JobTask("8", 1, "CANCELLED", "DependencyNeverSatisfied"),
         JobTask("9", None, "OUT_OF_MEMORY", "OutOfMemory"),
     )
-    found = look(tmp_path)
+    found = read_stages(tmp_path)
     rollout = found["000/trajectories"]
     assert states(rollout) == "dfrqmmf"
     assert rollout.parts[1].message == "job 7_1: FAILED, NonZeroExitCode; spo rollout: no room to write"
@@ -130,21 +130,23 @@ def test_what_slurm_says_of_a_task_decides(tmp_path: Path, monkeypatch: pytest.M
     assert rollout.parts[6].message == "job 11_6: TIMEOUT, TimeLimit"
     assert rollout.tasks_in("failed", "missing") == (1, 4, 5, 6)
     segment = found["000/cutpoints"]
-    assert states(segment) == "qqqmmmm", "of the three parts of a task that runs, none is begun"
+    assert states(segment) == "qqqmmmm", "the running task has three parts and has begun none of them"
     assert found["000/checkpoint"].parts[0].state == "failed"
 
 
-def test_what_it_prints(tmp_path: Path, dead: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+def test_the_printed_and_the_json_report(
+    tmp_path: Path, dead_process: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(tmp_path)
-    run = Path("demo")  # short, wherever temporary directories are
+    run = Path("demo")  # relative, so that the output does not depend on the temporary directory
     iterations = [f"{number:03d}" for number in range(6)]
     plan(run, *(Work(name, "rollout", 2, 2) for name in iterations))
     for name in iterations[:3]:
         for index in range(2):
             write_part(run / name / "trajectories", index, 2)
-    fail(run / "003" / "trajectories", 1, 2, dead)
-    shown.report(shown.run(shown.Config(run=run)))
+    fail(run / "003" / "trajectories", 1, 2, dead_process)
+    status_command.report(status_command.run(status_command.Config(run=run)))
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines == [
         "demo 6 done, 1 failed, 5 missing, of 12 parts and models",
@@ -154,38 +156,38 @@ def test_what_it_prints(tmp_path: Path, dead: int, capsys: pytest.CaptureFixture
         "004–005 all stages · · · · 4 4",
         "003/trajectories part 1 failed: failed: RuntimeError: CUDA out of memory",
     ]
-    shown.report(shown.run(shown.Config(run=run, json=True)))
-    told = json.loads(capsys.readouterr().out)
-    assert told["stages"][3]["counts"] == {"done": 0, "running": 0, "queued": 0, "failed": 1, "missing": 1}
-    assert told["stages"][3]["parts"][1]["state"] == "failed"
+    status_command.report(status_command.run(status_command.Config(run=run, json=True)))
+    report = json.loads(capsys.readouterr().out)
+    assert report["stages"][3]["counts"] == {"done": 0, "running": 0, "queued": 0, "failed": 1, "missing": 1}
+    assert report["stages"][3]["parts"][1]["state"] == "failed"
 
 
-def test_a_directory_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_directory_that_is_no_run_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(UserError, match="is no directory"):
-        look(tmp_path / "nothing")
-    with pytest.raises(SystemExit) as left:
+        read_stages(tmp_path / "nothing")
+    with pytest.raises(SystemExit) as exited:
         main(["status", str(tmp_path)])
-    assert left.value.code == 2
+    assert exited.value.code == 2
     assert "holds no artefact of a run" in capsys.readouterr().err
     plan(tmp_path)
     (tmp_path / "_slurm" / "plan.json").write_text("{")
     with pytest.raises(UserError, match=r"cannot read .*plan.json"):
-        look(tmp_path)
+        read_stages(tmp_path)
     (tmp_path / "_slurm" / "plan.json").unlink()
     submitted(tmp_path, "000-rollout 7")
     with pytest.raises(UserError, match=r"cannot read .*jobs.tsv .*expected name, number and tasks"):
-        look(tmp_path)
+        read_stages(tmp_path)
 
 
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **bodies: str) -> None:
-    """SLURM's programs, as lines of shell."""
+    """Put shell scripts on the path in place of SLURM's programs."""
     for name, body in bodies.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
 
 
-def test_jobs_that_squeue_has_forgotten_are_asked_of_sacct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_jobs_missing_from_squeue_are_read_from_sacct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     programs(
         tmp_path,
         monkeypatch,
@@ -222,20 +224,22 @@ def test_an_unreachable_slurm_is_reported(
     assert (problem in (found.problem or "")) if problem else found.problem is None
 
 
-def test_a_machine_without_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_without_slurm_its_absence_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert query_jobs([]).problem is None, "no job, no question"
+    assert query_jobs([]).problem is None, "without jobs, SLURM is not queried"
     assert "squeue is not on this machine" in (query_jobs(["5"]).problem or "")
     assert queues.largest_array() is None
 
 
-def test_the_last_line_of_the_log_that_was_written_last(tmp_path: Path, dead: int, monkeypatch: pytest.MonkeyPatch):
+def test_the_message_is_the_last_line_of_the_latest_log(
+    tmp_path: Path, dead_process: int, monkeypatch: pytest.MonkeyPatch
+):
     plan(tmp_path, Work("000", "rollout", 2, 2))
     submitted(tmp_path, "000-rollout\t7\t")
     in_queue(monkeypatch, JobTask("7", 0, "RUNNING"))
-    fail(tmp_path / "000" / "trajectories", 0, 2, dead)
+    fail(tmp_path / "000" / "trajectories", 0, 2, dead_process)
     log = tmp_path / "_slurm" / "logs" / "000-rollout-7_0.log"
     log.write_text("x" * 10_000 + "\nrollout: 50 %\n")
-    for age, told in ((0, "rollout: 50 %"), (3600, "failed: RuntimeError: CUDA out of memory")):
+    for age, message in ((0, "rollout: 50 %"), (3600, "failed: RuntimeError: CUDA out of memory")):
         os.utime(log, (time.time() + 1 - age, time.time() + 1 - age))
-        assert look(tmp_path)["000/trajectories"].parts[0].message == told
+        assert read_stages(tmp_path)["000/trajectories"].parts[0].message == message
