@@ -1,6 +1,6 @@
-"""A small run made with the real writers: a byte model's directory, trajectories in two parts, cutpoints, advantages.
+"""A small run written by the real writers: a byte-level model, trajectories in two parts, cutpoints, advantages.
 
-Two questions with two responses each, worked by hand below; one token is one byte and 256 ends the text.
+It has two questions with two responses each, with values computed by hand. A token is a byte; 256 is the end token.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ END = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Stands for a stage's Config: one option away from its default."""
+    """A stand-in for the Config of a stage."""
 
     temperature: float = option("", default=0.7)
     seed: int = option("", default=3)
 
 
 def response(question: str, sample: int, text: str, unlikely: tuple[int, ...], reward: float) -> dict[str, Any]:
-    """A trajectories row; the tokens at `unlikely` have probability 0.5, the others 0.99."""
+    """Return a trajectories row; the tokens at `unlikely` have probability 0.5, the others 0.99."""
     prompt, ids = f"ask {question}: ", [*text.encode(), END]
     return {
         "trajectory_id": f"{question}/{sample}",
@@ -52,7 +52,7 @@ def response(question: str, sample: int, text: str, unlikely: tuple[int, ...], r
     }
 
 
-# q0: rewards 1 and 0. q1: rewards 0 and 0. Lengths with the end: 6, 6, 4, 4.
+# q0: rewards 1 and 0. q1: rewards 0 and 0. Lengths with the end token: 6, 6, 4, 4.
 RESPONSES = [
     response("q0", 0, "2+3=5", (0, 3), 1.0),
     response("q0", 1, "2+3=6", (0, 4), 0.0),
@@ -62,7 +62,7 @@ RESPONSES = [
 
 
 def segment(trajectory: str, number: int, start: int, end: int, cutpoints: list[int], *values: Any) -> dict[str, Any]:
-    """A cutpoints row, or with values (start, end, rewards) an advantages row."""
+    """Return a cutpoints row, or, with values (start, end, rewards), an advantages row."""
     row: dict[str, Any] = {"trajectory_id": trajectory, "segment_index": number, "start": start, "end": end}
     row["cutpoints"] = cutpoints
     if values:
@@ -87,10 +87,10 @@ SEGMENTS = [
 def write(
     directory: Path, schema: Schema, rows: list[list[dict[str, Any]]], options: Options = Options(), **lineage: Any
 ) -> Path:
-    """An artefact, one part for each list of rows."""
+    """Write an artefact with one part for each list of rows."""
     for index, part_rows in enumerate(rows):
-        told = describe(schema.stage, schema, options, **lineage)
-        with open_part(directory, index, len(rows), told, schema) as part:
+        metadata = describe(schema.stage, schema, options, **lineage)
+        with open_part(directory, index, len(rows), metadata, schema) as part:
             table = pa.Table.from_pylist(
                 [{name: row[name] for name in schema.names} for row in part_rows], schema.arrow
             )
@@ -99,7 +99,7 @@ def write(
 
 
 def make_run(folder: Path) -> Path:
-    """`runs/demo` in the folder, with iteration 000; returns the folder."""
+    """Write `runs/demo` with iteration 000 into the folder, and return the folder."""
     run = folder / "runs" / "demo"
     model = run / "start"
     model.mkdir(parents=True)
