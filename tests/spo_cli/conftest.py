@@ -1,4 +1,4 @@
-"""A verb of our own to drive the surface with: it takes every kind of option and fails in every way on demand."""
+"""Fixtures: fake commands with every kind of option and every kind of failure, and a small run to inspect."""
 
 import shutil
 import sys
@@ -85,7 +85,7 @@ def run(config, progress):
 
 @pytest.fixture
 def verbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """`spo rollout` and `spo run` led to the verbs above; returns the folder they lie in."""
+    """Replace `spo rollout` and `spo run` by the fake commands above, and return the directory of their modules."""
     folder = tmp_path / "verbs"
     folder.mkdir()
     (folder / "pretend_rollout.py").write_text(VERB)
@@ -105,7 +105,7 @@ def _run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run_directory(_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small run with one iteration, `runs/demo` under the working directory."""
+    """Return the path of a small run with one iteration, relative to the working directory."""
     shutil.copytree(_run, tmp_path / "work")
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setenv("COLUMNS", "120")
