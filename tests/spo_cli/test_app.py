@@ -1,4 +1,4 @@
-"""What the shell sees: one line per error, the exit codes, the dotted flags, and help that comes at once."""
+"""The command line as the shell sees it: one line per error, exit codes, dotted flags, and fast help."""
 
 import json
 import os
@@ -18,15 +18,15 @@ HEAVY = ("torch", "numpy", "pyarrow", "transformers", "pandas")
 
 
 def spo(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as leave:
+    with pytest.raises(SystemExit) as exited:
         main(arguments)
     captured = capsys.readouterr()
-    assert isinstance(leave.value.code, int)
-    return leave.value.code, captured.out, captured.err
+    assert isinstance(exited.value.code, int)
+    return exited.value.code, captured.out, captured.err
 
 
 def in_shell(verbs: Path, *arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
-    """`spo …` as a process of its own, with the pretended verbs."""
+    """Run `spo …` in a separate process, with the fake `rollout` command."""
     program = (
         "from spo_cli import app\n"
         "app.VERBS['rollout'] = app.Verb('pretend_rollout', 'pretend_rollout', 'Pretend.')\n"
@@ -48,7 +48,7 @@ def test_every_kind_of_option_arrives_in_the_config(verbs, capsys):
     assert "spo rollout → o" in out
 
 
-def test_options_left_out_take_the_default_of_the_config(verbs, capsys):
+def test_omitted_options_take_the_default_of_the_config(verbs, capsys):
     _, _, err = spo(capsys, "rollout", "in", "--out", "o")
     assert "threads=None" in err
     assert "model='tiny', partition='cutpoints', rho=0.9, whiten=True, stop=('$',)" in err
@@ -110,7 +110,7 @@ def test_help_shows_each_flag_with_its_help_default_and_choices(verbs, capsys, m
         ),
     ],
 )
-def test_an_error_is_one_line_on_stderr_and_its_own_exit_code(verbs, capsys, arguments, code, line):
+def test_an_error_is_one_line_on_stderr_with_its_own_exit_code(verbs, capsys, arguments, code, line):
     assert spo(capsys, *arguments) == (code, "", line + "\n")
 
 
@@ -122,7 +122,7 @@ def test_debug_shows_the_traceback_before_the_line(verbs, capsys):
 
 
 @pytest.mark.parametrize(("model", "error"), [("defect", "ZeroDivisionError: boom"), ("absent", "FileNotFoundError")])
-def test_what_nobody_foresaw_is_a_defect_with_traceback_and_exit_code_1(verbs, model, error):
+def test_an_unexpected_exception_is_a_defect_with_traceback_and_exit_code_1(verbs, model, error):
     result = in_shell(verbs, "rollout", "in", "--out", "o", "-m", model)
     assert result.returncode == 1
     assert "Traceback (most recent call last)" in result.stderr
@@ -131,14 +131,14 @@ def test_what_nobody_foresaw_is_a_defect_with_traceback_and_exit_code_1(verbs, m
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
-def test_a_signal_ends_any_command_with_exit_code_4_and_a_line(verbs, name):
+def test_a_signal_ends_any_command_with_exit_code_4_and_one_line(verbs, name):
     result = in_shell(verbs, "rollout", "in", "--out", "o", "-m", name)
     assert result.returncode == 4
     assert result.stderr.splitlines()[-1].startswith(f"spo rollout: stopped by {name}")
     assert "Traceback" not in result.stderr
 
 
-def test_a_closed_pipe_ends_the_command_without_a_word(verbs):
+def test_a_closed_pipe_ends_the_command_without_a_message(verbs):
     read, write = os.pipe()
     os.close(read)
     program = "from spo_cli import app; app.main(['--version'])"
@@ -179,7 +179,7 @@ def test_dotted_flags_become_overrides_of_the_recipe(verbs, capsys):
 
 
 @pytest.mark.parametrize(
-    ("written", "meant"),
+    ("written", "expected"),
     [
         ("--segment.rho=0.5", "--set segment.rho=0.5"),
         ("--train.beta -1e-4", "--set train.beta=-1e-4"),
@@ -191,11 +191,11 @@ def test_dotted_flags_become_overrides_of_the_recipe(verbs, capsys):
         ("recipe.toml --set a.b=c", "recipe.toml --set a.b=c"),
     ],
 )
-def test_a_dotted_flag_means_the_override_of_that_name(written, meant):
-    assert translate_dotted(written.split()) == meant.split()
+def test_a_dotted_flag_is_translated_to_its_override(written, expected):
+    assert translate_dotted(written.split()) == expected.split()
 
 
-def test_a_dotted_flag_without_its_value_is_a_usage_error(verbs, capsys):
+def test_a_dotted_flag_without_a_value_is_a_usage_error(verbs, capsys):
     code, _, err = spo(capsys, "run", "r.toml", "--segment.rho", "--debug")
     assert code == 2
     assert err.splitlines()[-1].startswith("spo run: Invalid value for --segment.rho: the flag takes a value")
@@ -213,13 +213,13 @@ def test_a_dotted_flag_without_its_value_is_a_usage_error(verbs, capsys):
         ("--zzz.qqq", ""),
     ],
 )
-def test_a_mistyped_dotted_flag_is_named_with_the_one_that_was_meant(verbs, capsys, written, guess):
+def test_a_mistyped_dotted_flag_is_reported_with_a_suggestion(verbs, capsys, written, guess):
     code, out, err = spo(capsys, "run", written, "r.toml")
     message = f"spo run: No such option '{written.partition('=')[0]}'. {guess}".rstrip()
     assert (code, out, err) == (2, "", message + "\n")
 
 
-def test_what_the_recipe_reader_refuses_is_a_users_mistake(verbs, capsys):
+def test_an_error_of_the_recipe_reader_is_a_user_error(verbs, capsys):
     code, _, err = spo(capsys, "run", "r.toml", "--set", "nonsense.key=3")
     assert code == 2
     assert err.endswith("spo run: the recipe has no table nonsense\n")
@@ -231,7 +231,7 @@ def test_help_imports_nothing_heavy(arguments):
         "import json, sys\n"
         "from spo_cli.app import main\n"
         "try: main(sys.argv[1:])\n"
-        "except SystemExit as leave: code = leave.code\n"
+        "except SystemExit as exited: code = exited.code\n"
         "sys.stderr.write(json.dumps([code, sorted(sys.modules)]))"
     )
     result = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=REPOSITORY)
@@ -241,14 +241,14 @@ def test_help_imports_nothing_heavy(arguments):
 
 
 @pytest.mark.parametrize(("arguments", "times"), [(["--help"], 3.0), (["rollout", "--help"], 4.0)])
-def test_help_comes_at_once(arguments, times):
-    """In a small multiple of the processor time that the libraries of any command line take to be imported."""
+def test_help_is_fast(arguments, times):
+    """Compare with the processor time that importing the command-line libraries alone takes."""
     libraries = ["-c", "import dataclasses, typer, rich.console, rich.panel, rich.table"]
-    took, expected = [], []
-    for _ in range(5):  # in turn, and the best of each: what others do on the machine does not count
-        took.append(processor_seconds("-m", "spo_cli", *arguments))
+    measured, expected = [], []
+    for _ in range(5):  # alternate and take the minimum of each, so that other load on the machine has no effect
+        measured.append(processor_seconds("-m", "spo_cli", *arguments))
         expected.append(processor_seconds(*libraries))
-    assert min(took) < times * min(expected)
+    assert min(measured) < times * min(expected)
 
 
 def processor_seconds(*arguments: str) -> float:
