@@ -1,4 +1,4 @@
-"""Progress and summaries as they are read: in a log file, and on a terminal."""
+"""Progress and summaries as printed to a log file and to a terminal."""
 
 import io
 import math
@@ -14,7 +14,7 @@ from stages.core.progress import Summary
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Seconds as the test says; call it with how many shall pass."""
+    """Replace the clock; call the returned function with the seconds to advance it by."""
     now = [100.0]
     monkeypatch.setattr(console, "monotonic", lambda: now[0])
     return lambda seconds: now.__setitem__(0, now[0] + seconds)
@@ -24,12 +24,12 @@ def plain(*, terminal: bool = False) -> Console:
     return Console(file=io.StringIO(), force_terminal=terminal, width=120, highlight=False, color_system=None)
 
 
-def written(to: Console) -> str:
-    assert isinstance(to.file, io.StringIO)
-    return to.file.getvalue()
+def written(output: Console) -> str:
+    assert isinstance(output.file, io.StringIO)
+    return output.file.getvalue()
 
 
-def test_a_log_gets_start_progress_and_end_with_rates_and_figures(clock):
+def test_a_log_contains_start_progress_and_end_with_rates_and_figures(clock):
     log = plain()
     with Reporter(log) as progress:
         progress.start("sampling", 400, "rows")
@@ -46,17 +46,17 @@ def test_a_log_gets_start_progress_and_end_with_rates_and_figures(clock):
     ]
 
 
-def test_a_log_gets_no_more_than_a_line_every_few_seconds(clock):
+def test_a_log_contains_at_most_one_line_every_few_seconds(clock):
     log = plain()
     with Reporter(log) as progress:
         progress.start("sampling", 1000, "rows")
         for _ in range(110):
-            clock(0.1)  # 11 s in all
+            clock(0.1)  # 11 s in total
             progress.advance(10)
     assert len(re.findall("%", written(log))) == 2
 
 
-def test_the_rate_is_the_recent_one_so_that_the_time_left_is_right(clock):
+def test_the_rate_is_recent_so_that_the_time_left_is_accurate(clock):
     log = plain()
     with Reporter(log) as progress:
         progress.start("sampling", 1000, "rows")
@@ -68,7 +68,7 @@ def test_the_rate_is_the_recent_one_so_that_the_time_left_is_right(clock):
     assert "220 of 1,000 rows in 3 min 20 s · 1.1 rows/s" in written(log)
 
 
-def test_a_step_left_by_an_error_says_how_far_it_came(clock):
+def test_a_step_that_fails_reports_its_progress(clock):
     log = plain()
     progress = Reporter(log)
     progress.start("training", 10, "steps")
@@ -79,7 +79,7 @@ def test_a_step_left_by_an_error_says_how_far_it_came(clock):
     assert written(log).splitlines()[-1] == "training: 4 of 10 steps in 2.0 s · 2 steps/s"
 
 
-def test_a_new_step_closes_the_one_before_and_an_empty_one_is_no_trouble(clock):
+def test_a_new_step_closes_the_previous_one_and_a_step_may_be_empty(clock):
     log = plain()
     with Reporter(log) as progress:
         progress.start("sampling", 0, "rows")
@@ -89,7 +89,7 @@ def test_a_new_step_closes_the_one_before_and_an_empty_one_is_no_trouble(clock):
     assert "cutting: 2 rows in 0.0 s" in written(log)
 
 
-def test_a_terminal_gets_a_bar_that_makes_way_for_notes_and_is_gone_in_the_end(clock):
+def test_a_terminal_shows_notes_above_a_bar_that_disappears_at_the_end(clock):
     screen = plain(terminal=True)
     with Reporter(screen) as progress:
         progress.start("sampling", 4, "rows")
@@ -124,7 +124,7 @@ def test_the_summary_is_aligned_and_complete(capsys):
     ]
 
 
-def test_a_summary_without_engine_or_reward_leaves_them_out(capsys):
+def test_a_summary_without_tokens_or_reward_omits_them(capsys):
     console.print_summary(Summary("segment", "x", rows=3, seconds=0.04, up_to_date=True))
     assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == [
         "spo segment → x  up to date",
@@ -143,14 +143,14 @@ def test_a_figure_and_its_standard_error_are_one_line(capsys):
 @pytest.mark.parametrize(
     ("value", "text"), [(3, "3"), (12345, "12,345"), (0.00012345, "0.0001234"), (12345.6, "12,346"), (2000.0, "2,000")]
 )
-def test_numbers_are_for_people(value, text):
+def test_numbers_are_formatted_for_reading(value, text):
     assert number(value) == text
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(7.61, "7.6 s"), (26.4, "26 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")]
 )
-def test_durations_are_for_people(seconds, text):
+def test_durations_are_formatted_for_reading(seconds, text):
     assert duration(seconds) == text
 
 
