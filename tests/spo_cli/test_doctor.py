@@ -1,4 +1,4 @@
-"""`spo doctor` reports what is here, and never fails because of what is not."""
+"""`spo doctor` reports the environment and does not fail when something is missing."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from tests.sampling.sampling_models import make
 
 
 def examine(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, dict[str, Any]]]:
-    """Exit code and report of `spo doctor --json`."""
-    with pytest.raises(SystemExit) as leave:
+    """Return the exit code and the report of `spo doctor --json`."""
+    with pytest.raises(SystemExit) as exited:
         main(["doctor", "--json", *arguments])
-    return int(leave.value.code or 0), json.loads(capsys.readouterr().out)
+    return int(exited.value.code or 0), json.loads(capsys.readouterr().out)
 
 
 def test_the_report_names_versions_hardware_and_the_plan_of_the_quickstart(capsys: pytest.CaptureFixture[str]):
@@ -40,17 +40,17 @@ def test_the_report_names_versions_hardware_and_the_plan_of_the_quickstart(capsy
 
 def test_a_table_has_a_line_for_each_value(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(doctor, "_plan", lambda model: {"samples": "unknown"})
-    with pytest.raises(SystemExit) as leave:
+    with pytest.raises(SystemExit) as exited:
         main(["doctor"])
     out = capsys.readouterr().out
-    assert not leave.value.code
+    assert not exited.value.code
     lines = [line.split() for line in out.splitlines()]
     assert ["torch", torch.__version__] in lines
     assert ["samples", "unknown"] in lines
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "phi3"])
-def test_the_plan_of_a_directory_is_the_one_that_its_sampler_finds(kind: Any, tmp_path: Path):
+def test_the_plan_of_a_directory_equals_the_plan_of_its_sampler(kind: Any, tmp_path: Path):
     model = make(kind)
     model.save_pretrained(tmp_path)
     make_byte_tokenizer().save_pretrained(tmp_path)
@@ -59,7 +59,9 @@ def test_the_plan_of_a_directory_is_the_one_that_its_sampler_finds(kind: Any, tm
         assert plan == TransformersSampler(model, make_byte_tokenizer()).forward.plan
 
 
-def test_nothing_that_is_missing_makes_it_fail(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+def test_missing_packages_and_programs_are_reported_without_failing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(doctor, "import_or_none", lambda name: None)
     monkeypatch.setattr(doctor.metadata, "version", _absent)
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
@@ -74,7 +76,7 @@ def _absent(name: str) -> str:
     raise doctor.metadata.PackageNotFoundError(name)
 
 
-def test_a_model_that_cannot_be_read_is_a_line_of_the_report(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+def test_an_unreadable_model_is_reported_without_failing(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     (tmp_path / "config.json").write_text("{}")
     code, sections = examine(capsys, "--model", str(tmp_path))
     assert code == 0
@@ -82,7 +84,7 @@ def test_a_model_that_cannot_be_read_is_a_line_of_the_report(capsys: pytest.Capt
 
 
 @pytest.mark.parametrize(("script", "expected"), [("echo slurm 24.05.1", "slurm 24.05.1"), ("exit 3", None)])
-def test_a_command_that_fails_is_not_installed(
+def test_a_program_that_fails_is_reported_as_not_installed(
     script: str,
     expected: str | None,
     tmp_path: Path,
