@@ -1,4 +1,4 @@
-"""What `spo eval` prints in each of its forms: figures of the whole evaluation, the same in every format."""
+"""The output of every form of `spo eval`: figures over all parts, equal in every format."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tests.evaluation.responses import graded, write_evaluation
 
 
 def spo(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as leave:
+    with pytest.raises(SystemExit) as exited:
         main(["eval", *map(str, arguments)])
     captured = capsys.readouterr()
-    assert isinstance(leave.value.code, int)
-    return leave.value.code, captured.out, captured.err
+    assert isinstance(exited.value.code, int)
+    return exited.value.code, captured.out, captured.err
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -29,7 +29,7 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 @pytest.fixture
 def evaluations(tmp_path: Path) -> tuple[Path, Path]:
-    """`a` in two parts: 4 questions, 2 budgets, subjects and levels; `b`: 3 of the questions and another one."""
+    """Write `a` (2 parts, 4 questions, 2 budgets, subjects, levels) and `b` (3 of these questions and a new one)."""
     few = graded(("q1", "A"), ("q2", "b"), subject="Algebra", level=["1", "2"])
     more = graded(("q3", "b"), ("q4", "?"), subject="Geometry", level="2")
     parts = [
@@ -41,7 +41,7 @@ def evaluations(tmp_path: Path) -> tuple[Path, Path]:
     return a, write_evaluation(tmp_path / "b", other, settings={"temperature": 0.6})
 
 
-def test_the_table_is_of_all_parts_with_groups_and_what_could_not_be_graded(evaluations, capsys):
+def test_the_table_covers_all_parts_with_groups_and_ungradable_responses(evaluations, capsys):
     out = printed(capsys, "--table", evaluations[0])
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert "task max tokens questions avg@1 length truncated ungradable" in lines
@@ -51,22 +51,22 @@ def test_the_table_is_of_all_parts_with_groups_and_what_could_not_be_graded(eval
     assert "2 responses could not be graded; the accuracies exclude them" in lines
 
 
-def test_json_has_the_same_figures_in_full(evaluations, capsys):
-    told = json.loads(printed(capsys, "--table", evaluations[0], "--format", "json"))
-    first = told["results"][0]
+def test_json_contains_the_same_figures_at_full_precision(evaluations, capsys):
+    report = json.loads(printed(capsys, "--table", evaluations[0], "--format", "json"))
+    first = report["results"][0]
     assert (first["task"], first["max_tokens"], first["questions"], first["ungradable"]) == ("t", 8, 4, 1)
     assert first["accuracies"]["avg@1"] == pytest.approx({"mean": 1 / 3, "standard_error": 1 / 3})
-    assert [(one["max_tokens"], one["group"]) for one in told["by_subject"]] == [
+    assert [(result["max_tokens"], result["group"]) for result in report["by_subject"]] == [
         (8, "Algebra"),
         (8, "Geometry"),
         (16, "Algebra"),
         (16, "Geometry"),
     ]
-    assert told["by_level"][0]["accuracies"]["avg@1"] == {"mean": 1.0, "standard_error": None}
-    assert len(told["notes"]) == 2
+    assert report["by_level"][0]["accuracies"]["avg@1"] == {"mean": 1.0, "standard_error": None}
+    assert len(report["notes"]) == 2
 
 
-def test_several_evaluations_stand_side_by_side_under_the_names_they_are_given(evaluations, capsys):
+def test_several_evaluations_are_listed_under_their_given_names(evaluations, capsys):
     a, b = evaluations
     out = printed(capsys, "--table", f"SPO={a}", b, "--format", "markdown")
     assert out.splitlines()[2:] == [
@@ -75,11 +75,11 @@ def test_several_evaluations_stand_side_by_side_under_the_names_they_are_given(e
         "| SPO | 33.3 ± 33.3 | 33.3 ± 33.3 |",
         f"| {b} |  | 100.0 ± 0.0 |",
     ]
-    told = json.loads(printed(capsys, "--table", f"SPO={a}", f"GRPO={b}", "--format", "json"))["evaluations"]
-    assert told["GRPO"][0]["accuracies"]["avg@1"]["mean"] == 1.0
+    by_name = json.loads(printed(capsys, "--table", f"SPO={a}", f"GRPO={b}", "--format", "json"))["evaluations"]
+    assert by_name["GRPO"][0]["accuracies"]["avg@1"]["mean"] == 1.0
 
 
-def test_a_comparison_is_of_common_questions_and_says_what_differs(evaluations, capsys):
+def test_a_comparison_covers_common_questions_and_reports_differing_settings(evaluations, capsys):
     a, b = evaluations
     out = printed(capsys, "--compare", a, b)
     lines = [" ".join(line.split()) for line in out.splitlines()]
@@ -88,33 +88,33 @@ def test_a_comparison_is_of_common_questions_and_says_what_differs(evaluations, 
     assert "t: excluded 1 questions to which only A has graded responses" in lines
     assert "t: excluded 1 questions to which only B has graded responses" in lines
     assert f"temperature differs: 0.0 in {a}, 0.6 in {b}" in lines
-    told = json.loads(printed(capsys, "--compare", a, b, "--format", "json"))
-    assert told["comparisons"][0]["difference"] == pytest.approx({"mean": 2 / 3, "standard_error": 1 / 3})
+    report = json.loads(printed(capsys, "--compare", a, b, "--format", "json"))
+    assert report["comparisons"][0]["difference"] == pytest.approx({"mean": 2 / 3, "standard_error": 1 / 3})
     _, out, err = spo(capsys, "--compare", a, b, "--format", "latex")
     assert out.startswith("% Accuracy")
-    assert "temperature differs" in err, "notes stay out of a redirected table"
+    assert "temperature differs" in err, "notes go to stderr, so that a redirected table does not contain them"
 
 
-def test_evaluating_prints_the_table_and_a_part_alone_says_that_it_is_one(policy: Path, tmp_path: Path, capsys):
-    asked: list[Any] = ["-m", policy, "--task", "arithmetic", "--task-arg", "operations=1", "--num-questions", 4]
-    asked += ["--max-tokens", 8, 24, "--threads", 1, "--out", tmp_path / "out"]
-    out = printed(capsys, *asked, "--shard", "0/2")
+def test_evaluating_prints_the_table_and_marks_partial_results(policy: Path, tmp_path: Path, capsys):
+    arguments: list[Any] = ["-m", policy, "--task", "arithmetic", "--task-arg", "operations=1", "--num-questions", 4]
+    arguments += ["--max-tokens", 8, 24, "--threads", 1, "--out", tmp_path / "out"]
+    out = printed(capsys, *arguments, "--shard", "0/2")
     assert "these are the results of part 0/2 only" in " ".join(out.split())
     assert [line.split()[:3] for line in out.splitlines() if line.startswith("arithmetic")] == [
         ["arithmetic", "8", "2"],
         ["arithmetic", "24", "2"],
     ]
-    told = json.loads(printed(capsys, *asked, "--shard", "1/2", "--format", "json"))
-    assert [one["questions"] for one in told["results"]] == [4, 4], "the whole, once all parts are there"
+    report = json.loads(printed(capsys, *arguments, "--shard", "1/2", "--format", "json"))
+    assert [result["questions"] for result in report["results"]] == [4, 4], "all parts exist, so all are counted"
     regraded = json.loads(
         printed(capsys, "--regrade", tmp_path / "out", "--out", tmp_path / "again", "--format", "json")
     )
-    assert regraded["results"] == told["results"]
-    assert json.loads(printed(capsys, "--table", tmp_path / "out", "--format", "json"))["results"] == told["results"]
+    assert regraded["results"] == report["results"]
+    assert json.loads(printed(capsys, "--table", tmp_path / "out", "--format", "json"))["results"] == report["results"]
 
 
 @pytest.mark.parametrize(
-    ("form", "told"),
+    ("form", "description"),
     [
         ("", "Measure a model's accuracy"),
         ("--regrade", "Grade the saved responses"),
@@ -122,11 +122,11 @@ def test_evaluating_prints_the_table_and_a_part_alone_says_that_it_is_one(policy
         ("--table", "side by side."),
     ],
 )
-def test_each_form_has_its_own_help(form: str, told: str, capsys, monkeypatch):
+def test_each_form_has_its_own_help(form: str, description: str, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     code, out, _ = spo(capsys, *([form] if form else []), "--help")
     assert code == 0
-    assert told in " ".join(out.partition("Required:")[0].split())
+    assert description in " ".join(out.partition("Required:")[0].split())
     assert "--format" in out
     assert ("--temperature" in out) == (not form)
     assert "--compare A B pairs two evaluations by question" in " ".join(out.split())
@@ -152,7 +152,7 @@ def test_user_errors_are_reported_in_one_line(tmp_path: Path, monkeypatch, capsy
     assert message in " ".join(err.split())
 
 
-def test_show_tells_each_budget_and_draws_a_response_in_full(tmp_path: Path, capsys):
+def test_show_reports_each_budget_and_draws_a_full_response(tmp_path: Path, capsys):
     short = graded(("q1", "bb"), max_tokens=1, token_ids=[[2], [2]], logprobs=[[-1.0], [-1.0]], finish_reason="length")
     whole = graded(("q1", "Ab"), max_tokens=8)
     rows = pa.concat_tables([short.slice(0, 1), whole.slice(0, 1), short.slice(1), whole.slice(1)])
