@@ -1,4 +1,4 @@
-"""`--help` of every command: each flag whole, in one group, in plain words; the examples are commands that parse."""
+"""`--help` of every command: complete flags, one group for each option, plain words, and examples that parse."""
 
 import dataclasses
 import importlib
@@ -42,34 +42,34 @@ each_option = pytest.mark.parametrize(
 
 @pytest.fixture
 def screen(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What a command prints on a terminal of so many columns."""
+    """Return a function that runs a command at a terminal width and returns its output."""
 
     def show(*words: str, columns: int = 80) -> str:
         monkeypatch.setenv("COLUMNS", str(columns))
-        with pytest.raises(SystemExit) as leave:
+        with pytest.raises(SystemExit) as exited:
             main(words)
-        assert leave.value.code == 0
+        assert exited.value.code == 0
         return capsys.readouterr().out
 
     return show
 
 
 def heads(text: str) -> list[str]:
-    """The flags and arguments at the beginning of lines, in the order of the screen."""
+    """Return the flags and arguments at the beginning of lines, in order of appearance."""
     body = text.partition("\nExamples:\n")[0]
     lines = [re.split(r",? ", line) for line in re.findall(r"^  (\S.*?)(?:  |$)", body, re.MULTILINE)]
-    return [word for first, *more in lines for word in (first, *(one for one in more if one.startswith("-")))]
+    return [head for first, *more in lines for head in (first, *(word for word in more if word.startswith("-")))]
 
 
 def groups(text: str) -> dict[str, str]:
-    """Heading → the lines below it."""
+    """Return the text below each heading."""
     parts = re.split(r"^([A-Z][A-Za-z ]+):\n", text.partition("\nExamples:\n")[0], flags=re.MULTILINE)[1:]
     return dict(zip(parts[::2], parts[1::2], strict=True))
 
 
 @pytest.mark.parametrize("columns", [60, 80, 200])
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_flag_stands_whole_and_once_in_the_help_of_all(command: str, columns: int, screen: Any):
+def test_every_flag_appears_once_and_uncut_in_the_full_help(command: str, columns: int, screen: Any):
     text = screen(*command.split(), "--help-all", columns=columns)
     shown = heads(text)
     for field in dataclasses.fields(config_of(command)):
@@ -82,7 +82,7 @@ def test_every_flag_stands_whole_and_once_in_the_help_of_all(command: str, colum
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_groups_come_in_order_the_required_options_first(command: str, screen: Any):
+def test_the_groups_are_in_order_with_required_options_first(command: str, screen: Any):
     config, text = config_of(command), screen(*command.split(), "--help-all")
     found = groups(text)
     assert list(found) == sorted(found, key=GROUPS.index)
@@ -95,7 +95,7 @@ def test_the_groups_come_in_order_the_required_options_first(command: str, scree
 
 
 @each_option
-def test_every_option_has_a_group_of_its_own(command: str, field: Any):
+def test_every_option_belongs_to_a_named_group(command: str, field: Any):
     group = group_of(config_of(command), field)
     assert group in GROUPS
     assert group != "Options" or is_required(field)
@@ -111,7 +111,7 @@ def test_the_common_options_fit_on_about_one_screen(command: str, screen: Any):
 
 
 @each_option
-def test_every_text_is_short_plain_and_whole_sentences(command: str, field: Any):
+def test_every_help_text_is_short_plain_and_in_full_sentences(command: str, field: Any):
     text = field.metadata["help"]
     assert len(text) <= 300
     assert text[0].isupper() or text.split()[0].rstrip(",;:") in (*spellings(field), "ppo", "torch")
@@ -121,7 +121,7 @@ def test_every_text_is_short_plain_and_whole_sentences(command: str, field: Any)
 
 
 @each_option
-def test_every_default_is_in_words(command: str, field: Any):
+def test_every_default_is_shown_in_words(command: str, field: Any):
     if is_required(field):
         return
     words = default_in_words(field)
@@ -130,29 +130,29 @@ def test_every_default_is_in_words(command: str, field: Any):
     assert not BANNED.search(words)
 
 
-def test_the_values_of_a_flag_are_named_by_their_kind():
+def test_the_placeholder_of_a_flag_names_the_kind_of_its_value():
     shown = {row.head for row in entries(config_of("train"))}
     assert {"--epochs N", "--beta X", "--loss {ppo|distill}", "-m, --model MODEL", "ADVANTAGES..."} <= shown
     assert {"--packing, --no-packing", "--merge", "--trajectories PATH..."} <= shown
 
 
-def test_a_repeatable_option_says_so():
+def test_a_repeatable_option_is_marked():
     (stop,) = (row for row in entries(config_of("rollout")) if row.head.startswith("--stop"))
     assert stop.head == "--stop TEXT..."
     assert stop.text.endswith("(repeatable; default:\N{NO-BREAK SPACE}none)")
 
 
-def test_a_command_declared_again_stays_in_the_group_of_its_ancestor():
+def test_an_option_redeclared_in_a_subclass_keeps_its_group():
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Again(config_of("rollout")):
         top_p: float = dataclasses.field(default=0.5, metadata={"group": None})
 
-    (field,) = (one for one in dataclasses.fields(Again) if one.name == "top_p")
+    (field,) = (field for field in dataclasses.fields(Again) if field.name == "top_p")
     assert group_of(Again, field) == "Sampling"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_example_is_a_command_line_of_this_command(command: str):
+def test_every_example_is_a_valid_command_line_of_its_command(command: str):
     assert len(EXAMPLES[command]) >= 2
     for example in EXAMPLES[command]:
         assert max(map(len, example.splitlines())) <= 78
@@ -165,7 +165,7 @@ def test_every_example_is_a_command_line_of_this_command(command: str):
         assert len(found) == 1
 
 
-def test_the_list_of_commands_ends_with_examples_too(screen: Any):
+def test_the_list_of_commands_ends_with_examples(screen: Any):
     text = screen("--help")
     assert all(f"  {name} " in text for name in VERBS)
     assert "Examples:\n  spo sft " in text
@@ -174,22 +174,22 @@ def test_the_list_of_commands_ends_with_examples_too(screen: Any):
 @pytest.mark.parametrize(
     "environment", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}, {"FORCE_COLOR": "1", "NO_COLOR": "1"}], ids=str
 )
-def test_a_pipe_a_dumb_terminal_and_no_color_get_plain_text(environment: dict[str, str]):
+def test_pipes_dumb_terminals_and_no_color_get_plain_text(environment: dict[str, str]):
     text = in_shell("estimate", "--help-all", **environment)
-    assert not re.search(r"\x1b\[(?!1m|0m)", text)  # bold is no color
+    assert not re.search(r"\x1b\[(?!1m|0m)", text)  # bold is allowed: it is not a color
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
     assert "  --estimator NAME" in plain
     assert max(map(len, plain.splitlines())) <= 80
 
 
-def test_colors_change_no_character():
+def test_colors_do_not_change_the_text():
     colored, plain = (in_shell("train", "--help-all", **extra) for extra in ({"FORCE_COLOR": "1"}, {}))
     assert "\x1b[36m" in colored
     assert re.sub(r"\x1b\[[0-9;]*m", "", colored) == plain
 
 
 def in_shell(*words: str, **environment: str) -> str:
-    """The output of `spo` as a process of its own, through a pipe."""
+    """Return the output of `spo` in a separate process, through a pipe."""
     inherited = {key: value for key, value in os.environ.items() if "COLOR" not in key} | {"COLUMNS": "80"}
     command = [sys.executable, "-m", "spo_cli", *words]
     return subprocess.run(
