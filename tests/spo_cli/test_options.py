@@ -1,4 +1,4 @@
-"""How words of the command line become the fields of a Config: several values of a flag, several arguments."""
+"""Parsing a command line into a Config: flags with several values, and several arguments."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,13 +36,13 @@ class Inputs:
 
 
 def parsed(config: type, *words: str) -> Any:
-    """The Config that a command line comes to."""
+    """Return the Config parsed from a command line."""
     found = []
     ConfigCommand("verb", "Does.", config, found.append).main(args=list(words), standalone_mode=False)
     return found[0]
 
 
-def test_a_repeatable_flag_takes_its_values_at_once_or_one_by_one():
+def test_a_repeatable_flag_takes_its_values_together_or_one_by_one():
     at_once = parsed(Flags, "--budgets", "2", "4", "--out", "o", "--tasks", "x", "y", "--rates", "1", "0.5")
     words = "--budgets 2 --budgets 4 --out o --tasks x --tasks y --rates 1 --rates=0.5"
     one_by_one = parsed(Flags, *words.split())
@@ -50,11 +50,11 @@ def test_a_repeatable_flag_takes_its_values_at_once_or_one_by_one():
     assert parsed(Flags, "-b", "2", "4", "--out", "o").budgets == (2, 4)
 
 
-def test_what_is_left_out_keeps_the_default():
+def test_omitted_options_keep_their_defaults():
     assert parsed(Flags, "--out", "o") == Flags(out=Path("o"))
 
 
-def test_a_flag_of_one_value_takes_no_second():
+def test_a_flag_with_one_value_rejects_a_second():
     with pytest.raises(Exception, match="unexpected extra argument"):
         parsed(Flags, "--seed", "1", "2", "--out", "o")
 
@@ -77,16 +77,16 @@ def test_an_argument_may_be_several_paths_and_flags_then_take_one_value_each():
         parsed(Inputs)
 
 
-def test_beside_arguments_a_flag_of_fixed_choices_takes_those_that_follow():
-    meant = Inputs(parts=(Path("x"), Path("y")), kinds=("a", "b"))
-    assert parsed(Inputs, "--kinds", "a", "b", "x", "y") == parsed(Inputs, "x", "y", "--kinds", "a", "b") == meant
-    assert parsed(Inputs, "x", "--kinds", "a", "y", "--kinds", "b") == meant
+def test_next_to_arguments_a_flag_with_fixed_choices_takes_the_choices_that_follow():
+    expected = Inputs(parts=(Path("x"), Path("y")), kinds=("a", "b"))
+    assert parsed(Inputs, "--kinds", "a", "b", "x", "y") == parsed(Inputs, "x", "y", "--kinds", "a", "b") == expected
+    assert parsed(Inputs, "x", "--kinds", "a", "y", "--kinds", "b") == expected
     with pytest.raises(UserError, match=r"--kinds must be one of a, b; got 'c'"):
         parsed(Inputs, "x", "--kinds", "c")
 
 
 @pytest.mark.parametrize(
-    ("given", "meant"),
+    ("given", "expected"),
     [
         (("-f", "1", "2", "-g", "3"), ["-f", "1", "-f", "2", "-g", "3"]),
         (("-f", "1", "--", "2"), ["-f", "1", "--", "2"]),
@@ -94,5 +94,5 @@ def test_beside_arguments_a_flag_of_fixed_choices_takes_those_that_follow():
         (("-f=1", "2"), ["-f=1", "2"]),
     ],
 )
-def test_repeat_flags_repeats_the_flag_and_nothing_else(given: Sequence[str], meant: list[str]):
-    assert repeat_flags(given, {"-f": None}) == meant
+def test_repeat_flags_repeats_the_flag_and_nothing_else(given: Sequence[str], expected: list[str]):
+    assert repeat_flags(given, {"-f": None}) == expected
