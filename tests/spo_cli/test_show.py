@@ -1,4 +1,4 @@
-"""`spo show` on a small real run, worked by hand in artefacts.py."""
+"""`spo show` on a small real run, with the values computed by hand in artefacts.py."""
 
 import dataclasses
 import json
@@ -18,29 +18,29 @@ from tests.spo_cli.artefacts import RESPONSES, Options, write
 
 
 def show(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """What `spo show` prints when all is well, without the spaces at line ends."""
-    with pytest.raises(SystemExit) as leave:
+    """Return the output of a successful `spo show`, without trailing spaces."""
+    with pytest.raises(SystemExit) as exited:
         main(["show", *map(str, arguments)])
     captured = capsys.readouterr()
-    assert (leave.value.code, captured.err) == (0, "")
+    assert (exited.value.code, captured.err) == (0, "")
     return "\n".join(line.rstrip() for line in captured.out.splitlines())
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[object, str]:
-    """Exit code and the line on stderr."""
-    with pytest.raises(SystemExit) as leave:
+    """Return the exit code and stderr of a `spo show` that fails."""
+    with pytest.raises(SystemExit) as exited:
         main(["show", *map(str, arguments)])
-    return leave.value.code, capsys.readouterr().err
+    return exited.value.code, capsys.readouterr().err
 
 
 def statistics(capsys: pytest.CaptureFixture[str], path: Path) -> dict:
     return json.loads(show(capsys, path, "--json"))["statistics"]
 
 
-def test_an_artefact_is_shown_with_lineage_statistics_and_a_telling_trajectory(run_directory, capsys):
+def test_an_artefact_is_shown_with_lineage_statistics_and_an_example_trajectory(run_directory, capsys):
     text = show(capsys, run_directory / "000" / "advantages")
     assert text.index("lineage") < text.index("statistics of 1 part") < text.index("trajectory\n")
-    # q0/1 holds the largest advantage, the slip from 5 to 6
+    # q0/1 has the advantage of largest magnitude: its wrong token 6 in place of 5
     assert "q0/1  reward 0  answer 6  reference 5  finish reason stop  tokens 6" in text
     assert "prompt  ask q0:" in text
     assert "  0  0.50 → 0.75  +0.25  4  ‹2›+3=\n" in text
@@ -65,7 +65,7 @@ def test_the_lineage_leads_back_to_the_task(run_directory, capsys):
     ]
 
 
-def test_the_lineage_stops_at_the_depth_asked_for(run_directory, capsys):
+def test_the_lineage_stops_at_the_requested_depth(run_directory, capsys):
     text = show(capsys, run_directory / "000" / "advantages", "--depth", "0")
     assert "…" in text
     assert "task" not in text
@@ -80,7 +80,7 @@ def test_an_option_at_its_default_is_not_part_of_the_lineage_shown():
     assert _chosen_options(describe("rollout", None, config)) == "task arithmetic, temperature 0.6"
 
 
-def test_an_input_that_was_moved_is_named_as_gone(run_directory, capsys):
+def test_a_moved_input_is_reported_as_missing(run_directory, capsys):
     shutil.move(run_directory / "000" / "trajectories", "elsewhere")
     text = show(capsys, run_directory / "000" / "cutpoints")
     assert "../trajectories (no longer exists)" in text
@@ -92,7 +92,7 @@ def test_an_input_that_was_moved_is_named_as_gone(run_directory, capsys):
     assert "‹2›+3" in drawn
 
 
-def test_an_input_that_is_no_table_or_is_torn_is_named_and_not_followed(run_directory, capsys):
+def test_an_input_that_is_no_table_or_is_truncated_is_named_and_not_followed(run_directory, capsys):
     model = run_directory / "start"
     (model / "optimizer.safetensors").write_bytes(b"\xc0 no Parquet")
     state = Source("optimizer.safetensors", "5747" * 8, "optimizer")
@@ -116,29 +116,29 @@ def test_statistics_of_trajectories(run_directory, capsys):
 
 
 def test_statistics_of_advantages(run_directory, capsys):
-    told = statistics(capsys, run_directory / "000" / "advantages")
-    assert told["trajectories"] == 4
-    assert told["segments_per_trajectory"] == {"mean": 1.75, "median": 2.0, "min": 1, "max": 2}
-    assert told["cutpoints_per_trajectory"] == {"mean": 1.25, "median": 1.5, "min": 0, "max": 2}
-    assert told["share_of_tokens_that_are_cutpoints"] == 0.25
-    assert told["boundaries_estimated"] == 5
-    assert told["rollouts_per_boundary"] == {"mean": 4.0, "median": 4.0, "min": 4, "max": 4}
-    assert told["value_at_those_boundaries"]["mean"] == 0.5  # 0.5 0.75 0.5 0.75 0
-    assert told["advantage"]["mean"] == 0.0  # 0.25 0.25 0.25 −0.75 0 0 0
-    assert told["advantage"]["std"] == pytest.approx((0.75 / 7) ** 0.5)
-    assert told["share_of_advantages_that_are_zero"] == pytest.approx(3 / 7)
-    assert told["reward_of_the_trajectories"]["mean"] == 0.25
+    found = statistics(capsys, run_directory / "000" / "advantages")
+    assert found["trajectories"] == 4
+    assert found["segments_per_trajectory"] == {"mean": 1.75, "median": 2.0, "min": 1, "max": 2}
+    assert found["cutpoints_per_trajectory"] == {"mean": 1.25, "median": 1.5, "min": 0, "max": 2}
+    assert found["share_of_tokens_that_are_cutpoints"] == 0.25
+    assert found["boundaries_estimated"] == 5
+    assert found["rollouts_per_boundary"] == {"mean": 4.0, "median": 4.0, "min": 4, "max": 4}
+    assert found["value_at_those_boundaries"]["mean"] == 0.5  # 0.5 0.75 0.5 0.75 0
+    assert found["advantage"]["mean"] == 0.0  # 0.25 0.25 0.25 −0.75 0 0 0
+    assert found["advantage"]["std"] == pytest.approx((0.75 / 7) ** 0.5)
+    assert found["share_of_advantages_that_are_zero"] == pytest.approx(3 / 7)
+    assert found["reward_of_the_trajectories"]["mean"] == 0.25
 
 
-def test_statistics_of_an_evaluation_are_those_of_all_parts_together(run_directory, capsys):
+def test_statistics_of_an_evaluation_cover_all_parts(run_directory, capsys):
     more = {"task": "t", "subject": None, "level": None, "max_tokens": 8}
     responses = [
         {**row, **more, "response_id": row["trajectory_id"], "sample": i % 2} for i, row in enumerate(RESPONSES)
     ]
     write(Path("eval"), EVALUATION, [responses[:2], responses[2:]])
-    told = statistics(capsys, Path("eval"))
-    assert told["avg@2"] == {"mean": 0.25, "standard_error": 0.25}
-    assert told["pass@2"] == {"mean": 0.5, "standard_error": 0.5}
+    found = statistics(capsys, Path("eval"))
+    assert found["avg@2"] == {"mean": 0.25, "standard_error": 0.25}
+    assert found["pass@2"] == {"mean": 0.5, "standard_error": 0.5}
     assert "avg@2                         0.25 ± 0.25" in show(capsys, "eval")
 
 
@@ -153,10 +153,10 @@ def test_an_artefact_without_rows_is_shown(run_directory, capsys):
     [
         (["--trajectory", "q1/1"], "q1/1  reward 0"),
         (["--row", "0"], "q0/0  reward 1"),
-        (["--row", "2"], "q0/1  reward 0"),  # of the third segment
+        (["--row", "2"], "q0/1  reward 0"),  # row 2 is the first segment of q0/1
     ],
 )
-def test_the_trajectory_asked_for_is_drawn(run_directory, capsys, arguments, drawn):
+def test_the_requested_trajectory_is_drawn(run_directory, capsys, arguments, drawn):
     assert drawn in show(capsys, run_directory / "000" / "cutpoints", *arguments)
 
 
@@ -166,7 +166,7 @@ def test_a_character_of_several_tokens_is_drawn_once(run_directory, capsys):
     assert "  1  ‹3›<|endoftext|>\n" in text
 
 
-def test_one_part_can_be_shown_alone_even_when_others_are_missing(run_directory, capsys):
+def test_a_single_part_is_shown_even_when_others_are_missing(run_directory, capsys):
     directory = run_directory / "000" / "trajectories"
     (directory / "part-00000-of-00002.parquet").unlink()
     code, err = refused(capsys, directory)
@@ -195,18 +195,18 @@ def test_samples_excluded_from_training_are_counted(run_directory, capsys):
     assert "counted               trajectories 96  waiting 40  aged_out 7" in show(capsys, model)
 
 
-def test_drawn_and_saved_rollouts_are_summed_over_all_parts(chain, tmp_path, capsys):
+def test_sampled_and_saved_rollouts_are_summed_over_all_parts(chain, tmp_path, capsys):
     given = {"rollouts": "2..6", "interval_width": 0.5}
-    spared = value(tmp_path / "advantages", chain / "cutpoints", **given).figures
-    told = statistics(capsys, tmp_path / "advantages")["counted"]
+    figures = value(tmp_path / "advantages", chain / "cutpoints", **given).figures
+    counted = statistics(capsys, tmp_path / "advantages")["counted"]
     names = ("states", "rollouts", "rollouts_saved")
-    assert {name: told[name] for name in names} == {name: spared[name] for name in names}
+    assert {name: counted[name] for name in names} == {name: figures[name] for name in names}
 
 
-def test_a_run_lists_its_artefacts_and_what_is_partial(run_directory, capsys):
+def test_a_run_lists_its_complete_and_partial_artefacts(run_directory, capsys):
     (run_directory / "000" / "trajectories" / "part-00001-of-00002.parquet").unlink()
-    begun = run_directory / "001" / "trajectories" / ".part-00000-of-00001"
-    begun.mkdir(parents=True)
+    unfinished = run_directory / "001" / "trajectories" / ".part-00000-of-00001"
+    unfinished.mkdir(parents=True)
     (run_directory / "000" / "cutpoints" / "_logs").mkdir(exist_ok=True)
     lines = [" ".join(line.split()) for line in show(capsys, run_directory).splitlines()]
     assert lines[1:8] == [
@@ -219,12 +219,12 @@ def test_a_run_lists_its_artefacts_and_what_is_partial(run_directory, capsys):
         "001/trajectories partial",
     ]
     assert "part 1 of 2 is missing" in lines[8]
-    told = json.loads(show(capsys, "runs", "--json"))
-    assert told[0]["path"] == "demo/start"
-    assert {entry["state"] for entry in told} == {"complete", "partial"}
+    entries = json.loads(show(capsys, "runs", "--json"))
+    assert entries[0]["path"] == "demo/start"
+    assert {entry["state"] for entry in entries} == {"complete", "partial"}
 
 
-def test_a_table_that_cannot_be_read_does_not_hide_the_others(run_directory, capsys):
+def test_an_unreadable_table_does_not_hide_the_others(run_directory, capsys):
     (run_directory / "002").mkdir()
     foreign = pandas.DataFrame({"prompt_token_ids": [[1]], "token_ids": [[2]], "logprobs": [[-0.5]]})
     foreign.to_parquet(run_directory / "002" / "rows.parquet")
@@ -233,19 +233,19 @@ def test_a_table_that_cannot_be_read_does_not_hide_the_others(run_directory, cap
     assert "lacks the column reward" in text
 
 
-def test_the_reward_of_a_run_can_be_read_off_its_list(run_directory, capsys):
+def test_the_list_of_a_run_contains_the_reward(run_directory, capsys):
     lines = [line.split() for line in show(capsys, run_directory).splitlines()]
     assert ["000/trajectories", "spo", "rollout", "complete", "4", "0.25"] in lines
 
 
-def test_the_schema_says_what_every_column_means(run_directory, capsys, monkeypatch):
+def test_the_schema_describes_every_column(run_directory, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "250")
-    every = show(capsys, "--schema")
-    one = show(capsys, run_directory / "000" / "cutpoints", "--schema")
+    all_schemas = show(capsys, "--schema")
+    cutpoints = show(capsys, run_directory / "000" / "cutpoints", "--schema")
     for schema in BY_STAGE.values():
-        assert all(column.doc in every for column in schema.columns)
-    assert one.splitlines()[0] == "cutpoints, made by spo segment, version 2"
-    assert "advantage" not in one
+        assert all(column.doc in all_schemas for column in schema.columns)
+    assert cutpoints.splitlines()[0] == "cutpoints, made by spo segment, version 2"
+    assert "advantage" not in cutpoints
 
 
 def test_rows_of_another_tool_are_shown_without_lineage(run_directory, capsys):
@@ -254,10 +254,10 @@ def test_rows_of_another_tool_are_shown_without_lineage(run_directory, capsys):
     text = show(capsys, "foreign.parquet")
     assert "no lineage: made by another tool" in text
     assert "questions                     2" in text
-    assert "‹2›+3‹=›5<end>" in text  # no tokenizer: the text has one byte for each token
+    assert "‹2›+3‹=›5<end>" in text  # without a tokenizer, the text is split into one byte per token
 
 
-def test_tokens_that_nobody_can_read_are_shown_as_ids(run_directory, capsys):
+def test_tokens_without_a_tokenizer_are_shown_as_ids(run_directory, capsys):
     table = pa.table({"prompt_token_ids": [[1]], "token_ids": [[7, 8]], "logprobs": [[-0.01, -0.5]], "reward": [1.0]})
     pq.write_table(table, "foreign.parquet")
     text = show(capsys, "foreign.parquet")
