@@ -1,4 +1,4 @@
-"""A table of results drawn for the screen, as Markdown and as LaTeX."""
+"""Tables of results for the terminal, in Markdown and in LaTeX."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_markdown():
     ]
 
 
-def test_latex_has_the_rules_of_booktabs_and_escapes_what_it_must():
+def test_latex_has_booktabs_rules_and_escapes_special_characters():
     assert latex(TABLE).splitlines() == [
         "% Accuracy in %; needs \\usepackage{booktabs}",
         r"\begin{tabular}{lrrr}",
@@ -70,7 +70,7 @@ def test_latex_has_the_rules_of_booktabs_and_escapes_what_it_must():
     ]
 
 
-def test_the_screen_shows_texts_left_and_numbers_right():
+def test_the_terminal_aligns_text_left_and_numbers_right():
     console = Console(width=60, file=StringIO())
     console.print(rich_table(TABLE))
     lines = [line.rstrip() for line in console.file.getvalue().splitlines()]  # pyright: ignore
@@ -81,5 +81,5 @@ def test_the_screen_shows_texts_left_and_numbers_right():
     ]
 
 
-def test_what_is_no_number_is_null_in_json():
+def test_numbers_that_are_not_finite_are_null_in_json():
     assert json.dumps(plain({"a": [math.nan, 1.5], "b": (math.inf, "x")})) == '{"a": [null, 1.5], "b": [null, "x"]}'
