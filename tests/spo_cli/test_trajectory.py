@@ -1,4 +1,4 @@
-"""One trajectory drawn: legible in black and white, coloured by advantage, harmless whatever the model wrote."""
+"""Drawing a trajectory: legible without color, colored by advantage, and with control characters escaped."""
 
 import io
 
@@ -31,7 +31,7 @@ def render(trajectory: Trajectory, *, color: bool = False) -> str:
     return console.file.getvalue()
 
 
-def test_without_colour_brackets_and_numbers_say_everything():
+def test_without_color_brackets_and_numbers_carry_all_information():
     lines = [line.rstrip() for line in render(DRAWN).splitlines()]
     assert lines == [
         "q0/1  reward 0  answer 6",
@@ -43,7 +43,7 @@ def test_without_colour_brackets_and_numbers_say_everything():
     ]
 
 
-def test_on_a_terminal_gain_is_green_and_loss_is_red_and_the_larger_ones_bold():
+def test_on_a_terminal_gains_are_green_losses_red_and_large_ones_bold():
     lines = render(DRAWN, color=True).splitlines()
     assert "\x1b[32m+0.25" in lines[3]  # below half of 0.75: not bold
     assert "\x1b[1;31m-0.75" in lines[4]
@@ -75,7 +75,7 @@ def test_an_empty_segment_and_an_empty_response_are_drawn():
     assert render(Trajectory("x", {}, "", [])).startswith("x\n")
 
 
-def test_a_trajectory_without_segments_marks_what_was_unlikely():
+def test_a_trajectory_without_segments_marks_unlikely_tokens():
     text = render(
         Trajectory(
             "x",
@@ -92,7 +92,7 @@ def test_a_trajectory_without_segments_marks_what_was_unlikely():
     assert "below 0.9" in text
 
 
-def test_markup_and_control_characters_of_a_response_are_shown_not_obeyed():
+def test_markup_and_control_characters_of_a_response_are_shown_and_not_interpreted():
     text = render(Trajectory("x", {"answer": "[red]7"}, "[bold]p", ["[/bold]", "\x1b[31m", "\n", "\t"]), color=True)
     assert "[red]7" in text
     assert "[bold]p" in text
