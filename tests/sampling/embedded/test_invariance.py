@@ -29,7 +29,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 def nested_requests() -> list[Request]:
-    """Return requests from two trajectories per prompt, around the lengths where attention changes its blocks (256, 512)."""
+    """Return requests from two trajectories per prompt; attention changes its blocks at lengths of 256 and 512."""
     prefixes = []
     for prompt, tails in zip(random_prefixes([5, 210, 470]), ((40, 150), (90, 330), (20, 75)), strict=True):
         for seed, tail in enumerate(random_prefixes(tails, seed=len(prompt))):

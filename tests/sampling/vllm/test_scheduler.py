@@ -1,4 +1,4 @@
-"""vLLM's scheduler that shares last blocks: the real one, beside a cache that holds token ids for keys and values."""
+"""Test the scheduler that shares last blocks, with a cache of token ids in place of keys and values."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ BLOCK, CONTEXT = 32, 128
 
 
 class Machine:
-    """A scheduler with a cache of few blocks, and a worker that keeps the tokens it was to compute."""
+    """A real scheduler with a small cache, and a simulated worker that stores tokens in the blocks."""
 
     def __init__(self, scheduler: Any) -> None:
         self.scheduler, self.names = scheduler, count()
         self.memory: dict[int, list[int | None]] = {}
         self.computed: dict[str, int] = {}
-        """Name of a request → tokens of its prompt that were computed for it."""
+        """Name of a request → number of its prompt tokens that were computed for it."""
 
     def add(self, prompt: list[int], extra: dict[str, str], tokens: int = 1, priority: int = 0) -> str:
+        """Add a request of at most `tokens` tokens; return its name."""
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
         from vllm.utils.hashing import sha256  # pyright: ignore[reportMissingImports]
         from vllm.v1.core.kv_cache_utils import (  # pyright: ignore[reportMissingImports]
@@ -46,8 +47,10 @@ class Machine:
         return name
 
     def step(self) -> list[str]:
-        """Computes what the scheduler says; what has ended. Every token that a request takes for computed must be in
-        its blocks."""
+        """Compute what the scheduler schedules; return the names of the requests that have ended.
+
+        Check that the blocks of each request hold all tokens that it counts as computed.
+        """
         from vllm.v1.outputs import ModelRunnerOutput  # pyright: ignore[reportMissingImports]
 
         scheduler = self.scheduler
@@ -66,27 +69,28 @@ class Machine:
         for name in plan.num_scheduled_tokens:
             request = scheduler.requests[name]
             (blocks,) = scheduler.kv_cache_manager.get_block_ids(name)
-            held = [self.memory[blocks[i // BLOCK]][i % BLOCK] for i in range(request.num_computed_tokens)]
-            assert held == list(request.all_token_ids[: request.num_computed_tokens])
+            stored = [self.memory[blocks[i // BLOCK]][i % BLOCK] for i in range(request.num_computed_tokens)]
+            assert stored == list(request.all_token_ids[: request.num_computed_tokens])
         names = list(plan.num_scheduled_tokens)
         drawn = [
             [7] if scheduler.requests[n].num_computed_tokens >= scheduler.requests[n].num_tokens else [] for n in names
         ]
-        places = {name: i for i, name in enumerate(names)}
-        output = ModelRunnerOutput(req_ids=names, req_id_to_index=places, sampled_token_ids=drawn, pooler_output=[])
+        indices = {name: i for i, name in enumerate(names)}
+        output = ModelRunnerOutput(req_ids=names, req_id_to_index=indices, sampled_token_ids=drawn, pooler_output=[])
         outputs = scheduler.update_from_output(plan, output)
-        return [o.request_id for part in outputs.values() for o in part.outputs if o.finish_reason is not None]
+        return [o.request_id for client in outputs.values() for o in client.outputs if o.finish_reason is not None]
 
     def run(self) -> None:
-        """Until all have ended, within as many steps as there could be tokens."""
+        """Step until all requests have ended; 2000 steps are more than their tokens."""
         for _ in range(2000):
             if not self.scheduler.has_unfinished_requests():
                 return
             self.step()
-        raise AssertionError("the scheduler goes round in circles")
+        raise AssertionError("the requests do not end")
 
     @property
     def free(self) -> int:
+        """Return the number of free blocks."""
         return self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
 
 
@@ -113,7 +117,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def machine(config: Any, blocks: int = 40, **spec: Any) -> Machine:
-    """Of a model with one kind of cache: whole attention, or a sliding window where `spec` says so."""
+    """Return a machine for a model with full attention, or with a sliding window if `spec` gives one."""
     import torch
     from vllm.v1.kv_cache_interface import (  # pyright: ignore[reportMissingImports]
         FullAttentionSpec,
@@ -139,37 +143,39 @@ def machine(config: Any, blocks: int = 40, **spec: Any) -> Machine:
     )
 
 
-def test_what_goes_on_from_a_stem_computes_only_what_is_new(config: Any) -> None:
-    here = machine(config)
+def test_requests_that_continue_a_stem_compute_only_new_tokens(config: Any) -> None:
+    simulation = machine(config)
     prefix = list(range(45))
-    here.add(prefix, {STEM: "a"})
-    here.run()
-    samples = [here.add([*prefix, drawn], {SOURCE: "a"}, 30) for drawn in (60, 61, 62)]
-    longer = here.add([*prefix, 80, 81, 82, 83], {STEM: "b", SOURCE: "a"})
-    stranger = here.add([*prefix, 90], {}, 30)
-    here.run()
-    assert [here.computed[name] for name in (*samples, longer, stranger)] == [1, 1, 1, 4, 46 - BLOCK]
+    simulation.add(prefix, {STEM: "a"})
+    simulation.run()
+    samples = [simulation.add([*prefix, drawn], {SOURCE: "a"}, 30) for drawn in (60, 61, 62)]
+    longer = simulation.add([*prefix, 80, 81, 82, 83], {STEM: "b", SOURCE: "a"})
+    unrelated = simulation.add([*prefix, 90], {}, 30)
+    simulation.run()
+    assert [simulation.computed[name] for name in (*samples, longer, unrelated)] == [1, 1, 1, 4, 46 - BLOCK]
 
 
-def test_a_stem_that_ends_with_a_block_needs_none_to_be_kept(config: Any) -> None:
-    here = machine(config)
+def test_a_stem_that_ends_at_a_block_boundary_keeps_no_block(config: Any) -> None:
+    simulation = machine(config)
     prefix = list(range(BLOCK))
-    here.add(prefix, {STEM: "a"})
-    here.run()
-    assert here.scheduler.kept == {}
-    sample = here.add([*prefix, 60], {SOURCE: "a"}, 3)
-    here.run()
-    assert here.computed[sample] == 1
+    simulation.add(prefix, {STEM: "a"})
+    simulation.run()
+    assert simulation.scheduler.kept == {}
+    sample = simulation.add([*prefix, 60], {SOURCE: "a"}, 3)
+    simulation.run()
+    assert simulation.computed[sample] == 1
 
 
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(data=st.data())
-def test_no_block_holds_what_is_not_its_requests(config: Any, data: st.DataObject) -> None:
-    """Whatever the tree of prefixes, also with a cache for hardly more than one sequence: `Machine.step` looks into
-    every block; all end; and no block is lost."""
-    here = machine(config, data.draw(st.sampled_from([CONTEXT // BLOCK + 2, 9, 40])))
+def test_blocks_hold_only_tokens_of_their_requests(config: Any, data: st.DataObject) -> None:
+    """For any tree of prefixes, all requests end and no block is lost; `Machine.step` checks every block.
+
+    The smallest cache has room for hardly more than one sequence.
+    """
+    simulation = machine(config, data.draw(st.sampled_from([CONTEXT // BLOCK + 2, 9, 40])))
     tree: dict[int, list[int]] = {}
     prefixes: list[list[int]] = [[]]
     for node in range(1, data.draw(st.integers(2, 10))):
@@ -183,56 +189,57 @@ def test_no_block_holds_what_is_not_its_requests(config: Any, data: st.DataObjec
 
     def begin(node: int, parent: int) -> None:
         source = {SOURCE: str(parent)} if parent else {}
-        stems[here.add(prefixes[node], {STEM: str(node), **source}, 1, node)] = node
+        stems[simulation.add(prefixes[node], {STEM: str(node), **source}, 1, node)] = node
 
     for node in tree[0]:
         begin(node, 0)
     for _ in range(3000):
-        if not here.scheduler.has_unfinished_requests():
+        if not simulation.scheduler.has_unfinished_requests():
             break
-        for name in here.step():
+        for name in simulation.step():
             if name in stems:
                 node = stems[name]
                 for drawn, tokens in enumerate(samples[node], start=500):
-                    here.add([*prefixes[node], drawn], {SOURCE: str(node)}, tokens, node)
+                    simulation.add([*prefixes[node], drawn], {SOURCE: str(node)}, tokens, node)
                 for child in tree.get(node, ()):
                     begin(child, node)
-    assert not here.scheduler.has_unfinished_requests()
-    kept = len(here.scheduler.kept)
-    assert kept <= here.scheduler.room
-    assert here.scheduler.reset_prefix_cache()
-    assert (here.scheduler.kept, here.free) == ({}, here.scheduler.kv_cache_manager.block_pool.num_gpu_blocks - 1)
+    assert not simulation.scheduler.has_unfinished_requests()
+    kept = len(simulation.scheduler.kept)
+    assert kept <= simulation.scheduler.room
+    assert simulation.scheduler.reset_prefix_cache()
+    assert (simulation.scheduler.kept, simulation.free) == (
+        {},
+        simulation.scheduler.kv_cache_manager.block_pool.num_gpu_blocks - 1,
+    )
 
 
-def test_kept_blocks_are_given_back_to_a_sequence_that_needs_them_all(config: Any) -> None:
-    here = machine(config, CONTEXT // BLOCK + 1)
-    here.add(list(range(45)), {STEM: "a"})
-    here.run()
-    assert len(here.scheduler.kept) == 1
-    here.add(list(range(200, 200 + CONTEXT - 4)), {}, 4)
-    here.run()
-    assert here.scheduler.kept == {}
+def test_kept_blocks_are_freed_for_a_sequence_that_needs_all_blocks(config: Any) -> None:
+    simulation = machine(config, CONTEXT // BLOCK + 1)
+    simulation.add(list(range(45)), {STEM: "a"})
+    simulation.run()
+    assert len(simulation.scheduler.kept) == 1
+    simulation.add(list(range(200, 200 + CONTEXT - 4)), {}, 4)
+    simulation.run()
+    assert simulation.scheduler.kept == {}
 
 
-def test_kept_blocks_stay_while_rows_that_are_full_wait_for_their_last_tokens(
-    config: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Scheduled asynchronously, a step ahead of what is told: who waits for a row is not short of blocks."""
+def test_kept_blocks_stay_while_a_request_waits_for_a_row(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The asynchronous scheduler is a step ahead of the outputs; a request that waits for a row lacks no blocks."""
     monkeypatch.setattr(config.scheduler_config, "async_scheduling", True)
-    here = machine(config)
+    simulation = machine(config)
     prefix = list(range(45))
-    here.add(prefix, {STEM: "a"})
-    here.run()
+    simulation.add(prefix, {STEM: "a"})
+    simulation.run()
     for row in range(config.scheduler_config.max_num_seqs):
-        here.add(list(range(100 * row, 100 * row + 20)), {})
-    here.add([*prefix, 60], {SOURCE: "a"}, 3, 1)
-    assert here.scheduler.schedule().total_num_scheduled_tokens > 0
-    assert here.scheduler.schedule().total_num_scheduled_tokens == 0
-    assert list(here.scheduler.kept) == ["a"]
+        simulation.add(list(range(100 * row, 100 * row + 20)), {})
+    simulation.add([*prefix, 60], {SOURCE: "a"}, 3, 1)
+    assert simulation.scheduler.schedule().total_num_scheduled_tokens > 0
+    assert simulation.scheduler.schedule().total_num_scheduled_tokens == 0
+    assert list(simulation.scheduler.kept) == ["a"]
 
 
-def test_models_with_sliding_windows_share_whole_blocks_alone(config: Any) -> None:
-    here = machine(config, sliding_window=2 * BLOCK)
-    here.add(list(range(45)), {STEM: "a"})
-    here.run()
-    assert here.scheduler.kept == {}
+def test_models_with_sliding_windows_share_only_whole_blocks(config: Any) -> None:
+    simulation = machine(config, sliding_window=2 * BLOCK)
+    simulation.add(list(range(45)), {STEM: "a"})
+    simulation.run()
+    assert simulation.scheduler.kept == {}

@@ -1,4 +1,4 @@
-"""The stages on vLLM: their artefacts are those of the embedded engine, and so is what is told of them."""
+"""Test that the stages on vLLM write the same artefacts and lineage as with the embedded engine."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from tests.sampling.vllm.conftest import Vllm
 pytestmark = pytest.mark.xdist_group("vllm")
 
 
-def share_equal(ours: Path, theirs: Path) -> float:
-    """Of the rows of two artefacts, those with equal ids and tokens."""
+def fraction_equal(ours: Path, theirs: Path) -> float:
+    """Return the fraction of rows of two artefacts with equal tokens and rewards."""
     pairs = list(zip(rows(ours), rows(theirs), strict=True))
     return float(np.mean([a["token_ids"] == b["token_ids"] and a["reward"] == b["reward"] for a, b in pairs]))
 
 
 def test_a_chain_of_stages(vllm: Vllm, tmp_path: Path) -> None:
-    """Rollout, segment, estimate: equal to the embedded engine's but where rounding decides."""
-    made = {}
+    """Rollout, segment and estimate agree with the embedded engine, except where rounding decides a token."""
+    outputs = {}
     for engine in ("vllm", "transformers"):
-        here = made[engine] = tmp_path / engine
-        sample(here / "trajectories", vllm.policy, engine=engine, num_questions=12, num_generations=4)
-        cut(here / "cutpoints", here / "trajectories", interval=2)
-        summary = value(here / "advantages", here / "cutpoints", engine=engine)
+        folder = outputs[engine] = tmp_path / engine
+        sample(folder / "trajectories", vllm.policy, engine=engine, num_questions=12, num_generations=4)
+        cut(folder / "cutpoints", folder / "trajectories", interval=2)
+        summary = value(folder / "advantages", folder / "cutpoints", engine=engine)
         assert summary.tokens_sampled > 0
         assert summary.tokens_prefilled > 0
-    assert share_equal(made["vllm"] / "trajectories", made["transformers"] / "trajectories") > 0.9
+    assert fraction_equal(outputs["vllm"] / "trajectories", outputs["transformers"] / "trajectories") > 0.9
     ours, theirs = (
-        {(row["trajectory_id"], row["segment_index"]): row["rewards"] for row in rows(made[engine] / "advantages")}
+        {(row["trajectory_id"], row["segment_index"]): row["rewards"] for row in rows(outputs[engine] / "advantages")}
         for engine in ("vllm", "transformers")
     )
     both = ours.keys() & theirs.keys()
@@ -47,7 +47,7 @@ def test_a_chain_of_stages(vllm: Vllm, tmp_path: Path) -> None:
     assert any(reward for rewards in ours.values() for reward in rewards)
 
 
-def test_the_lineage_says_which_engine_it_was(vllm: Vllm, tmp_path: Path) -> None:
+def test_the_lineage_records_the_engine(vllm: Vllm, tmp_path: Path) -> None:
     sample(tmp_path, vllm.policy, engine="vllm")
     lineage = footer(tmp_path / "part-00000-of-00001.parquet")
     assert lineage["config"]["engine"] == "vllm"
@@ -61,7 +61,7 @@ def test_a_tree(vllm: Vllm, tmp_path: Path) -> None:
     options: dict[str, Any] = {"tree": "3-2-2", "segment_tokens": 3, "num_generations": None, "num_questions": 6}
     sample(tmp_path / "vllm", vllm.policy, engine="vllm", **options)
     sample(tmp_path / "transformers", vllm.policy, engine="transformers", **options)
-    assert share_equal(tmp_path / "vllm", tmp_path / "transformers") > 0.9
+    assert fraction_equal(tmp_path / "vllm", tmp_path / "transformers") > 0.9
 
 
 def test_an_evaluation(vllm: Vllm, tmp_path: Path) -> None:
@@ -78,21 +78,21 @@ def test_an_evaluation(vllm: Vllm, tmp_path: Path) -> None:
                 engine=engine,
             )
         )
-    assert share_equal(tmp_path / "vllm", tmp_path / "transformers") > 0.9
+    assert fraction_equal(tmp_path / "vllm", tmp_path / "transformers") > 0.9
 
 
-def test_a_run_starts_vllm_once_and_takes_its_checkpoints_in_place(
+def test_a_run_starts_vllm_once_and_loads_its_checkpoints_in_place(
     vllm: Vllm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last evaluation is of the last checkpoint: it is the embedded engine's."""
+    """Each evaluation agrees with the embedded engine, so vLLM evaluated the checkpoint of that iteration."""
     from stages.sampling.vllm.engine import VllmSampler
 
     opened: list[dict[str, Any]] = []
-    take = VllmSampler.open
+    open_running = VllmSampler.open
 
     def counted(model_dir: Path, **options: Any) -> Any:
         opened.append(options)
-        return take(model_dir, **options)
+        return open_running(model_dir, **options)
 
     monkeypatch.setattr(VllmSampler, "open", counted)
     recipe = tmp_path / "recipe.toml"
@@ -102,13 +102,13 @@ def test_a_run_starts_vllm_once_and_takes_its_checkpoints_in_place(
         run(recipe, tmp_path / engine, vllm.policy, *engines, "train.learning_rate=1e-4", "eval.num_questions=20")
     assert len(opened) == 1
     assert opened[0]["can_free_memory"]
-    assert share_equal(tmp_path / "vllm/000/eval", tmp_path / "transformers/000/eval") > 0.8
-    assert share_equal(tmp_path / "vllm/001/eval", tmp_path / "transformers/001/eval") > 0.8
+    assert fraction_equal(tmp_path / "vllm/000/eval", tmp_path / "transformers/000/eval") > 0.8
+    assert fraction_equal(tmp_path / "vllm/001/eval", tmp_path / "transformers/001/eval") > 0.8
 
 
-def test_a_killed_command_leaves_no_engine_and_is_resumed(vllm: Vllm, tmp_path: Path) -> None:
-    """`spo rollout --engine vllm`, as a user types it, killed with chunks done; the rest is done by another engine."""
-    import psutil  # which comes with vLLM
+def test_a_killed_command_leaves_no_engine_process_and_can_be_resumed(vllm: Vllm, tmp_path: Path) -> None:
+    """Kill the command `spo rollout --engine vllm` after its first chunk; another engine finishes the part."""
+    import psutil  # a dependency of vLLM
 
     options: dict[str, Any] = {"num_questions": 200, "num_generations": 4, "chunk_questions": 4, "max_tokens": 48}
     words = [f"--{name.replace('_', '-')}={option}" for name, option in options.items()]
@@ -120,11 +120,11 @@ def test_a_killed_command_leaves_no_engine_and_is_resumed(vllm: Vllm, tmp_path: 
             time.sleep(0.05)
         started = psutil.Process(running.pid).children(recursive=True)
         running.kill()
-        _, left = psutil.wait_procs(started, timeout=120)
-        told = running.stderr.read() if running.stderr else ""
-    assert chunk.exists(), told
+        _, alive = psutil.wait_procs(started, timeout=120)
+        errors = running.stderr.read() if running.stderr else ""
+    assert chunk.exists(), errors
     assert started
-    assert not left
+    assert not alive
     sample(tmp_path / "killed", vllm.policy, engine="vllm", **options)
     sample(tmp_path / "whole", vllm.policy, engine="vllm", **options)
-    assert share_equal(tmp_path / "killed", tmp_path / "whole") > 0.9
+    assert fraction_equal(tmp_path / "killed", tmp_path / "whole") > 0.9
