@@ -1,4 +1,4 @@
-"""`spo show` on two trees worked by hand: figures over their leaves, whole paths, the tree of a question."""
+"""`spo show` on two trees with values computed by hand: figures over leaves, full paths, and drawn trees."""
 
 import json
 import shutil
@@ -22,8 +22,8 @@ class TreeOptions(Options):
     partition: str = option("", default="tree")
 
 
-def stretch(path: str, text: str, reward: float | None) -> dict[str, Any]:
-    """A node; its first token is a cutpoint, and a leaf has an end token."""
+def node(path: str, text: str, reward: float | None) -> dict[str, Any]:
+    """Return a node whose first token is a cutpoint; a leaf (reward given) ends with the end token."""
     row = response("q1" if path.startswith("q1") else "q0", 0, text, (0,), 0.0)
     name, _, parent = path, *path.rpartition(".")[1::-1]
     inner = reward is None
@@ -40,12 +40,12 @@ def stretch(path: str, text: str, reward: float | None) -> dict[str, Any]:
 
 # q0: V(0) = 1/2, V(prompt) = (1/2 + 0) / 2 = 1/4. q1: both 0.
 NODES = [
-    stretch("q0/0", "2+", None),
-    stretch("q0/0.0", "3=5", 1.0),
-    stretch("q0/0.1", "3=6", 0.0),
-    stretch("q0/1", "x", 0.0),
-    stretch("q1/0", "7", 0.0),
-    stretch("q1/1", "8", 0.0),
+    node("q0/0", "2+", None),
+    node("q0/0.0", "3=5", 1.0),
+    node("q0/0.1", "3=6", 0.0),
+    node("q0/1", "x", 0.0),
+    node("q1/0", "7", 0.0),
+    node("q1/1", "8", 0.0),
 ]
 SEGMENTS = [
     segment("q0/0", 0, 0, 2, [0], 0.25, 0.5, [1, 0, 0]),
@@ -91,15 +91,15 @@ def test_figures_of_trajectories_are_over_the_leaves(trees, capsys):
     }
 
 
-def test_figures_of_segments_and_advantages_know_the_whole_tree(trees, capsys):
-    cut_up = statistics(capsys, trees / "cutpoints")
-    assert cut_up | COMMON == cut_up
-    assert cut_up["tokens_per_segment"] == {"mean": 16 / 6, "median": 2.0, "min": 2, "max": 4}
-    assert "trajectories" not in cut_up
-    every, kept = (statistics(capsys, trees / name) for name in ("advantages", "kept"))
-    for told, rows in ((every, 6), (kept, 2)):
-        assert told | COMMON == told
-        assert (told["rows"], told["segments_without_advantage_left_out"]) == (rows, 6 - rows)
+def test_figures_of_segments_and_advantages_cover_the_whole_tree(trees, capsys):
+    cutpoints = statistics(capsys, trees / "cutpoints")
+    assert cutpoints | COMMON == cutpoints
+    assert cutpoints["tokens_per_segment"] == {"mean": 16 / 6, "median": 2.0, "min": 2, "max": 4}
+    assert "trajectories" not in cutpoints
+    complete, kept = (statistics(capsys, trees / name) for name in ("advantages", "kept"))
+    for found, rows in ((complete, 6), (kept, 2)):
+        assert found | COMMON == found
+        assert (found["rows"], found["segments_without_advantage_left_out"]) == (rows, 6 - rows)
     assert kept["advantage"]["mean"] == -0.125  # 1/4 and −1/2
 
 
@@ -112,14 +112,14 @@ def test_trees_without_trajectories_are_described_by_their_segments(trees, capsy
     assert (code, "--trajectories PATH" in err) == (2, True)
 
 
-def test_a_leaf_is_drawn_along_its_whole_path(trees, capsys):
+def test_a_leaf_is_drawn_with_its_whole_path(trees, capsys):
     text = show(capsys, trees / "advantages", "--trajectory", "q0/0.1")
     assert "q0/0.1  reward 0  answer 6  reference 5  finish reason stop  tokens 6" in text
     assert "  0  0.25 → 0.50  +0.25  3  ‹2›+\n" in text
     assert "0.1  0.50 → 0.00  -0.50  2  ‹3›=6<end>\n" in text
-    cut_up = show(capsys, trees / "cutpoints", "--trajectory", "q0/0.0")
-    assert "  0  ‹2›+\n" in cut_up
-    assert "0.0  ‹3›=5<end>\n" in cut_up
+    cutpoints = show(capsys, trees / "cutpoints", "--trajectory", "q0/0.0")
+    assert "  0  ‹2›+\n" in cutpoints
+    assert "0.0  ‹3›=5<end>\n" in cutpoints
     sampled = show(capsys, trees / "trajectories", "--trajectory", "q0/0.0")
     assert "0.0  ‹3›=5<end>\n" in sampled
     assert "sampled with probability below 0.9" in sampled
@@ -130,13 +130,13 @@ def test_an_inner_node_is_drawn_up_to_its_end(trees, capsys):
     assert "q0/0  reference 5  finish reason segment  tokens 2" in text
 
 
-def test_left_to_itself_a_whole_response_is_drawn(trees, capsys):
-    assert "q0/0.1  reward 0" in show(capsys, trees / "kept")  # the largest advantage, −1/2
-    assert "q0/0.0  reward 1" in show(capsys, trees / "cutpoints")  # down from the first row
+def test_by_default_a_whole_response_is_drawn(trees, capsys):
+    assert "q0/0.1  reward 0" in show(capsys, trees / "kept")  # this leaf has the advantage of largest magnitude, −1/2
+    assert "q0/0.0  reward 1" in show(capsys, trees / "cutpoints")  # the first leaf below the first row
     assert "q0/0.0  reward 1" in show(capsys, trees / "trajectories")
 
 
-def test_stretches_that_were_left_out_are_drawn_without_numbers(trees, capsys):
+def test_omitted_nodes_are_drawn_without_numbers(trees, capsys):
     text = show(capsys, trees / "kept", "--trajectory", "q0/0.0")
     assert "  0  0.25 → 0.50  +0.25  3  ‹2›+\n" in text
     assert "0.0                         3=5<end>\n" in text
@@ -146,15 +146,15 @@ def test_stretches_that_were_left_out_are_drawn_without_numbers(trees, capsys):
     assert "None of its segments is here" in none
 
 
-def test_left_out_segments_of_a_whole_response_leave_a_gap(run_directory, capsys):
-    """As the prefix-tree estimator writes them."""
+def test_omitted_segments_of_a_response_leave_a_gap(run_directory, capsys):
+    """The rows have the form that the prefix-tree estimator writes."""
     made_from = (artefact_source(open_artefact(run_directory / "000" / "trajectories"), Path("kept")),)
     rows = [segment("q0/1", 1, 2, 4, [], 0.5, 0.75, [1, 0]), segment("q0/0", 2, 5, 6, [], 0.75, 1.0, [1])]
     write(Path("kept"), ADVANTAGES, [rows], inputs=made_from)
     text = show(capsys, "kept", "--trajectory", "q0/1")
     lines = [" ".join(line.split()) for line in text.splitlines()]
-    place = lines.index("1 0.50 → 0.75 +0.25 2 3=")
-    assert (lines[place - 1], lines[place + 1]) == ("2+", "6<|endoftext|>")
+    index = lines.index("1 0.50 → 0.75 +0.25 2 3=")
+    assert (lines[index - 1], lines[index + 1]) == ("2+", "6<|endoftext|>")
 
 
 def test_the_tree_of_a_question_is_drawn(trees, capsys):
@@ -171,14 +171,14 @@ def test_the_tree_of_a_question_is_drawn(trees, capsys):
     assert "├── 0  2 tokens  V 0.50  2+" in show(capsys, trees / "trajectories", "--tree", "q0")
 
 
-def test_the_list_of_a_run_tells_the_reward_of_the_trees(trees, capsys):
+def test_the_list_of_a_run_contains_the_reward_of_its_trees(trees, capsys):
     entries = {entry["path"]: entry for entry in json.loads(show(capsys, trees, "--json"))}
     assert entries["trajectories"]["reward"] == 0.125
 
 
-def test_a_leaf_without_reward_is_named(trees, capsys):
-    write(trees / "torn", TRAJECTORIES, [[stretch("q0/0", "2+", None)]], TreeOptions())
-    code, err = refused(capsys, trees / "torn", "--tree", "q0")
+def test_a_leaf_without_a_reward_is_reported(trees, capsys):
+    write(trees / "incomplete", TRAJECTORIES, [[node("q0/0", "2+", None)]], TreeOptions())
+    code, err = refused(capsys, trees / "incomplete", "--tree", "q0")
     assert (code, "q0/0 has neither a reward nor children" in err) == (2, True)
 
 
@@ -187,9 +187,9 @@ def test_whole_responses_are_a_tree_of_one_level(run_directory, capsys):
     assert drawn == ["q0  V 0.50", "├── 0  6 tokens  reward 1  stop  2+3=5", "└── 1  6 tokens  reward 0  stop  2+3=6"]
 
 
-def test_what_a_model_wrote_cannot_move_the_cursor(trees, capsys):
-    write(trees / "rude", TRAJECTORIES, [[stretch("q0/0", "\x1b[2J[red]\n", 0.0)]], TreeOptions())
-    assert "\\x1b[2J[red]⏎" in show(capsys, trees / "rude", "--tree", "q0")
+def test_control_characters_of_a_response_are_escaped_in_a_tree(trees, capsys):
+    write(trees / "escapes", TRAJECTORIES, [[node("q0/0", "\x1b[2J[red]\n", 0.0)]], TreeOptions())
+    assert "\\x1b[2J[red]⏎" in show(capsys, trees / "escapes", "--tree", "q0")
 
 
 @pytest.mark.parametrize(
@@ -213,10 +213,10 @@ def test_a_real_tree_is_shown_stage_by_stage(policy: Path, tmp_path: Path, capsy
     sampled = tmp_path / "trajectories"
     summary = sample(sampled, policy, tree="3-2", segment_tokens=4, num_generations=None, temperature=0.8)
     cut(tmp_path / "cutpoints", sampled)
-    told = statistics(capsys, sampled)
-    assert told["reward"]["mean"] == pytest.approx(summary.reward)
-    assert sum(told["nodes_per_depth"].values()) == told["rows"] == summary.rows
-    assert sum(told["leaves_per_depth"].values()) == summary.figures["leaves"]
-    assert statistics(capsys, tmp_path / "cutpoints")["reward"] == told["reward"]
+    found = statistics(capsys, sampled)
+    assert found["reward"]["mean"] == pytest.approx(summary.reward)
+    assert sum(found["nodes_per_depth"].values()) == found["rows"] == summary.rows
+    assert sum(found["leaves_per_depth"].values()) == summary.figures["leaves"]
+    assert statistics(capsys, tmp_path / "cutpoints")["reward"] == found["reward"]
     assert "<|endoftext|>" in show(capsys, tmp_path / "cutpoints")
     assert "arithmetic-train-3  V" in show(capsys, sampled, "--tree", "arithmetic-train-3")
