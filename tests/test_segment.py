@@ -1,4 +1,4 @@
-"""What `spo segment` writes: every partition on rows worked by hand, Parquet from elsewhere, own functions."""
+"""`spo segment`: every partition on rows computed by hand, Parquet of other tools, and user-defined partitions."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ RESPONSES = {
     "certain": [SURE, SURE, SURE],
     "single": [UNSURE],
 }
-"""By trajectory: the log-probabilities of its tokens. `mixed` has 10 tokens, cutpoints 2 4 7 9."""
+"""The log-probabilities of the tokens of each trajectory. `mixed` has 10 tokens and cutpoints 2, 4, 7 and 9."""
 
 Cut = tuple[int, int, list[int]]
 WORKED: list[tuple[dict[str, object], dict[str, list[Cut]]]] = [
     (
-        # A border stands right before cutpoints 1 and 3 of each response.
+        # A segment begins at the first and the third cutpoint of each response.
         {"partition": "cutpoints", "interval": 2},
         {
             "mixed": [(0, 2, []), (2, 7, [2, 4]), (7, 10, [7, 9])],
@@ -80,7 +80,7 @@ WORKED: list[tuple[dict[str, object], dict[str, list[Cut]]]] = [
         },
     ),
     (
-        # With rho = 0.4 no token is uncertain any more.
+        # With rho = 0.4 no token is a cutpoint.
         {"partition": "cutpoints", "interval": 1, "rho": 0.4},
         {name: [(0, len(logprobs), [])] for name, logprobs in RESPONSES.items()},
     ),
@@ -88,7 +88,7 @@ WORKED: list[tuple[dict[str, object], dict[str, list[Cut]]]] = [
 
 
 def by_pandas(path: Path, **columns: object) -> Path:
-    """Trajectories as pandas writes them: int64 and double lists, no lineage."""
+    """Write trajectories with pandas: lists of int64 and double, without lineage."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(columns).to_parquet(path)
     return path
@@ -105,30 +105,30 @@ def worked(tmp_path: Path) -> Path:
 
 
 def cuts(artefact: Path) -> dict[str, list[Cut]]:
-    """By trajectory: start, end, cutpoints of its segments, which must be numbered from 0."""
+    """Return (start, end, cutpoints) of each segment, by trajectory; check that segments are numbered from 0."""
     found: dict[str, list[Cut]] = {}
     for row in rows(artefact):
-        of_trajectory = found.setdefault(row["trajectory_id"], [])
-        assert row["segment_index"] == len(of_trajectory)
-        of_trajectory.append((row["start"], row["end"], row["cutpoints"]))
+        segments = found.setdefault(row["trajectory_id"], [])
+        assert row["segment_index"] == len(segments)
+        segments.append((row["start"], row["end"], row["cutpoints"]))
     return found
 
 
 @pytest.mark.parametrize(("options", "expected"), WORKED)
-def test_partitions_worked_by_hand(worked: Path, tmp_path: Path, options, expected):
+def test_partitions_match_segments_computed_by_hand(worked: Path, tmp_path: Path, options, expected):
     summary = cut(tmp_path / "cutpoints", worked, **options)
     assert cuts(tmp_path / "cutpoints") == expected
     assert summary.rows == sum(map(len, expected.values()))
     assert summary.figures["segments per trajectory"] == summary.rows / 4
 
 
-def test_a_probability_of_rho_itself_is_not_a_cutpoint(tmp_path: Path):
+def test_a_probability_equal_to_rho_is_not_a_cutpoint(tmp_path: Path):
     source = by_pandas(tmp_path / "in.parquet", trajectory_id=["a"], token_ids=[[1, 2]], logprobs=[[0.0, -1e-6]])
     cut(tmp_path / "out", source, rho=1.0, partition="trajectory")
     assert cuts(tmp_path / "out") == {"a": [(0, 2, [1])]}
 
 
-def test_ids_that_are_missing_are_made_from_the_prompts(tmp_path: Path):
+def test_missing_ids_are_derived_from_the_prompts(tmp_path: Path):
     tokens = {"token_ids": [[65], [66, 67], [68]], "logprobs": [[SURE], [SURE, SURE], [UNSURE]]}
     by_pandas(tmp_path / "in" / "0.parquet", prompt_token_ids=[[1, 2], [3], [1, 2]], **tokens)
     by_pandas(tmp_path / "in" / "1.parquet", prompt_token_ids=[[3], [3], [3]], **tokens)
@@ -139,7 +139,7 @@ def test_ids_that_are_missing_are_made_from_the_prompts(tmp_path: Path):
     assert questions[0] == questions[2] != questions[1] == questions[3] == questions[4]
 
 
-def test_parquet_from_elsewhere_is_taken_and_said_to_have_no_lineage(worked: Path, tmp_path: Path):
+def test_parquet_of_another_tool_is_accepted_and_reported_as_without_lineage(worked: Path, tmp_path: Path):
     summary = cut(tmp_path / "out", worked)
     assert summary.notes == (f"{worked} has no lineage: another tool wrote it",)
     assert list(pd.read_parquet(tmp_path / "out").columns) == list(CUTPOINTS.names)
@@ -161,14 +161,14 @@ def test_parquet_from_elsewhere_is_taken_and_said_to_have_no_lineage(worked: Pat
         ({"trajectory_id": ["a"], "token_ids": ["b"], "logprobs": [[-0.7]]}, "column token_ids"),
     ],
 )
-def test_columns_that_cannot_be_right_are_refused(tmp_path: Path, columns, message):
+def test_invalid_columns_are_rejected(tmp_path: Path, columns, message):
     source = by_pandas(tmp_path / "in.parquet", **columns)
     with pytest.raises(UserError, match=message):
         cut(tmp_path / "out", source)
     assert not (tmp_path / "out").exists()
 
 
-def test_an_input_of_another_stage_is_refused_with_the_command_that_takes_it(chain: Path, tmp_path: Path):
+def test_an_input_of_another_stage_is_rejected_with_the_command_that_reads_it(chain: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"made by `spo segment`.*`spo estimate` reads it"):
         cut(tmp_path / "out", chain / "cutpoints")
 
@@ -183,7 +183,7 @@ def test_missing_parts_are_named(policy: Path, tmp_path: Path):
     assert not (tmp_path / "out").exists()
 
 
-def test_parts_follow_the_input_and_shards_share_them(policy: Path, tmp_path: Path):
+def test_parts_match_those_of_the_input_and_are_split_over_shards(policy: Path, tmp_path: Path):
     for shard in range(4):
         sample(tmp_path / "in", policy, shard=f"{shard}/4")
     cut(tmp_path / "whole", tmp_path / "in")
@@ -195,7 +195,7 @@ def test_parts_follow_the_input_and_shards_share_them(policy: Path, tmp_path: Pa
     assert files(tmp_path / "shared") == files(tmp_path / "whole")
 
 
-def test_an_empty_part_is_cut_into_an_empty_part(policy: Path, tmp_path: Path):
+def test_an_empty_input_part_gives_an_empty_part(policy: Path, tmp_path: Path):
     for shard in range(2):
         sample(tmp_path / "in", policy, num_questions=1, shard=f"{shard}/2")
     assert cut(tmp_path / "out", tmp_path / "in").rows == len(rows(tmp_path / "out")) >= 3
@@ -207,16 +207,16 @@ def test_segments_join_their_trajectories_completely(chain: Path):
     joined = segments.merge(trajectories, on="trajectory_id", validate="many_to_one")
     assert len(joined) == len(segments)
     assert set(segments["trajectory_id"]) == set(trajectories["trajectory_id"])
-    for _, of_one in joined.groupby("trajectory_id"):
-        assert of_one["start"].tolist() == [0, *of_one["end"].tolist()[:-1]]
-        assert of_one["end"].iloc[-1] == len(of_one["token_ids"].iloc[0])
-        below = np.flatnonzero(np.exp(of_one["logprobs"].iloc[0]) < 0.9)
-        assert np.concatenate(of_one["cutpoints"].tolist()).tolist() == below.tolist()
+    for _, segment_rows in joined.groupby("trajectory_id"):
+        assert segment_rows["start"].tolist() == [0, *segment_rows["end"].tolist()[:-1]]
+        assert segment_rows["end"].iloc[-1] == len(segment_rows["token_ids"].iloc[0])
+        below = np.flatnonzero(np.exp(segment_rows["logprobs"].iloc[0]) < 0.9)
+        assert np.concatenate(segment_rows["cutpoints"].tolist()).tolist() == below.tolist()
 
 
 @pytest.fixture(scope="module")
 def bytes_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model directory that is enough to read tokens with."""
+    """Write a model directory with a byte-level tokenizer."""
     from stages.models.presets import make_model
 
     directory = tmp_path_factory.mktemp("byte-model")
@@ -226,13 +226,13 @@ def bytes_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def written(path: Path, *texts: str) -> Path:
-    """Responses of one token per byte, and the end token."""
+    """Write responses with one token per byte, followed by the end token."""
     ids = [[*text.encode(), 256] for text in texts]
     names = [f"r{i}" for i in range(len(texts))]
     return by_pandas(path, trajectory_id=names, token_ids=ids, logprobs=[[SURE] * len(row) for row in ids])
 
 
-def test_a_delimiter_cuts_after_each_match(bytes_tokenizer: Path, tmp_path: Path):
+def test_a_delimiter_ends_a_segment_after_each_match(bytes_tokenizer: Path, tmp_path: Path):
     source = written(tmp_path / "in.parquet", "one\ntwo\n\n3", "\nx", "none", "end\n")
     cut(tmp_path / "out", source, partition="delimiter", tokenizer=str(bytes_tokenizer))
     assert {name: [(start, end) for start, end, _ in found] for name, found in cuts(tmp_path / "out").items()} == {
@@ -246,27 +246,27 @@ def test_a_delimiter_cuts_after_each_match(bytes_tokenizer: Path, tmp_path: Path
 def test_a_delimiter_may_be_any_pattern_and_any_character(bytes_tokenizer: Path, tmp_path: Path):
     source = written(tmp_path / "in.parquet", "a. b.c, d", "αβ。γδ。é")
     cut(tmp_path / "out", source, partition="delimiter", delimiter=r"[.,] |。", tokenizer=str(bytes_tokenizer))
-    found = {name: [(start, end) for start, end, _ in of_one] for name, of_one in cuts(tmp_path / "out").items()}
+    found = {name: [(start, end) for start, end, _ in segments] for name, segments in cuts(tmp_path / "out").items()}
     assert found["r0"] == [(0, 3), (3, 8), (8, 10)]
     assert found["r1"] == [(0, 7), (7, 14), (14, 17)]  # α β γ δ é are two bytes each, 。 is three
 
 
-def test_the_tokenizer_of_the_delimiter_is_that_of_the_sampling_model(chain: Path, tmp_path: Path):
+def test_the_delimiter_uses_the_tokenizer_of_the_sampling_model(chain: Path, tmp_path: Path):
     cut(tmp_path / "out", chain / "trajectories", partition="delimiter", delimiter="[;.,]")
-    texts = {row["trajectory_id"]: row["token_ids"] for row in rows(chain / "trajectories")}
+    tokens = {row["trajectory_id"]: row["token_ids"] for row in rows(chain / "trajectories")}
     found = cuts(tmp_path / "out")
-    assert any(len(of_one) > 1 for of_one in found.values())
-    for name, of_one in found.items():
-        borders = [i + 1 for i, token in enumerate(texts[name]) if chr(token) in ";.," and i + 1 < len(texts[name])]
-        assert [start for start, *_ in of_one] == [0, *borders]
+    assert any(len(segments) > 1 for segments in found.values())
+    for name, segments in found.items():
+        borders = [i + 1 for i, token in enumerate(tokens[name]) if chr(token) in ";.," and i + 1 < len(tokens[name])]
+        assert [start for start, *_ in segments] == [0, *borders]
 
 
-def test_a_delimiter_without_a_tokenizer_or_a_pattern_is_refused(bytes_tokenizer: Path, tmp_path: Path):
+def test_a_delimiter_without_a_tokenizer_or_a_valid_pattern_is_rejected(bytes_tokenizer: Path, tmp_path: Path):
     source = written(tmp_path / "in.parquet", "a")
     with pytest.raises(UserError, match="pass --tokenizer MODEL"):
         cut(tmp_path / "out", source, partition="delimiter")
     with pytest.raises(UserError, match=r"^--delimiter must be a regular expression; got '\(' \(missing \)"):
-        Config(trajectories=tmp_path / "not looked at", out=tmp_path / "out", partition="delimiter", delimiter="(")
+        Config(trajectories=tmp_path / "unread", out=tmp_path / "out", partition="delimiter", delimiter="(")
     with pytest.raises(UserError, match="no model directory"):
         cut(tmp_path / "out", source, partition="delimiter", tokenizer="./nowhere")
     assert not (tmp_path / "out").exists()
@@ -312,7 +312,7 @@ def changing(token_ids, logprobs, cutpoints):
 
 @pytest.fixture
 def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A module of the user's in the working directory; its name."""
+    """Write a user's module to the working directory, and return its name."""
     (tmp_path / "my_cuts.py").write_text(FUNCTIONS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -328,11 +328,11 @@ def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         ("nowhere", {"mixed": [0], "leading": [0], "certain": [0], "single": [0]}),
     ],
 )
-def test_a_function_of_the_users_says_where_segments_begin(
+def test_a_user_defined_function_decides_where_segments_begin(
     functions: str, worked: Path, tmp_path: Path, name, expected
 ):
     cut(tmp_path / "out", worked, partition=f"{functions}:{name}")
-    assert {name: [start for start, *_ in of_one] for name, of_one in cuts(tmp_path / "out").items()} == expected
+    assert {name: [start for start, *_ in segments] for name, segments in cuts(tmp_path / "out").items()} == expected
     inputs = footer(tmp_path / "out" / "part-00000-of-00001.parquet")["inputs"]
     assert inputs[1]["path"] == f"{functions}:{name}"
 
@@ -351,7 +351,7 @@ def test_a_function_of_the_users_says_where_segments_begin(
         ("absent", "has no absent"),
     ],
 )
-def test_a_function_that_fails_is_the_users_mistake_and_nothing_is_written(
+def test_a_failing_function_is_a_user_error_and_nothing_is_written(
     functions: str, worked: Path, tmp_path: Path, name, message
 ):
     with pytest.raises(UserError, match=message):
@@ -367,16 +367,16 @@ def test_editing_the_function_changes_the_fingerprint(functions: str, worked: Pa
         cut(tmp_path / "out", worked, partition=f"{functions}:thirds")
 
 
-def test_an_unknown_partition_is_named_with_the_known_ones(worked: Path, tmp_path: Path):
+def test_an_unknown_partition_is_reported_with_the_known_ones(worked: Path, tmp_path: Path):
     known = "cutpoints, fixed, count, delimiter, token, trajectory, branches, tree or package"
     with pytest.raises(UserError, match=known):
         cut(tmp_path / "out", worked, partition="cutpoint")
 
 
-def test_more_trajectories_than_are_cut_at_once_give_the_same_rows(chain: Path, tmp_path: Path, monkeypatch):
+def test_the_batch_size_does_not_change_the_rows(chain: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setattr("stages.segment._BATCH_ROWS", 7)
     shutil.copytree(chain / "trajectories", tmp_path / "trajectories")
     cut(tmp_path / "cutpoints", tmp_path / "trajectories", interval=2)
     assert rows(tmp_path / "cutpoints") == rows(chain / "cutpoints")
-    told = footer(tmp_path / "cutpoints" / "part-00000-of-00001.parquet")
-    assert json.dumps(told["config"]["interval"]) == "2"
+    metadata = footer(tmp_path / "cutpoints" / "part-00000-of-00001.parquet")
+    assert json.dumps(metadata["config"]["interval"]) == "2"
