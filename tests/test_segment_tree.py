@@ -1,4 +1,4 @@
-"""What `spo segment` makes of trees (their own stretches) and of groups whose responses part (partition branches)."""
+"""`spo segment` on trees (a segment for each node) and on groups of responses that diverge (partition branches)."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ def tree(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_each_stretch_of_a_tree_is_a_segment_with_its_cutpoints(tree: Path, tmp_path: Path):
+def test_each_node_of_a_tree_is_a_segment_with_its_cutpoints(tree: Path, tmp_path: Path):
     summary = cut(tmp_path / "out", tree, rho=0.8)
-    for row, stretch in zip(rows(tmp_path / "out"), rows(tree), strict=True):
+    for row, node in zip(rows(tmp_path / "out"), rows(tree), strict=True):
         assert row == {
-            "trajectory_id": stretch["trajectory_id"],
+            "trajectory_id": node["trajectory_id"],
             "segment_index": 0,
             "start": 0,
-            "end": len(stretch["token_ids"]),
-            "cutpoints": np.flatnonzero(np.exp(stretch["logprobs"]) < 0.8).tolist(),
+            "end": len(node["token_ids"]),
+            "cutpoints": np.flatnonzero(np.exp(node["logprobs"]) < 0.8).tolist(),
         }
     assert summary.rows == len(rows(tree))
-    told = footer(tmp_path / "out" / "part-00001-of-00002.parquet")
-    assert told["config"]["partition"] == "tree"
+    metadata = footer(tmp_path / "out" / "part-00001-of-00002.parquet")
+    assert metadata["config"]["partition"] == "tree"
 
 
-def test_a_partition_left_out_is_the_one_that_fits(tree: Path, chain: Path, tmp_path: Path):
+def test_the_default_partition_depends_on_the_input(tree: Path, chain: Path, tmp_path: Path):
     cut(tmp_path / "tree", tree)
     assert cut(tmp_path / "tree", tree, partition="tree").up_to_date
     cut(tmp_path / "chain", chain / "trajectories")
@@ -53,7 +53,7 @@ def test_a_partition_left_out_is_the_one_that_fits(tree: Path, chain: Path, tmp_
 
 
 @pytest.mark.parametrize("partition", ["cutpoints", "fixed", "trajectory", "branches", "my_cuts:thirds"])
-def test_another_partition_of_a_tree_is_refused(tree: Path, tmp_path: Path, partition: str):
+def test_another_partition_of_a_tree_is_rejected(tree: Path, tmp_path: Path, partition: str):
     with pytest.raises(UserError, match=f"nodes of trees, and each node is a segment.*{partition}"):
         cut(tmp_path / "out", tree, partition=partition)
     assert not (tmp_path / "out").exists()
@@ -65,7 +65,7 @@ def test_a_tree_of_one_level_is_a_tree(policy: Path, tmp_path: Path):
     assert footer(tmp_path / "out" / "part-00000-of-00001.parquet")["config"]["partition"] == "tree"
 
 
-def test_trees_from_elsewhere_are_known_by_their_parents(tmp_path: Path):
+def test_trees_written_by_another_tool_are_recognized_by_their_parents(tmp_path: Path):
     source = by_pandas(
         tmp_path / "in.parquet",
         trajectory_id=["b", "a", "c"],
@@ -79,7 +79,7 @@ def test_trees_from_elsewhere_are_known_by_their_parents(tmp_path: Path):
         cut(tmp_path / "other", source, partition="cutpoints")
 
 
-def test_a_tree_from_elsewhere_is_valued_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_tree_written_by_another_tool_is_estimated_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     source = by_pandas(
         tmp_path / "in.parquet",
         trajectory_id=["a", "b", "c"],
@@ -108,7 +108,7 @@ def test_parents_that_are_all_null_make_no_tree(tmp_path: Path):
 
 
 def group(path: Path, *responses: tuple[str, str, str], uncertain: float = SURE) -> Path:
-    """Responses (question, id, text), one token a byte."""
+    """Write responses given as (question, id, text), with one token per byte."""
     return by_pandas(
         path,
         question_id=[question for question, *_ in responses],
@@ -118,13 +118,13 @@ def group(path: Path, *responses: tuple[str, str, str], uncertain: float = SURE)
     )
 
 
-def test_branches_are_where_the_responses_to_a_question_part(tmp_path: Path):
+def test_branches_are_where_the_responses_to_a_question_diverge(tmp_path: Path):
     source = group(
         tmp_path / "in.parquet",
         *[("q", "q/0", "xabc"), ("p", "p/0", "xabe"), ("q", "q/1", "xabd"), ("q", "q/2", "xay"), ("p", "p/1", "xabe")],
     )
     cut(tmp_path / "out", source, partition="branches")
-    found = {name: [(start, end) for start, end, _ in of_one] for name, of_one in cuts(tmp_path / "out").items()}
+    found = {name: [(start, end) for start, end, _ in segments] for name, segments in cuts(tmp_path / "out").items()}
     assert found == {
         "q/0": [(0, 2), (2, 3), (3, 4)],
         "q/1": [(0, 2), (2, 3), (3, 4)],
@@ -134,14 +134,14 @@ def test_branches_are_where_the_responses_to_a_question_part(tmp_path: Path):
     }
 
 
-def test_branches_of_a_rollout_agree_with_a_count_of_the_prefixes(chain: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("stages.segment._BATCH_ROWS", 3)  # would tear the questions apart
+def test_branches_of_a_rollout_agree_with_counts_of_shared_prefixes(chain: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("stages.segment._BATCH_ROWS", 3)  # a batch of 3 rows would split a question
     cut(tmp_path / "out", chain / "trajectories", partition="branches")
     frame = pd.DataFrame(rows(chain / "trajectories"))
     found, several = cuts(tmp_path / "out"), 0
-    for _, of_question in frame.groupby("question_id"):
-        responses = [tuple(ids) for ids in of_question["token_ids"]]
-        for name, ids in zip(of_question["trajectory_id"], responses, strict=True):
+    for _, group_rows in frame.groupby("question_id"):
+        responses = [tuple(ids) for ids in group_rows["token_ids"]]
+        for name, ids in zip(group_rows["trajectory_id"], responses, strict=True):
             sharing = [sum(other[:t] == ids[:t] for other in responses) for t in range(len(ids) + 1)]
             expected = [t for t in range(1, len(ids)) if sharing[t + 1] < sharing[t]]
             assert [start for start, *_ in found[name]] == [0, *expected]
@@ -149,7 +149,7 @@ def test_branches_of_a_rollout_agree_with_a_count_of_the_prefixes(chain: Path, t
     assert several
 
 
-def test_a_question_in_two_files_from_elsewhere_has_no_branches(tmp_path: Path):
+def test_branches_reject_a_question_whose_responses_are_in_two_files(tmp_path: Path):
     group(tmp_path / "in" / "0.parquet", ("q", "q/0", "ab"), ("p", "p/0", "ab"))
     group(tmp_path / "in" / "1.parquet", ("q", "q/1", "ac"))
     with pytest.raises(
@@ -172,7 +172,7 @@ def test_branches_do_not_depend_on_the_shards(policy: Path, tmp_path: Path):
     assert files(tmp_path / "parts") == before
 
 
-def test_questions_that_nobody_told_are_told_by_their_prompts(tmp_path: Path):
+def test_without_question_ids_questions_are_identified_by_their_prompts(tmp_path: Path):
     tokens = {"token_ids": [[1, 2], [1, 3], [1, 4]], "logprobs": [[SURE, SURE]] * 3}
     source = by_pandas(tmp_path / "in.parquet", prompt_token_ids=[[7], [7], [8]], **tokens)
     cut(tmp_path / "out", source, partition="branches")
