@@ -1,4 +1,4 @@
-"""What `spo rollout` writes: whole rows, true log-probabilities, the same bytes however the work is cut."""
+"""Test `spo rollout`: its rows and log-probabilities, and equal bytes for every division into chunks and shards."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TASK = open_task("arithmetic", None, ARITHMETIC["task_arg"])
 
 
 def forward_logprobs(model: Path, row: dict, temperature: float) -> np.ndarray:
-    """Full-vocabulary log-probabilities [T, V] at every position of a response, by transformers alone."""
+    """Return full-vocabulary log-probabilities [T, V] at every position of a response, computed by transformers."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -30,7 +30,7 @@ def forward_logprobs(model: Path, row: dict, temperature: float) -> np.ndarray:
     return torch.log_softmax(logits / temperature, dim=-1).numpy()
 
 
-def test_a_row_joins_its_question_its_tokens_and_its_grade(chain: Path):
+def test_a_row_holds_its_question_tokens_and_grade(chain: Path):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(chain / "policy")
@@ -54,7 +54,7 @@ def test_a_row_joins_its_question_its_tokens_and_its_grade(chain: Path):
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0.7}, {"temperature": 1.3, "top_p": 0.5}, {"top_k": 3}, {}])
-def test_logprobs_are_those_of_a_full_forward_pass_over_the_whole_vocabulary(policy: Path, tmp_path: Path, options):
+def test_logprobs_match_a_forward_pass_over_the_whole_vocabulary(policy: Path, tmp_path: Path, options):
     sample(tmp_path / "out", policy, **options)
     temperature = options.get("temperature", 1.0)
     for row in rows(tmp_path / "out"):
@@ -62,12 +62,12 @@ def test_logprobs_are_those_of_a_full_forward_pass_over_the_whole_vocabulary(pol
         chosen = expected[np.arange(len(row["token_ids"])), row["token_ids"]]
         np.testing.assert_allclose(row["logprobs"], chosen, atol=1e-4)
         ranks = (expected > chosen[:, None] + 1e-6).sum(axis=1)
-        before = np.where(expected > chosen[:, None] + 1e-6, np.exp(expected), 0).sum(axis=1)
+        mass_above = np.where(expected > chosen[:, None] + 1e-6, np.exp(expected), 0).sum(axis=1)
         assert ranks.max() < (options.get("top_k") or 1000)
-        assert before.max() < options.get("top_p", 1.0)
+        assert mass_above.max() < options.get("top_p", 1.0)
 
 
-def test_greedy_takes_the_most_probable_token_every_time(policy: Path, tmp_path: Path):
+def test_greedy_always_takes_the_most_probable_token(policy: Path, tmp_path: Path):
     sample(tmp_path / "out", policy, temperature=0, num_generations=2)
     found = rows(tmp_path / "out")
     for first, second in zip(found[::2], found[1::2], strict=True):
@@ -77,21 +77,22 @@ def test_greedy_takes_the_most_probable_token_every_time(policy: Path, tmp_path:
         np.testing.assert_allclose(first["logprobs"], expected.max(axis=1), atol=1e-4)
 
 
-def test_a_right_answer_that_was_not_finished_earns_nothing(policy: Path, tmp_path: Path):
-    sample(tmp_path / "out", policy, num_questions=16, max_tokens=8, temperature=0.5)  # the end would be the ninth
-    cut_short = [row for row in rows(tmp_path / "out") if row["finish_reason"] == "length"]
-    assert any(row["answer"] == row["reference"] for row in cut_short)
-    assert all(row["reward"] == 0 and len(row["token_ids"]) == 8 for row in cut_short)
+def test_a_correct_answer_in_an_unfinished_response_earns_no_reward(policy: Path, tmp_path: Path):
+    # a correct response has nine tokens with its end token, so max_tokens=8 truncates it
+    sample(tmp_path / "out", policy, num_questions=16, max_tokens=8, temperature=0.5)
+    truncated = [row for row in rows(tmp_path / "out") if row["finish_reason"] == "length"]
+    assert any(row["answer"] == row["reference"] for row in truncated)
+    assert all(row["reward"] == 0 and len(row["token_ids"]) == 8 for row in truncated)
 
 
-def test_an_unfinished_response_earns_what_is_asked_for(policy: Path, tmp_path: Path):
+def test_an_unfinished_response_earns_the_unfinished_reward(policy: Path, tmp_path: Path):
     for name, options in {"chain": {}, "tree": {"tree": "2-2", "num_generations": None, "segment_tokens": 4}}.items():
         summary = sample(tmp_path / name, policy, max_tokens=8, unfinished_reward=-0.5, **options)
         leaves = [row for row in rows(tmp_path / name) if row["finish_reason"] != "segment"]
         assert {row["reward"] for row in leaves if row["finish_reason"] == "length"} == {-0.5}
         assert summary.reward is not None
-        told = footer(tmp_path / name / "part-00000-of-00001.parquet")
-        assert told["config"]["unfinished_reward"] == -0.5
+        lineage = footer(tmp_path / name / "part-00000-of-00001.parquet")
+        assert lineage["config"]["unfinished_reward"] == -0.5
 
 
 @pytest.mark.parametrize("options", [{}, {"tree": "2-2", "num_generations": None, "segment_tokens": 4}])
@@ -114,20 +115,20 @@ def test_a_stop_string_ends_a_response(policy: Path, tmp_path: Path):
     assert all(row["text"].index("=") == len(row["text"]) - 1 and row["finish_reason"] == "stop" for row in ended)
 
 
-def test_a_question_without_room_in_the_context_is_refused_before_anything_is_written(policy: Path, tmp_path: Path):
+def test_a_question_that_fills_the_context_is_an_error_before_any_output(policy: Path, tmp_path: Path):
     short = with_context(policy, tmp_path / "short", 5)
     with pytest.raises(UserError, match=r"arithmetic-train-0 is 5 tokens long and the model's context holds 5"):
         sample(tmp_path / "out", short)
     assert not (tmp_path / "out").exists()
 
 
-def test_the_context_ends_a_response(tmp_path: Path):
+def test_a_response_ends_at_the_context_length(tmp_path: Path):
     endless = make_constant(tmp_path / "model", {"a": 0.5, "b": 0.5}, 1e-30)
     sample(tmp_path / "out", with_context(endless, tmp_path / "short", 8))
     assert {(len(row["token_ids"]), row["finish_reason"]) for row in rows(tmp_path / "out")} == {(3, "length")}
 
 
-def test_a_task_without_questions_is_refused_before_anything_is_written(policy: Path, tmp_path: Path):
+def test_a_task_without_questions_is_an_error_before_any_output(policy: Path, tmp_path: Path):
     (tmp_path / "train.jsonl").write_text("")
     with pytest.raises(UserError, match="no questions"):
         sample(tmp_path / "out", policy, task="gsm8k", task_arg=(), data=str(tmp_path), num_questions=None)
@@ -136,7 +137,7 @@ def test_a_task_without_questions_is_refused_before_anything_is_written(policy: 
     assert not (tmp_path / "out").exists()
 
 
-def test_five_shards_make_the_rows_of_one(policy: Path, tmp_path: Path):
+def test_five_shards_hold_the_rows_of_one(policy: Path, tmp_path: Path):
     sample(tmp_path / "one", policy, num_questions=7)
     for shard in (3, 0, 4, 1, 2):
         sample(tmp_path / "five", policy, num_questions=7, shard=f"{shard}/5")
@@ -153,15 +154,15 @@ def test_a_shard_without_questions_is_an_empty_part(policy: Path, tmp_path: Path
     assert sample(tmp_path / "three", policy, num_questions=2, shard="0/3").up_to_date
 
 
-def test_a_slurm_array_task_is_a_shard_unless_told_otherwise(
+def test_a_slurm_array_task_is_a_shard_unless_shard_is_given(
     policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     for name, number in {"ID": 1, "COUNT": 4, "MIN": 0, "MAX": 3, "STEP": 1}.items():
         monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(number))
     sample(tmp_path / "array", policy)
-    sample(tmp_path / "told", policy, shard="0/2")
+    sample(tmp_path / "explicit", policy, shard="0/2")
     assert [path.name for path in (tmp_path / "array").glob("*.parquet")] == ["part-00001-of-00004.parquet"]
-    assert [path.name for path in (tmp_path / "told").glob("*.parquet")] == ["part-00000-of-00002.parquet"]
+    assert [path.name for path in (tmp_path / "explicit").glob("*.parquet")] == ["part-00000-of-00002.parquet"]
     assert {row["question_id"] for row in rows(tmp_path / "array")} == {"arithmetic-train-1"}
 
 
@@ -174,7 +175,7 @@ def test_batches_and_chunks_do_not_change_a_byte(policy: Path, tmp_path: Path):
         assert files(tmp_path / other) == files(tmp_path / "plain")
 
 
-def test_a_response_depends_on_seed_question_and_number_alone(policy: Path, tmp_path: Path):
+def test_a_response_depends_only_on_seed_question_and_number(policy: Path, tmp_path: Path):
     sample(tmp_path / "all", policy)
     sample(tmp_path / "later", policy, skip_questions=2, num_questions=2, num_generations=5)
     sample(tmp_path / "seeded", policy, seed=1)
@@ -192,7 +193,7 @@ def test_questions_and_responses_do_not_share_random_numbers(tmp_path: Path):
     assert len({tuple(row["token_ids"][:5]) for row in rows(tmp_path / "out")}) == 12
 
 
-def test_a_shuffled_selection_keeps_the_names_of_its_questions(policy: Path, tmp_path: Path):
+def test_a_shuffled_selection_keeps_the_ids_of_its_questions(policy: Path, tmp_path: Path):
     lines = [f'{{"question": "What is {i}?", "answer": "{i}"}}' for i in range(6)]
     (tmp_path / "train.jsonl").write_text("\n".join(lines))
     options = {"task": "gsm8k", "task_arg": (), "data": str(tmp_path), "num_questions": 3, "shuffle_seed": 5}
@@ -224,7 +225,7 @@ assert "torch" not in sys.modules
     assert files(chain / "trajectories") == before
 
 
-def test_another_configuration_is_refused_by_name_until_overwritten(policy: Path, tmp_path: Path):
+def test_a_changed_option_is_an_error_that_names_it_unless_overwrite_is_given(policy: Path, tmp_path: Path):
     sample(tmp_path / "out", policy)
     before = files(tmp_path / "out")
     with pytest.raises(FingerprintMismatch, match=r"temperature: found 1\.0, requested 0\.6"):
@@ -237,7 +238,7 @@ def test_another_configuration_is_refused_by_name_until_overwritten(policy: Path
     assert files(tmp_path / "out") == files(tmp_path / "fresh") != before
 
 
-def test_other_weights_at_the_same_place_are_another_model(policy: Path, tmp_path: Path):
+def test_other_weights_in_the_same_directory_are_another_model(policy: Path, tmp_path: Path):
     model = with_context(policy, tmp_path / "model", 300)
     sample(tmp_path / "out", model, num_questions=1)
     (tmp_path / "model" / "config.json").write_text((policy / "config.json").read_text())
@@ -245,14 +246,14 @@ def test_other_weights_at_the_same_place_are_another_model(policy: Path, tmp_pat
         sample(tmp_path / "out", model, num_questions=1)
 
 
-def test_the_footer_says_what_was_done_and_the_summary_agrees_with_the_rows(policy: Path, tmp_path: Path):
+def test_the_footer_records_config_and_counts_and_the_summary_agrees_with_the_rows(policy: Path, tmp_path: Path):
     notes = Notes()
     summary = sample(tmp_path / "out", policy, notes, temperature=0.9, chunk_questions=2)
-    found, told = rows(tmp_path / "out"), footer(tmp_path / "out" / "part-00000-of-00001.parquet")
-    assert told["config"]["temperature"] == 0.9
-    assert told["counts"]["sampled"] == sum(len(row["token_ids"]) for row in found) == summary.tokens_sampled
+    found, lineage = rows(tmp_path / "out"), footer(tmp_path / "out" / "part-00000-of-00001.parquet")
+    assert lineage["config"]["temperature"] == 0.9
+    assert lineage["counts"]["sampled"] == sum(len(row["token_ids"]) for row in found) == summary.tokens_sampled
     rewards = np.array([row["reward"] for row in found])
-    assert summary.reward == told["summary"]["reward"] == pytest.approx(rewards.mean())
+    assert summary.reward == lineage["summary"]["reward"] == pytest.approx(rewards.mean())
     equal = np.ptp(rewards.reshape(4, 3), axis=1) == 0
     assert summary.figures["frac_reward_zero_std"] == pytest.approx(equal.mean())
     assert summary.figures["completions/mean_length"] == pytest.approx(np.mean([len(row["logprobs"]) for row in found]))
