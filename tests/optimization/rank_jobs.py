@@ -25,7 +25,7 @@ PATHS = ("out", "deepspeed_config")
 
 
 class RecordedProgress(Silent):
-    """Keep all notes; kill the process with SIGKILL after a number of steps, if one is given."""
+    """Record all notes; if `steps` is given, kill the process with SIGKILL in the step after that many."""
 
     def __init__(self, steps: int | None) -> None:
         self.notes: list[str] = []
@@ -42,6 +42,7 @@ class RecordedProgress(Silent):
 
 
 def run_job(job: dict[str, Any], rank: int) -> dict[str, Any]:
+    """Run one call on this rank, with the failure that the job provokes; return its outcome or its error."""
     given: dict[str, Any] = dict(job["options"])
     given |= {name: tuple(map(Path, given[name])) for name in TUPLES if name in given}
     given |= {name: Path(given[name]) for name in PATHS if name in given}
