@@ -28,6 +28,7 @@ class TrainingFolder:
     folder: Path
 
     def options(self, name: str, **changes: Any) -> dict[str, Any]:
+        """Return the options of the call that writes `name`, with changes."""
         given: dict[str, Any] = {
             "advantages": [str(self.folder / "chain" / "advantages")],
             "out": str(self.folder / name),
@@ -43,11 +44,12 @@ class TrainingFolder:
         return given | changes
 
     def job(self, name: str, *, failure: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+        """Return a call for `rank_jobs`, and the failure that it provokes, if any."""
         return {"name": name, "options": self.options(name, **changes), **(failure or {})}
 
     @property
     def adapter(self) -> dict[str, Any]:
-        """Options of an adapter whose base is the reference: the base is scored with the adapter switched off."""
+        """Options of an adapter whose base is the reference, which is scored with the adapter disabled."""
         return {"lora_r": 4, "reference_model": str(self.folder / "policy")}
 
     @property
@@ -74,6 +76,7 @@ class TrainingFolder:
         return torchrun(ranks, "-m", "tests.optimization.rank_jobs", str(self.folder))
 
     def outcome(self, name: str, rank: int) -> dict[str, Any]:
+        """Return the outcome of a call on one rank, as `rank_jobs` wrote it."""
         return json.loads((self.folder / f"{name}.{rank}.json").read_text())
 
     def run_in_process(self, name: str, **changes: Any) -> None:
@@ -91,12 +94,13 @@ def free_port() -> int:
 
 
 def torchrun(ranks: int, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command on local ranks with torchrun."""
     launcher = ("-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={ranks}")
     return launched(sys.executable, *launcher, *command)
 
 
 def launched(*command: str, **changes: str) -> subprocess.CompletedProcess[str]:
-    """Run a launcher without compilation, on the CPU."""
+    """Run a launcher on the CPU, without compilation; `changes` are environment variables."""
     environment = {"TORCHDYNAMO_DISABLE": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         command,
@@ -109,31 +113,36 @@ def launched(*command: str, **changes: str) -> subprocess.CompletedProcess[str]:
 
 
 def metrics(directory: Path) -> list[dict[str, float]]:
+    """Return the metrics of every step."""
     return [json.loads(line) for line in (directory / METRICS_FILE).read_text().splitlines()]
 
 
 def curve(directory: Path) -> list[list[float]]:
+    """Return the metrics named in `CURVE`, one list per step."""
     return [[line.get(name, 0.0) for name in CURVE] for line in metrics(directory)]
 
 
 def weights(directory: Path) -> dict[str, torch.Tensor]:
+    """Return all tensors of a checkpoint: weights, adapter and optimizer state."""
     names = ("model", "adapter_model", "optimizer")
     files = [directory / f"{name}.safetensors" for name in names]
     return {name: value for file in files if file.exists() for name, value in load_file(file).items()}
 
 
 def agree(one: Path, other: Path, tolerance: float = 1e-5) -> bool:
-    """Return whether loss curve, weights and optimizer state are equal up to rounding."""
+    """Return whether metrics, weights and optimizer state are equal up to rounding."""
     first, second = weights(one), weights(other)
-    near = all(torch.allclose(first[name], second[name], rtol=tolerance, atol=tolerance) for name in first)
-    lines = torch.allclose(torch.tensor(curve(one)), torch.tensor(curve(other)), rtol=1e-4, atol=1e-5)
-    return first.keys() == second.keys() and near and lines
+    tensors_agree = all(torch.allclose(first[name], second[name], rtol=tolerance, atol=tolerance) for name in first)
+    curves_agree = torch.allclose(torch.tensor(curve(one)), torch.tensor(curve(other)), rtol=1e-4, atol=1e-5)
+    return first.keys() == second.keys() and tensors_agree and curves_agree
 
 
 def skipped(directory: Path, reason: str = "ratio") -> list[float | None]:
+    """Return `skipped/REASON` of every step: 1 for a skipped step, None for others."""
     return [line.get(f"skipped/{reason}") for line in metrics(directory)]
 
 
 def equal(one: Path, other: Path) -> bool:
+    """Return whether weights and optimizer state are exactly equal."""
     first, second = weights(one), weights(other)
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
