@@ -97,10 +97,10 @@ def test_the_commands_of_the_jobs_match_the_stages_of_spo_run(path: Path):
         steps += [plan.evaluations[number]] if number in plan.evaluations else []
     assert len(jobs) == len(steps)
     for job, config in [*zip(jobs, steps, strict=True)][:12]:
-        of_job = vars(parse(job.config))
-        differ = {name for name, value in vars(config).items() if of_job[name] != value}
+        job_options = vars(parse(job.config))
+        differ = {name for name, value in vars(config).items() if job_options[name] != value}
         assert differ <= {"shard", "num_shards", "shards_per_task"}
-        assert (of_job["num_shards"] == job.work.num_shards) if job.work.is_array else not differ
+        assert (job_options["num_shards"] == job.work.num_shards) if job.work.is_array else not differ
 
 
 def test_values_that_look_like_flags_survive_the_command_line():
@@ -290,10 +290,10 @@ def test_finished_artefacts_of_another_split_are_kept_and_unfinished_ones_are_re
     with pytest.raises(UserError, match=r"trajectories .*another split \(of 2;.*num_shards = 2 in \[slurm.rollout\]"):
         write(iterations=1, only_missing=True)
     (here / "runs/try/000/trajectories/part-00000-of-00002.parquet").unlink()
-    begun = here / "runs/try/000/trajectories/.part-00000-of-00002"
-    begun.mkdir()
+    unfinished = here / "runs/try/000/trajectories/.part-00000-of-00002"
+    unfinished.mkdir()
     assert "000-rollout" in dependencies(write(iterations=1, only_missing=True)), "no chunk was committed"
-    (begun / "chunk-00000.parquet").touch()
+    (unfinished / "chunk-00000.parquet").touch()
     with pytest.raises(UserError, match=r"trajectories holds parts of another split \(of 2;"):
         write(iterations=1, only_missing=True)
 
