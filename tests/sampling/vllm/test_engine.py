@@ -37,9 +37,9 @@ def nested_requests() -> list[Request]:
     return [request(prefix, 4, 40, name) for name, prefix in enumerate(prefixes)]
 
 
-def fraction_equal(ours: Sequence[Sequence[Sample]], theirs: Sequence[Sequence[Sample]]) -> float:
+def fraction_equal(from_vllm: Sequence[Sequence[Sample]], from_embedded: Sequence[Sequence[Sample]]) -> float:
     """Return the fraction of samples with equal tokens and finish reason."""
-    pairs = [pair for samples in zip(ours, theirs, strict=True) for pair in zip(*samples, strict=True)]
+    pairs = [pair for samples in zip(from_vllm, from_embedded, strict=True) for pair in zip(*samples, strict=True)]
     return float(
         np.mean([a.token_ids.tolist() == b.token_ids.tolist() and a.finish_reason == b.finish_reason for a, b in pairs])
     )
@@ -57,15 +57,15 @@ def fraction_equal(ours: Sequence[Sequence[Sample]], theirs: Sequence[Sequence[S
 )
 def test_the_same_keys_draw_the_same_samples(engines, params: SamplingParams) -> None:
     """A few samples may differ: rounding, which depends on the machine, can decide between two tokens."""
-    ours, _ = engines[0].sample(nested_requests(), params)
-    theirs, _ = engines[1].sample(nested_requests(), params)
-    assert fraction_equal(ours, theirs) > 0.9
+    from_vllm, _ = engines[0].sample(nested_requests(), params)
+    from_embedded, _ = engines[1].sample(nested_requests(), params)
+    assert fraction_equal(from_vllm, from_embedded) > 0.9
 
 
 def test_greedy_outputs_are_equal(engines) -> None:
-    ours, _ = engines[0].sample(nested_requests(), SamplingParams(temperature=0))
-    theirs, _ = engines[1].sample(nested_requests(), SamplingParams(temperature=0))
-    assert fraction_equal(ours, theirs) == 1
+    from_vllm, _ = engines[0].sample(nested_requests(), SamplingParams(temperature=0))
+    from_embedded, _ = engines[1].sample(nested_requests(), SamplingParams(temperature=0))
+    assert fraction_equal(from_vllm, from_embedded) == 1
 
 
 @pytest.mark.parametrize(
@@ -109,12 +109,12 @@ def test_a_stop_string_may_begin_in_the_response_so_far(engines) -> None:
     (free,), _ = engines[0].sample(requests, SamplingParams(temperature=1.5))
     first = next(int(s.token_ids[0]) for s in free if s.token_ids[0] < 128)
     params = SamplingParams(temperature=1.5, stop=("#" + chr(first),))
-    (ours,), _ = engines[0].sample(requests, params)
-    theirs, _ = engines[1].sample(requests, params)
-    ended = [sample for sample in ours if sample.token_ids[0] == first]
+    (from_vllm,), _ = engines[0].sample(requests, params)
+    from_embedded, _ = engines[1].sample(requests, params)
+    ended = [sample for sample in from_vllm if sample.token_ids[0] == first]
     assert ended
     assert all(len(s.token_ids) == 1 == len(s.logprobs) and s.finish_reason == "stop" for s in ended)
-    assert fraction_equal([ours], theirs) > 0.9
+    assert fraction_equal([from_vllm], from_embedded) > 0.9
 
 
 def with_empty_cache(vllm: Vllm) -> VllmSampler:
@@ -147,8 +147,8 @@ def test_prefix_trees_of_any_shape_draw_the_samples_of_the_embedded_engine(engin
         prefixes.append(np.concatenate([start[: data.draw(st.integers(0, len(start)))], more]))
     requests = [request(prefix, data.draw(st.integers(1, 4)), 8, i) for i, prefix in enumerate(prefixes)]
     greedy = SamplingParams(temperature=0)
-    ours, usage = engines[0].sample(requests, greedy)
-    assert fraction_equal(ours, engines[1].sample(requests, greedy)[0]) == 1
+    from_vllm, usage = engines[0].sample(requests, greedy)
+    assert fraction_equal(from_vllm, engines[1].sample(requests, greedy)[0]) == 1
     assert usage.prefilled <= usage.distinct_prefix_tokens + len(requests)
 
 
@@ -175,9 +175,9 @@ def test_another_models_weights_are_loaded_in_place(vllm: Vllm) -> None:
         pool.free_memory()
         again = pool.open("vllm", vllm.policy)
         assert again is sampler
-        ours, _ = again.sample(requests, SamplingParams())
-    theirs, _ = TransformersSampler.open(vllm.policy, dtype="float32").sample(requests, SamplingParams())
-    assert fraction_equal(ours, theirs) > 0.9
+        from_vllm, _ = again.sample(requests, SamplingParams())
+    from_embedded, _ = TransformersSampler.open(vllm.policy, dtype="float32").sample(requests, SamplingParams())
+    assert fraction_equal(from_vllm, from_embedded) > 0.9
 
 
 def test_a_model_of_another_shape_is_not_loaded_in_place(vllm: Vllm, tmp_path: Path) -> None:

@@ -31,9 +31,9 @@ def test_vllm_and_the_embedded_engine_sample_alike_from_an_adapter(vllm: Vllm, t
     )
     with SamplerPool() as pool:
         base, _ = pool.open("vllm", vllm.random).sample(requests, params)
-        ours, _ = pool.open("vllm", tmp_path / "adapter").sample(requests, params)
-    theirs, _ = TransformersSampler.open(tmp_path / "adapter", dtype="float32").sample(requests, params)
-    for (merged,), (expected,), (unadapted,) in zip(ours, theirs, base, strict=True):
+        from_vllm, _ = pool.open("vllm", tmp_path / "adapter").sample(requests, params)
+    from_embedded, _ = TransformersSampler.open(tmp_path / "adapter", dtype="float32").sample(requests, params)
+    for (merged,), (expected,), (unadapted,) in zip(from_vllm, from_embedded, base, strict=True):
         assert merged.token_ids.tolist() == expected.token_ids.tolist()
         np.testing.assert_allclose(merged.logprobs, expected.logprobs, rtol=0, atol=1e-3)
         assert merged.token_ids.tolist() != unadapted.token_ids.tolist()

@@ -20,9 +20,9 @@ from tests.sampling.vllm.conftest import Vllm
 pytestmark = pytest.mark.xdist_group("vllm")
 
 
-def fraction_equal(ours: Path, theirs: Path) -> float:
+def fraction_equal(from_vllm: Path, from_embedded: Path) -> float:
     """Return the fraction of rows of two artefacts with equal tokens and rewards."""
-    pairs = list(zip(rows(ours), rows(theirs), strict=True))
+    pairs = list(zip(rows(from_vllm), rows(from_embedded), strict=True))
     return float(np.mean([a["token_ids"] == b["token_ids"] and a["reward"] == b["reward"] for a, b in pairs]))
 
 
@@ -37,14 +37,14 @@ def test_a_chain_of_stages(vllm: Vllm, tmp_path: Path) -> None:
         assert summary.tokens_sampled > 0
         assert summary.tokens_prefilled > 0
     assert fraction_equal(outputs["vllm"] / "trajectories", outputs["transformers"] / "trajectories") > 0.9
-    ours, theirs = (
+    from_vllm, from_embedded = (
         {(row["trajectory_id"], row["segment_index"]): row["rewards"] for row in rows(outputs[engine] / "advantages")}
         for engine in ("vllm", "transformers")
     )
-    both = ours.keys() & theirs.keys()
-    assert len(both) > 0.9 * len(theirs)
-    assert np.mean([ours[name] == theirs[name] for name in both]) > 0.9
-    assert any(reward for rewards in ours.values() for reward in rewards)
+    both = from_vllm.keys() & from_embedded.keys()
+    assert len(both) > 0.9 * len(from_embedded)
+    assert np.mean([from_vllm[name] == from_embedded[name] for name in both]) > 0.9
+    assert any(reward for rewards in from_vllm.values() for reward in rewards)
 
 
 def test_the_lineage_records_the_engine(vllm: Vllm, tmp_path: Path) -> None:

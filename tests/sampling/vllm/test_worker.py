@@ -45,7 +45,7 @@ def keyed():
 
 
 def expected(logits: torch.Tensor, keys: list[int], positions: list[int]) -> torch.Tensor:
-    """Return logits of −∞, except that of the drawn token, which is its log-probability."""
+    """Return logits that are −∞, except for the drawn token, whose logit is its log-probability."""
     tokens, logprobs = draw_tokens(logits, torch.from_numpy(uniforms(keys, positions))[:, None], PARAMS)
     return torch.full_like(logits, -torch.inf).scatter_(1, tokens, logprobs)
 
@@ -79,7 +79,10 @@ def test_requests_are_followed_from_row_to_row(keyed) -> None:
 
 
 def test_a_stem_draws_the_first_token_of_each_of_its_samples(keyed) -> None:
-    """The first tokens can be fetched once. The stem's row draws that of its first sample; without samples, any."""
+    """The first tokens can be fetched once.
+
+    The row of a stem draws the first token of its first sample; without samples, it draws any token.
+    """
     from vllm import SamplingParams as VllmParams  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
     from vllm.v1.sample.logits_processor import BatchUpdate  # pyright: ignore[reportMissingImports]
 
@@ -100,8 +103,8 @@ def test_a_stem_draws_the_first_token_of_each_of_its_samples(keyed) -> None:
     worker = Worker()
     ((tokens, logprobs), (one_token, _)) = worker.first_tokens(["many", "one"])
     numbers = torch.from_numpy(uniforms([20, 21, 22, 23], [0] * 4))[None]
-    their_tokens, their_logprobs = draw_tokens(logits[3:4], numbers, PARAMS)
-    assert (tokens, logprobs) == (their_tokens[0].tolist(), their_logprobs[0].tolist())
+    expected_tokens, expected_logprobs = draw_tokens(logits[3:4], numbers, PARAMS)
+    assert (tokens, logprobs) == (expected_tokens[0].tolist(), expected_logprobs[0].tolist())
     assert len(one_token) == 1
     assert worker.first_tokens(["many", "one", "none"]) == []
 
