@@ -159,7 +159,7 @@ def test_a_run_produces_the_same_files_as_its_stages_run_one_by_one(
 
 @pytest.mark.slow
 def test_a_run_killed_at_random_moments_produces_the_same_artefacts(recipe: Path, spo: Commands, tmp_path: Path):
-    recipe.write_text(RECIPE + '\n[sft]\npreset = "tiny"\nsteps = 6\nsave_every = 2\nper_device_batch_size = 8\n')
+    recipe.write_text(RECIPE + '\n[sft]\npreset = "tiny"\nsteps = 6\nsave_steps = 2\nper_device_batch_size = 8\n')
 
     def command(out: str) -> list[str | Path]:
         options = ("--rollout.chunk-questions", "1", "--estimate.chunk-trajectories", "1", "--train.save-steps", "1")
@@ -299,7 +299,7 @@ def test_a_warm_start_is_the_policy_of_the_first_iteration_and_the_reference_of_
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ((), r"a run starts from \[run\] model, or from a warm start \[sft\]"),
+        ((), r"expected \[run\] model, or a table \[sft\] for a warm start"),
         (("run.model=m", "rollout.model=n"), r"\[rollout\] must not set model: `spo run` decides it"),
         (("run.model=m", "estimate.cutpoints=n"), r"\[estimate\] must not set cutpoints"),
         (("run.model=m", "train.out=n"), r"\[train\] must not set out"),

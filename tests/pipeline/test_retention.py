@@ -207,7 +207,7 @@ def test_keep_every_without_keep_checkpoints_is_rejected(recipe: Path, policy: P
 def test_spo_show_reports_what_was_pruned(model: Path, spo: Commands):
     prune(model, weights=True)
     shown = json.loads(spo.finish("show", model, "--json").stdout)
-    assert shown["statistics"]["pruned_to_make_room"] == "weights and the optimiser's state"
+    assert shown["statistics"]["pruned_to_make_room"] == "weights and the optimizer state"
     assert "weights pruned" in spo.finish("show", model.parent).stdout
 
 

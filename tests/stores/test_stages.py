@@ -314,7 +314,7 @@ def test_spo_run_writes_into_a_store(runs: Runs, tmp_path: Path, capsys: pytest.
         (["show", "s3://spo-runs/nothing"], 2, "s3://spo-runs/nothing does not exist"),
         (["show", "s3://no-such-bucket/x"], 2, "s3://no-such-bucket/x does not exist"),
         (["rollout", *SAMPLE, "--model", "s3://spo-runs/run", "--out", "x"], 2, "no model directory s3://spo-runs/run"),
-        (["status", "s3://spo-runs/run"], 2, "expected a run on this machine"),
+        (["status", "s3://spo-runs/run"], 2, "expected a local run"),
     ],
 )
 def test_a_wrong_path_is_an_error_with_its_exit_code(
