@@ -18,14 +18,16 @@ import io
 import mmap
 import os
 import posixpath
+import signal
 import stat
-from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path, PosixPath
-from typing import IO, TYPE_CHECKING, Any, BinaryIO
+from threading import Thread
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from stages.core.errors import StoreUnreachable, UserError
 
@@ -40,6 +42,9 @@ _FILESYSTEM_OPTIONS = {"s3:": "allow_delayed_open=true", "gs:": "retry_limit_sec
 GCS: give up on a store that does not respond after a minute; the default is 15 minutes."""
 _STORE_FAILURES = ("AWS Error", "google::cloud", "Couldn't resolve host", "curlCode")
 """Substrings of pyarrow's messages for failures of the store (as opposed to a missing or corrupt file)."""
+_SIGNAL_CHECK_SECONDS = 0.5
+"""Longest wait before a signal that another thread received is handled."""
+T = TypeVar("T")
 _DOWNLOAD_BYTES = 1 << 24
 """Bytes that a download holds in memory at a time."""
 
@@ -214,10 +219,8 @@ class StorePath(PosixPath):
 
     def write_bytes(self, data: Any) -> int:
         """Write a whole object atomically, replacing an existing one."""
-        # Python runs signal handlers in the main thread only. In another thread, an exception raised by a handler
-        # cannot interrupt the upload and close the stream early.
-        with store_errors(self), ThreadPoolExecutor(max_workers=1) as thread:
-            return thread.submit(_put, self.filesystem, self.key, data).result()
+        with store_errors(self):
+            return _call_in_thread(_put, self.filesystem, self.key, data)
 
     def write_text(self, data: str, encoding: str | None = None, *_: Any, **__: Any) -> int:
         return self.write_bytes(data.encode(encoding or "utf-8"))
@@ -283,6 +286,36 @@ def _reason(error: OSError) -> str:
     """Return pyarrow's message on one line, without the id of the request."""
     text = " ".join(str(error).split())
     return text.partition(" (Request ID")[0].removesuffix(".")
+
+
+def _call_in_thread(function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function in another thread and wait until it ends, also when a signal handler raises in this thread.
+
+    Python runs signal handlers in the main thread only. In another thread, an exception raised by a handler cannot
+    interrupt an upload and close its stream early.
+    """
+    outcome: Future[T] = Future()
+
+    def call() -> None:
+        try:
+            outcome.set_result(function(*arguments))
+        except BaseException as error:  # passed on to the caller
+            outcome.set_exception(error)
+
+    thread = Thread(target=call)
+    # The thread starts with all signals blocked, so that they reach the main thread, which waits for it interruptibly.
+    unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        thread.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+        while not outcome.done():
+            wait((outcome,), _SIGNAL_CHECK_SECONDS)
+        return outcome.result()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+        if thread.ident is not None:  # `join` alone would not do: interrupted once, it takes the thread for ended
+            wait((outcome,))
+            thread.join()
 
 
 def _put(filesystem: FileSystem, key: str, data: Any) -> int:
