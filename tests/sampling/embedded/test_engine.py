@@ -38,7 +38,7 @@ def test_logprobs_match_a_plain_forward_pass(kind: Kind) -> None:
     for one, samples in zip(requests, results, strict=True):
         for sample in samples:
             expected = plain_logprobs(model, one.prefix, sample, temperature=0.7)
-            np.testing.assert_allclose(sample.logprobs, expected, atol=1e-5)
+            np.testing.assert_allclose(sample.logprobs, expected, rtol=1e-5, atol=1e-5)
     assert usage.sampled == sum(len(sample.token_ids) for samples in results for sample in samples)
 
 
