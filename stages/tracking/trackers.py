@@ -88,7 +88,7 @@ class WeightsAndBiases:
     """A run at Weights & Biases. The number of an entry is its W&B step, so that no entry is recorded twice.
 
     Online, the server reports the step at which the run continues. Offline, the process writes all entries again, and
-    its directory replaces that of the previous process, so that `wandb sync` uploads the complete run.
+    its directory replaces the directory of the previous process, so that `wandb sync` uploads the complete run.
     """
 
     def __init__(self, run: RunInfo, entries: Iterable[Entry]) -> None:
