@@ -206,12 +206,12 @@ def test_families_that_cannot_read_trees_are_rejected_with_the_option_to_pass() 
 def refuses_masked_bfloat16() -> str:
     """Return the error of torch's own attention in bfloat16 with a mask; empty where it runs.
 
-    On a processor with AVX-512, torch raises while ATEN_CPU_CAPABILITY limits it to AVX2: its kernel selects the packing by
-    the processor and was compiled for the limit.
+    On a processor with AVX-512, torch raises while ATEN_CPU_CAPABILITY limits it to AVX2: its kernel selects the
+    packing by the processor and was compiled for the limit.
     """
-    query = torch.ones(1, 1, 64, 16, dtype=torch.bfloat16)
+    query, mask = torch.ones(1, 1, 64, 16, dtype=torch.bfloat16), torch.ones(1, 1, 64, 64, dtype=torch.bool)
     try:
-        torch.nn.functional.scaled_dot_product_attention(query, query, query, torch.ones(1, 1, 64, 64, dtype=torch.bool))
+        torch.nn.functional.scaled_dot_product_attention(query, query, query, mask)
     except RuntimeError as error:
         return str(error).partition("\n")[0]
     return ""
