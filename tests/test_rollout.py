@@ -11,7 +11,8 @@ import pytest
 
 from stages.core.errors import FingerprintMismatch, UserError
 from stages.shards.schemas import TRAJECTORIES
-from stages.tasks import Verdict, open_task
+from stages.tasks import open_task
+from stages.tasks.verdicts import Place, Reason, Verdict
 from tests.chains import ARITHMETIC, footer, make_constant, rows, sample, with_context
 from tests.shards.samples import Notes, files
 
@@ -98,7 +99,7 @@ def test_an_unfinished_response_earns_the_unfinished_reward(policy: Path, tmp_pa
 @pytest.mark.parametrize("options", [{}, {"tree": "2-2", "num_generations": None, "segment_tokens": 4}])
 def test_a_response_that_cannot_be_graded_earns_0_and_is_counted(policy: Path, tmp_path: Path, options, monkeypatch):
     sample(tmp_path / "graded", policy, temperature=0.8, **options)
-    monkeypatch.setattr(type(TASK), "verify", lambda *_: Verdict(None, None))
+    monkeypatch.setattr(type(TASK), "verify", lambda *_: Verdict(None, None, Reason.UNGRADABLE, Place.NOWHERE))
     summary = sample(tmp_path / "lost", policy, temperature=0.8, **options)
     ended = [row for row in rows(tmp_path / "graded") if row["finish_reason"] == "stop"]
     assert summary.notes == (f"{len(ended)} responses could not be graded and count as wrong",)

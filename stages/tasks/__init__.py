@@ -21,6 +21,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from stages.core.config import field_types
 from stages.core.errors import UserError
+from stages.tasks.verdicts import Verdict
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -68,21 +69,6 @@ class Question:
     solution: str | None
     metadata: Mapping[str, str] = field(default_factory=dict)
     history: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The result of grading one response.
-
-    Attributes:
-      answer: the answer found in the response, in canonical form (equal answers are equal strings); None if there is
-        none.
-      reward: 1 for a right answer, 0 for a wrong one (a reward function returns any number); None if the response is
-        ungradable, because grading exceeded its limits.
-    """
-
-    answer: str | None
-    reward: float | None
 
 
 class Task(Protocol):

@@ -28,9 +28,10 @@ from random import Random
 from stages.core.config import option, validate
 from stages.core.storage import digest
 from stages.maths.randomness import random_key
-from stages.tasks import Question, Split, Verdict, read_options
+from stages.tasks import Question, Split, read_options
 from stages.tasks.generated import GeneratedQuestions, reject_data, split_of_content
 from stages.tasks.templates import TEMPLATES
+from stages.tasks.verdicts import Place, Verdict, judge, no_answer
 
 _OPERANDS = {"+": tuple(range(10)), "-": tuple(range(10)), "*": (3, 7, 9)}
 _FACTS = tuple((value, sign, b) for value in range(10) for sign, operands in _OPERANDS.items() for b in operands)
@@ -79,8 +80,8 @@ class Arithmetic:
         """Grade a response; its answer is the single digit after the last `#`, at the very end."""
         _, mark, answer = response.rpartition("#")
         if not mark or len(answer) != 1 or answer not in "0123456789":
-            return Verdict(None, 0.0)
-        return Verdict(answer, float(answer == reference))
+            return no_answer()
+        return judge(answer, answer == reference, Place.MARK, answer)
 
     def question(self, split: Split, index: int) -> Question:
         """Return question `index` of a split, drawn again until its content belongs to the split."""

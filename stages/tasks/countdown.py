@@ -16,8 +16,8 @@ from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
 
-from stages.tasks import Verdict
 from stages.tasks.boxes import last_box
+from stages.tasks.verdicts import Place, Reason, Step, Verdict, judge, no_answer
 
 _MAX_CHARACTERS = 500
 _MAX_NESTING = 50
@@ -47,14 +47,15 @@ def verify_countdown(response: str, numbers: Sequence[int], target: int = 24) ->
     """
     box = last_box(response)
     if not box:
-        return Verdict(None, 0.0)
+        return no_answer()
     text = _without_target(_normalize(box), target)
     try:
         value, used = _Evaluator(text).evaluate()
     except _InvalidExpressionError:
-        return Verdict("".join(text[:_MAX_CHARACTERS].split()), 0.0)
+        return Verdict("".join(text[:_MAX_CHARACTERS].split()), 0.0, Reason.INVALID, Place.BOX, box)
     is_right = value == target and Counter(used) == Counter(numbers)
-    return Verdict("".join(text.split()), float(is_right))
+    steps = (Step("evaluate", str(value)), Step("collect the numbers", " ".join(map(str, used))))
+    return judge("".join(text.split()), is_right, Place.BOX, box, *steps)
 
 
 def _normalize(text: str) -> str:

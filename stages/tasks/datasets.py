@@ -22,12 +22,13 @@ from dataclasses import asdict, dataclass, field
 from stages.core import storage
 from stages.core.config import option
 from stages.core.errors import UserError
-from stages.tasks import Question, Split, Verdict, read_options
+from stages.tasks import Question, Split, read_options
 from stages.tasks.columns import ROLES, ColumnMapping
 from stages.tasks.data import DataSplits, open_data
 from stages.tasks.graders import GRADERS, Grader
 from stages.tasks.rewards import load_reward
 from stages.tasks.templates import TEMPLATES
+from stages.tasks.verdicts import Verdict
 
 
 @dataclass(frozen=True)

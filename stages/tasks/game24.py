@@ -19,11 +19,12 @@ from itertools import combinations, combinations_with_replacement
 
 from stages.core import storage
 from stages.core.errors import UserError
-from stages.tasks import Question, Split, Verdict
+from stages.tasks import Question, Split
 from stages.tasks.countdown import verify_countdown
 from stages.tasks.data import DataSplits, open_data
 from stages.tasks.generated import GeneratedQuestions, split_of_content
 from stages.tasks.templates import TEMPLATES
+from stages.tasks.verdicts import Verdict
 
 TARGET = 24
 _LARGEST_NUMBER = 13

@@ -6,9 +6,10 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from stages.tasks import Verdict, maths_grader
+from stages.tasks import maths_grader
 from stages.tasks.boxes import after_thinking, last_box
 from stages.tasks.numbers import read_last_number, read_leading_number
+from stages.tasks.verdicts import Place, Verdict, judge, no_answer
 
 ANSWER_MARK = "####"
 """GSM8K's solutions end with this mark and the answer."""
@@ -51,18 +52,21 @@ def _verify_number(response: str, reference: str) -> Verdict:
     _, mark, tail = response.rpartition(ANSWER_MARK)
     box = last_box(tail)
     if box is not None:
-        answer = read_last_number(box)
+        place, answer = Place.BOX, read_last_number(box)
     elif mark:
-        answer = read_leading_number(tail)
+        place, answer = Place.MARK, read_leading_number(tail)
     else:
-        answer = read_last_number(tail)
-    return Verdict(answer, float(answer is not None and answer == read_leading_number(reference)))
+        place, answer = Place.LAST_NUMBER, read_last_number(tail)
+    if answer is None:
+        return no_answer()
+    return judge(answer, answer == read_leading_number(reference), place, answer)
 
 
 def _verify_exact(response: str, reference: str) -> Verdict:
     box = last_box(response)
+    place = Place.WHOLE_TEXT if box is None else Place.BOX
     answer = (after_thinking(response) if box is None else box).strip()
-    return Verdict(answer or None, float(answer == reference))
+    return judge(answer, answer == reference, place, answer) if answer else no_answer()
 
 
 def _split_at_mark(text: str) -> tuple[str, str | None]:

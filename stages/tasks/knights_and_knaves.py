@@ -26,10 +26,11 @@ from random import Random
 from stages.core.config import option, validate
 from stages.core.storage import digest
 from stages.maths.randomness import random_key
-from stages.tasks import Question, Split, Verdict, read_options
+from stages.tasks import Question, Split, read_options
 from stages.tasks.boxes import after_thinking, last_box
 from stages.tasks.generated import GeneratedQuestions, reject_data, split_of_content
 from stages.tasks.templates import TEMPLATES
+from stages.tasks.verdicts import Place, Reason, Step, Verdict, judge, no_answer
 
 _NAMES = ("Ava", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hana", "Ivo", "June", "Kai", "Lena")
 _SIZES: dict[Split, int] = {"train": 1_000_000_000, "validation": 10_000, "test": 10_000}
@@ -112,15 +113,18 @@ class KnightsAndKnaves:
 
         The claims must give each person one role and equal the reference, which is the only solution of the puzzle.
         """
-        stated = last_box(response)
-        if stated is None:
+        place, stated = Place.BOX, last_box(response)
+        if not stated:
             _, mark, tail = after_thinking(response).rpartition("Answer:")
-            stated = tail if mark else ""
-        expected = _read_roles(reference)
-        claims = _read_roles(stated[:_MAX_ANSWER_CHARACTERS])
+            if not mark:
+                return no_answer()
+            place, stated = Place.ANNOUNCED, tail
+        stated = stated[:_MAX_ANSWER_CHARACTERS]
+        expected, claims = _read_roles(reference), _read_roles(stated)
         if claims is None or expected is None or claims.keys() != expected.keys():
-            return Verdict(None, 0.0)
-        return Verdict(_format_roles({name: claims[name] for name in expected}), float(claims == expected))
+            return Verdict(None, 0.0, Reason.INVALID, place, stated)
+        answer = _format_roles({name: claims[name] for name in expected})
+        return judge(answer, claims == expected, place, stated, Step("read the claims", answer))
 
 
 def make_task(name: str, data: str | None, options: Mapping[str, str]) -> KnightsAndKnaves:

@@ -1,6 +1,6 @@
 r"""Verdicts on mathematical answers: the last box of a response compared with a reference, by math-verify in a sandbox.
 
-    verify_all([r"so it is \boxed{\frac12}."], ["0.5"])     # [Verdict(answer="0.5", reward=1.0)]
+    verify_all([r"so it is \boxed{\frac12}."], ["0.5"])     # [Verdict(answer="0.5", reward=1.0, …)]
 
 Grading goes from cheap to expensive: find the answer (`maths_answers`), normalize it (`maths_normalization`), compare
 it without algebra (`maths_shortcuts`, `maths_values`), and only then by algebra (`maths_algebra`) in processes with
@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from stages.tasks import Verdict
 from stages.tasks.maths_answers import (
     MAX_ANSWER_CHARACTERS,
     canonical_form,
@@ -27,6 +26,7 @@ from stages.tasks.maths_answers import (
 from stages.tasks.maths_normalization import align, is_list, normalize
 from stages.tasks.maths_shortcuts import compare_cheaply
 from stages.tasks.sandbox import SandboxedFunction
+from stages.tasks.verdicts import Place, Reason, Step, Verdict, judge, no_answer
 
 _MAX_ANNOUNCED_CHARACTERS = 200
 """The end of a text that is longer than this is no bare answer after "answer is"."""
@@ -85,28 +85,32 @@ def _verify_cheaply(response: str, reference: str) -> Verdict | _Comparison:
     expected = read_reference(reference)
     box, ending = find_answer(response, is_list(expected))
     if box is None and not ending.strip():
-        return Verdict(None, 0.0)
+        return no_answer()
     if box is not None:
         candidate = box
     else:
         candidate = strip_announcement(ending) if len(ending) <= _MAX_ANNOUNCED_CHARACTERS else ""
     answer, gold = align(normalize(candidate), expected)
     is_right = compare_cheaply(answer, gold)
+    place, stated = (Place.NOWHERE, ending) if box is None else (Place.BOX, box[:MAX_ANSWER_CHARACTERS])
+    steps = (Step("normalize the answer", answer), Step("normalize the reference", gold))
     if is_right:
-        return Verdict(canonical_form(expected), 1.0)
+        return judge(canonical_form(expected), True, place, stated, *steps)
     if box is None:  # the ending is a text: the answer may be anywhere in it
         return _Comparison(ending, gold, False)
     if is_right is None:
         return _Comparison(answer, gold, True)
-    return Verdict(canonical_form(box[:MAX_ANSWER_CHARACTERS]) or None, 0.0)
+    return judge(canonical_form(stated) or None, False, place, stated, *steps)
 
 
 def _verdict(comparison: _Comparison, result: tuple[bool, str | None] | None) -> Verdict:
     """Return the verdict of a comparison by algebra; a result of None means that it exceeded its limits."""
+    place = Place.BOX if comparison.boxed else Place.WHOLE_TEXT
     if result is None:
-        return Verdict(canonical_form(comparison.answer) if comparison.boxed else None, None)
-    is_right, stated = result
+        answer = canonical_form(comparison.answer) if comparison.boxed else None
+        return Verdict(answer, None, Reason.UNGRADABLE, place, comparison.answer)
+    is_right, found = result
+    answer = comparison.answer if comparison.boxed else found
     if is_right:
-        return Verdict(canonical_form(comparison.reference), 1.0)
-    answer = comparison.answer if comparison.boxed else stated
-    return Verdict(canonical_form(answer) if answer else None, 0.0)
+        return judge(canonical_form(comparison.reference), True, place, answer or "")
+    return judge(canonical_form(answer), False, place, answer) if answer else no_answer()

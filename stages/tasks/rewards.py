@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 
 from stages.core.errors import UserError
 from stages.core.user_function import load_function
-from stages.tasks import Verdict
 from stages.tasks.boxes import last_box
 from stages.tasks.graders import Grader
+from stages.tasks.verdicts import Place, Reason, Verdict
 
 COMPLETIONS = "completions"
 _FLAG = "--task-arg reward"
@@ -56,9 +56,15 @@ def load_reward(name: str) -> RewardFunction:
 
     def verify_all(responses: Sequence[str], references: Sequence[str]) -> list[Verdict]:
         rewards = _call(function, name, list(responses), [_parse_columns(reference) for reference in references])
-        return [Verdict(last_box(text), reward) for text, reward in zip(responses, rewards, strict=True)]
+        return [_verdict(last_box(text), reward) for text, reward in zip(responses, rewards, strict=True)]
 
     return RewardFunction(Grader(verify_all, lambda text: (text, None)), columns, digest)
+
+
+def _verdict(box: str | None, reward: float | None) -> Verdict:
+    """Return a reward as a verdict; its answer, which results are grouped by, is the last box."""
+    place = Place.NOWHERE if box is None else Place.BOX
+    return Verdict(box, reward, Reason.REWARD_FUNCTION, place, box)
 
 
 def _columns_of_signature(function: Callable[..., Any], name: str) -> Sequence[str] | str:
