@@ -23,9 +23,9 @@ CLEARED = (
 """Variables that redirect the program or its libraries, or add lines to their output. Variables that select the
 instruction set (MKL_ENABLE_INSTRUCTIONS, ATEN_CPU_CAPABILITY, …) stay: they emulate another machine."""
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "ALL_PROXY")
+THREAD_COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+"""They take the value of TEST_THREADS, by default 1: tiny models run fastest on one thread."""
 FIXED = {
-    # One thread: tiny models run fastest on one.
-    **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"),
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait slow each other down where processes share cores
     # CPU only: on a GPU, `auto` chooses another dtype.
     **dict.fromkeys(("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"), ""),
@@ -43,11 +43,19 @@ def fix_environment() -> None:
     for name in list(os.environ):
         if name.startswith(CLEARED_PREFIXES) or name in CLEARED or name.upper() in PROXIES:
             del os.environ[name]
-    os.environ.update(FIXED)
+    os.environ.update(FIXED | dict.fromkeys(THREAD_COUNTS, _num_threads()))
     if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker inherits the home of the process that started it
         os.environ["HOME"] = _empty_home()
     os.umask(UMASK)
     time.tzset()
+
+
+def _num_threads() -> str:
+    """Return the value of TEST_THREADS, the number of threads that each process of the suite computes with."""
+    given = os.environ.get("TEST_THREADS") or "1"
+    if not given.isdecimal() or int(given) == 0:
+        raise ValueError(f"expected TEST_THREADS to be a whole number above 0, found {given!r}")
+    return given
 
 
 def _empty_home() -> str:

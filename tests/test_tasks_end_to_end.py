@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -82,7 +83,7 @@ def test_the_example_of_a_custom_task_runs(tmp_path: Path):
     done = subprocess.run(
         ["bash", str(script), str(tmp_path / "out")],
         cwd=tmp_path,
-        env={"PATH": path, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        env={"PATH": path, "PYTHONPATH": str(root), "OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"]},
         capture_output=True,
         text=True,
     )
