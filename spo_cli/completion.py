@@ -9,6 +9,7 @@ from pathlib import Path
 from typer.completion import completion_init, get_completion_script
 
 from stages.core.errors import UserError
+from stages.core.storage import write_atomically
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -66,5 +67,5 @@ def install_completion(shell: str) -> list[Path]:
 
 def _write(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    write_atomically(path, text.encode())
     return path

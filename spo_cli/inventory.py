@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import pyarrow.compute as pc
 from spo_cli.ancestry import is_model, lineage_at
 from spo_cli.trees import load_nodes
 from stages.core.errors import IncompleteInput, UserError
+from stages.core.json_files import decoded, read_json, read_json_lines
 from stages.core.paths import StorePath
 from stages.models.adapters import WEIGHTS, bases, is_adapter, read_lora
 from stages.models.checkpoints import METRICS_FILE
@@ -79,7 +79,7 @@ def _whole_figures(path: Path) -> dict[str, Any]:
     config = path / "config.json"
     if not config.is_file():
         raise UserError(f"{path} has no config.json: it is not a model directory, or an incomplete one")
-    settings = json.loads(config.read_text())
+    settings = read_json(config)
     names = {
         "architecture": "architectures",
         "layers": "num_hidden_layers",
@@ -89,7 +89,7 @@ def _whole_figures(path: Path) -> dict[str, Any]:
     }
     figures = {name: settings[key] for name, key in names.items() if key in settings}
     if "architecture" in figures:
-        figures["architecture"] = ", ".join(figures["architecture"])
+        figures["architecture"] = decoded(lambda: ", ".join(figures["architecture"]), str(config))
     weights = [*path.glob("model*.safetensors"), *path.glob("pytorch_model*.bin")]
     return figures | {"megabytes_of_weights": round(sum(file.stat().st_size for file in weights) / 1e6, 3)}
 
@@ -110,8 +110,8 @@ def _last_metrics(path: Path) -> dict[str, Any]:
     """Return the number of training steps, and the metrics of the last one."""
     if not path.is_file():
         return {}
-    lines = path.read_text().splitlines()
-    return {"steps": len(lines), "last_step": json.loads(lines[-1])} if lines else {}
+    lines = read_json_lines(path)
+    return {"steps": len(lines), "last_step": lines[-1]} if lines else {}
 
 
 def _directories(run: Path) -> list[Path]:

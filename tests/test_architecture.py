@@ -168,3 +168,27 @@ def test_the_command_line_imports_only_public_names_of_typer():
         for module in imports(path):
             assert module.split(".")[0] != "click", path
             assert not (module.startswith("typer.") and any(part.startswith("_") for part in module.split("."))), path
+
+
+WRITERS = {"stages.core.storage", "stages.core.paths"}
+"""The modules that create files: by a temporary name, a flush and a rename, or as one object of a store."""
+APPENDERS = {
+    "stages.shards.logs",
+    "stages.models.transfer",
+    "stages.training.resumable",
+    "stages.tracking.metrics_log",
+    "spo_cli.completion",
+}
+
+
+def test_one_writer_creates_every_file_that_a_later_call_reads():
+    """Others may append lines; a file that is opened for writing would be empty after a crash or on a full disk."""
+    for module, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or module in WRITERS:
+                continue
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            modes = {value.value for value in node.args if isinstance(value, ast.Constant)} if name == "open" else set()
+            assert name not in {"write_text", "write_bytes"}, f"{module}:{node.lineno}"
+            assert not modes & {"w", "wb", "x", "xb", "w+", "w+b"}, f"{module}:{node.lineno}"
+            assert "a" not in modes or module in APPENDERS, f"{module}:{node.lineno}"

@@ -261,3 +261,24 @@ def test_an_epoch_has_every_example_once_in_batches_of_similar_length():
     assert np.array_equal(orders[0], np.concatenate(batches))
     assert not np.array_equal(orders[0], orders[1])
     assert not np.array_equal(orders[0], orders[2])
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"stage": "sf', b"\xff\xfe"])
+def test_a_torn_lineage_of_work_without_a_step_means_to_begin_anew(torn: bytes, tmp_path: Path):
+    """A full disk or a power loss can leave it; refused, the output could never be made."""
+    partial = tmp_path / ".model.partial"
+    partial.mkdir()
+    (partial / "spo.json").write_bytes(torn)
+    (partial / "metrics.jsonl").write_bytes(b'{"loss"')
+    run(settings(tmp_path / "model", steps=1))
+    run(settings(tmp_path / "reference", steps=1))
+    assert same(tmp_path / "model", tmp_path / "reference")
+
+
+def test_a_torn_lineage_beside_a_checkpoint_is_restored_from_it(tmp_path: Path):
+    with pytest.raises(Interrupted), interruptible():
+        run(settings(tmp_path / "model", save_steps=1), Stop(2, signal.SIGTERM))
+    (tmp_path / ".model.partial" / "spo.json").write_bytes(b"")
+    notes = Notes()
+    run(settings(tmp_path / "model", save_steps=1), notes)
+    assert any("resuming" in line for line in notes.lines)

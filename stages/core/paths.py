@@ -243,16 +243,16 @@ def upload(source: BinaryIO, target: Path) -> None:
         target.write_bytes(content)
 
 
-def download(source: Path, target: Path) -> None:
-    """Copy an object to a local file.
+def download(source: Path, target: BinaryIO) -> None:
+    """Copy an object to an open local file.
 
     Raises:
       FileNotFoundError: there is no such object.
       StoreUnreachable: the store cannot be reached.
     """
-    with source.open("rb") as file, target.open("wb") as copy, store_errors(source):
+    with source.open("rb") as file, store_errors(source):
         while block := file.read(_DOWNLOAD_BYTES):
-            copy.write(block)
+            target.write(block)
 
 
 def remove_tree(path: Path) -> None:

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO, cast
+
+from stages.core import paths
 
 _DIGEST_BYTES = 16  # 128 bits: accidental collisions are out of the question
 
@@ -42,10 +48,35 @@ def fsync(path: Path) -> None:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a small file, replacing an existing one; a reader sees the old content or the new, never a mixture."""
-    temporary = path.with_name(f".{path.name}")
-    with temporary.open("wb") as file:
+    with replacing(path) as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    fsync(path.parent)  # makes the rename itself durable
+
+
+@contextmanager
+def replacing(target: Path, temporary: Path | None = None) -> Iterator[BinaryIO]:
+    """Yield a file that replaces `target` when the block ends without an error.
+
+    The content is on disk before the rename. A crash at any moment leaves the old file or the complete new one.
+
+    Args:
+      temporary: where the content is written first, on the file system of `target`. Default: a hidden file next to it.
+        A file for an object store is written under `TMPDIR` and then uploaded.
+    """
+    if not paths.is_local(target):
+        with tempfile.TemporaryFile(buffering=1 << 20) as file:
+            yield cast("BinaryIO", file)
+            file.flush()
+            paths.upload(cast("BinaryIO", file), target)
+        return
+    temporary = temporary or target.with_name(f".{target.name}.tmp")
+    try:
+        with temporary.open("w+b", buffering=1 << 20) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+        raise
+    fsync(target.parent)  # makes the rename itself durable

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.core.errors import UserError
+from stages.core.json_files import decoded, read_json
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -95,7 +96,10 @@ def read_lora(directory: Path) -> Lora:
         raise UserError(
             f"{directory / CONFIG_FILE} has peft_type {config.get('peft_type')}; expected LORA over named layers"
         )
-    return Lora(int(config["r"]), float(config["lora_alpha"]), tuple(sorted(targets)))
+    return decoded(
+        lambda: Lora(int(config["r"]), float(config["lora_alpha"]), tuple(sorted(targets))),
+        str(directory / CONFIG_FILE),
+    )
 
 
 def bases(directory: Path) -> list[tuple[str, str | None]]:
@@ -136,21 +140,16 @@ def read_config(directory: Path) -> dict[str, Any]:
     Raises:
       UserError: it cannot be read, or holds no JSON object.
     """
-    return _read_json(directory / CONFIG_FILE)
+    return read_json(directory / CONFIG_FILE)
 
 
 def _read_base_file(directory: Path) -> dict[str, Any]:
     path = directory / BASE_FILE
-    return _read_json(path) if path.is_file() else {}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds {type(content).__name__}; expected a JSON object")
+    if not path.is_file():
+        return {}
+    content = read_json(path)
+    if not all(isinstance(value, str) for value in content.values()):
+        raise UserError(f"{path} cannot be read: expected texts under path and digest")
     return content
 
 

@@ -9,12 +9,12 @@ why. `stages.pipeline.retention` decides what is deleted.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Literal
 
 from stages.core import storage
 from stages.core.errors import UserError
+from stages.core.json_files import read_json
 
 PRUNED_FILE = "pruned.json"
 Kind = Literal["weights", "optimizer"]
@@ -29,10 +29,10 @@ def read_pruned(directory: Path, kind: Kind) -> dict[str, str]:
     path = directory / PRUNED_FILE
     if not path.is_file():
         return {}
-    try:
-        return json.loads(path.read_text()).get(kind, {})
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+    found = read_json(path).get(kind, {})
+    if not isinstance(found, dict) or not all(isinstance(digest, str) for digest in found.values()):
+        raise UserError(f"{path} cannot be read: expected file names with their digests under {kind}")
+    return found
 
 
 def lost(directory: Path, kind: Kind) -> list[str]:

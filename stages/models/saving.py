@@ -78,7 +78,7 @@ def write_adapter(model: PreTrainedModel, directory: Path, state: Mapping[str, T
     base = Path(str(config.base_model_name_or_path))
     settings = {name: sorted(value) if isinstance(value, set) else value for name, value in config.to_dict().items()}
     settings["inference_mode"] = True  # other tools load it frozen unless they ask for training
-    (directory / adapters.CONFIG_FILE).write_text(json.dumps(settings, indent=2, sort_keys=True))
+    storage.write_atomically(directory / adapters.CONFIG_FILE, json.dumps(settings, indent=2, sort_keys=True).encode())
     found = get_peft_model_state_dict(
         model, dict(state) if state else None, adapters.PEFT_NAME, save_embedding_layers=False
     )
@@ -87,7 +87,7 @@ def write_adapter(model: PreTrainedModel, directory: Path, state: Mapping[str, T
     if base.is_dir():
         relative = Path(os.path.relpath(base, directory.resolve())).as_posix()
         content = {"path": relative, "digest": checkpoints.digest(base)}
-        (directory / adapters.BASE_FILE).write_text(json.dumps(content) + "\n")
+        storage.write_atomically(directory / adapters.BASE_FILE, f"{json.dumps(content)}\n".encode())
 
 
 def _skeleton(model: PreTrainedModel) -> PreTrainedModel:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from stages.core.errors import UserError
 from stages.core.paths import StorePath, as_path, cache_directory, download, is_local, upload
-from stages.core.storage import digest, write_atomically
+from stages.core.storage import digest, replacing, write_atomically
 from stages.models.adapters import CONFIG_FILE
 
 CONFIGURATIONS = ("config.json", CONFIG_FILE)
@@ -120,12 +120,8 @@ def _copy_directory(directory: StorePath, listed: dict[str, tuple[int, int]]) ->
 
 
 def _fetch(source: StorePath, target: Path) -> None:
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        download(source, partial)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(target) as file:
+        download(source, file)
 
 
 def _upload(source: Path, target: Path) -> None:
@@ -156,6 +152,6 @@ def _locked(copy: Path) -> Iterator[None]:
         raise UserError(
             f"cannot keep a copy of a model in {copy}: {error.strerror}; set SPO_CACHE to a writable directory"
         ) from error
-    with copy.with_name(f".{copy.name}.lock").open("w") as file:
+    with copy.with_name(f".{copy.name}.lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.core.errors import UserError
+from stages.core.json_files import read_json
 
 DEFAULT_STAGE = 2
 
@@ -144,12 +145,9 @@ def plan_deepspeed(
 
 def _read(path: Path) -> Any:
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"--deepspeed-config {path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"--deepspeed-config {path} holds {type(content).__name__}; expected a JSON object")
-    return content
+        return read_json(path)
+    except UserError as error:
+        raise UserError(f"--deepspeed-config: {error}") from error
 
 
 def _without_auto(value: Any) -> Any:

@@ -6,7 +6,6 @@ which chunks it can keep.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -15,8 +14,10 @@ from pathlib import Path
 import pyarrow as pa
 
 from stages.core.errors import IncompleteInput, StoreUnreachable, UserError
+from stages.core.json_files import decoded, parse_json
 from stages.core.paths import is_local, remove_tree
-from stages.shards.disk import replacing, write_parquet
+from stages.core.storage import replacing
+from stages.shards.disk import write_parquet
 from stages.shards.files import lineage_of, read_columns, read_footer
 from stages.shards.lineage import FOOTER_KEY, Lineage, canonical_json
 from stages.shards.schemas import Schema
@@ -60,7 +61,8 @@ class Chunks:
             chunk = lineage = None
             try:
                 footer = read_footer(file, self.schema)
-                chunk, lineage = Chunk(**json.loads(footer.metadata[_CHUNK_KEY])), lineage_of(footer, file)
+                entry = parse_json(footer.metadata[_CHUNK_KEY], str(file))
+                chunk, lineage = decoded(lambda entry=entry: Chunk(**entry), str(file)), lineage_of(footer, file)
             except StoreUnreachable:
                 raise
             except (IncompleteInput, UserError):
@@ -73,7 +75,7 @@ class Chunks:
         """Commit a chunk: after a crash it is complete or absent."""
         footer = {FOOTER_KEY: lineage.to_json().encode(), _CHUNK_KEY: canonical_json(asdict(chunk)).encode()}
         target = self.path(number)
-        with replacing(target, self.directory / f".{target.name}.tmp") as file:
+        with replacing(target) as file:
             write_parquet(file, [table], self.schema.arrow.with_metadata(footer), self.schema.row_group)
 
     def exist(self) -> bool:

@@ -1,4 +1,4 @@
-"""Atomic writes, reproducible Parquet bytes, locks, and one-line errors for disks."""
+"""Reproducible Parquet bytes, locks, and one-line errors for disks."""
 
 from __future__ import annotations
 
@@ -6,18 +6,16 @@ import errno
 import fcntl
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.core import paths
 from stages.core.errors import UserError
-from stages.core.storage import fsync
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT}
@@ -42,35 +40,6 @@ def disk_errors(path: Path) -> Iterator[None]:
         if error.errno in _NOT_A_DIRECTORY:
             raise UserError(f"cannot write {path}: expected a directory, found a file in its path") from error
         raise
-
-
-@contextmanager
-def replacing(target: Path, temporary: Path) -> Iterator[BinaryIO]:
-    """Yield a file that replaces `target` when the block ends without an error.
-
-    The content is on disk before the rename. A crash at any moment leaves the old file or the complete new one.
-
-    Args:
-      temporary: where the content is written first, in the directory of `target`. A file for an object store is
-        written under `TMPDIR` and then uploaded.
-    """
-    if not paths.is_local(target):
-        with tempfile.TemporaryFile(buffering=1 << 20) as file:
-            yield cast("BinaryIO", file)
-            file.flush()
-            paths.upload(cast("BinaryIO", file), target)
-        return
-    try:
-        with temporary.open("wb", buffering=1 << 20) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
-        raise
-    fsync(target.parent)
 
 
 def write_parquet(file: BinaryIO, tables: Iterable[pa.Table], schema: pa.Schema, row_group: int) -> int:

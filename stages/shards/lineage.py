@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import operator
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -18,8 +19,9 @@ from typing import Any
 
 from stages.core.config import results_config
 from stages.core.errors import UserError
+from stages.core.json_files import decoded, parse_json
 from stages.core.paths import as_path, is_local, relative_path
-from stages.core.storage import digest
+from stages.core.storage import digest, write_atomically
 from stages.shards.schemas import Schema
 
 FOOTER_KEY = b"spo"
@@ -86,13 +88,26 @@ class Lineage:
           UserError: the text is not a lineage of this version of spo.
         """
         try:
-            value = json.loads(text)
-            value["inputs"] = tuple(Source(**source) for source in value["inputs"])
-            value["model"] = value["model"] and Source(**value["model"])
-            value["part"] = value["part"] and tuple(value["part"])
-            return cls(**value)
-        except (ValueError, TypeError, KeyError) as error:
+            lineage = decoded(lambda: cls._from_value(parse_json(text, "the lineage")), "the lineage")
+        except UserError as error:
             raise UserError(f"expected a lineage written by this version of spo, found {text[:80]!r}") from error
+        return lineage
+
+    @classmethod
+    def _from_value(cls, value: dict[str, Any]) -> Lineage:
+        """Return the lineage of a parsed text; raise TypeError, ValueError or KeyError for any other value."""
+        sources = [Source(**source) for source in value["inputs"]]
+        model = None if value["model"] is None else Source(**value["model"])
+        part = None if value["part"] is None else tuple(map(operator.index, value["part"]))
+        lineage = cls(**{**value, "inputs": tuple(sources), "model": model, "part": part})
+        texts = [lineage.stage, lineage.fingerprint, *lineage.versions.values()]
+        texts += [text for source in (*sources, *filter(None, [model])) for text in dataclasses.astuple(source)]
+        tables = [lineage.config, lineage.versions, lineage.counts, lineage.summary]
+        if not all(isinstance(text, str) for text in texts) or not all(isinstance(table, dict) for table in tables):
+            raise TypeError("a value has another type")
+        if part is not None and not (len(part) == 2 and 0 <= part[0] < part[1]):
+            raise ValueError("the number of the part is impossible")
+        return dataclasses.replace(lineage, schema_version=operator.index(lineage.schema_version))
 
     def at(self, index: int, count: int) -> Lineage:
         """Return the lineage of part `index` of `count` of this work, with the fingerprint of the part."""
@@ -165,7 +180,7 @@ def differences(found: Lineage, requested: Lineage) -> list[str]:
 
 def write_lineage(directory: Path, lineage: Lineage) -> None:
     """Write the lineage of a model into its directory."""
-    (directory / MODEL_FILE).write_text(lineage.to_json() + "\n")
+    write_atomically(directory / MODEL_FILE, f"{lineage.to_json()}\n".encode())
 
 
 def read_lineage(directory: Path) -> Lineage | None:
@@ -178,7 +193,7 @@ def read_lineage(directory: Path) -> Lineage | None:
     if not path.is_file():
         return None
     try:
-        return Lineage.from_json(path.read_text())
+        return Lineage.from_json(path.read_bytes())
     except (OSError, UserError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
 

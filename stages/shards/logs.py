@@ -13,6 +13,7 @@ from pathlib import Path
 
 from stages.core import paths
 from stages.core.errors import StoreUnreachable
+from stages.core.storage import write_atomically
 
 
 class PartLog:
@@ -50,4 +51,4 @@ class PartLog:
         if self._text is None:
             self._text = self.path.read_text() if self.path.exists() else ""
         self._text += line
-        self.path.write_text(self._text)
+        write_atomically(self.path, self._text.encode())

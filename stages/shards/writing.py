@@ -25,8 +25,9 @@ import pyarrow as pa
 from stages.core.errors import FingerprintMismatch, IncompleteInput, Interrupted, StoreUnreachable, UserError
 from stages.core.paths import as_path, is_local
 from stages.core.progress import Progress, Silent
+from stages.core.storage import replacing
 from stages.shards.chunks import Chunk, Chunks
-from stages.shards.disk import disk_errors, locked_chunks, replacing, write_parquet
+from stages.shards.disk import disk_errors, locked_chunks, write_parquet
 from stages.shards.files import lineage_of, read_columns, read_footer
 from stages.shards.lineage import FOOTER_KEY, Lineage, differences
 from stages.shards.logs import PartLog

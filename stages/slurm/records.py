@@ -7,8 +7,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from stages.core.errors import UserError
+from stages.core.json_files import decoded, read_json
+from stages.core.storage import write_atomically
 from stages.shards.disk import disk_errors
 from stages.slurm.jobs import Work
 
@@ -45,7 +48,7 @@ def write_files(run: Path, files: Mapping[str, str]) -> None:
     with disk_errors(folder):
         (folder / LOGS).mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
-            (folder / name).write_text(text)
+            write_atomically(folder / name, text.encode())
 
 
 def plan_text(works: Sequence[Work]) -> str:
@@ -64,9 +67,10 @@ def read_plan(run: Path) -> tuple[Work, ...]:
     if not path.is_file():
         return ()
     try:
-        return tuple(Work(**work) for work in json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"cannot read {path} ({error}): write it again with `spo slurm RECIPE`") from error
+        works = read_json(path, list[Any])
+        return decoded(lambda: tuple(Work(**work) for work in works), str(path))
+    except UserError as error:
+        raise UserError(f"{error}: write it again with `spo slurm RECIPE`") from error
 
 
 def read_submitted(run: Path) -> tuple[SubmittedJob, ...]:
@@ -80,7 +84,7 @@ def read_submitted(run: Path) -> tuple[SubmittedJob, ...]:
         return ()
     try:
         return tuple(_submitted(*line.split("\t")) for line in path.read_text().splitlines())
-    except (ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"cannot read {path} ({error}): expected name, number and tasks on each line") from error
 
 

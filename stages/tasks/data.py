@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.core.errors import UserError, first_line
+from stages.core.json_files import parse_json
 from stages.core.paths import as_path
 from stages.core.storage import digest, file_digest
 from stages.tasks import SPLITS, Split
@@ -125,8 +126,8 @@ def _read_parquet(file: Path, choose: ColumnChooser) -> list[dict[str, Any]]:
             parquet = pq.ParquetFile(opened)
             columns = choose(parquet.schema_arrow.names, str(file))
             return parquet.read(columns=list(columns)).to_pylist()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{file} cannot be read as Parquet: {error}") from error
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read as Parquet: {first_line(error)}") from error
 
 
 def _read_json_lines(file: Path, choose: ColumnChooser) -> list[dict[str, Any]]:
@@ -136,11 +137,11 @@ def _read_json_lines(file: Path, choose: ColumnChooser) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = parse_json(line, f"{file} line {number}")
             if "\\u" in line:
                 json.dumps(record, ensure_ascii=False).encode()
-        except json.JSONDecodeError as error:
-            raise UserError(f"{file} line {number} is not JSON: {error}; expected one object per line") from error
+        except UserError as error:
+            raise UserError(f"{error}; expected one object per line") from error
         except UnicodeEncodeError as error:  # "\ud800" alone is valid JSON, but no tokenizer or file can encode it
             raise UserError(f"{file} line {number} has an unpaired surrogate, which is not text: {error}") from error
         if not isinstance(record, dict):

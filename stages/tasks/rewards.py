@@ -19,6 +19,7 @@ from numbers import Real
 from typing import Any, NamedTuple
 
 from stages.core.errors import UserError
+from stages.core.json_files import parse_json
 from stages.core.user_function import load_function
 from stages.tasks.boxes import last_box
 from stages.tasks.graders import Grader
@@ -83,8 +84,8 @@ def _columns_of_signature(function: Callable[..., Any], name: str) -> Sequence[s
 
 def _parse_columns(reference: str) -> dict[str, Any]:
     try:
-        columns = json.loads(reference)
-    except ValueError:
+        columns = parse_json(reference, "the reference")
+    except UserError:
         columns = None
     if not isinstance(columns, dict):
         raise UserError(

@@ -23,11 +23,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+from stages.core.json_files import decoded, parse_json, read_json
 from stages.core.launcher import read_launch
 from stages.core.paths import cache_directory, is_local, relative_path
 from stages.core.progress import Progress
-from stages.core.storage import digest
-from stages.shards.disk import disk_errors, locked, replacing
+from stages.core.storage import digest, write_atomically
+from stages.shards.disk import disk_errors, locked
 from stages.shards.lineage import canonical_json
 from stages.tracking.trackers import TRACKERS, Entry, RunInfo, Tracker, check_trackers
 
@@ -146,12 +147,13 @@ class MetricsLog:
         if not content.endswith(b"\n"):
             self._replace(content[: content.rfind(b"\n") + 1])
         for entry in self._entries():
-            self._register(entry)
+            decoded(lambda entry=entry: self._register(entry), str(self._path))
 
     def _entries(self) -> Iterator[Entry]:
         if self._path.exists():
-            with self._path.open(encoding="utf-8") as file:
-                yield from map(json.loads, file)
+            with self._path.open("rb") as file:
+                for number, line in enumerate(file, start=1):
+                    yield parse_json(line, f"{self._path} line {number}")
 
     def _truncate(self, count: int) -> None:
         """Keep the first `count` entries, and close the trackers: the next entry opens them again without the rest."""
@@ -163,8 +165,8 @@ class MetricsLog:
         self._index()
 
     def _replace(self, content: bytes) -> None:
-        with disk_errors(self._path), replacing(self._path, self._path.with_name(".metrics.jsonl")) as file:
-            file.write(content)
+        with disk_errors(self._path):
+            write_atomically(self._path, content)
 
     def _open_trackers(self) -> list[Tracker]:
         """Return the trackers; open them at the first call, so that a run without new entries starts none."""
@@ -184,19 +186,19 @@ class MetricsLog:
         """Copy the files that this machine lacks from the store, to continue a run that began on another machine."""
         for path in (self._path, self._state) if not is_local(self._logs) else ():
             if not path.exists() and (self._logs / path.name).exists():
-                path.write_bytes((self._logs / path.name).read_bytes())
+                write_atomically(path, (self._logs / path.name).read_bytes())
 
     def _store(self, path: Path) -> None:
         if not is_local(self._logs) and path.exists():
-            (self._logs / path.name).write_bytes(path.read_bytes())
+            write_atomically(self._logs / path.name, path.read_bytes())
 
     def _read_state(self) -> dict[str, Any]:
         """Return the id of the run at the trackers (`identity`) and the trackers that have all entries (`shown`)."""
-        return json.loads(self._state.read_text()) if self._state.exists() else {}
+        return read_json(self._state) if self._state.exists() else {}
 
     def _write_state(self, state: Mapping[str, Any]) -> None:
-        with disk_errors(self._state), replacing(self._state, self._state.with_name(".mirrors.json")) as file:
-            file.write(json.dumps(state).encode())
+        with disk_errors(self._state):
+            write_atomically(self._state, json.dumps(state).encode())
         self._store(self._state)
 
 

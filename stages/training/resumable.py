@@ -20,13 +20,14 @@ from safetensors.numpy import load_file, save
 from transformers import PreTrainedTokenizerBase
 
 from stages.core.errors import FingerprintMismatch, SpoError, UserError
+from stages.core.json_files import read_json_lines
 from stages.core.paths import cache_directory, is_local
 from stages.core.progress import Progress
-from stages.core.storage import digest
+from stages.core.storage import digest, write_atomically
 from stages.models import transfer
 from stages.models.checkpoints import METRICS_FILE
 from stages.optimization.ranks import ALONE, Ranks
-from stages.shards.disk import disk_errors, locked, replacing
+from stages.shards.disk import disk_errors, locked
 from stages.shards.lineage import Lineage, differences, read_lineage, write_lineage
 from stages.tracking.metrics_log import MetricsLog, Series
 
@@ -107,8 +108,7 @@ class ResumableRun:
             return load_file(path)
         arrays = compute()
         if self._ranks.rank == 0:
-            with replacing(path, path.with_name(f".{path.name}")) as file:
-                file.write(save(arrays))
+            write_atomically(path, save(arrays))
         return arrays
 
 
@@ -206,12 +206,12 @@ def write_records(directory: Path, lineage: Lineage, metrics: Metrics) -> None:
 
 def write_metrics(directory: Path, metrics: Metrics) -> None:
     """Write the metrics of all steps into a directory, one JSON object per line."""
-    (directory / METRICS_FILE).write_text("".join(json.dumps(line) + "\n" for line in metrics))
+    write_atomically(directory / METRICS_FILE, "".join(json.dumps(line) + "\n" for line in metrics).encode())
 
 
 def read_metrics(directory: Path) -> Metrics:
     """Return the metrics that `write_metrics` wrote."""
-    return [json.loads(line) for line in (directory / METRICS_FILE).read_text().splitlines()]
+    return read_json_lines(directory / METRICS_FILE)
 
 
 def _checkpoints(directory: Path) -> list[Path]:
@@ -235,7 +235,7 @@ def _clear_other_work(directory: Path, lineage: Lineage, overwrite: bool) -> Non
     Raises:
       FingerprintMismatch: it has a checkpoint, and `overwrite` is False.
     """
-    found = read_lineage(directory)
+    found = _recorded_lineage(directory)
     if found and found.fingerprint == lineage.fingerprint:
         return
     if found and _checkpoints(directory) and not overwrite:
@@ -249,3 +249,12 @@ def _clear_other_work(directory: Path, lineage: Lineage, overwrite: bool) -> Non
         elif entry.name != "lock":  # held by this process
             entry.unlink()
     write_lineage(directory, lineage)
+
+
+def _recorded_lineage(directory: Path) -> Lineage | None:
+    """Return the lineage of unfinished work; None if it is torn and no step is recorded, so that nothing is lost."""
+    try:
+        return read_lineage(directory)
+    except UserError:
+        newest = next(iter(_checkpoints(directory)), None)
+        return read_lineage(newest) if newest else None

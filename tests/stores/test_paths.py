@@ -84,7 +84,8 @@ def test_large_and_empty_files_survive_upload_and_download(bucket: Bucket, tmp_p
         (tmp_path / name).write_bytes(content)
         with (tmp_path / name).open("rb") as file:
             upload(file, bucket.path(name))
-        download(bucket.path(name), tmp_path / "back")
+        with (tmp_path / "back").open("wb") as back:
+            download(bucket.path(name), back)
         assert (tmp_path / "back").read_bytes() == content == bucket.objects()[name]
 
 

@@ -8,7 +8,6 @@ where rounding decides between two tokens; with VLLM_BATCH_INVARIANT=1, on GPUs 
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stages.core.errors import UserError
+from stages.core.json_files import read_json
 from stages.models import devices, loading
 from stages.models.checkpoints import OPTIMIZER_FILE
 from stages.models.lora import whole_directory
@@ -281,5 +281,5 @@ def _cpu_arguments(share: float | None) -> dict[str, Any]:
 
 def _architecture(model_dir: Path) -> dict[str, Any]:
     """Return the entries of config.json that two models must share for one to load the other's weights in place."""
-    config = json.loads((model_dir / "config.json").read_text())
+    config = read_json(model_dir / "config.json")
     return {name: value for name, value in config.items() if name not in _IGNORED}
