@@ -23,7 +23,7 @@ from stages.evaluation import regrading
 from stages.evaluation.artefacts import Evaluation, comparison_warnings, read_evaluation
 from stages.evaluation.comparison import Comparison, compare
 from stages.evaluation.scores import GROUPS, Result
-from stages.shards.parts import part_name
+from stages.shards.names import part_name
 from stages.shards.sharding import resolve_shards
 
 

@@ -109,17 +109,17 @@ class OutputOptions:
 
     out: Path = option("Directory of the artefact to write.", result=False, short="--output-dir")
     shard: str | None = option(
-        "Compute shard I of N, with I from 0 to N-1.",
+        "Compute shard I of N, with I from 0 to N-1; all: every shard, divided as the output directory already is.",
         default=None,
-        default_text="the SLURM array task, else 0/1",
-        metavar="I/N",
+        default_text="the SLURM array task, else all",
+        metavar="I/N|all",
         group="Shards",
         result=False,
     )
     num_shards: int | None = option(
         "Number of shards; task I of a SLURM array computes shard I, and a call outside an array computes all of them.",
         default=None,
-        default_text="the size of the SLURM array, else 1",
+        default_text="the size of the SLURM array, else that of the output directory, else 1",
         group="Shards",
         minimum=1,
         result=False,

@@ -20,10 +20,11 @@ from stages.core.errors import UserError
 from stages.core.paths import is_local
 from stages.pipeline.recipe import Recipe, read_recipe
 from stages.pipeline.retention import Retention
+from stages.shards.sharding import ALL
 from stages.tasks import open_task
 
-SINGLE_SHARD: dict[str, Any] = {"shard": "0/1", "num_shards": None, "shards_per_task": 1}
-"""Shard options of every stage of a plan: one process computes all of it and ignores a scheduler's variables."""
+WHOLE: dict[str, Any] = {"shard": ALL, "num_shards": None, "shards_per_task": 1}
+"""Shard options of every stage of a plan: one process computes all shards and ignores a scheduler's variables."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,7 @@ def make_plan(config: Config) -> Plan:
     if table.eval_every:
         due |= set(range(table.eval_every - 1, table.iterations, table.eval_every))
     evaluations = {
-        i: recipe.config(
-            "eval", evaluate.Config, model=policies[i], out=_directory(table.out, i) / "eval", **SINGLE_SHARD
-        )
+        i: recipe.config("eval", evaluate.Config, model=policies[i], out=_directory(table.out, i) / "eval", **WHOLE)
         for i in sorted(due)
         if "eval" in recipe.tables
     }
@@ -141,16 +140,16 @@ def _iteration(recipe: Recipe, table: RunTable, number: int, policy: str, first:
       first: model that the run starts from: the reference of the KL term, and the start of a critic.
     """
     here = _directory(table.out, number)
-    sample = recipe.config("rollout", rollout.Config, model=policy, out=here / "trajectories", **SINGLE_SHARD)
+    sample = recipe.config("rollout", rollout.Config, model=policy, out=here / "trajectories", **WHOLE)
     if sample.num_questions is None:
         raise UserError(f"{recipe.source}: [rollout] lacks num_questions, the number of questions of one iteration")
     questions = sample.num_questions
     sample = dataclasses.replace(
         sample, skip_questions=sample.skip_questions + number * questions, seed=sample.seed + number
     )
-    cut = recipe.config("segment", segment.Config, trajectories=sample.out, out=here / "cutpoints", **SINGLE_SHARD)
+    cut = recipe.config("segment", segment.Config, trajectories=sample.out, out=here / "cutpoints", **WHOLE)
     value = recipe.config(
-        "estimate", estimate.Config, cutpoints=cut.out, model=policy, out=here / "advantages", **SINGLE_SHARD
+        "estimate", estimate.Config, cutpoints=cut.out, model=policy, out=here / "advantages", **WHOLE
     )
     learn = recipe.config("train", train.Config, advantages=(value.out,), model=policy, out=here / "checkpoint")
     oldest = max(0, number + 1 - (learn.replay or 1))

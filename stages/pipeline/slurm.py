@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import subprocess
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,15 @@ from stages.core.paths import is_local
 from stages.core.progress import Progress, Silent
 from stages.pipeline import planning
 from stages.pipeline.recipe import Recipe
+from stages.shards.names import find_split
 from stages.slurm import queue, scripts
 from stages.slurm.jobs import Job, Work
 from stages.slurm.records import FOLDER, PLAN, plan_text, read_submitted, write_files
 from stages.slurm.scripts import Submission
-from stages.slurm.states import StageProgress, check_split, stage_progress
+from stages.slurm.states import StageProgress, stage_progress
+
+_SAMPLING = ("rollout", "eval")
+"""Stages that divide questions into parts; the other stages have as many parts as their input."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,7 @@ def run(config: Config, progress: Progress = Silent()) -> Outcome:
         progress.note(queued.problem)
     stages = {job.work.output: stage_progress(plan.out, job.work, submitted, queued) for job in jobs}
     submissions, cancel = _choose_jobs(config, jobs, stages)
-    for submission in submissions:
-        check_split(plan.out, submission.job.work)
+    _note_splits(submissions, progress)
     here = Path.cwd()
     files = {scripts.SHARED: scripts.REQUEUE, PLAN: plan_text([job.work for job in jobs])}
     files |= {f"{job.work.name}.sbatch": scripts.job_script(job, plan.out, config.recipe, here) for job in selected}
@@ -100,6 +103,9 @@ def run(config: Config, progress: Progress = Silent()) -> Outcome:
 def plan_jobs(plan: planning.Plan, recipe: Recipe) -> list[Job]:
     """Return all jobs of a run, in an order in which each follows the jobs whose output it reads.
 
+    An output that is on disk already, whole or begun, keeps the number of parts that it has there, whatever num_shards
+    says: `spo run` and jobs continue each other's work.
+
     Raises:
       UserError: an invalid `[slurm]` table.
     """
@@ -108,13 +114,18 @@ def plan_jobs(plan: planning.Plan, recipe: Recipe) -> list[Job]:
     }
     shards = _count_shards(resources, recipe, plan)
     jobs, made = list[Job](), dict[str, str]()  # path of an output → name of the output in the run
+    sampled = 1  # number of parts of the last trajectories
     for iteration, stage, config in _steps(plan):
         requested = resources[stage]
         work = Work(iteration, stage)
         if isinstance(requested, ArrayResources):
-            parts = shards["rollout"] if stage in ("segment", "estimate") else shards[stage]
+            if stage in _SAMPLING:
+                parts = num_shards = find_split(config.out) or shards[stage]
+                sampled = parts if stage == "rollout" else sampled
+            else:
+                parts, num_shards = sampled, min(shards[stage], sampled)
             work = dataclasses.replace(
-                work, parts=parts, num_shards=shards[stage], shards_per_task=requested.shards_per_task
+                work, parts=parts, num_shards=num_shards, shards_per_task=requested.shards_per_task
             )
         if work.is_array:
             shard_options = {"shard": None, "num_shards": work.num_shards, "shards_per_task": work.shards_per_task}
@@ -123,6 +134,18 @@ def plan_jobs(plan: planning.Plan, recipe: Recipe) -> list[Job]:
         jobs.append(Job(work, config, requested, tuple(after)))
         made[str(config.out)] = work.output
     return jobs
+
+
+def _note_splits(submissions: Sequence[Submission], progress: Progress) -> None:
+    """Report the outputs that keep the number of parts that they have on disk."""
+    for job in (submission.job for submission in submissions):
+        if job.work.stage in _SAMPLING and isinstance(job.resources, ArrayResources):
+            requested = job.resources.num_shards
+            if job.work.parts != requested:
+                progress.note(
+                    f"{job.work.output} is divided into {job.work.parts} on disk, not into {requested} as num_shards "
+                    "says: its jobs continue there; delete it to start anew"
+                )
 
 
 def _steps(plan: planning.Plan) -> Iterator[tuple[str, str, Any]]:

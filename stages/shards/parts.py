@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,9 +17,8 @@ from stages.core.storage import file_digest
 from stages.shards import foreign
 from stages.shards.files import corrupt_file, lineage_of, read_columns, read_footer
 from stages.shards.lineage import Lineage, Source, combine, differences
+from stages.shards.names import parse_part_name, part_name
 from stages.shards.schemas import ARTEFACT, BY_STAGE, READER, Schema, recognize
-
-_PART_NAME = re.compile(r"part-(\d{5})-of-(\d{5})\.parquet")
 
 
 @dataclass(frozen=True)
@@ -120,17 +118,6 @@ class Artefact:
                 self.schema, [(part.path, read_columns(part.path, list(names), self.schema)) for part in foreign_parts]
             )
         return True
-
-
-def part_name(index: int, count: int) -> str:
-    """Return the file name of a part: `part-00003-of-00008.parquet`."""
-    return f"part-{index:05d}-of-{count:05d}.parquet"
-
-
-def parse_part_name(name: str) -> tuple[int, int] | None:
-    """Return (index, count) from the file name of a part; None for another name."""
-    match = _PART_NAME.fullmatch(name)
-    return (int(match[1]), int(match[2])) if match else None
 
 
 def open_artefact(path: Path | str, schema: Schema | None = None) -> Artefact:

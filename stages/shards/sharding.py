@@ -11,16 +11,21 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
 from stages.core.errors import Interrupted, UserError
+from stages.shards.names import find_split
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """Signals that end a stage: preemption, the time limit, Ctrl-C."""
 
 _REPETITION_SECONDS = 5.0
 """Seconds in which further signals count as repetitions of the first: schedulers send several."""
+
+ALL = "all"
+"""The value of `--shard` for all shards of the split that the output directory holds."""
 
 _TASK_VARIABLE = "SLURM_ARRAY_TASK_ID"
 _interrupted_at = -math.inf
@@ -57,13 +62,15 @@ def parse_shard(text: str) -> Shard:
     """
     match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
     if not match:
-        raise UserError(f"--shard must be I/N counted from 0, such as 0/8 … 7/8; got {text!r}")
+        raise UserError(f"--shard must be I/N counted from 0, such as 0/8 … 7/8, or all; got {text!r}")
     return Shard(int(match[1]), int(match[2]))
 
 
 class ShardOptions(Protocol):
     """The options that choose the shards of a process (`stages.configs.shared.OutputOptions`)."""
 
+    @property
+    def out(self) -> Path: ...
     @property
     def shard(self) -> str | None: ...
     @property
@@ -75,10 +82,11 @@ class ShardOptions(Protocol):
 def resolve_shards(options: ShardOptions, environment: Mapping[str, str] = os.environ) -> tuple[Shard, ...]:
     """Return the shards that this process does, adjacent and in order.
 
-    1. `--shard I/N`: shard I of N.
+    1. `--shard I/N`: shard I of N. `--shard all`: as in 4.
     2. `--num-shards N --shards-per-task K`: in a SLURM array, shards tK to tK + K − 1 of task t; otherwise all N.
     3. Neither, in a SLURM array written as 0 to N−1: the shard with the number of the task.
-    4. Otherwise: the whole work, as shard 0 of 1.
+    4. Otherwise: the whole work, in the split that the output directory holds, so that work that began in several
+       parts continues in them; shard 0 of 1 in an empty directory.
 
     Raises:
       UserError: the options exclude each other, or the task numbers of the array do not fit.
@@ -90,14 +98,20 @@ def resolve_shards(options: ShardOptions, environment: Mapping[str, str] = os.en
         )
     if options.shards_per_task > 1 and options.num_shards is None:
         raise UserError(f"--shards-per-task {options.shards_per_task} needs the number of shards: pass --num-shards N")
-    if options.shard is not None:
+    if options.shard not in (None, ALL):
         return (parse_shard(options.shard),)
     if options.num_shards is None:
-        return (_shard_of_array(environment) or Shard(0, 1),)
+        own = None if options.shard == ALL else _shard_of_array(environment)
+        return (own,) if own else all_shards(find_split(options.out) or 1)
     task = environment.get(_TASK_VARIABLE)
     if task is None:
-        return tuple(Shard(index, options.num_shards) for index in range(options.num_shards))
+        return all_shards(options.num_shards)
     return task_shards(_task_number(task), options.num_shards, options.shards_per_task)
+
+
+def all_shards(count: int) -> tuple[Shard, ...]:
+    """Return all shards of a split."""
+    return tuple(Shard(index, count) for index in range(count))
 
 
 def count_tasks(num_shards: int, shards_per_task: int) -> int:

@@ -31,7 +31,8 @@ from stages.shards.disk import disk_errors, locked_chunks, write_parquet
 from stages.shards.files import lineage_of, read_columns, read_footer
 from stages.shards.lineage import FOOTER_KEY, Lineage, differences
 from stages.shards.logs import PartLog
-from stages.shards.parts import parse_part_name, part_name, work_differences
+from stages.shards.names import parse_part_name, part_name
+from stages.shards.parts import work_differences
 from stages.shards.schemas import Schema
 
 _REMEDY = "Choose another --out, or pass --overwrite to replace it"

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from stages.core.errors import UserError
 from stages.slurm.jobs import MODEL_STAGES, STAGES, Work
 from stages.slurm.queue import JobQueue, JobTask
 from stages.slurm.records import FOLDER, LOGS, SubmittedJob
@@ -82,24 +81,6 @@ def stage_progress(run: Path, work: Work, submitted: Sequence[SubmittedJob], que
             tasks |= dict.fromkeys(work.parts_of_task(task), (last, task))
     find = _model_progress if work.stage in MODEL_STAGES else _part_progress
     return StageProgress(work, tuple(find(run, work, index, tasks.get(index), queue) for index in range(work.parts)))
-
-
-def check_split(run: Path, work: Work) -> None:
-    """Check that the output does not contain parts, or committed chunks, of another split.
-
-    Raises:
-      UserError: it does.
-    """
-    if work.stage not in ("rollout", "eval"):  # the other stages have as many parts as their input
-        return
-    directory = run / work.output
-    others = [path for path in directory.glob(".part-*") if _splits([path]) != {work.parts}]
-    begun = [path for path in others if any(path.glob("chunk-*"))]
-    for parts in _splits([*directory.glob("part-*.parquet"), *begun]) - {work.parts}:
-        raise UserError(
-            f"{directory} holds parts of another split (of {parts}; the jobs make {work.parts}): delete it, or set "
-            f"num_shards = {parts} in [slurm.{work.stage}]. To keep a complete one, pass --only-missing"
-        )
 
 
 def works_on_disk(run: Path) -> tuple[Work, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from stages import evaluate, rollout
 from stages.core.errors import FingerprintMismatch, UserError
 from stages.core.progress import Summary
 from stages.pipeline import iterate
@@ -224,6 +226,27 @@ def test_a_finished_run_can_be_extended_by_more_iterations(recipe: Path, policy:
     assert artefacts(tmp_path / "direct").items() <= artefacts(tmp_path / "run").items()
 
 
+def test_a_run_takes_what_arrays_of_jobs_left_in_several_parts(recipe: Path, policy: Path, tmp_path: Path):
+    """Stages that a cluster finished, or began, in three parts are continued in three parts, not refused."""
+    plan = iterate.make_plan(config(recipe, tmp_path / "run", f"run.model={policy}", iterations=1))
+    first, start = plan.iterations[0], plan.evaluations[-1]
+    for shard in ("0/2", "1/2"):
+        evaluate.run(dataclasses.replace(start, shard=shard))
+    for shard in ("0/3", "2/3"):  # the second task of the array never ran
+        rollout.run(dataclasses.replace(first.rollout, shard=shard))
+    before = artefacts(tmp_path / "run")
+    run(recipe, tmp_path / "run", policy, iterations=1)
+    after = artefacts(tmp_path / "run")
+    assert before.items() <= after.items()
+    for name, parts in {"start/eval": 2, "000/trajectories": 3, "000/cutpoints": 3, "000/advantages": 3}.items():
+        assert len(list((tmp_path / "run" / name).glob("*.parquet"))) == parts
+    assert rows(tmp_path / "run" / "000" / "eval")
+
+    run(recipe, tmp_path / "whole", policy, iterations=1)
+    for name in ("start/eval", "000/trajectories", "000/cutpoints", "000/advantages"):
+        assert rows(tmp_path / "run" / name) == rows(tmp_path / "whole" / name)
+
+
 def test_a_changed_option_is_rejected_by_the_first_stage_it_affects(recipe: Path, policy: Path, tmp_path: Path):
     run(recipe, tmp_path / "run", policy, iterations=1)
     with pytest.raises(
@@ -245,7 +268,7 @@ def test_the_plan_gives_each_iteration_its_questions_seed_and_policy(recipe: Pat
         assert [getattr(i, stage).model for i in plan.iterations] == policies
     assert {i.train.reference_model for i in plan.iterations} == {"hub/name"}
     assert {i.train.total_steps for i in plan.iterations} == {3 * 2 * 2}  # 6 trajectories, 4 a step, 2 epochs
-    assert {stage.shard for i in plan.iterations for stage in (i.rollout, i.segment, i.estimate)} == {"0/1"}
+    assert {stage.shard for i in plan.iterations for stage in (i.rollout, i.segment, i.estimate)} == {"all"}
     assert {n: e.model for n, e in plan.evaluations.items()} == dict(
         zip((-1, 0, 1, 2), [*policies, str(tmp_path / "002/checkpoint")], strict=True)
     )

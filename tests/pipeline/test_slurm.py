@@ -170,7 +170,7 @@ def test_a_script_contains_its_command_and_its_resource_requests():
     assert "array" not in segment
     assert "gres" not in segment
     assert segment["output"].endswith("000-segment-%j.log")
-    assert "--shard 0/1" in files["000-segment.sbatch"], "array variables that the job inherits have no effect"
+    assert "--shard all" in files["000-segment.sbatch"], "array variables that the job inherits have no effect"
     for name, text in files.items():
         if name.endswith((".sbatch", ".sh")):
             subprocess.run(["bash", "-n"], input=text, text=True, check=True)
@@ -278,24 +278,33 @@ def test_with_several_parts_per_task_only_tasks_with_a_missing_part_are_submitte
     assert "000-segment" not in dependencies(outcome)
 
 
-def test_finished_artefacts_of_another_split_are_kept_and_unfinished_ones_are_rejected(here: Path):
+def test_what_is_on_disk_in_another_number_of_parts_is_continued_there(here: Path):
     make_parts("start/eval", 1)
     make_parts("000/trajectories", 2)
-    with pytest.raises(UserError, match=r"start/eval holds parts of another split \(of 1; the jobs make 4\)"):
-        write(iterations=1)
+    notes = Notes()
+    jobs = write(iterations=2, progress=notes).submissions
+    works = {one.job.work.name: (one.job.work.parts, one.job.work.num_shards) for one in jobs}
+    assert (works["start-eval"], works["000-rollout"], works["000-segment"]) == ((1, 1), (2, 2), (2, 1))
+    assert (works["000-estimate"], works["001-eval"]) == ((2, 2), (4, 4))
+    assert works["001-rollout"] == (4, 4), "an output that is not on disk has as many parts as the recipe says"
+    assert notes.lines[0].startswith("start/eval is divided into 1 on disk, not into 4 as num_shards says")
+
     outcome = write(iterations=1, only_missing=True)
     assert list(dependencies(outcome)) == ["000-segment", "000-estimate", "000-train", "000-eval"]
     assert dependencies(outcome)["000-segment"] == []
     (here / "runs/try/000/trajectories/part-00001-of-00002.parquet").unlink()
-    with pytest.raises(UserError, match=r"trajectories .*another split \(of 2;.*num_shards = 2 in \[slurm.rollout\]"):
-        write(iterations=1, only_missing=True)
-    (here / "runs/try/000/trajectories/part-00000-of-00002.parquet").unlink()
+    script = write(iterations=1, only_missing=True).files["submit.sh"]
+    assert 'submit 000-rollout "" --array=1)' in script
+
+
+def test_committed_chunks_decide_the_number_of_parts_and_empty_directories_do_not(here: Path):
     unfinished = here / "runs/try/000/trajectories/.part-00000-of-00002"
-    unfinished.mkdir()
-    assert "000-rollout" in dependencies(write(iterations=1, only_missing=True)), "no chunk was committed"
+    unfinished.mkdir(parents=True)
+    (submission, *_) = [one for one in write(iterations=1).submissions if one.job.work.stage == "rollout"]
+    assert submission.job.work.parts == 4, "no chunk was committed"
     (unfinished / "chunk-00000.parquet").touch()
-    with pytest.raises(UserError, match=r"trajectories holds parts of another split \(of 2;"):
-        write(iterations=1, only_missing=True)
+    (submission, *_) = [one for one in write(iterations=1).submissions if one.job.work.stage == "rollout"]
+    assert submission.job.work.parts == 2
 
 
 def in_queue(monkeypatch: pytest.MonkeyPatch, *tasks: JobTask) -> None:

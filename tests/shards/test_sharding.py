@@ -6,6 +6,7 @@ import signal
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -21,6 +22,7 @@ class ShardOptions:
     """The sharding flags of a command."""
 
     shard: str | None = None
+    out: Path = Path("nothing-is-here")
     num_shards: int | None = None
     shards_per_task: int = 1
 
@@ -54,6 +56,22 @@ def test_a_slurm_array_from_zero_is_a_shard():
 def test_outside_an_array_one_process_does_everything():
     assert resolve_shards(ShardOptions(), {}) == (Shard(0, 1),)
     assert resolve_shards(ShardOptions(num_shards=3, shards_per_task=2), {}) == (Shard(0, 3), Shard(1, 3), Shard(2, 3))
+
+
+def test_work_on_disk_is_continued_in_the_parts_that_it_has(tmp_path: Path):
+    for name in (
+        "part-00002-of-00003.parquet",
+        ".part-00000-of-00005/chunk-00000.parquet",
+        ".part-00000-of-00007/lock",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    three = (Shard(0, 3), Shard(1, 3), Shard(2, 3))
+    assert resolve_shards(ShardOptions(out=tmp_path), {}) == three
+    assert resolve_shards(ShardOptions("all", out=tmp_path), array(ID=1, COUNT=2, MIN=0, MAX=1, STEP=1)) == three
+    assert resolve_shards(ShardOptions(out=tmp_path, num_shards=2), {}) == (Shard(0, 2), Shard(1, 2))
+    (tmp_path / "part-00002-of-00003.parquet").unlink()
+    assert len(resolve_shards(ShardOptions(out=tmp_path), {})) == 5, "its committed chunks"
 
 
 @pytest.mark.parametrize(

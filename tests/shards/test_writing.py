@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from stages.core.errors import FingerprintMismatch, UserError
 from stages.shards import writing
-from stages.shards.parts import open_artefact, parse_part_name
+from stages.shards.names import parse_part_name
+from stages.shards.parts import open_artefact
 from stages.shards.schemas import CUTPOINTS, TRAJECTORIES
 from stages.shards.writing import open_part
 from tests.shards.samples import Notes, Settings, cutpoints, files, lineage, trajectories, write_part
