@@ -63,6 +63,8 @@ def excerpt(
     tokens, guessed = readable_tokens(ids, "".join(one["text"] or "" for one in path), decode)
     last = path[-1]
     facts = {name.replace("_", " "): _fact_text(last[name]) for name in _FACTS if last.get(name) is not None}
+    if last.get("reward") is None and last["finish_reason"] != "segment":
+        facts = {"reward": "none, not gradable"} | facts
     facts["tokens"] = str(len(tokens))
     prompt = last["prompt"] or (decode(last["prompt_token_ids"]) if decode else "")
     segments = _segments(artefact, path, in_tree)

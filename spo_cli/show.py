@@ -34,7 +34,16 @@ from stages.training import mismatch
 
 COUNTED = {
     "rollout": ("ungradable",),
-    "estimate": ("states", "rollouts", "rollouts_saved", "questions_decided", "ungradable"),
+    "estimate": (
+        "states",
+        "rollouts",
+        "rollouts_saved",
+        "questions_decided",
+        "questions_alone",
+        "ungradable",
+        "responses_ungradable",
+        "segments_ungradable",
+    ),
     "train": (
         "trajectories",
         "waiting",

@@ -21,7 +21,7 @@ from stages.core.errors import UserError
 from stages.maths import tree_structure
 from stages.maths.advantages import NEGLIGIBLE
 from stages.maths.statistics import mean_and_standard_error
-from stages.maths.trees import node_values
+from stages.maths.trees import node_values, prompt_values
 from stages.maths.values import all_equal
 from stages.responses.trees import are_trees, parent_rows
 from stages.shards.origin import trace_back
@@ -54,15 +54,14 @@ class Nodes:
 
     @property
     def prompt_values(self) -> np.ndarray:
-        """[questions] float64: value of each prompt, the mean over siblings at every level."""
-        leaf = tree_structure.is_leaf(self.parent)
-        weight = tree_structure.path_probabilities(self.parent, self.question)[leaf]
-        return np.bincount(self.question[leaf], weight * numbers(self.rows["reward"])[leaf])
+        """[questions] float64: value of each prompt, the mean over siblings at every level; NaN if none has one."""
+        return prompt_values(self.parent, self.question, self.value)
 
     @property
-    def reward(self) -> float:
-        """Mean value over the prompts."""
-        return float(self.prompt_values.mean())
+    def reward(self) -> float | None:
+        """Mean value over the prompts that have one; None if none has one."""
+        values = self.prompt_values[~np.isnan(self.prompt_values)]
+        return float(values.mean()) if values.size else None
 
     @property
     def question(self) -> np.ndarray:
@@ -79,17 +78,15 @@ def load_nodes(trajectories: Artefact) -> Nodes:
     """Read all rows of trajectories as nodes.
 
     Raises:
-      UserError: a missing parent, a leaf without reward, or missing columns.
+      UserError: a missing parent, an inner node without children, or missing columns.
     """
     table = trajectories.read_all(_COLUMNS)
     length = numbers(pc.list_value_length(table["token_ids"])).astype(np.int64)
     parent = parent_rows(table)
-    ungraded = tree_structure.is_leaf(parent) & np.asarray(pc.is_null(table["reward"]))
-    if ungraded.any():
-        name = table["trajectory_id"][int(ungraded.argmax())].as_py()
-        raise UserError(
-            f"{trajectories.path}: {name} has neither a reward nor children; expected a reward of every leaf"
-        )
+    childless = tree_structure.is_leaf(parent) & np.asarray(pc.equal(table["finish_reason"], "segment"))
+    if childless.any():
+        name = table["trajectory_id"][int(childless.argmax())].as_py()
+        raise UserError(f"{trajectories.path}: {name} is unfinished (finish_reason segment), but has no children")
     return Nodes(table.drop_columns(["token_ids", "parent_id"]), length, parent)
 
 
@@ -106,10 +103,11 @@ def tree_statistics(stage: str, table: pa.Table | None, nodes: Nodes) -> Figures
         return {"rows": 0}
     leaf, depth = tree_structure.is_leaf(nodes.parent), tree_structure.depths(nodes.parent)
     reward, values = numbers(nodes.rows["reward"])[leaf], nodes.prompt_values
+    known = values[~np.isnan(values)]
     figures: Figures = {
         "rows": rows,
         "questions": values.size,
-        "reward": with_error(*mean_and_standard_error(values)),
+        **({"reward": with_error(*mean_and_standard_error(known))} if known.size else {}),
         "questions_with_equal_rewards": float(all_equal(reward, nodes.question[leaf]).mean()),
         "nodes_per_depth": _by_depth(depth),
         "leaves_per_depth": _by_depth(depth[leaf]),
@@ -148,12 +146,15 @@ def draw_tree(nodes: Nodes, question: str, advantage: Mapping[str, float]) -> Tr
     if not rows.size:
         raise UserError(f"there is no question {question!r}; ids look like {nodes.rows['question_id'][0].as_py()!r}")
     value, leaf = nodes.value, tree_structure.is_leaf(nodes.parent)
-    prompt = float(np.mean(value[rows[nodes.parent[rows] < 0]]))
+    prompt = nodes.prompt_values[nodes.question[rows[0]]]
     trees = {-1: Tree(Text.assemble((question, "bold"), f"  V {prompt:.2f}"))}
     largest = max((abs(one) for one in advantage.values()), default=0.0)
     for row in rows[np.argsort(tree_structure.depths(nodes.parent)[rows], kind="stable")].tolist():
         name = nodes.rows["trajectory_id"][row].as_py()
-        outcome = f"reward {value[row]:g}  {nodes.rows['finish_reason'][row]}" if leaf[row] else f"V {value[row]:.2f}"
+        outcome = f"V {value[row]:.2f}"
+        if leaf[row]:
+            reward = "not gradable" if np.isnan(value[row]) else f"reward {value[row]:g}"
+            outcome = f"{reward}  {nodes.rows['finish_reason'][row]}"
         line = Text.assemble((name.rpartition("/")[2], "cyan"), f"  {nodes.length[row]} tokens  {outcome}")
         if name in advantage:
             line.append(f"  A {advantage[name]:+.2f}", advantage_style(advantage[name], largest))

@@ -69,8 +69,7 @@ def run(config: Config, progress: Progress = Silent(), pool: SamplerPool | None 
                     sampled, prefilled = sampled + usage[0], prefilled + usage[1]
             written.append(writer)
     figures = _summarize_counts([writer.lineage.counts for writer in written])
-    ungradable = figures.pop("ungradable", 0)
-    notes = [f"{ungradable:,} rollouts could not be graded and count as wrong"] if ungradable else []
+    notes = _notes(figures)
     return Summary(
         stage="estimate",
         out=str(config.out),
@@ -115,6 +114,19 @@ def _check_unfinished_reward(config: Config, trajectories: Artefact) -> None:
             f"--unfinished-reward {requested:g} has no effect here: --estimator {config.estimator} uses the rewards of "
             f"{trajectories.path}{sampled_with}; pass the option to `spo rollout`"
         )
+
+
+def _notes(figures: dict[str, float]) -> list[str]:
+    """Move the counts of what has no reward, or nothing to be compared with, from the figures into lines."""
+    lines = {
+        "ungradable": "rollouts could not be graded: the values leave them out",
+        "responses_ungradable": "responses could not be graded: left out of every mean, not trained on",
+        "segments_ungradable": "segments have no row, because their response, or every rollout at one of their ends, "
+        "could not be graded",
+        "questions_alone": "questions have a single graded response, which has nothing to be compared with: its "
+        "advantage is 0. Sample more with --num-generations",
+    }
+    return [f"{int(count):,} {line}" for name, line in lines.items() if (count := figures.pop(name, 0))]
 
 
 def _summarize_counts(counts: Sequence[Mapping[str, int]]) -> dict[str, float]:

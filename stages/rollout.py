@@ -122,6 +122,7 @@ def _summary(config: Config, parts: Sequence[PartWriter], seconds: float, sample
     """Return the summary of a call that was responsible for these parts; with statistics if there is only one part."""
     figures = dict(parts[0].lineage.summary) if len(parts) == 1 else {}
     ungradable = sum(part.lineage.counts.get("ungradable", 0) for part in parts)
+    note = f"{ungradable:,} responses could not be graded: left out of every mean, not trained on"
     return Summary(
         stage="rollout",
         out=str(config.out),
@@ -132,7 +133,7 @@ def _summary(config: Config, parts: Sequence[PartWriter], seconds: float, sample
         tokens_prefilled=prefilled,
         reward=figures.pop("reward", None),
         figures=figures,
-        notes=(f"{ungradable:,} responses could not be graded and count as wrong",) if ungradable else (),
+        notes=(note,) if ungradable else (),
     )
 
 
@@ -161,8 +162,8 @@ def _commit_rows(
     sampled = prefilled = 0
     for i in missing:
         rows, usage = mode.answer(questions[chunks[i]], prompts[chunks[i]], sampling, progress.advance)
-        rows, ungradable = _grade_missing_as_zero(rows)
-        counts = {"sampled": usage.sampled, "ungradable": ungradable, **batch_dependent(sampler, rows.num_rows)}
+        counts = {"sampled": usage.sampled, "ungradable": _count_ungradable(rows)}
+        counts |= batch_dependent(sampler, rows.num_rows)
         # How many tokens were prefilled depends on memory and crashes, so it goes to the log and not into the part.
         part.commit(i, rows, counts, {"prefilled": usage.prefilled})
         sampled, prefilled = sampled + usage.sampled, prefilled + usage.prefilled
@@ -192,12 +193,7 @@ def _find_mode(config: Config) -> RolloutMode:
     return RolloutMode(answer, trees.max_nodes(config.branches), "nodes", trees.statistics)
 
 
-def _grade_missing_as_zero(rows: pa.Table) -> tuple[pa.Table, int]:
-    """Return the rows with reward 0 for responses that could not be graded, and the number of those.
-
-    Inner nodes of trees (finish_reason "segment") keep their null: they have no reward.
-    """
+def _count_ungradable(rows: pa.Table) -> int:
+    """Return the number of responses without a reward; inner nodes of trees (finish_reason "segment") are none."""
     ungradable = pc.and_(pc.is_null(rows["reward"]), pc.not_equal(rows["finish_reason"], "segment"))
-    column = rows.column_names.index("reward")
-    rewards = pc.if_else(ungradable, pa.scalar(0.0, pa.float32()), rows["reward"])
-    return rows.set_column(column, rows.field(column), rewards), pc.sum(ungradable).as_py() or 0
+    return pc.sum(ungradable).as_py() or 0

@@ -97,14 +97,16 @@ def test_an_unfinished_response_earns_the_unfinished_reward(policy: Path, tmp_pa
 
 
 @pytest.mark.parametrize("options", [{}, {"tree": "2-2", "num_generations": None, "segment_tokens": 4}])
-def test_a_response_that_cannot_be_graded_earns_0_and_is_counted(policy: Path, tmp_path: Path, options, monkeypatch):
+def test_a_response_that_cannot_be_graded_has_no_reward_and_is_counted(
+    policy: Path, tmp_path: Path, options, monkeypatch
+):
     sample(tmp_path / "graded", policy, temperature=0.8, **options)
     monkeypatch.setattr(type(TASK), "verify", lambda *_: Verdict(None, None, Reason.UNGRADABLE, Place.NOWHERE))
     summary = sample(tmp_path / "lost", policy, temperature=0.8, **options)
     ended = [row for row in rows(tmp_path / "graded") if row["finish_reason"] == "stop"]
-    assert summary.notes == (f"{len(ended)} responses could not be graded and count as wrong",)
+    assert summary.notes == (f"{len(ended)} responses could not be graded: left out of every mean, not trained on",)
     for row, graded in zip(rows(tmp_path / "lost"), rows(tmp_path / "graded"), strict=True):
-        assert row["reward"] == (None if graded["reward"] is None else 0.0)
+        assert row["reward"] == (0.0 if row["finish_reason"] == "length" else None)
         assert row["token_ids"] == graded["token_ids"]
     assert footer(tmp_path / "lost" / "part-00000-of-00001.parquet")["counts"]["ungradable"] == len(ended)
 

@@ -66,7 +66,8 @@ def adaptive_budget(
     """Return a budget of `minimum` to `maximum` rollouts per state, and none for questions that are decided.
 
     A question is decided if all its responses have reward 0, or all have reward 1, and the Wilson interval of their
-    mean is at most `width` wide. Then V is this mean at every state, and no segment has an advantage.
+    mean is at most `width` wide. Then V is this mean at every state, and no segment has an advantage. Responses that
+    could not be graded do not count.
 
     Args:
       total: maximum number of rollouts over all questions; None: no limit.
@@ -75,7 +76,7 @@ def adaptive_budget(
       UserError: a reward is outside [0, 1], or `total` is less than `minimum` rollouts per state.
     """
     table = trajectories.read_all(["trajectory_id", "question_id", "reward"])
-    outside = np.asarray(pc.or_(pc.less(table["reward"], 0), pc.greater(table["reward"], 1)))
+    outside = np.asarray(pc.or_(pc.less(table["reward"], 0), pc.greater(table["reward"], 1)).fill_null(False))
     if outside.any():
         row = int(outside.argmax())
         raise out_of_range(table["reward"][row].as_py(), f"trajectory {table['trajectory_id'][row]}")
@@ -112,7 +113,8 @@ def _split_budget(
 def _count_states(cutpoints: Artefact, trajectories: Artefact) -> Counter[str]:
     """Return the number of states to estimate per question, over all parts; equal states of a question count once."""
     rows = cutpoints.read_all(["trajectory_id", "start", "cutpoints"])
-    table = trajectories.read_all(["trajectory_id", "question_id", "prompt_token_ids", "token_ids"])
+    table = trajectories.read_all(["trajectory_id", "question_id", "prompt_token_ids", "token_ids", "reward"])
+    table = table.filter(pc.is_valid(table["reward"]))  # other responses are not trained on
     start, owner = rows["start"].to_numpy(), rows_by_name(rows["trajectory_id"], table["trajectory_id"])
     # Segments of unknown trajectories (owner −1) are an error when their own part is read.
     needs_value = mark_needed_values(rows, cutpoints.lineage) & (owner >= 0)

@@ -16,7 +16,7 @@ from stages.configs.estimate import EstimatorOptions
 from stages.core.errors import UserError
 from stages.core.progress import Progress
 from stages.estimators import EstimatedChunk, Estimator, PreparedPart
-from stages.estimators.rows import build_rows
+from stages.estimators.rows import build_rows, count_ungradable
 from stages.estimators.segments import SegmentBatch, check_vocabulary, chunk_by_question, load_segments
 from stages.maths.advantages import chain_advantages
 from stages.maths.gae import generalized_advantages
@@ -92,11 +92,13 @@ def estimate(options: EstimatorOptions, batch: SegmentBatch, chunk: range, criti
     for i, found in score_states(critic, examples):
         values[offsets[i] : offsets[i + 1]] = found
     rewards = np.zeros(len(segments))
-    rewards[segments.is_last] = earned  # the reward of a response belongs to its last segment
+    rewards[segments.is_last] = np.nan_to_num(earned)  # the reward of a response belongs to its last segment
     advantage, _ = generalized_advantages(
         Ragged(values, offsets), Ragged(rewards, offsets), options.gamma, options.gae_lambda
     )
-    # `chain_advantages` pairs the values at both ends of each segment; its own advantage is λ = 0, γ = 1.
-    ends = chain_advantages(segments, values, earned)._replace(advantage=advantage)
+    # `chain_advantages` pairs the values at both ends of each segment; its own advantage is λ = 0, γ = 1. In a response
+    # that could not be graded, it is NaN.
+    ends = chain_advantages(segments, values, earned)
+    ends = ends._replace(advantage=np.where(np.isnan(ends.advantage), np.nan, advantage))
     no_rewards = Ragged(np.empty(0, np.float32), np.zeros(len(segments) + 1, np.int64))
-    return build_rows(batch.rows[batch.rows_of(chunk)], ends, no_rewards)
+    return build_rows(batch.rows[batch.rows_of(chunk)], ends, no_rewards, counts=count_ungradable(earned))

@@ -1,7 +1,8 @@
 """Estimate advantages by GRPO, RLOO or Dr. GRPO: compare a response with the other responses to its question.
 
 There is one segment per response. V at its start is the mean reward of the group (with RLOO, of the other members), V
-at its end is its own reward. A group is all responses to a question, from all parts.
+at its end is its own reward. A group is all responses to a question, from all parts. A response that could not be
+graded is not a member of its group, and has no row.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from stages.configs.estimate import EstimatorName, EstimatorOptions
 from stages.core.errors import UserError
 from stages.core.progress import Progress
 from stages.estimators import EstimatedChunk, Estimator, PreparedPart
-from stages.estimators.rows import build_rows, count_questions
+from stages.estimators.rows import build_rows, count_questions, count_ungradable
 from stages.estimators.segments import SegmentBatch, load_segments, load_whole_questions
 from stages.maths.advantages import Advantages, dr_grpo, grpo, rloo
 from stages.maths.ragged import gather_ranges
@@ -79,11 +80,13 @@ def estimate(options: EstimatorOptions, batch: SegmentBatch, group: pa.Table) ->
     rewards, question = group["reward"].to_numpy().astype(np.float64), encode_names(group["question_id"])
     result = METHODS[options.estimator](rewards, question)
     own = rows_by_name(batch.trajectories["trajectory_id"], group["trajectory_id"])
-    first, size = np.searchsorted(question, question[own]), np.bincount(question)[question[own]]
+    graded = ~np.isnan(rewards)
+    size = np.bincount(question[graded], minlength=question.max(initial=-1) + 1)
+    first = np.cumsum(size) - size  # the responses are ordered by question
     return build_rows(
         batch.rows,
         Advantages(*(values[own] for values in result)),
-        gather_ranges(rewards.astype(np.float32), first, size),
+        gather_ranges(rewards[graded].astype(np.float32), first[question[own]], size[question[own]]),
         best_of=options.best_of,
-        counts=count_questions(rewards, question),
+        counts={**count_questions(rewards, question), **count_ungradable(rewards[own])},
     )

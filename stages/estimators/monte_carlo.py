@@ -7,6 +7,9 @@ value of a state is their mean reward; the advantage of a segment is the differe
 A fixed number N of rollouts gives unbiased values. With MIN..MAX, more rollouts are sampled where the rewards so far
 leave doubt, and none for questions whose responses agree. This needs fewer rollouts for about the same certainty, with
 a small bias towards 0 and 1 (`stages.maths.allocation`).
+
+A rollout that could not be graded is left out of the mean. A response that could not be graded gets no rollouts and
+has no rows; neither has a segment with an end from which no rollout could be graded.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from stages.core.progress import Progress
 from stages.estimators import EstimatedChunk, Estimator, PreparedPart
 from stages.estimators.budget import RolloutBudget, adaptive_budget, fixed_budget
 from stages.estimators.rollouts import RolloutSampling, distinct_states, sample_rollouts
-from stages.estimators.rows import build_rows, check_probabilities
+from stages.estimators.rows import build_rows, check_probabilities, count_ungradable
 from stages.estimators.segments import SegmentBatch, check_room, check_vocabulary, chunk_by_question, load_segments
 from stages.maths.advantages import Advantages, chain_advantages
 from stages.maths.ragged import gather_ranges
@@ -183,13 +186,15 @@ def estimate_chunk(
     values = monte_carlo_values(rewards)
     value = np.where(values.rollouts > 0, values.mean, np.array([*decided, np.nan])[state_of])
 
-    counts = {"states": len(states), "rollouts": int(lengths.sum())}
+    drawn = int(lengths.sum()) + rollouts.ungradable
+    counts = {"states": len(states), "rollouts": drawn}
     if budget.is_adaptive:
         questions = {state.question_id for state in states}
         counts["rollouts_saved"] = len(states) * budget.maximum - counts["rollouts"]
         counts["questions_decided"] = len(questions & budget.decided.keys())
     counts |= {"sampled": rollouts.sampled, "ungradable": rollouts.ungradable}
-    counts |= batch_dependent(sampling.sampler, counts["rollouts"])
+    counts |= count_ungradable(batch.rewards_of(chunk))
+    counts |= batch_dependent(sampling.sampler, drawn)
     rows, advantages = chain_rows(batch, chunk, value)
     result = build_rows(rows, advantages, rewards, counts=counts, best_of=options.best_of)
     return replace(result, figures={"prefilled": rollouts.prefilled})
@@ -201,4 +206,6 @@ def chain_rows(batch: SegmentBatch, chunk: range, value: NDArray[np.float64]) ->
     Args:
       value: [S] of each segment's start; NaN where it is not estimated.
     """
-    return batch.rows[batch.rows_of(chunk)], chain_advantages(batch.segments_of(chunk), value, batch.rewards_of(chunk))
+    rows = batch.rows_of(chunk)
+    segments, rewards = batch.segments_of(chunk), batch.rewards_of(chunk)
+    return batch.rows[rows], chain_advantages(segments, value, rewards, batch.needs_value[rows])

@@ -1,7 +1,8 @@
 """Estimate values from the tree that the shared prefixes of independent responses form, without rollouts.
 
 V of a state is the mean reward of the question's responses that start with exactly its tokens, so V changes only where
-responses diverge (TEMPO, arXiv 2509.18314). V at the end of a response is its own reward.
+responses diverge (TEMPO, arXiv 2509.18314). V at the end of a response is its own reward. A response that could not be
+graded is left out of the means, and has no rows.
 
 The mean is unbiased for a state that is chosen independently of what follows it. Segments that start where responses
 diverge (`spo segment --partition branches`) are chosen by what follows, which gives rare branches too much weight.
@@ -18,11 +19,11 @@ import pyarrow as pa
 from stages.configs.estimate import EstimatorOptions
 from stages.core.progress import Progress
 from stages.estimators import EstimatedChunk, Estimator, PreparedPart
-from stages.estimators.rows import build_rows, count_questions
+from stages.estimators.rows import build_rows, count_questions, count_ungradable
 from stages.estimators.segments import SegmentBatch, load_segments, load_whole_questions
 from stages.maths.advantages import chain_advantages, leave_own_reward_out
 from stages.maths.prefixes import responses_with_prefix, shared_prefixes
-from stages.maths.ragged import gather_ranges
+from stages.maths.ragged import gather_ranges, offsets_of
 from stages.maths.values import monte_carlo_values
 from stages.sampling.pool import SamplerPool
 from stages.shards.parts import Artefact, Part
@@ -75,7 +76,10 @@ def estimate(options: EstimatorOptions, batch: SegmentBatch, group: pa.Table) ->
         position = np.argsort(order)[response[rows] - begin]  # of each segment's response in the sorted order
         first[rows], count[rows] = responses_with_prefix(common, position, start[rows])
         first[rows] += begin
-    passing = gather_ranges(sorted_rewards, first, count)  # rewards of the responses that pass through the state
+    graded = ~np.isnan(sorted_rewards)
+    before = offsets_of(graded)  # number of graded responses before each position
+    first, count = before[first], before[first + count] - before[first]
+    passing = gather_ranges(sorted_rewards[graded], first, count)  # rewards of those that pass through the state
     value = monte_carlo_values(passing).mean
     advantages = chain_advantages(batch.segments, value, rewards[own])
     if options.baseline == "leave-one-out":
@@ -86,5 +90,5 @@ def estimate(options: EstimatorOptions, batch: SegmentBatch, group: pa.Table) ->
         passing,
         best_of=options.best_of,
         keep_zero=options.keep_zero,
-        counts=count_questions(rewards, question),
+        counts={**count_questions(rewards, question), **count_ungradable(rewards[own])},
     )

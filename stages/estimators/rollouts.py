@@ -43,9 +43,9 @@ class Rollouts:
     """The rollouts of S states.
 
     Attributes:
-      rewards: S ragged rows, float32.
+      rewards: S ragged rows, float32, of the rollouts that could be graded.
       sampled, prefilled: tokens that the engine sampled and prefilled.
-      ungradable: number of rollouts without a verdict; they have reward 0.
+      ungradable: number of rollouts that could not be graded.
     """
 
     rewards: Ragged
@@ -116,11 +116,12 @@ def sample_rollouts(states: Sequence[RolloutState], budget: RolloutBudget, sampl
     by_prefix = np.array(sorted(range(len(states)), key=lambda i: states[i].prefix.tobytes()), np.int64)
     more = np.array([0 if state.question_id in budget.decided else budget.minimum for state in states], np.int64)
     rewards: list[list[float]] = [[] for _ in states]
-    sampled = prefilled = ungradable = 0
+    drawn = np.zeros_like(more)
+    sampled = prefilled = 0
     while more.any():
-        usage, without_verdict = _sample_round(states, more, rewards, sampling)
+        usage = _sample_round(states, drawn, more, rewards, sampling)
         sampled, prefilled = sampled + usage.sampled, prefilled + usage.prefilled
-        ungradable += without_verdict
+        drawn += more
         left -= np.bincount(question, more, left.size).astype(np.int64)
         more = np.zeros_like(more)
         if budget.is_adaptive:
@@ -128,22 +129,31 @@ def sample_rollouts(states: Sequence[RolloutState], budget: RolloutBudget, sampl
             undecided = by_prefix[values.rollouts[by_prefix] > 0]
             mean, count = values.mean[undecided], values.rollouts[undecided]
             needed, width = additional_rollouts(mean, count, budget.maximum, budget.width, budget.confidence)
+            needed = np.minimum(needed, budget.maximum - drawn[undecided])  # ungradable rollouts were drawn, too
             more[undecided] = grant_rollouts(needed, width, question[undecided], left)
-    return Rollouts(Ragged.of(rewards, np.float32), sampled, prefilled, ungradable)
+    graded = Ragged.of(rewards, np.float32)
+    return Rollouts(graded, sampled, prefilled, int(drawn.sum()) - graded.flat.size)
 
 
 def _sample_round(
-    states: Sequence[RolloutState], more: NDArray[np.int64], rewards: list[list[float]], sampling: RolloutSampling
-) -> tuple[Usage, int]:
-    """Sample `more[i]` further rollouts from state i and append their rewards to `rewards[i]`.
+    states: Sequence[RolloutState],
+    drawn: NDArray[np.int64],
+    more: NDArray[np.int64],
+    rewards: list[list[float]],
+    sampling: RolloutSampling,
+) -> Usage:
+    """Sample `more[i]` further rollouts from state i, append the rewards of the gradable ones to `rewards[i]`.
+
+    Args:
+      drawn: [S] number of rollouts drawn so far.
 
     Returns:
-      The tokens that the engine sampled and prefilled, and the number of ungradable rollouts.
+      The tokens that the engine sampled and prefilled.
     """
     chosen: list[int] = np.flatnonzero(more).tolist()
     requests = []
     for i in chosen:
-        state, first = states[i], len(rewards[i])
+        state, first = states[i], int(drawn[i])
         keys = tuple(random_key(state.key, j) for j in range(first, first + int(more[i])))
         limit = sampling.max_tokens - (state.prefix.size - state.prompt_size)
         requests.append(Request(state.prefix, keys, limit, text_start=state.prompt_size))
@@ -161,8 +171,9 @@ def _sample_round(
         unfinished_reward=sampling.unfinished_reward,
     )
     for (i, _), graded in zip(rollouts, grades, strict=True):
-        rewards[i].append(graded.reward or 0.0)
-    return usage, sum(graded.reward is None for graded in grades)
+        if graded.reward is not None:
+            rewards[i].append(graded.reward)
+    return usage
 
 
 def _check_rewards(rewards: list[list[float]], states: Sequence[RolloutState]) -> Ragged:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from stages.core.errors import UserError
 from stages.estimators import EstimatedChunk
 from stages.maths.advantages import NEGLIGIBLE, Advantages
-from stages.maths.ragged import Ragged
+from stages.maths.ragged import Ragged, gather_ranges
 from stages.maths.values import all_equal, monte_carlo_values
 from stages.maths.values import best_of_n_values as value_of_best
 from stages.shards.schemas import ADVANTAGES
@@ -41,11 +41,18 @@ def build_rows(
       counts: further counts of the chunk.
 
     Returns:
-      The rows, with the counts `segments` (before dropping), `zero_advantage` and, without `keep_zero`, `dropped`.
+      The rows of the segments whose advantage is known (not NaN), with the counts `segments` (these, before dropping),
+      `zero_advantage`, `dropped` without `keep_zero`, and `segments_ungradable` where an advantage is not known.
 
     Raises:
       UserError: there is a bonus and a value is not a probability.
     """
+    known = ~np.isnan(advantages.advantage)
+    if not known.all():
+        counts = {**counts, "segments_ungradable": int((~known).sum())}
+        cutpoints, advantages = cutpoints.filter(pa.array(known)), Advantages(*(one[known] for one in advantages))
+        rewards = gather_ranges(rewards.values, rewards.offsets[:-1][known], rewards.lengths[known])
+        std = None if std is None else std[known]
     advantage = advantages.advantage
     if best_of is not None:
         advantage = advantage + best_of_bonus(cutpoints, advantages, best_of)
@@ -83,12 +90,12 @@ def best_of_bonus(cutpoints: pa.Table, advantages: Advantages, n: int) -> NDArra
 
 
 def check_probabilities(values: NDArray[np.floating], trajectory_ids: pa.ChunkedArray) -> None:
-    """Check that values or rewards are probabilities: only then is the best of n defined.
+    """Check that values or rewards are probabilities, or NaN: only then is the best of n defined.
 
     Raises:
       UserError: one is not; the message names its trajectory.
     """
-    wrong = ~((values >= -NEGLIGIBLE) & (values <= 1 + NEGLIGIBLE))
+    wrong = (values < -NEGLIGIBLE) | (values > 1 + NEGLIGIBLE)
     if wrong.any():
         i = int(wrong.argmax())
         raise UserError(
@@ -98,10 +105,21 @@ def check_probabilities(values: NDArray[np.floating], trajectory_ids: pa.Chunked
 
 
 def count_questions(rewards: NDArray[np.float64], question: NDArray[np.int64]) -> dict[str, int]:
-    """Count the questions, and the questions whose responses all have the same reward.
+    """Count the questions, those whose responses all have the same reward, and those with one gradable response.
 
     Args:
-      rewards, question: [N] of each response; questions are numbered from 0.
+      rewards, question: [N] of each response, NaN where it could not be graded; questions are numbered from 0.
     """
     equal = all_equal(rewards, question)
-    return {"questions": equal.size, "questions_zero_std": int(equal.sum())}
+    alone = int((np.bincount(question[~np.isnan(rewards)], minlength=equal.size) == 1).sum())
+    return {
+        "questions": equal.size,
+        "questions_zero_std": int(equal.sum()),
+        **({"questions_alone": alone} if alone else {}),
+    }
+
+
+def count_ungradable(rewards: NDArray[np.floating]) -> dict[str, int]:
+    """Count the responses of a chunk that could not be graded, given their rewards [N]; {} if there are none."""
+    ungradable = int(np.isnan(rewards).sum())
+    return {"responses_ungradable": ungradable} if ungradable else {}

@@ -29,7 +29,8 @@ class SegmentBatch:
     Attributes:
       rows: [S] rows of the cutpoints, in the order of `segments`.
       segments: [S] the same as arrays; `trajectory` is a row of `trajectories`.
-      needs_value: bool [S], whether to estimate the value of the state where the segment starts.
+      needs_value: bool [S], whether to estimate the value of the state where the segment starts; no state of a response
+        that could not be graded needs one, because the response is not trained on.
       trajectories: [N] rows with trajectory_id, question_id, reference and reward.
       prompts, responses: N ragged rows of token ids, int32.
     """
@@ -52,7 +53,7 @@ class SegmentBatch:
         return Segments(segments.trajectory[rows] - chunk.start, segments.start[rows], segments.end[rows])
 
     def rewards_of(self, chunk: range) -> np.ndarray:
-        """Return the rewards of a chunk of trajectories: float32 [N]."""
+        """Return the rewards of a chunk of trajectories: float32 [N], NaN where one could not be graded."""
         return self.trajectories["reward"].slice(chunk.start, len(chunk)).to_numpy()
 
 
@@ -80,7 +81,8 @@ def load_segments(cutpoints: Artefact, part: Part, trajectories: Artefact) -> Se
     segments = Segments(trajectory, start, rows["end"].to_numpy().astype(np.int64))
     responses = ragged(table["token_ids"])
     _check_cover(segments, responses.lengths, part)
-    needs_value = mark_needed_values(rows, part.lineage)
+    graded = np.asarray(pc.is_valid(table["reward"]))
+    needs_value = mark_needed_values(rows, part.lineage) & graded[trajectory]
     return SegmentBatch(rows, segments, needs_value, table, ragged(table["prompt_token_ids"]), responses)
 
 

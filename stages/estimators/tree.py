@@ -1,7 +1,8 @@
 """Estimate values of a sampled tree bottom-up from the rewards of its leaves (arXiv 2505.23564, SPO-tree).
 
 V at the end of an inner node is the mean of V over its children; V of a leaf is its reward. The advantage of a node is
-V at its end minus V at its start, the state that it shares with its siblings. Trees are read whole, from all parts.
+V at its end minus V at its start, the state that it shares with its siblings. Trees are read whole, from all parts. A
+leaf that could not be graded is left out of the mean, and has no row; neither has a node above such leaves only.
 """
 
 # pyarrow.compute makes its functions at import time:
@@ -19,7 +20,7 @@ from stages.configs.estimate import EstimatorOptions
 from stages.core.errors import UserError
 from stages.core.progress import Progress
 from stages.estimators import EstimatedChunk, Estimator, PreparedPart
-from stages.estimators.rows import build_rows, count_questions
+from stages.estimators.rows import build_rows, count_questions, count_ungradable
 from stages.estimators.segments import load_whole_questions
 from stages.maths.advantages import Advantages, sibling_advantages
 from stages.maths.ragged import gather_ranges
@@ -59,19 +60,17 @@ def prepare(
 
 
 def check_nodes(nodes: pa.Table, parent: np.ndarray, trajectories: Artefact) -> None:
-    """Check that the nodes form complete trees with graded leaves.
+    """Check that the nodes form complete trees.
 
     Args:
       parent: [N] row of each node's parent, −1 for none.
 
     Raises:
-      UserError: an unfinished node has no children, a leaf has no reward, or a finished node has children.
+      UserError: an unfinished node has no children, or a finished node has children.
     """
     leaf, continues = is_leaf(parent), np.asarray(pc.equal(nodes["finish_reason"], "segment"))
-    unrewarded = np.asarray(pc.is_null(nodes["reward"]))
     problems = {
         "is unfinished (finish_reason segment), but has no children": leaf & continues,
-        "is a leaf without a reward": leaf & unrewarded,
         "is finished (finish_reason is not segment), but has children": ~leaf & ~continues,
     }
     for problem, where in problems.items():
@@ -112,15 +111,16 @@ def estimate(options: EstimatorOptions, rows: pa.Table, nodes: pa.Table, parent:
     value, group = node_values(parent, reward), start_states(parent, tree)
     advantages = sibling_advantages(value, group, baseline=options.baseline, scale=options.normalize_by == "siblings")
     leaf = is_leaf(parent)
-    first, count = leaves_below(parent, tree)
+    graded = leaf & ~np.isnan(reward)
+    first, count = leaves_below(parent, tree, graded)
     row = rows_by_name(nodes["trajectory_id"].take(pa.array(order)), rows["trajectory_id"])
     own = row >= 0  # the nodes of this part, in pre-order
     return build_rows(
         rows.take(pa.array(row[own])),
         Advantages(*(values[own] for values in advantages)),
-        gather_ranges(reward[leaf].astype(np.float32), first[own], count[own]),
+        gather_ranges(reward[graded].astype(np.float32), first[own], count[own]),
         std=group_std(value, group)[own],
         best_of=options.best_of,
         keep_zero=options.keep_zero,
-        counts=count_questions(reward[leaf], tree[leaf]),
+        counts={**count_questions(reward[leaf], tree[leaf]), **count_ungradable(reward[leaf & own])},
     )

@@ -1,7 +1,8 @@
 """Compute the advantages of segments: along a chain of segments, among sibling nodes, and within a group of responses.
 
 The advantage of a segment is the value of the state at its end minus the value of the state at its start. The methods
-differ in how they estimate these values.
+differ in how they estimate these values. A reward or value of NaN is unknown: the response could not be graded. It is
+left out of every mean, and a segment that would need it has the advantage NaN, so that it is not trained on.
 """
 
 from __future__ import annotations
@@ -65,22 +66,28 @@ def states_to_estimate(start: NDArray[np.integer], cutpoints: Ragged | None) -> 
     return needs_value
 
 
-def chain_advantages(segments: Segments, state_value: ArrayLike, reward: ArrayLike) -> Advantages:
+def chain_advantages(
+    segments: Segments, state_value: ArrayLike, reward: ArrayLike, needs_value: NDArray[np.bool_] | None = None
+) -> Advantages:
     """Return the advantages of the segments of trajectories (arXiv 2505.23564, chain-based estimation).
 
         A(segment) = V(end) − V(start)        V(end) = V(start of the next segment), or R at the end of the response
 
-    The first start state of a trajectory may have no estimate, NaN (see `states_to_estimate`): the policy is nearly
-    certain of that segment, so V(start) is set to V(end) and the advantage is 0. The advantages of a trajectory sum to
-    R − V(first estimated state).
+    Where the first start state of a trajectory needs no value (see `states_to_estimate`) and has none, the policy is
+    nearly certain of that segment: V(start) is set to V(end), and the advantage is 0. The advantages of a trajectory
+    sum to R − V(first estimated state).
+
+    Any other value of NaN is unknown, because no rollout from the state could be graded: the two segments that it
+    separates have the advantage NaN. So have all segments of a trajectory whose reward is NaN.
 
     Args:
       segments: S segments of N trajectories.
-      state_value: [S] estimated V of each start state; NaN is allowed for the first segment of a trajectory only.
-      reward: [N] R of each trajectory.
+      state_value: [S] estimated V of each start state, or NaN.
+      reward: [N] R of each trajectory, or NaN.
+      needs_value: [S] which start states need a value; None: all.
 
     Raises:
-      ValueError: the shapes do not match, or a value is infinite or NaN where NaN is not allowed.
+      ValueError: the shapes do not match, or a value or reward is infinite.
     """
     value, reward = np.asarray(state_value, np.float64), np.asarray(reward, np.float64)
     is_first, is_last = segments.is_first, segments.is_last
@@ -90,16 +97,16 @@ def chain_advantages(segments: Segments, state_value: ArrayLike, reward: ArrayLi
             f" {np.count_nonzero(is_last)} trajectories;"
             f" got {value.shape} and {reward.shape}"
         )
-    unestimated = np.flatnonzero(~np.isfinite(value))
-    if not (np.isfinite(reward).all() and np.isnan(value[unestimated]).all() and is_first[unestimated].all()):
-        raise ValueError("values and rewards must be finite; only the first state of a trajectory may be NaN")
+    if np.isinf(value).any() or np.isinf(reward).any():
+        raise ValueError("values and rewards must be finite, or NaN where they are unknown")
 
     value_end = np.empty_like(value)
     value_end[:-1] = value[1:]
     value_end[is_last] = reward
-    value_start = value.copy()
-    value_start[unestimated] = value_end[unestimated]
-    return Advantages(value_start, value_end, value_end - value_start)
+    nearly_certain = np.isnan(value) & is_first & ~(True if needs_value is None else needs_value)
+    value_start = np.where(nearly_certain, value_end, value)
+    ungradable = np.isnan(np.repeat(reward, np.diff(np.flatnonzero(np.append(is_first, True)))))
+    return Advantages(value_start, value_end, np.where(ungradable, np.nan, value_end - value_start))
 
 
 def sibling_advantages(
@@ -109,11 +116,13 @@ def sibling_advantages(
 
     With baseline "mean", b_i is the mean of the group (arXiv 2505.23564, SPO-tree: V of a node is the mean of the
     values of its children). With "leave-one-out", b_i is the mean of the *other* members; it does not depend on V_i, so
-    the policy gradient stays unbiased (arXiv 2402.14740). The only member of a group has no others; its b_i is then 0
-    (plain REINFORCE), as in the released code of that method.
+    the policy gradient stays unbiased (arXiv 2402.14740). The only member of a group has nothing to be compared with:
+    b_i is its own value under either baseline, and A_i is 0.
+
+    A member whose value is NaN, unknown, belongs to no group; its b_i, V_i and A_i are NaN.
 
     Args:
-      values: [N] finite.
+      values: [N] finite, or NaN.
       groups: [N] of any sortable type; members with equal entries form a group, in any order.
       baseline: "mean" or "leave-one-out".
       scale: whether to divide A_i by the population standard deviation of the group plus 10⁻⁸. If the standard
@@ -126,8 +135,17 @@ def sibling_advantages(
       ValueError: the shapes differ or are not [N], or a value is not finite.
     """
     values, groups = np.asarray(values, np.float64), np.asarray(groups)
-    if values.ndim != 1 or values.shape != groups.shape or not np.isfinite(values).all():
-        raise ValueError(f"expected finite values [N] and groups [N]; got {values.shape} and {groups.shape}")
+    if values.ndim != 1 or values.shape != groups.shape or np.isinf(values).any():
+        raise ValueError(f"expected values [N], finite or NaN, and groups [N]; got {values.shape} and {groups.shape}")
+    known = ~np.isnan(values)
+    result = Advantages(*np.full((3, values.size), np.nan))
+    for whole, part in zip(result, _compare_siblings(values[known], groups[known], baseline, scale), strict=True):
+        whole[known] = part
+    return result
+
+
+def _compare_siblings(values: NDArray[np.float64], groups: NDArray, baseline: Baseline, scale: bool) -> Advantages:
+    """Return `sibling_advantages` of values [N] that are all finite."""
     _, first, group, count = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
     # Subtract a member of the group before averaging: equal values then deviate by exactly 0. A rounding error would
     # otherwise be divided by a standard deviation of the same size.
@@ -137,8 +155,7 @@ def sibling_advantages(
     if baseline == "mean":
         start, advantage = (origin + mean_offset)[group], deviation
     else:  # V_i − (n·mean − V_i)/(n − 1) = n/(n − 1) · (V_i − mean)
-        others = count[group] - 1
-        advantage = np.where(others > 0, deviation * count[group] / np.maximum(others, 1), values)
+        advantage = deviation * count[group] / np.maximum(count[group] - 1, 1)
         start = values - advantage
     if scale:
         std = np.sqrt(_group_sums(group, np.square(deviation), count) / count)[group]
@@ -154,12 +171,12 @@ def leave_own_reward_out(advantages: Advantages, reward: ArrayLike, count: Array
 
     Args:
       advantages: [S] each; `value_start` is the mean reward of the n responses that pass through the state.
-      reward: [S] R of the response that each segment belongs to.
+      reward: [S] R of the response that each segment belongs to, NaN where it is unknown.
       count: [S] n, the response itself included.
     """
     reward, count = np.asarray(reward, np.float64), np.asarray(count)
     others = (count * advantages.value_start - reward) / np.maximum(count - 1, 1)
-    start = np.where(count > 1, others, advantages.value_end)
+    start = np.where((count > 1) | np.isnan(reward), others, advantages.value_end)
     return Advantages(start, advantages.value_end, advantages.value_end - start)
 
 

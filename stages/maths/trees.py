@@ -26,28 +26,44 @@ def start_states(parent: NDArray[np.int64], tree: NDArray[np.int64]) -> NDArray[
 def node_values(parent: NDArray[np.int64], reward: ArrayLike) -> NDArray[np.float64]:
     """Return V of each node: the reward of a leaf, the mean over the children of an inner node.
 
-    (arXiv 2505.23564, SPO-tree.)
+    (arXiv 2505.23564, SPO-tree.) A child without a value is left out of the mean.
 
     Args:
       parent: [N] int64.
-      reward: [N] rewards of the leaves; entries of inner nodes are ignored.
+      reward: [N] rewards of the leaves, NaN where one could not be graded; entries of inner nodes are ignored.
 
     Returns:
-      [N] float64, V of the state at the end of each node.
+      [N] float64, V of the state at the end of each node; NaN where no leaf below it has a reward.
 
     Raises:
-      ValueError: the reward of a leaf is not finite.
+      ValueError: the reward of a leaf is infinite.
     """
-    value = np.array(reward, np.float64)
-    if not np.isfinite(value[is_leaf(parent)]).all():
-        raise ValueError("every leaf must have a finite reward")
+    leaf, value = is_leaf(parent), np.array(reward, np.float64)
+    if np.isinf(value[leaf]).any():
+        raise ValueError("the reward of a leaf must be finite, or NaN where it is unknown")
+    value[~leaf] = np.nan
     for rows in levels(parent)[:0:-1]:  # from the deepest level to depth 1
+        rows = rows[~np.isnan(value[rows])]
         parents, first, child, count = np.unique(
             parent[rows], return_index=True, return_inverse=True, return_counts=True
         )
         origin = value[rows[first]]  # subtracted before averaging: the mean of equal values is then exact
         value[parents] = origin + np.bincount(child, value[rows] - origin[child], parents.size) / count
     return value
+
+
+def prompt_values(
+    parent: NDArray[np.int64], tree: NDArray[np.int64], value: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return V of each prompt, the mean over its children as in `node_values`: [Q] float64, NaN where none has a value.
+
+    Args:
+      parent, tree: [N] int64.
+      value: [N] of each node.
+    """
+    top, questions = (parent < 0) & ~np.isnan(value), int(tree.max(initial=-1)) + 1
+    with np.errstate(invalid="ignore"):
+        return np.bincount(tree[top], value[top], questions) / np.bincount(tree[top], minlength=questions)
 
 
 def preorder(parent: NDArray[np.int64], tree: NDArray[np.int64], rank: ArrayLike) -> NDArray[np.int64]:
@@ -78,19 +94,25 @@ def preorder(parent: NDArray[np.int64], tree: NDArray[np.int64], rank: ArrayLike
     return np.argsort(position[: parent.size])
 
 
-def leaves_below(parent: NDArray[np.int64], tree: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def leaves_below(
+    parent: NDArray[np.int64], tree: NDArray[np.int64], leaf: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the leaves that descend from the start state of each node, for rows in pre-order.
 
     In pre-order these leaves are contiguous among all leaves.
 
+    Args:
+      parent, tree: [N] int64.
+      leaf: [N] the leaves that count: all of them, or those with a reward.
+
     Returns:
-      [N] int64 each: the number of the first of these leaves among all leaves, and how many there are.
+      [N] int64 each: the number of the first of these leaves among all that count, and how many there are.
     """
-    leaf, start_state = is_leaf(parent).astype(np.int64), start_states(parent, tree)
-    count = np.concatenate([leaf, np.zeros(int(tree.max(initial=-1)) + 1, np.int64)])
+    counted, start_state = leaf.astype(np.int64), start_states(parent, tree)
+    count = np.concatenate([counted, np.zeros(int(tree.max(initial=-1)) + 1, np.int64)])
     for rows in levels(parent)[::-1]:
         np.add.at(count, start_state[rows], count[rows])
-    leaves_before = np.cumsum(leaf) - leaf
+    leaves_before = np.cumsum(counted) - counted
     first = np.full(count.size, parent.size)
     np.minimum.at(first, start_state, leaves_before)
     return first[start_state], count[start_state]

@@ -52,28 +52,30 @@ def group_std(values: NDArray[np.float64], groups: NDArray[np.int64]) -> NDArray
     """Return the standard deviation (ddof 1) of the group of each value: [N] float64, NaN in a group of one.
 
     Args:
-      values: [N] finite.
+      values: [N] finite, or NaN: unknown, and left out of its group.
       groups: [N] int; values with equal numbers form a group, in any order.
     """
-    _, group, count = np.unique(groups, return_inverse=True, return_counts=True)
-    mean = np.bincount(group, values, count.size) / count
-    squares = np.bincount(group, np.square(values - mean[group]), count.size)
-    with np.errstate(invalid="ignore"):
-        return np.sqrt(squares / (count - 1))[group]
+    _, group = np.unique(groups, return_inverse=True)
+    known = ~np.isnan(values)
+    size, count = group.max(initial=-1) + 1, np.bincount(group[known], minlength=group.max(initial=-1) + 1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.bincount(group[known], values[known], size) / count
+        squares = np.bincount(group[known], np.square(values - mean[group])[known], size)
+        return np.where(count > 1, np.sqrt(squares / (count - 1)), np.nan)[group]
 
 
 def all_equal(values: NDArray, groups: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return whether all values of each group are equal: [G] bool. Such a group has no advantages to learn from.
+    """Return whether all known values of each group are equal: [G] bool. Such a group has no advantages to learn from.
 
     Args:
-      values: [N].
+      values: [N], NaN where unknown.
       groups: [N] numbers from 0 to G − 1, in any order.
     """
     size = groups.max(initial=-1) + 1
     low, high = np.full(size, np.inf), np.full(size, -np.inf)
-    np.minimum.at(low, groups, values)
-    np.maximum.at(high, groups, values)
-    return low == high
+    np.fmin.at(low, groups, values)
+    np.fmax.at(high, groups, values)
+    return low >= high  # low > high: no value is known
 
 
 def best_of_n_values(values: ArrayLike, n: int) -> NDArray[np.float64]:

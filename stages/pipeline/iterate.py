@@ -113,8 +113,9 @@ def _run_iteration(
     if metrics_log:
         metrics_log.steps += int(stages["train"].figures["steps"])
     done = IterationResult(number, stages)
+    reward = stages["rollout"].reward
     progress.note(
-        f"{_name(number)}: reward {stages['rollout'].reward or 0:.3f}, "
+        f"{_name(number)}: {'no reward' if reward is None else f'reward {reward:.3f}'}, "
         f"{done.tokens_sampled:,} tokens sampled, {done.seconds:.1f} s"
     )
     return done

@@ -11,9 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from stages.maths.values import all_equal
 from stages.responses.generation import OnTokens, Response, Sampling, respond
 from stages.sampling.protocol import Usage
 from stages.shards.schemas import TRAJECTORIES
+from stages.shards.tables import encode_names
 from stages.tasks import Question
 
 
@@ -62,6 +64,8 @@ def response_table(responses: Sequence[Response]) -> pa.Table:
 def statistics(trajectories: pa.Table) -> dict[str, float]:
     """Return mean reward, mean length, the fraction truncated, and the fraction of questions with equal rewards.
 
+    Responses that could not be graded are left out of the rewards; without a graded one there is no mean reward.
+
     Args:
       trajectories: columns question_id, token_ids, finish_reason, reward.
 
@@ -70,10 +74,10 @@ def statistics(trajectories: pa.Table) -> dict[str, float]:
     """
     if not trajectories.num_rows:
         return {}
-    groups = trajectories.group_by("question_id").aggregate([("reward", "min"), ("reward", "max")])
-    equal = np.asarray(groups["reward_min"]) == np.asarray(groups["reward_max"])
+    reward = trajectories["reward"].to_numpy()
+    equal = all_equal(reward, encode_names(trajectories["question_id"]))
     return {
-        "reward": pc.mean(trajectories["reward"]).as_py(),
+        **({} if np.isnan(reward).all() else {"reward": float(np.nanmean(reward, dtype=np.float64))}),
         "frac_reward_zero_std": float(equal.mean()),
         "completions/mean_length": pc.mean(pc.list_value_length(trajectories["token_ids"])).as_py(),
         "completions/clipped_ratio": pc.mean(pc.equal(trajectories["finish_reason"], "length")).as_py(),

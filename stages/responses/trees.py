@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from stages.core.errors import UserError
 from stages.maths import tree_structure
 from stages.maths.randomness import random_key
+from stages.maths.trees import node_values, prompt_values
 from stages.maths.values import all_equal
 from stages.responses.generation import OnTokens, Sampling
 from stages.responses.grading import decode, grade
@@ -176,7 +177,8 @@ def statistics(trajectories: pa.Table) -> dict[str, float]:
 
     A mean over the leaves of a tree weights each leaf by the probability of reaching it from the prompt
     (`tree_structure.path_probabilities`). So it estimates the same quantity as the plain mean over independent
-    responses, even if some responses ended early.
+    responses, even if some responses ended early. The mean reward is V of the prompts, which leaves out the leaves that
+    could not be graded.
 
     Args:
       trajectories: columns trajectory_id, parent_id, question_id, token_ids, finish_reason, reward.
@@ -190,14 +192,15 @@ def statistics(trajectories: pa.Table) -> dict[str, float]:
     question = encode_names(trajectories["question_id"])
     leaf, depth = tree_structure.is_leaf(parent), tree_structure.depths(parent)
     weight = tree_structure.path_probabilities(parent, question)[leaf]
-    reward = trajectories["reward"].to_numpy()[leaf].astype(np.float64)
+    reward = trajectories["reward"].to_numpy().astype(np.float64)
     length = tree_structure.sum_from_root(
         parent, pc.list_value_length(trajectories["token_ids"]).to_numpy().astype(np.int64)
     )[leaf]
     clipped = pc.equal(trajectories["finish_reason"], "length").to_numpy()[leaf]
-    equal = all_equal(reward, question[leaf])
+    equal = all_equal(reward[leaf], question[leaf])
+    values = prompt_values(parent, question, node_values(parent, reward))
     return {
-        "reward": float(weight @ reward) / equal.size,
+        **({} if np.isnan(values).all() else {"reward": float(np.nanmean(values))}),
         "frac_reward_zero_std": float(equal.mean()),
         "completions/mean_length": float(weight @ length) / equal.size,
         "completions/clipped_ratio": float(weight @ clipped) / equal.size,

@@ -65,8 +65,6 @@ def columns_to_read(schema: Schema, names: Sequence[str], found: Sequence[str], 
             f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)} of {ARTEFACT[schema.stage]} "
             f"(found: {', '.join(found) or 'none'}). Rename or add them; `spo show --schema` describes every column"
         )
-    if "reward" in required and "finish_reason" in found:
-        required.append("finish_reason")  # an inner node of a tree has no reward; any other null reward is an error
     return list(dict.fromkeys(required))
 
 
@@ -169,10 +167,6 @@ def _check_values(
     if finish_reason is not None:
         unknown = pc.invert(pc.is_in(finish_reason, value_set=_FINISH_REASONS))
         _refuse(_first(unknown), f"finish_reason must be one of {', '.join(_FINISH_REASONS.to_pylist())}", path)
-    if "reward" in given and schema.stage != "eval":  # in an evaluation, null: the response could not be graded
-        inner = pc.equal(finish_reason, "segment") if finish_reason is not None else pa.scalar(False)
-        lost = pc.and_(pc.is_null(given["reward"]), pc.invert(inner))
-        _refuse(_first(lost), "column reward contains a null", path)
     if "token_ids" in given and "logprobs" in given:
         lengths = [pc.list_value_length(given[name]) for name in ("token_ids", "logprobs")]
         _refuse(_first(pc.not_equal(*lengths)), "token_ids and logprobs differ in length", path)

@@ -102,7 +102,7 @@ _REFERENCE = Column("reference", _TEXT, "reference answer that the verifier comp
 
 TRAJECTORIES = Schema(
     stage="rollout",
-    version=1,
+    version=2,
     row_group=4096,
     columns=(
         Column("trajectory_id", _TEXT, "<question_id>/<sample>; in a tree <question_id>/2.0.5", missing="derive"),
@@ -122,7 +122,12 @@ TRAJECTORIES = Schema(
         ),
         _ANSWER,
         _REFERENCE,
-        Column("reward", pa.float32(), "reward from the verifier (null: inner node, finish_reason segment)", True),
+        Column(
+            "reward",
+            pa.float32(),
+            "reward from the verifier (null: the response could not be graded, or inner node, finish_reason segment)",
+            True,
+        ),
     ),
 )
 

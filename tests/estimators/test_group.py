@@ -25,12 +25,13 @@ def test_three_groups_by_hand(cutpoints: Path, tmp_path: Path):
     rloo, summary = estimate_rows(tmp_path / "rloo", cutpoints, estimator="rloo")
     assert rloo["a/0", 0]["advantage"] == 0.5  # 2 of the 4 others are right
     assert rloo["a/1", 0]["advantage"] == -0.75
-    assert rloo["c/0", 0]["advantage"] == 0.25  # no others
+    assert rloo["c/0", 0]["advantage"] == 0  # no others
+    assert summary.notes[-1].startswith("1 questions have a single graded response, which has nothing to be compared")
     row = rloo["a/1", 0]
     assert (row["value_start"], row["value_end"], row["num_rollouts"]) == (0.75, 0.0, 5)
     assert row["rewards"] == REWARDS["a"]
     assert summary.figures["frac_reward_zero_std"] == 2 / 3
-    assert summary.figures["frac_zero_advantage"] == 11 / 17
+    assert summary.figures["frac_zero_advantage"] == 12 / 17
 
     dr_grpo, _ = estimate_rows(tmp_path / "dr", cutpoints, estimator="dr-grpo")
     assert dr_grpo["a/0", 0]["advantage"] == pytest.approx(0.4)

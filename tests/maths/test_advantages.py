@@ -54,14 +54,14 @@ def test_a_chain_by_hand():
 
 
 def test_an_unestimated_first_state_gets_the_value_of_its_end():
-    result = chain_advantages(partition_by_cutpoints(*flags("..x"), 1), [NAN, 0.25], [1])
+    result = chain_advantages(partition_by_cutpoints(*flags("..x"), 1), [NAN, 0.25], [1], np.array([False, True]))
     assert result.value_start.tolist() == [0.25, 0.25]
     assert result.value_end.tolist() == [0.25, 1]
     assert result.advantage.tolist() == [0, 0.75]
 
 
 def test_without_a_cutpoint_the_value_is_the_reward_and_the_advantage_0():
-    result = chain_advantages(partition_by_trajectory([3, 0]), [NAN, NAN], [1, -0.5])
+    result = chain_advantages(partition_by_trajectory([3, 0]), [NAN, NAN], [1, -0.5], np.array([False, False]))
     assert result.value_start.tolist() == result.value_end.tolist() == [1, -0.5]
     assert result.advantage.tolist() == [0, 0]
 
@@ -70,12 +70,29 @@ def test_no_trajectories():
     assert chain_advantages(partition_by_trajectory([]), [], []).advantage.size == 0
 
 
+def test_a_state_without_a_value_leaves_the_segments_on_both_sides_unknown():
+    # V 0.5 | unknown | V 0.25, reward 1: the segments that meet at the unknown state have no advantage
+    found = chain_advantages(partition_by_length([6], 2), [0.5, NAN, 0.25], [1])
+    np.testing.assert_array_equal(found.advantage, [NAN, NAN, 0.75])
+    # where the state before the first cutpoint needs no value, but the one after the segment is unknown
+    segments, needs_value = partition_by_cutpoints(*flags("..x.x"), 1), np.array([False, True, True])
+    found = chain_advantages(segments, [NAN, NAN, 0.25], [1], needs_value)
+    np.testing.assert_array_equal(found.advantage, [NAN, NAN, 0.75])
+    # an unknown first state that does need a value is not taken for one that needs none
+    found = chain_advantages(partition_by_length([4], 2), [NAN, 0.25], [1])
+    np.testing.assert_array_equal(found.advantage, [NAN, 0.75])
+
+
+def test_a_response_that_could_not_be_graded_has_no_advantages_at_all():
+    found = chain_advantages(partition_by_length([4, 2], 2), [0.25, 0.75, 0.5], [NAN, 0])
+    np.testing.assert_array_equal(found.advantage, [NAN, NAN, -0.5])
+
+
 @pytest.mark.parametrize(
     ("values", "rewards", "found"),
     [
-        ([0.5, NAN], [1.0], "first state"),
         ([0.5, np.inf], [1.0], "finite"),
-        ([0.5, 0.5], [NAN], "finite"),
+        ([0.5, 0.5], [-np.inf], "finite"),
         ([0.5], [1.0], "2 segments"),
         ([0.5, 0.5], [1.0, 0.0], "1 trajectories"),
     ],
@@ -95,14 +112,17 @@ def test_advantages_telescope_and_follow_their_trajectory(trajectories, interval
     segments = partition_by_cutpoints(lengths, is_cutpoint, interval)
     needs_value = states_to_estimate(segments.start, segment_cutpoints(segments, lengths, is_cutpoint))
     drawn = np.array([data.draw(finite) if estimate else NAN for estimate in needs_value], np.float64)
-    advantage = chain_advantages(segments, drawn, rewards).advantage
+    advantage = chain_advantages(segments, drawn, rewards, needs_value).advantage
     for i, reward in enumerate(rewards):
         own = segments.trajectory == i
         estimated = drawn[own & needs_value]
         start = estimated[0] if estimated.size else reward
         np.testing.assert_allclose(advantage[own].sum(), reward - start, atol=1e-12)
         alone = chain_advantages(
-            partition_by_cutpoints([lengths[i]], flags(trajectories[i][0])[1], interval), drawn[own], [reward]
+            partition_by_cutpoints([lengths[i]], flags(trajectories[i][0])[1], interval),
+            drawn[own],
+            [reward],
+            needs_value[own],
         )
         assert np.array_equal(alone.advantage, advantage[own])
     assert np.all(advantage[~needs_value] == 0)
@@ -119,7 +139,7 @@ def test_with_one_segment_and_the_mean_of_the_others_as_value_the_chain_is_rloo(
     others = np.zeros(rewards.size)
     for i, g in enumerate(groups):
         rest = rewards[(groups == g) & (np.arange(groups.size) != i)]
-        others[i] = rest.mean() if rest.size else 0.0
+        others[i] = rest.mean() if rest.size else rewards[i]
     segments = partition_by_trajectory(np.full(rewards.size, 5))
     np.testing.assert_allclose(
         chain_advantages(segments, others, rewards).advantage, rloo(rewards, groups).advantage, atol=1e-12
@@ -167,11 +187,30 @@ def test_equal_rewards_have_advantages_of_exactly_0(reward):
 
 def test_groups_of_one_and_names_as_groups():
     assert grpo([1.0, 0.0], ["a", "b"]).advantage.tolist() == [0, 0]
-    assert rloo([1.0, 0.5, 0.0], ["a", "b", "b"]).advantage.tolist() == [
-        1,
-        0.5,
-        -0.5,
-    ]  # the only member of a group has baseline 0
+    # the only member of a group has no others, so there is nothing to compare its reward with
+    assert rloo([1.0, 0.5, 0.0], ["a", "b", "b"]).advantage.tolist() == [0, 0.5, -0.5]
+
+
+def test_a_reward_that_is_unknown_is_no_member_of_its_group():
+    rewards, groups = [1.0, NAN, 0.0, 0.5, 1.0, NAN, NAN], [0, 0, 0, 0, 1, 1, 2]
+    # group 0 by hand: 1, 0, 0.5 → mean 0.5, std √(1/6); group 1 has a single known reward, group 2 none
+    np.testing.assert_array_equal(dr_grpo(rewards, groups).advantage, [0.5, NAN, -0.5, 0, 0, NAN, NAN])
+    np.testing.assert_array_equal(dr_grpo(rewards, groups).value_start, [0.5, NAN, 0.5, 0.5, 1, NAN, NAN])
+    scaled = 0.5 / np.sqrt(1 / 6)
+    np.testing.assert_allclose(grpo(rewards, groups).advantage, [scaled, NAN, -scaled, 0, 0, NAN, NAN], atol=1e-6)
+    # the means of the others: 0.25, 0.75 and 0.5
+    np.testing.assert_array_equal(rloo(rewards, groups).advantage, [0.75, NAN, -0.75, 0, 0, NAN, NAN])
+    np.testing.assert_array_equal(rloo(rewards, groups).value_end, [1, NAN, 0, 0.5, 1, NAN, NAN])
+
+
+@given(groups_of_rewards, st.data())
+def test_unknown_rewards_change_nothing_for_the_others(members, data):
+    groups, rewards = np.array([g for g, _ in members]), np.array([r for _, r in members])
+    known = np.array(data.draw(st.lists(st.booleans(), min_size=rewards.size, max_size=rewards.size)), np.bool_)
+    for method in (grpo, rloo, dr_grpo):
+        found = method(np.where(known, rewards, NAN), groups).advantage
+        assert np.array_equal(found[known], method(rewards[known], groups[known]).advantage)
+        assert np.isnan(found[~known]).all()
 
 
 def test_no_responses():
@@ -180,7 +219,7 @@ def test_no_responses():
 
 def test_group_methods_refuse_rewards_that_are_not_finite():
     with pytest.raises(ValueError, match="finite"):
-        grpo([1.0, NAN], [0, 0])
+        grpo([1.0, np.inf], [0, 0])
 
 
 def test_token_partition_gives_every_token_its_own_advantage():

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from stages.core.errors import UserError
 from stages.maths.advantages import dr_grpo, grpo, rloo, sibling_advantages
-from stages.maths.trees import leaves_below, node_values, preorder, start_states
+from stages.maths.tree_structure import is_leaf
+from stages.maths.trees import leaves_below, node_values, preorder, prompt_values, start_states
 
 NAN = float("nan")
 #   0 ── 1 (R 1), 2 (R 0)
@@ -31,10 +32,33 @@ def test_leave_one_out_by_hand():
     assert found.advantage.tolist() == [-0.5, 1, -1, 0.5]
 
 
-def test_an_only_child_has_no_others_so_its_baseline_is_0():
+@pytest.mark.parametrize("baseline", ["mean", "leave-one-out"])
+def test_an_only_child_has_nothing_to_be_compared_with(baseline):
     parent, tree = np.array([-1, 0, 0]), np.zeros(3, np.int64)
-    found = sibling_advantages(node_values(parent, [NAN, 1, 0]), start_states(parent, tree), baseline="leave-one-out")
-    assert (found.value_start[0], found.advantage[0]) == (0, 0.5)
+    found = sibling_advantages(node_values(parent, [NAN, 1, 0]), start_states(parent, tree), baseline=baseline)
+    assert (found.value_start[0], found.advantage[0]) == (0.5, 0)
+
+
+def test_a_leaf_that_could_not_be_graded_is_left_out_of_every_mean():
+    #   0 ── 1 (R 1), 2 (unknown), 3 (R 0)
+    #   4 ── 5 (unknown), 6 (unknown)
+    #   7 (R 1)
+    parent, tree = np.array([-1, 0, 0, 0, -1, 4, 4, -1]), np.zeros(8, np.int64)
+    reward = [NAN, 1, NAN, 0, NAN, NAN, NAN, 1]
+    value = node_values(parent, reward)
+    np.testing.assert_array_equal(value, [0.5, 1, NAN, 0, NAN, NAN, NAN, 1])
+    assert prompt_values(parent, tree, value).tolist() == [0.75], "the mean of nodes 0 and 7"
+    found = sibling_advantages(value, start_states(parent, tree))
+    np.testing.assert_array_equal(found.advantage, [-0.25, 0.5, NAN, -0.5, NAN, NAN, NAN, 0.25])
+    first, count = leaves_below(parent, tree, ~np.isnan(np.array(reward)))
+    # graded leaves: rows 1, 3, 7; all are below the prompt, the first two below node 0, none below node 4
+    assert count.tolist() == [3, 2, 2, 2, 3, 0, 0, 3]
+    assert first[count > 0].tolist() == [0] * 6
+
+
+def test_a_prompt_without_a_graded_leaf_has_no_value():
+    parent, tree = np.array([-1, -1, -1]), np.array([0, 1, 1])
+    np.testing.assert_array_equal(prompt_values(parent, tree, node_values(parent, [NAN, 1, 0])), [NAN, 0.5])
 
 
 def test_scaling_divides_by_the_standard_deviation_of_the_siblings():
@@ -63,7 +87,7 @@ def test_two_trees_in_any_order_are_sorted_to_pre_order():
 
 
 def test_the_leaves_below_the_start_state_of_each_node():
-    first, count = leaves_below(PARENT, ONE_TREE)
+    first, count = leaves_below(PARENT, ONE_TREE, is_leaf(PARENT))
     # leaves: rows 1, 2, 3; all are below the prompt, the first two below node 0
     assert first.tolist() == [0, 0, 0, 0]
     assert count.tolist() == [3, 2, 2, 3]
@@ -72,12 +96,12 @@ def test_the_leaves_below_the_start_state_of_each_node():
 def test_no_trees():
     empty = np.empty(0, np.int64)
     assert node_values(empty, []).size == preorder(empty, empty, []).size == 0
-    assert leaves_below(empty, empty)[0].size == 0
+    assert leaves_below(empty, empty, is_leaf(empty))[0].size == 0
 
 
-def test_a_leaf_without_reward_and_a_cycle_are_refused():
+def test_an_infinite_reward_and_a_cycle_are_refused():
     with pytest.raises(ValueError, match="leaf"):
-        node_values(PARENT, [NAN, NAN, 0, 1])
+        node_values(PARENT, [NAN, np.inf, 0, 1])
     with pytest.raises(UserError, match="cycle"):
         node_values(np.array([1, 0]), [1, 1])
 
@@ -125,7 +149,7 @@ def test_in_pre_order_the_leaves_below_a_state_are_contiguous(forest):
     assert np.all(parent < np.arange(parent.size))
     assert np.all(np.diff(tree) >= 0)
     leaves = [row for row in range(parent.size) if row not in parent]
-    first, count = leaves_below(parent, tree)
+    first, count = leaves_below(parent, tree, is_leaf(parent))
     state = start_states(parent, tree)
     for row in range(parent.size):
         below = [leaf for leaf in leaves if state[row] in state[path_to(parent, leaf)]]

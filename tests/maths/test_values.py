@@ -21,6 +21,13 @@ def test_groups_are_equal_if_all_their_values_are():
     assert all_equal(np.empty(0), np.empty(0, np.int64)).tolist() == []
 
 
+def test_unknown_rewards_are_neither_equal_nor_different():
+    nan = float("nan")
+    rewards, groups = np.array([1.0, nan, 0, nan, nan, 1]), np.array([0, 0, 1, 1, 2, 1])
+    assert all_equal(rewards, groups).tolist() == [True, False, True], "a group without any known reward has no signal"
+    np.testing.assert_allclose(group_std(rewards, groups), [nan, nan, *[np.sqrt(0.5)] * 2, nan, np.sqrt(0.5)])
+
+
 @pytest.mark.parametrize("rewards", [[], [[]], [[], []]])
 def test_states_without_rollouts_have_no_value(rewards):
     values = monte_carlo_values(Ragged.of(rewards, np.float32))

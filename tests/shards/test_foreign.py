@@ -128,7 +128,6 @@ def test_only_the_requested_columns_are_required(tmp_path: Path):
         ({"logprobs": [-0.5, 0.7]}, "at most 0.*row 1"),
         ({"logprobs": [-0.5, float("nan")]}, "finite.*row 1"),
         ({"reference": None}, "reference contains a null: row 1"),
-        ({"reward": None}, "reward contains a null: row 1"),
         ({"finish_reason": "eos"}, "finish_reason must be one of stop, length, segment: row 1"),
     ],
 )
@@ -151,19 +150,15 @@ def test_the_parent_of_a_node_has_the_finish_reason_segment(tmp_path: Path):
     ]
     table = read(save(tmp_path / "mine.parquet", content), "trajectory_id", "parent_id", "finish_reason", "reward")
     assert table["finish_reason"].to_pylist() == ["segment", "stop", "stop"]
-    content[1]["reward"] = None
-    other = save(tmp_path / "other.parquet", content)
-    with pytest.raises(UserError, match="column reward contains a null: row 1"):
-        read(other, "trajectory_id", "parent_id", "finish_reason", "reward")
 
 
-def test_a_missing_finish_reason_is_stop_and_an_inner_node_needs_no_reward(tmp_path: Path):
+def test_a_missing_finish_reason_is_stop_and_a_reward_may_be_null(tmp_path: Path):
     content = [
         {**row, "finish_reason": reason, "reward": reward}
-        for row, reason, reward in zip(rows(), [None, "segment", "length"], [1.0, None, 0.0], strict=True)
+        for row, reason, reward in zip(rows(), [None, "segment", "stop"], [1.0, None, None], strict=True)
     ]
     table = read(save(tmp_path / "mine.parquet", content), "finish_reason", "reward")
-    assert table.to_pydict() == {"finish_reason": ["stop", "segment", "length"], "reward": [1.0, None, 0.0]}
+    assert table.to_pydict() == {"finish_reason": ["stop", "segment", "stop"], "reward": [1.0, None, None]}
 
 
 def test_ids_must_be_unique_within_a_file_and_across_files(tmp_path: Path):

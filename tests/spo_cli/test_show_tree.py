@@ -176,10 +176,20 @@ def test_the_list_of_a_run_contains_the_reward_of_its_trees(trees, capsys):
     assert entries["trajectories"]["reward"] == 0.125
 
 
-def test_a_leaf_without_a_reward_is_reported(trees, capsys):
+def test_an_inner_node_without_children_is_reported(trees, capsys):
     write(trees / "incomplete", TRAJECTORIES, [[node("q0/0", "2+", None)]], TreeOptions())
     code, err = refused(capsys, trees / "incomplete", "--tree", "q0")
-    assert (code, "q0/0 has neither a reward nor children" in err) == (2, True)
+    assert (code, "q0/0 is unfinished (finish_reason segment), but has no children" in err) == (2, True)
+
+
+def test_a_leaf_that_could_not_be_graded_is_left_out_of_the_values(trees, capsys):
+    rows = [row | {"reward": None} if row["trajectory_id"] in ("q0/0.1", "q1/0", "q1/1") else row for row in NODES]
+    write(trees / "ungradable", TRAJECTORIES, [rows], TreeOptions())
+    drawn = show(capsys, trees / "ungradable", "--tree", "q0").split("tree\n")[-1].splitlines()
+    assert drawn[0] == "q0  V 0.50"  # V(0) is 1, from its only graded leaf
+    assert drawn[3] == "│   └── 0.1  4 tokens  not gradable  stop  3=6"
+    assert "q1  V nan" in show(capsys, trees / "ungradable", "--tree", "q1")
+    assert statistics(capsys, trees / "ungradable")["reward"] == {"mean": 0.5}, "q1 has no graded leaf"
 
 
 def test_whole_responses_are_a_tree_of_one_level(run_directory, capsys):
