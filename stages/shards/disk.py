@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from stages.core import paths
 from stages.core.errors import UserError
+from stages.shards.checksums import RowsDigest, seal
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT}
@@ -43,18 +44,19 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def write_parquet(file: BinaryIO, tables: Iterable[pa.Table], schema: pa.Schema, row_group: int) -> int:
-    """Write tables as one Parquet file; return the number of rows.
+    """Write tables as one Parquet file with the checksums of `stages.shards.checksums`; return the number of rows.
 
     The bytes depend on the rows and the schema, not on how the rows are divided into tables.
 
     Args:
+      file: an empty file, open for writing and reading.
       tables: tables of this schema (metadata aside).
       schema: the schema, with the metadata of the file.
       row_group: rows per row group.
     """
     # Dictionary encoding saves space for strings and small integers, but not for floats: they rarely repeat.
     dictionary = [_parquet_path(field) for field in schema if not pa.types.is_floating(_value_type(field))]
-    rows = 0
+    rows, digest = 0, RowsDigest(schema)
     with pq.ParquetWriter(
         file,
         schema,
@@ -64,7 +66,10 @@ def write_parquet(file: BinaryIO, tables: Iterable[pa.Table], schema: pa.Schema,
     ) as writer:
         for group in _regroup(tables, row_group):
             writer.write_table(pa.table(group.columns, schema=schema), row_group_size=row_group)
+            digest.update(group)
             rows += group.num_rows
+        writer.add_key_value_metadata(digest.metadata())
+    seal(file)
     return rows
 
 

@@ -9,35 +9,44 @@ import pyarrow.parquet as pq
 
 from stages.core.errors import IncompleteInput, StoreUnreachable, UserError
 from stages.core.paths import StorePath, store_errors
+from stages.shards import checksums
 from stages.shards.lineage import FOOTER_KEY, Lineage
 from stages.shards.schemas import Schema
 
 
 def read_footer(path: Path, schema: Schema | None = None) -> pq.FileMetaData:
-    """Return the footer of a Parquet file.
+    """Return the footer of a Parquet file; the checksum of a footer with a lineage is verified.
 
     Args:
       schema: the schema of the file, for the error message; None if it is not known yet.
 
     Raises:
-      IncompleteInput: the file is truncated.
+      IncompleteInput: the file is truncated, or was edited or damaged since `spo` wrote it.
       UserError: the file is not Parquet.
       StoreUnreachable: this user has no permission to read the file, or the store does not respond.
     """
     try:
-        with store_errors(path):
-            return _open(path).metadata
+        with store_errors(path), path.open("rb") as file:
+            tail = checksums.read_footer_bytes(file)
+        footer = pq.read_metadata(pa.BufferReader(b"PAR1" + tail))
+        _ = footer.schema.to_arrow_schema()  # decodes all names
     except PermissionError as error:
         raise StoreUnreachable(
             f"cannot read {path}: this user has no permission. Check the permissions of the file"
         ) from error
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         with store_errors(path), path.open("rb") as file:
             start = file.read(4)
         # A truncated Parquet file starts with "PAR1", or with zeros where the disk never received the bytes.
         if not b"PAR1".startswith(start.rstrip(b"\0")):
             raise UserError(f"{path} is not a Parquet file (it begins with {start!r})") from error
         raise corrupt_file(path, schema, "it has no complete footer") from error
+    metadata = footer.metadata or {}
+    # The keys are searched in the bytes, too: damage can hide the whole metadata.
+    is_ours = FOOTER_KEY in metadata or checksums.ROWS_KEY in tail or checksums.SEAL_KEY in tail
+    if is_ours and not (FOOTER_KEY in metadata and checksums.is_sealed(tail, metadata)):
+        raise edited_file(path, schema, "its footer does not fit its checksum")
+    return footer
 
 
 def lineage_of(footer: pq.FileMetaData, path: Path) -> Lineage | None:
@@ -54,16 +63,21 @@ def lineage_of(footer: pq.FileMetaData, path: Path) -> Lineage | None:
 
 
 def read_columns(path: Path, columns: list[str] | None, schema: Schema) -> pa.Table:
-    """Return the named columns (None: all) of a file in the types that they have there; page checksums are verified.
+    """Return the named columns (None: all) of a file in the types that they have there.
+
+    The checksums of pages are verified, and those of the columns if `spo` wrote the file.
 
     Raises:
-      IncompleteInput: the file is truncated or corrupt.
+      IncompleteInput: the file is truncated or corrupt, or its rows are not those that its footer was written for.
     """
     try:
         with store_errors(path), _open(path) as file:
-            return file.read(columns)
-    except (pa.ArrowException, OSError) as error:
+            table, metadata = file.read(columns), file.metadata.metadata or {}
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise corrupt_file(path, schema, str(error)) from error
+    if checksums.ROWS_KEY in metadata and (changed := checksums.changed_columns(table, metadata)):
+        raise edited_file(path, schema, f"the rows of {', '.join(changed)} are not those that its footer describes")
+    return table
 
 
 def _open(path: Path) -> pq.ParquetFile:
@@ -77,5 +91,14 @@ def corrupt_file(path: Path, schema: Schema | None, detail: str) -> IncompleteIn
     """Return the error for a truncated or corrupt file."""
     command = f"`spo {schema.stage}`" if schema else "the stage that writes it"
     return IncompleteInput(
-        f"{path} is truncated or corrupt ({detail}): delete it and rerun {command}, or copy it again"
+        f"{path} is truncated or corrupt ({' '.join(detail.split())}): delete it and rerun {command}, or copy it again"
+    )
+
+
+def edited_file(path: Path, schema: Schema | None, detail: str) -> IncompleteInput:
+    """Return the error for a file that another tool wrote again with our footer, or that was damaged."""
+    command = f"`spo {schema.stage}`" if schema else "the stage that writes it"
+    return IncompleteInput(
+        f"{path} was edited or damaged since it was written: {detail}. Delete it and rerun {command}, or copy it "
+        "again; to use edited rows as foreign data, remove the footer (pyarrow: table.replace_schema_metadata())"
     )

@@ -167,6 +167,10 @@ def _check_values(
     if finish_reason is not None:
         unknown = pc.invert(pc.is_in(finish_reason, value_set=_FINISH_REASONS))
         _refuse(_first(unknown), f"finish_reason must be one of {', '.join(_FINISH_REASONS.to_pylist())}", path)
+    for column in schema.select(given):
+        if pa.types.is_floating(column.type):
+            infinite = pc.invert(pc.fill_null(pc.is_finite(given[column.name]), True))
+            _refuse(_first(infinite), f"{column.name} must be a finite number; found NaN or infinity", path)
     if "token_ids" in given and "logprobs" in given:
         lengths = [pc.list_value_length(given[name]) for name in ("token_ids", "logprobs")]
         _refuse(_first(pc.not_equal(*lengths)), "token_ids and logprobs differ in length", path)
