@@ -38,23 +38,23 @@ class _Values:
     def update(self, array: pa.Array) -> None:
         """Add the next values."""
         if array.null_count:
-            self._nulls.update(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False)) + self._count)
+            self._nulls.update((np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False)) + self._count).data)
         self._count += len(array)
         if pa.types.is_nested(array.type):
             offsets = array.offsets.to_numpy()
             items = array.values.slice(offsets[0], offsets[-1] - offsets[0])
-            self._lengths.update(np.diff(offsets).astype(np.int64))
+            self._lengths.update(np.diff(offsets).astype(np.int64).data)
             self._items = self._items or _Values()
             self._items.update(items)
         elif pa.types.is_string(array.type):
             _, offsets, content = array.buffers()
             bounds = np.frombuffer(offsets, np.int32)[array.offset : array.offset + len(array) + 1]
-            self._lengths.update(np.diff(bounds).astype(np.int64))
+            self._lengths.update(np.diff(bounds).astype(np.int64).data)
             if content is not None:
                 self._content.update(memoryview(content)[bounds[0] : bounds[-1]])
         else:
             filled = array.fill_null(0) if array.null_count else array
-            self._content.update(np.ascontiguousarray(filled.to_numpy(zero_copy_only=False)).view(np.uint8))
+            self._content.update(np.ascontiguousarray(filled.to_numpy(zero_copy_only=False)).view(np.uint8).data)
 
     def digest(self) -> bytes:
         """Return the digest of all values so far."""

@@ -41,7 +41,7 @@ def test_the_fingerprint_depends_on_everything_that_can_change_the_rows():
         lineage(Settings(temperature=0.6)),
         lineage(Settings(seed=1)),
         lineage(schema=CUTPOINTS),
-        lineage(schema=dataclasses.replace(TRAJECTORIES, version=2)),
+        lineage(schema=dataclasses.replace(TRAJECTORIES, version=TRAJECTORIES.version + 1)),
         lineage(inputs=(Source("a", "f0"),)),
         lineage(model=Source("models/tiny", "m1", "model")),
         lineage(model=None),

@@ -129,8 +129,8 @@ def test_a_stray_file_among_parts_is_named(tmp_path: Path):
 
 def test_a_newer_schema_is_refused(tmp_path: Path):
     path = write_part(tmp_path)
-    newer = Schema(TRAJECTORIES.stage, 2, TRAJECTORIES.columns, TRAJECTORIES.row_group)
-    with pytest.raises(UserError, match="version 1 of the table trajectories; this spo reads version 2"):
+    newer = Schema(TRAJECTORIES.stage, TRAJECTORIES.version + 1, TRAJECTORIES.columns, TRAJECTORIES.row_group)
+    with pytest.raises(UserError, match="version 2 of the table trajectories; this spo reads version 3"):
         open_artefact(path, newer)
 
 
