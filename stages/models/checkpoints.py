@@ -14,6 +14,7 @@ import huggingface_hub
 
 from stages.core import storage
 from stages.core.errors import UserError, first_line
+from stages.core.json_files import read_json
 from stages.core.paths import StorePath, as_path
 from stages.models import adapters, pruning, transfer
 
@@ -25,6 +26,11 @@ OPTIMIZER_FILE = "optimizer.safetensors"
 METRICS_FILE = "metrics.jsonl"
 """The metrics of each training step, one JSON object per line (`stages.training.resumable`)."""
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+_JSON = (
+    *("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "*.index.json"),
+    "adapter_config.json",
+)
+"""Files that hold a JSON object, if a directory has them."""
 _SETTINGS = (
     VALUE_HEAD_FILE,
     "config.json",
@@ -59,6 +65,8 @@ def resolve(model: str, *, whole: bool = False) -> Path:
         raise UserError(f"model {model} is a file; expected a Hugging Face model directory")
     if not directory.is_dir():
         directory = _download(model)
+    for file in _matching(directory, _JSON):  # torn, transformers would replace some of them by defaults in silence
+        read_json(file)
     if adapters.is_adapter(directory):
         base_of(directory)
         return directory

@@ -11,19 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import transformers
-from safetensors import SafetensorError
 
-from stages.core.errors import UserError, first_line
+from stages.core.errors import UserError
 from stages.models import adapters, checkpoints, pruning
-from stages.models.silence import silenced_transformers
+from stages.models.guard import check_computes, check_sizes, check_tensors, guarded
 
 if TYPE_CHECKING:  # torch takes seconds to import, peft is optional
     import torch
     from peft import PeftModel
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-_LOAD_ERRORS = (OSError, ValueError, ImportError, KeyError, TypeError)
-"""What transformers raises for files that are missing or corrupt, and for models that it does not know."""
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
@@ -34,11 +30,11 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """
     if not checkpoints.has_tokenizer(directory):
         directory = checkpoints.base_of(directory)
-    try:
+    with guarded("tokenizer", directory):
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
-    except _LOAD_ERRORS as error:
-        raise UserError(f"the tokenizer in {directory} cannot be loaded: {first_line(error)}") from error
-    if tokenizer.eos_token_id is None:
+        tokenizer.encode("a")
+        end = tokenizer.eos_token_id
+    if end is None:
         raise UserError(f"the tokenizer in {directory} has no end-of-text token (eos_token); responses could never end")
     return cast("PreTrainedTokenizerBase", tokenizer)
 
@@ -49,10 +45,11 @@ def load_config(directory: Path) -> PretrainedConfig:
     Raises:
       UserError: it cannot be read, or is of a model that needs its own code.
     """
-    try:
-        return transformers.AutoConfig.from_pretrained(str(checkpoints.base_of(directory)), trust_remote_code=False)
-    except _LOAD_ERRORS as error:
-        raise UserError(f"the configuration in {directory} cannot be read: {first_line(error)}") from error
+    base = checkpoints.base_of(directory)
+    with guarded("configuration", base):
+        config = transformers.AutoConfig.from_pretrained(str(base), trust_remote_code=False)
+        check_sizes(config, base)
+    return config
 
 
 def load_model(directory: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
@@ -91,14 +88,12 @@ def load_adapted(directory: Path, device: torch.device, dtype: torch.dtype, *, t
     pruning.check_weights(directory)
     base = checkpoints.base_of(directory)
     model = load_model(base, device, dtype)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message="Found missing adapter keys")  # they would stay random
-            wrapped = PeftModel.from_pretrained(
-                model, str(directory), adapter_name=adapters.PEFT_NAME, is_trainable=trainable
-            )
-    except (*_LOAD_ERRORS, RuntimeError, SafetensorError, UserWarning) as error:
-        raise UserError(f"the adapter in {directory} does not load onto {base}: {first_line(error)}") from error
+    with guarded(f"adapter of {base}", directory):
+        warnings.filterwarnings("error", message="Found missing adapter keys")  # they would stay random
+        wrapped = PeftModel.from_pretrained(
+            model, str(directory), adapter_name=adapters.PEFT_NAME, is_trainable=trainable
+        )
+        check_computes(wrapped.eval(), directory)
     config = adapters.peft_config(model)
     config.base_model_name_or_path, config.revision = checkpoints.public_name(base)
     return cast("PeftModel", wrapped.eval())
@@ -106,17 +101,24 @@ def load_adapted(directory: Path, device: torch.device, dtype: torch.dtype, *, t
 
 def _load(kind: Any, directory: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     pruning.check_weights(directory)
-    try:
-        with silenced_transformers():
-            loaded = kind.from_pretrained(
-                str(directory), dtype=dtype, trust_remote_code=False, output_loading_info=True
-            )
-    except (*_LOAD_ERRORS, RuntimeError, SafetensorError) as error:
-        raise UserError(f"the model in {directory} cannot be loaded: {first_line(error)}") from error
-    model, report = cast("tuple[PreTrainedModel, dict[str, set[str]]]", loaded)
-    if absent := sorted(report["missing_keys"]):  # transformers would fill them with random numbers
-        raise UserError(f"the weights in {directory} lack {len(absent)} tensors, the first is {absent[0]}")
-    return model.to(device).eval()  # pyright: ignore[reportArgumentType]
+    load_config(directory)
+    with guarded("model", directory):
+        loaded = kind.from_pretrained(str(directory), dtype=dtype, trust_remote_code=False, output_loading_info=True)
+        model, report = cast("tuple[PreTrainedModel, dict[str, set[str]]]", loaded)
+        unexpected = report["unexpected_keys"]
+        if kind is transformers.AutoModel:
+            unexpected = _of_backbone(model, unexpected)
+        check_tensors(report["missing_keys"], unexpected, directory)
+        model.to(device).eval()  # pyright: ignore[reportArgumentType]
+        check_computes(model, directory)
+    return model
+
+
+def _of_backbone(model: PreTrainedModel, names: set[str]) -> set[str]:
+    """Return the tensors that belong to the layers of a backbone, and not to an output head."""
+    prefix = f"{model.base_model_prefix}."
+    own = {name.partition(".")[0] for name in model.state_dict()}
+    return {name for name in names if name.removeprefix(prefix).partition(".")[0] in own}
 
 
 def context_length(config: PretrainedConfig) -> int:

@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,6 +29,7 @@ from stages.core.errors import UserError
 from stages.maths.gae import value_loss
 from stages.models import checkpoints, devices, loading, saving
 from stages.models.checkpoints import OPTIMIZER_FILE
+from stages.models.guard import guarded
 from stages.optimization.optimizer import DEFAULT_ADAMW, AdamWConfig, Optimizer
 from stages.optimization.torch import checkpoint_layers
 
@@ -158,10 +158,8 @@ def _load_head(head: nn.Linear, directory: Path) -> None:
             head.bias.zero_()
         return
     path = directory / checkpoints.VALUE_HEAD_FILE
-    try:
+    with guarded(path.name, path.parent):
         state = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
     expected, found = ({name: [*one.shape] for name, one in tensors.items()} for tensors in (head.state_dict(), state))
     if found != expected:
         raise UserError(f"{path} holds {found}; expected {expected}, which fits the backbone in the same directory")

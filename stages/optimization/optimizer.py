@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stages.core.errors import UserError
+from stages.models.guard import guarded
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """torch's names for the first and second moment."""
@@ -57,11 +57,12 @@ def load_state(path: Path, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor
       UserError: the state belongs to another model, or the file is truncated or corrupt.
     """
     try:
-        state = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read: {error}; pass --optimizer-state fresh to start anew") from error
+        with guarded(path.name, path.parent):
+            state = load_file(path)
+    except UserError as error:
+        raise UserError(f"{error}; pass --optimizer-state fresh to start anew") from error
     for key, value in state.items():
-        what, name = key.split(".", 1)
+        what, _, name = key.partition(".")
         if name not in shapes or (what != "step" and value.shape != shapes[name]):
             raise UserError(f"{path} belongs to another model ({name}); pass --optimizer-state fresh to start anew")
     return state

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.core.errors import UserError
 from stages.sampling.protocol import Request
 
 if TYPE_CHECKING:
@@ -22,11 +23,16 @@ def end_tokens(settings: object, tokenizer: PreTrainedTokenizerBase, vocabulary:
       settings: the model's generation settings; None if it has none.
       tokenizer: its end-of-text token counts, in addition to those of the settings.
       vocabulary: V, number of logits.
+
+    Raises:
+      UserError: an end-of-text token is no whole number.
     """
     ends = np.zeros(vocabulary, bool)
     ids = getattr(settings, "eos_token_id", None)
     for token in [*(ids if isinstance(ids, list | tuple) else [ids]), tokenizer.eos_token_id]:
-        if token is not None and token < vocabulary:
+        if token is not None and type(token) is not int:
+            raise UserError(f"the model's settings have the end-of-text token {token!r:.60}; expected a whole number")
+        if token is not None and 0 <= token < vocabulary:
             ends[token] = True
     return ends
 

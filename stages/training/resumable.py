@@ -26,6 +26,7 @@ from stages.core.progress import Progress
 from stages.core.storage import digest, write_atomically
 from stages.models import transfer
 from stages.models.checkpoints import METRICS_FILE
+from stages.models.guard import guarded
 from stages.optimization.ranks import ALONE, Ranks
 from stages.shards.disk import disk_errors, locked
 from stages.shards.lineage import Lineage, differences, read_lineage, write_lineage
@@ -105,7 +106,8 @@ class ResumableRun:
         """Return arrays that the first attempt computes, on all ranks together, and later attempts read from disk."""
         path = self.directory / f"{name}.safetensors"
         if self._ranks.broadcast_from_main(path.exists):
-            return load_file(path)
+            with guarded(path.name, path.parent):
+                return load_file(path)
         arrays = compute()
         if self._ranks.rank == 0:
             write_atomically(path, save(arrays))
