@@ -20,6 +20,7 @@ from stages.evaluation.scores import score
 from stages.evaluation.summaries import accuracies
 from stages.maths.advantages import NEGLIGIBLE
 from stages.maths.statistics import mean_and_standard_error
+from stages.shards.schemas import ROLLOUTS
 from stages.shards.tables import encode_names
 
 Figures = dict[str, Any]
@@ -31,6 +32,7 @@ COLUMNS = {
     "rollout": _RESPONSES,
     "segment": _SEGMENTS,
     "estimate": (*_SEGMENTS, *_VALUES),
+    ROLLOUTS.stage: ("question_id", "state_id", "token_ids", "cutpoints", "finish_reason", "reward", "advantage"),
     "eval": SCORED,
 }
 """Stage → the columns of its table that `statistics` reads."""
@@ -40,11 +42,17 @@ def statistics(stage: str, table: pa.Table, omitted: int = 0) -> Figures:
     """Return the figures of one artefact.
 
     Args:
-      stage: "rollout", "segment", "estimate" or "eval".
+      stage: the stage of its schema.
       table: its rows, with `COLUMNS[stage]`.
       omitted: number of segments without advantage that an estimator did not write.
     """
-    describe = {"rollout": of_responses, "segment": of_segments, "estimate": of_advantages, "eval": of_evaluation}
+    describe = {
+        "rollout": of_responses,
+        "segment": of_segments,
+        "estimate": of_advantages,
+        ROLLOUTS.stage: of_rollouts,
+        "eval": of_evaluation,
+    }
     figures = {"rows": table.num_rows} | (describe[stage](table) if table.num_rows else {})
     if omitted:
         figures["segments_without_advantage_left_out"] = omitted
@@ -103,6 +111,22 @@ def of_advantages(table: pa.Table) -> Figures:
         "advantage": moments(advantage),
         "share_of_advantages_that_are_zero": float(np.mean(np.abs(advantage) <= NEGLIGIBLE)),
         "reward_of_the_trajectories": moments(_last_values(table)),
+    }
+    return {name: value for name, value in figures.items() if value is not None}
+
+
+def of_rollouts(table: pa.Table) -> Figures:
+    """Return the figures of kept rollouts: their states, rewards, lengths, masks and advantages."""
+    advantage = numbers(table["advantage"].drop_null())
+    states = numbers(table["state_id"].value_counts().field("counts"))
+    figures = of_responses(table) | {
+        "states": states.size,
+        "rollouts_per_state": distribution(states),
+        "cutpoints_per_rollout": distribution(numbers(pc.list_value_length(table["cutpoints"]))),
+        "advantage": moments(advantage),
+        "share_of_advantages_that_are_zero": float(np.mean(np.abs(advantage) <= NEGLIGIBLE))
+        if advantage.size
+        else None,
     }
     return {name: value for name, value in figures.items() if value is not None}
 

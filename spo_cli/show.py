@@ -151,8 +151,11 @@ def _draw(artefact: Artefact, config: Config) -> None:
 
 
 def _draw_tree(artefact: Artefact, question: str, trajectories: Path | None) -> None:
-    if artefact.schema.stage == "eval":
-        raise UserError(f"--tree requires trajectories, cutpoints or advantages; {artefact.path} is an evaluation")
+    if artefact.schema.stage not in ("rollout", "segment", "estimate"):
+        raise UserError(
+            f"--tree requires trajectories, cutpoints or advantages; {artefact.path} holds "
+            f"{ARTEFACT[artefact.schema.stage]}"
+        )
     sampled = trajectories_of(artefact, trajectories)
     nodes = load_nodes(sampled)
     valued = artefact.schema.stage == "estimate" and are_trees(sampled)

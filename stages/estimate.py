@@ -1,22 +1,24 @@
 """`spo estimate`: estimate the values of the states where segments start, and the segments' advantages → advantages/.
 
 The advantage of a segment is the difference of the values at its ends. `--estimator` selects the source of the values:
-fresh rollouts, a tree of responses, the other responses to the question, or a critic (`stages.estimators`).
+fresh rollouts, a tree of responses, the other responses to the question, or a critic (`stages.estimators`). With
+`--keep-rollouts`, fresh rollouts are written too, as an artefact of their own → rollouts/.
 """
 
 from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 
-from stages.configs.estimate import Config, EstimatorName
+from stages.configs.estimate import ROLLOUTS_NAME, Config, EstimatorName
 from stages.core.errors import UserError
 from stages.core.progress import Progress, Silent, Summary
-from stages.estimators import Prepare, PreparedPart
+from stages.estimators import Estimator, Prepare, PreparedPart
 from stages.sampling.pool import SamplerPool, use_pool
 from stages.shards import schemas
-from stages.shards.lineage import describe
+from stages.shards.lineage import Source, describe
 from stages.shards.origin import foreign_notes, trace_back
 from stages.shards.parts import Artefact, Part, artefact_source, open_artefact
 from stages.shards.sharding import resolve_shards, split
@@ -46,28 +48,12 @@ def run(config: Config, progress: Progress = Silent(), pool: SamplerPool | None 
                 artefact_source(trajectories, config.out),
                 *estimator.inputs,
             )
-            lineage = describe(
-                "estimate",
-                schemas.ADVANTAGES,
-                estimator.options,
-                inputs,
-                estimator.model,
-                estimator.packages,
-                recorded=estimator.recorded,
-            )
-            with open_part(
-                config.out,
-                part.index,
-                part.count,
-                lineage,
-                schemas.ADVANTAGES,
-                overwrite=config.overwrite,
-                progress=progress,
-            ) as writer:
-                if not writer.up_to_date:
-                    usage = _estimate_part(estimator.read(part), part, writer, progress)
+            with ExitStack() as stack:
+                writers = [stack.enter_context(one) for one in _writers(config, estimator, part, inputs, progress)]
+                if not all(writer.up_to_date for writer in writers):
+                    usage = _estimate_part(estimator.read(part), part, writers, progress)
                     sampled, prefilled = sampled + usage[0], prefilled + usage[1]
-            written.append(writer)
+            written.append(writers[0])
     figures = _summarize_counts([writer.lineage.counts for writer in written])
     notes = _notes(figures)
     return Summary(
@@ -83,20 +69,57 @@ def run(config: Config, progress: Progress = Silent(), pool: SamplerPool | None 
     )
 
 
-def _estimate_part(prepared: PreparedPart, part: Part, writer: PartWriter, progress: Progress) -> tuple[int, float]:
-    """Estimate and commit a part, chunk by chunk; return the tokens that this call sampled and prefilled."""
+def _writers(
+    config: Config, estimator: Estimator, part: Part, inputs: tuple[Source, ...], progress: Progress
+) -> Iterator[AbstractContextManager[PartWriter]]:
+    """Yield the writer of one part of the advantages, then that of its rollouts if they are kept."""
+    outputs = [(schemas.ADVANTAGES, config.out)]
+    outputs += [(schemas.ROLLOUTS, config.out.with_name(ROLLOUTS_NAME))] * estimator.keeps_rollouts
+    for schema, directory in outputs:
+        lineage = describe(
+            schema.stage,
+            schema,
+            estimator.options,
+            inputs,
+            estimator.model,
+            estimator.packages,
+            recorded=estimator.recorded,
+        )
+        yield open_part(
+            directory, part.index, part.count, lineage, schema, overwrite=config.overwrite, progress=progress
+        )
+
+
+def _estimate_part(
+    prepared: PreparedPart, part: Part, writers: Sequence[PartWriter], progress: Progress
+) -> tuple[int, float]:
+    """Estimate and commit a part, chunk by chunk; return the tokens that this call sampled and prefilled.
+
+    Args:
+      writers: of the advantages, and of the rollouts if they are kept. A chunk that only one of them lacks is computed
+        again: the same states and keys give the same rollouts.
+    """
     chunks = prepared.chunks
-    missing = list(writer.missing([f"trajectories {chunk.start}-{chunk.stop}" for chunk in chunks]))
+    keys = [f"trajectories {chunk.start}-{chunk.stop}" for chunk in chunks]
+    # Rollouts come first, so that they are complete where the advantages are.
+    missing = {writer: set(writer.missing(keys)) for writer in reversed(writers) if not writer.up_to_date}
+    numbers = sorted(set().union(*missing.values()))
     label = "estimate" if part.count == 1 else f"estimate {part.index}/{part.count}"
-    progress.start(label, sum(map(len, (chunks[i] for i in missing))), "trajectories")
+    progress.start(label, sum(map(len, (chunks[i] for i in numbers))), "trajectories")
     sampled, prefilled = 0, 0.0
-    for i in missing:
+    for i in numbers:
         result = prepared.estimate(chunks[i])
-        writer.commit(i, result.table, result.counts, result.figures)
+        for writer in (one for one, own in missing.items() if i in own):
+            if writer is writers[0]:
+                writer.commit(i, result.table, result.counts, result.figures)
+            else:
+                assert result.rollouts is not None, "an estimator that keeps rollouts returns those of every chunk"
+                writer.commit(i, result.rollouts)
         progress.advance(len(chunks[i]))
         sampled += result.counts.get("sampled", 0)
         prefilled += result.figures.get("prefilled", 0)
-    writer.finish()
+    for writer in missing:
+        writer.finish()
     return sampled, prefilled
 
 

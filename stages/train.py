@@ -116,6 +116,7 @@ def _prepare(config: Config, plan: ExecutionPlan, progress: Progress, metrics_lo
         continue_optimizer=resumes_optimizer,
         replay_window=config.replay,
         recorded=config.old_logprobs == "recorded",
+        with_rollouts=config.train_rollouts != "none",
         adapter=config.adapter(),
     )
     critic = None
@@ -227,7 +228,7 @@ def _train(work: _Work, plan: ExecutionPlan, resumable: ResumableRun, progress: 
 
 def _choose_layout(config: Config, pool: ExamplePool) -> Layout:
     """Return how examples share forward passes; `config` is resolved."""
-    if config.packing or (config.packing is None and pool.from_trees and config.whiten != "micro-batch"):
+    if config.packing or (config.packing is None and pool.shares_prefixes and config.whiten != "micro-batch"):
         return packed
     # Whitening by forward pass depends on which examples share one: the number of ranks must not change that.
     return padded_fixed_batches if config.whiten == "micro-batch" else padded

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 EstimatorName = Literal["monte-carlo", "tree", "grpo", "rloo", "dr-grpo", "prefix-tree", "critic"]
 ROLLOUTS, INTERVAL_WIDTH, CONFIDENCE = 9, 0.2, 0.95  # defaults of --rollouts, --interval-width and --confidence
 RECORDED = "as recorded with the trajectories"
+ROLLOUTS_NAME = "rollouts"
+"""Name of the directory of kept rollouts, beside the advantages."""
 T = TypeVar("T", bound="DataclassInstance")
 _GROUP: tuple[EstimatorName, ...] = ("grpo", "rloo", "dr-grpo")
 
@@ -30,6 +32,7 @@ READ_BY: dict[str, tuple[EstimatorName, ...]] = {
     "interval_width": ("monte-carlo",),
     "confidence": ("monte-carlo",),
     "budget": ("monte-carlo",),
+    "keep_rollouts": ("monte-carlo",),
     "baseline": ("tree", "prefix-tree"),
     "normalize_by": ("tree",),
     "keep_zero": ("tree", "prefix-tree"),
@@ -85,6 +88,14 @@ class EstimatorOptions(EngineOptions):
         default_text="no limit",
         group="Monte Carlo",
         minimum=1,
+        common=True,
+    )
+    keep_rollouts: bool = option(
+        "Write the rollouts, with their tokens and advantages, to the directory rollouts beside --out; "
+        "`spo train --train-rollouts` trains on them.",
+        default=False,
+        result=False,
+        group="Monte Carlo",
         common=True,
     )
     baseline: Literal["mean", "leave-one-out"] = option(
@@ -232,3 +243,5 @@ class Config(EstimatorOptions, OutputOptions):
     def __post_init__(self) -> None:
         validate(self)
         check_estimator_options(self)
+        if self.keep_rollouts and self.out.name == ROLLOUTS_NAME:
+            raise UserError(f"--keep-rollouts writes {self.out}: choose another --out for the advantages")

@@ -51,6 +51,21 @@ class LearningOptions:
         minimum=1,
         group="Tokens and segments",
     )
+    train_rollouts: Literal["none", "all", "signal"] = option(
+        "Train also on the rollouts that `spo estimate --keep-rollouts` wrote beside the advantages: none, all, or "
+        "those of states whose rollouts differ in reward (signal).",
+        default="none",
+        added=True,
+        group="Tokens and segments",
+    )
+    rollouts_per_state: int | None = option(
+        "With --train-rollouts: maximum number of rollouts of a state.",
+        default=None,
+        added=True,
+        default_text="no limit",
+        minimum=1,
+        group="Tokens and segments",
+    )
     drop_uniform_groups: bool = option(
         "Leave out questions whose segments all have an advantage of 0.", default=False, group="Tokens and segments"
     )
@@ -141,7 +156,7 @@ class LearningOptions:
     packing: bool | None = option(
         "Compute prefixes that several examples share once, under a tree attention mask.",
         default=None,
-        default_text="on for trees, else off",
+        default_text="on for trees and kept rollouts, else off",
         group="Engine",
     )
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = option(
@@ -282,11 +297,17 @@ def check_combinations(options: LearningOptions) -> None:
         "--max-per-question requires --replay: pass both, or neither": (
             options.replay is None and options.max_per_question is not None
         ),
+        "--rollouts-per-state requires --train-rollouts all or signal": (
+            options.train_rollouts == "none" and options.rollouts_per_state is not None
+        ),
         "--packing chooses the examples of a forward pass: pass --whiten batch or none, or --no-packing": (
             bool(options.packing) and options.whiten == "micro-batch"
         ),
         "--critic requires --critic-learning-rate: pass both, or neither": (
             options.critic is not None and options.critic_learning_rate is None
+        ),
+        "--train-rollouts has no values for a critic: omit it, or --critic-learning-rate": (
+            options.critic_learning_rate is not None and options.train_rollouts != "none"
         ),
         "a critic is trained on the current iteration only: omit --replay, or --critic-learning-rate": (
             options.critic_learning_rate is not None and options.replay is not None

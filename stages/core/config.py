@@ -25,6 +25,7 @@ def option(
     *,
     default: Any = dataclasses.MISSING,
     result: bool = True,
+    added: bool = False,
     argument: bool = False,
     short: str | None = None,
     group: str | None = None,
@@ -42,6 +43,8 @@ def option(
       help: one sentence that describes the effect of the value. `--help` appends the default to it.
       default: value where the user gives none; an option without a default is required.
       result: whether the value can change the rows that are written. If so, it enters the fingerprint.
+      added: whether the option came later than other options of its stage. It enters the fingerprint only where its
+        value is not the default, so that earlier work stays up to date.
       argument: whether the value is positional on the command line instead of `--name`; a tuple takes one or more.
       short: a second spelling of the flag, for example "-m" or "--output-dir".
       group: heading in the help. Default: `GROUP` of the class that declares the field (see `group_of`).
@@ -54,6 +57,7 @@ def option(
     metadata = {
         "help": help,
         "result": result,
+        "added": added,
         "argument": argument,
         "short": short,
         "group": group,
@@ -149,7 +153,7 @@ def results_config(config: Any) -> dict[str, Any]:
     return {
         field.name: _json_value(getattr(config, field.name), bare_type(hints[field.name]))
         for field in dataclasses.fields(config)
-        if field.metadata["result"]
+        if field.metadata["result"] and not (field.metadata["added"] and getattr(config, field.name) == field.default)
     }
 
 

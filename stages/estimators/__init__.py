@@ -38,11 +38,13 @@ class EstimatedChunk:
       table: rows of `schemas.ADVANTAGES`.
       counts: integers that depend on the rows alone (segments, rollouts, sampled …); summed into the lineage.
       figures: numbers that may differ between two runs of the same work (prefilled); written to the log.
+      rollouts: rows of `schemas.ROLLOUTS`; None if the estimator keeps none.
     """
 
     table: pa.Table
     counts: Mapping[str, int]
     figures: Mapping[str, float] = field(default_factory=dict)
+    rollouts: pa.Table | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Estimator:
       model: the model that samples rollouts; None for an estimator without rollouts.
       packages: distributions that can influence the rows.
       notes: lines for the user.
+      keeps_rollouts: whether every chunk has the rows of its rollouts.
     """
 
     options: EstimatorOptions
@@ -84,6 +87,7 @@ class Estimator:
     model: Source | None = None
     packages: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    keeps_rollouts: bool = False
 
 
 class Prepare(Protocol):

@@ -32,6 +32,7 @@ from stages.core.errors import UserError
 from stages.core.progress import Progress
 from stages.estimators import EstimatedChunk, Estimator, PreparedPart
 from stages.estimators.budget import RolloutBudget, adaptive_budget, fixed_budget
+from stages.estimators.kept_rollouts import build_rollouts, find_rho
 from stages.estimators.rollouts import RolloutSampling, distinct_states, sample_rollouts
 from stages.estimators.rows import build_rows, check_probabilities, count_ungradable
 from stages.estimators.segments import SegmentBatch, check_room, check_vocabulary, chunk_by_question, load_segments
@@ -89,6 +90,7 @@ def prepare(
     directory = checkpoints.resolve(model_name)
     model = model_source(model_name, checkpoints.digest(directory), out)
     options = with_engine(options, progress)
+    rho = find_rho(options, cutpoints)
 
     def read(part: Part) -> PreparedPart:
         batch = load_segments(cutpoints, part, trajectories)
@@ -105,10 +107,11 @@ def prepare(
             max_tokens,
             resolved(options.unfinished_reward),
             progress,
+            keep=options.keep_rollouts,
         )
         return PreparedPart(
             chunk_by_question(batch, options.chunk_trajectories),
-            lambda chunk: estimate_chunk(options, batch, chunk, budget, sampling),
+            lambda chunk: estimate_chunk(options, batch, chunk, budget, sampling, rho),
         )
 
     verifier = task_source(task_name, None, task.digest, out)
@@ -116,7 +119,7 @@ def prepare(
     all_cutpoints = (artefact_source(cutpoints, out),) if options.budget is not None else ()
     notes = check_sampling_model(trajectories, model, named=named_model)
     packages = engine_packages(options.engine)
-    return Estimator(options, RECORDED, read, (verifier, *all_cutpoints), model, packages, notes)
+    return Estimator(options, RECORDED, read, (verifier, *all_cutpoints), model, packages, notes, options.keep_rollouts)
 
 
 def complete(options: EstimatorOptions, trajectories: Artefact) -> EstimatorOptions:
@@ -174,9 +177,18 @@ def make_budget(options: EstimatorOptions, cutpoints: Artefact, trajectories: Ar
 
 
 def estimate_chunk(
-    options: EstimatorOptions, batch: SegmentBatch, chunk: range, budget: RolloutBudget, sampling: RolloutSampling
+    options: EstimatorOptions,
+    batch: SegmentBatch,
+    chunk: range,
+    budget: RolloutBudget,
+    sampling: RolloutSampling,
+    rho: float | None = None,
 ) -> EstimatedChunk:
-    """Sample rollouts from the distinct states of a chunk of trajectories and estimate its rows."""
+    """Sample rollouts from the distinct states of a chunk of trajectories and estimate its rows.
+
+    Args:
+      rho: of the mask of the rollouts, if they are kept.
+    """
     states, state_of = distinct_states(batch, chunk, options.seed)
     rollouts = sample_rollouts(states, budget, sampling)
     decided = [budget.decided.get(state.question_id, np.nan) for state in states]
@@ -197,7 +209,10 @@ def estimate_chunk(
     counts |= batch_dependent(sampling.sampler, drawn)
     rows, advantages = chain_rows(batch, chunk, value)
     result = build_rows(rows, advantages, rewards, counts=counts, best_of=options.best_of)
-    return replace(result, figures={"prefilled": rollouts.prefilled})
+    kept = None
+    if rho is not None:
+        kept = build_rollouts(batch, chunk, states, state_of, rollouts.kept, rho, sampling.tokenizer)
+    return replace(result, figures={"prefilled": rollouts.prefilled}, rollouts=kept)
 
 
 def chain_rows(batch: SegmentBatch, chunk: range, value: NDArray[np.float64]) -> tuple[pa.Table, Advantages]:

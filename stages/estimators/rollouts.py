@@ -16,8 +16,8 @@ from stages.maths.allocation import additional_rollouts, grant_rollouts
 from stages.maths.ragged import Ragged
 from stages.maths.randomness import random_key
 from stages.maths.values import monte_carlo_values
-from stages.responses.grading import grade
-from stages.sampling.protocol import Request, Sampler, SamplingParams, Usage
+from stages.responses.grading import Grade, grade
+from stages.sampling.protocol import Request, Sample, Sampler, SamplingParams, Usage
 from stages.tasks import Task
 
 
@@ -37,6 +37,19 @@ class RolloutState:
     reference: str
     key: int
 
+    @property
+    def response_size(self) -> int:
+        """Return the number of tokens of the response before the state."""
+        return self.prefix.size - self.prompt_size
+
+
+@dataclass(frozen=True)
+class KeptRollout:
+    """One rollout: its tokens, and the verdict on the whole response."""
+
+    sample: Sample
+    grade: Grade
+
 
 @dataclass(frozen=True)
 class Rollouts:
@@ -44,11 +57,13 @@ class Rollouts:
 
     Attributes:
       rewards: S ragged rows, float32, of the rollouts that could be graded.
+      kept: the rollouts of each state, ungradable ones too; empty unless `RolloutSampling.keep` is set.
       sampled, prefilled: tokens that the engine sampled and prefilled.
       ungradable: number of rollouts that could not be graded.
     """
 
     rewards: Ragged
+    kept: list[list[KeptRollout]]
     sampled: int
     prefilled: int
     ungradable: int
@@ -61,6 +76,7 @@ class RolloutSampling:
     Attributes:
       max_tokens: maximum length of a response, including the tokens before the state.
       unfinished_reward: reward of a rollout that reaches the limit without ending.
+      keep: return the tokens of the rollouts too, not only their rewards.
     """
 
     sampler: Sampler
@@ -70,6 +86,7 @@ class RolloutSampling:
     max_tokens: int
     unfinished_reward: float
     progress: Progress
+    keep: bool = False
 
 
 def distinct_states(batch: SegmentBatch, chunk: range, seed: int) -> tuple[list[RolloutState], NDArray[np.int64]]:
@@ -116,10 +133,11 @@ def sample_rollouts(states: Sequence[RolloutState], budget: RolloutBudget, sampl
     by_prefix = np.array(sorted(range(len(states)), key=lambda i: states[i].prefix.tobytes()), np.int64)
     more = np.array([0 if state.question_id in budget.decided else budget.minimum for state in states], np.int64)
     rewards: list[list[float]] = [[] for _ in states]
+    kept: list[list[KeptRollout]] = [[] for _ in states]
     drawn = np.zeros_like(more)
     sampled = prefilled = 0
     while more.any():
-        usage = _sample_round(states, drawn, more, rewards, sampling)
+        usage = _sample_round(states, drawn, more, rewards, kept, sampling)
         sampled, prefilled = sampled + usage.sampled, prefilled + usage.prefilled
         drawn += more
         left -= np.bincount(question, more, left.size).astype(np.int64)
@@ -132,7 +150,7 @@ def sample_rollouts(states: Sequence[RolloutState], budget: RolloutBudget, sampl
             needed = np.minimum(needed, budget.maximum - drawn[undecided])  # ungradable rollouts were drawn, too
             more[undecided] = grant_rollouts(needed, width, question[undecided], left)
     graded = Ragged.of(rewards, np.float32)
-    return Rollouts(graded, sampled, prefilled, int(drawn.sum()) - graded.flat.size)
+    return Rollouts(graded, kept, sampled, prefilled, int(drawn.sum()) - graded.flat.size)
 
 
 def _sample_round(
@@ -140,12 +158,14 @@ def _sample_round(
     drawn: NDArray[np.int64],
     more: NDArray[np.int64],
     rewards: list[list[float]],
+    kept: list[list[KeptRollout]],
     sampling: RolloutSampling,
 ) -> Usage:
     """Sample `more[i]` further rollouts from state i, append the rewards of the gradable ones to `rewards[i]`.
 
     Args:
       drawn: [S] number of rollouts drawn so far.
+      kept: [S] gets the rollouts themselves, if they are kept.
 
     Returns:
       The tokens that the engine sampled and prefilled.
@@ -155,7 +175,7 @@ def _sample_round(
     for i in chosen:
         state, first = states[i], int(drawn[i])
         keys = tuple(random_key(state.key, j) for j in range(first, first + int(more[i])))
-        limit = sampling.max_tokens - (state.prefix.size - state.prompt_size)
+        limit = sampling.max_tokens - state.response_size
         requests.append(Request(state.prefix, keys, limit, text_start=state.prompt_size))
     samples, usage = sampling.sampler.sample(
         requests, sampling.params, lambda finished, tokens: sampling.progress.advance(0, tokens)
@@ -170,9 +190,11 @@ def _sample_round(
         [states[i].reference for i, _ in rollouts],
         unfinished_reward=sampling.unfinished_reward,
     )
-    for (i, _), graded in zip(rollouts, grades, strict=True):
+    for (i, sample), graded in zip(rollouts, grades, strict=True):
         if graded.reward is not None:
             rewards[i].append(graded.reward)
+        if sampling.keep:
+            kept[i].append(KeptRollout(sample, graded))
     return usage
 
 

@@ -177,10 +177,11 @@ def _scheduled_steps(recipe: Recipe, table: RunTable, sample: rollout.Config, le
     """
     if learn.lr_scheduler_type == "constant" and learn.warmup_ratio == 0 and not learn.warmup_steps:
         return None
-    if sample.num_questions is None or sample.tree or learn.replay or learn.drop_uniform_groups:
+    rollouts = learn.train_rollouts != "none"
+    if sample.num_questions is None or sample.tree or rollouts or learn.replay or learn.drop_uniform_groups:
         raise UserError(
-            f"{recipe.source}: [train] lacks total_steps: with trees, replay or dropped groups the length of the "
-            "learning-rate schedule is not known in advance"
+            f"{recipe.source}: [train] lacks total_steps: with trees, rollouts, replay or dropped groups the length of "
+            "the learning-rate schedule is not known in advance"
         )
     trajectories = sample.num_questions * sample.responses_per_question
     return table.iterations * learn.epochs * math.ceil(trajectories / learn.batch_size)

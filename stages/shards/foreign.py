@@ -35,6 +35,7 @@ KEYS = {
     "rollout": ("trajectory_id",),
     "segment": ("trajectory_id", "segment_index"),
     "estimate": ("trajectory_id", "segment_index"),
+    "estimate --keep-rollouts": ("rollout_id",),
     "eval": ("response_id", "max_tokens"),
 }
 """Stage → columns that identify a row of its table."""

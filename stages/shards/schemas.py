@@ -162,6 +162,29 @@ ADVANTAGES = Schema(
     ),
 )
 
+ROLLOUTS = Schema(
+    stage="estimate --keep-rollouts",
+    version=1,
+    row_group=4096,
+    columns=(
+        Column("rollout_id", _TEXT, "<state_id>/<sample>"),
+        Column("state_id", _TEXT, "where the rollout starts: <trajectory_id>:<start>, of the first trajectory"),
+        _QUESTION_ID,
+        Column("trajectory_ids", pa.list_(_TEXT), "trajectories that pass through the state, in order"),
+        Column("start", pa.int32(), "number of tokens of these trajectories before the state, the same in all of them"),
+        Column("sample", pa.int32(), "number of the rollout among those from its state, from 0"),
+        _TOKEN_IDS,
+        _TOKEN_LOGPROBS,
+        Column("cutpoints", _INTS, "offsets in token_ids of tokens with probability below rho (probability mask)"),
+        Column("text", _TEXT, "token_ids decoded without special tokens, without the tokens before the state"),
+        Column("finish_reason", _TEXT, _FINISH),
+        _ANSWER,
+        Column("reward", pa.float32(), "reward of the whole response (null: it could not be graded)", True),
+        Column("value_start", pa.float64(), "mean reward of the other rollouts from the state (null: none)", True),
+        Column("advantage", pa.float64(), "reward - value_start (null: one of them is null)", True),
+    ),
+)
+
 EVALUATION = Schema(
     stage="eval",
     version=2,
@@ -188,25 +211,35 @@ EVALUATION = Schema(
     ),
 )
 
-BY_STAGE: dict[str, Schema] = {schema.stage: schema for schema in (TRAJECTORIES, CUTPOINTS, ADVANTAGES, EVALUATION)}
+BY_STAGE: dict[str, Schema] = {
+    schema.stage: schema for schema in (TRAJECTORIES, CUTPOINTS, ADVANTAGES, ROLLOUTS, EVALUATION)
+}
 
 ARTEFACT: dict[str, str] = {
     "rollout": "trajectories",
     "segment": "cutpoints",
     "estimate": "advantages",
+    "estimate --keep-rollouts": "rollouts",
     "eval": "evaluation responses",
 }
 """Stage → name of the table that it writes, for messages."""
 
-READER: dict[str, str] = {"rollout": "segment", "segment": "estimate", "estimate": "train", "eval": "show"}
+READER: dict[str, str] = {
+    "rollout": "segment",
+    "segment": "estimate",
+    "estimate": "train",
+    "estimate --keep-rollouts": "train --train-rollouts",
+    "eval": "show",
+}
 """Stage → command that reads its table, for messages."""
 
 
 def recognize(columns: Iterable[str]) -> Schema | None:
     """Return the schema of a file without lineage, recognized by a distinctive column; None if none is found."""
     names = set(columns)
-    # The order matters: advantages also have `cutpoints`, and evaluations also have `token_ids`.
+    # The order matters: rollouts also have `advantage`, advantages `cutpoints`, and evaluations `token_ids`.
     distinctive = {
+        "rollout_id": ROLLOUTS,
         "advantage": ADVANTAGES,
         "cutpoints": CUTPOINTS,
         "response_id": EVALUATION,

@@ -32,7 +32,7 @@ class Experience:
       groups: group of each example; a batch keeps a group together. The siblings in a tree are a group, as they share
         a prefix; each whole response is its own group.
       examples: the examples themselves.
-      from_trees: whether the examples are nodes of trees.
+      shares_prefixes: whether the examples of a group share a prefix: nodes of trees, or rollouts.
       left_out: number of questions or examples that were left out, by reason.
     """
 
@@ -40,7 +40,7 @@ class Experience:
     questions: list[str]
     groups: list[str]
     examples: list[Example]
-    from_trees: bool
+    shares_prefixes: bool
     left_out: dict[str, int]
 
     def select(self, chosen: Sequence[int]) -> Experience:
@@ -49,7 +49,21 @@ class Experience:
             [column[index] for index in chosen] for column in (self.ids, self.questions, self.groups)
         )
         examples = [self.examples[index] for index in chosen]
-        return Experience(ids, questions, groups, examples, self.from_trees, self.left_out)
+        return Experience(ids, questions, groups, examples, self.shares_prefixes, self.left_out)
+
+    def joined(self, other: Experience) -> Experience:
+        """Return the experience of both, that of `other` last."""
+        left_out = self.left_out | {
+            reason: self.left_out.get(reason, 0) + number for reason, number in other.left_out.items()
+        }
+        return Experience(
+            self.ids + other.ids,
+            self.questions + other.questions,
+            self.groups + other.groups,
+            self.examples + other.examples,
+            self.shares_prefixes or other.shares_prefixes,
+            left_out,
+        )
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from stages.core.errors import UserError
 from stages.optimization.batches import Example
 from stages.optimization.torch import TorchEngine
 from stages.training.experience import load_experience
+from stages.training.kept_rollouts import load_rollouts
 from stages.training.replay import limit_questions, limit_samples, select_by_age
 from stages.training.starting_point import Iteration
 
@@ -24,7 +25,7 @@ class ExamplePool:
       groups: group of each example; a batch keeps a group (the siblings in a tree) together.
       examples: the examples themselves.
       samplers: directory of the model that sampled each example; None if the recorded log-probabilities are used.
-      from_trees: whether some examples are nodes of trees.
+      shares_prefixes: whether examples of a group share a prefix: nodes of trees, or rollouts.
       counts: counts for the lineage: examples and questions left out, waiting, aged out unused, and so on.
     """
 
@@ -32,7 +33,7 @@ class ExamplePool:
     groups: list[str]
     examples: list[Example]
     samplers: list[Path | None]
-    from_trees: bool
+    shares_prefixes: bool
     counts: dict[str, int]
 
     @property
@@ -90,6 +91,19 @@ def fill_pool(options: LearningOptions, iterations: Sequence[Iteration], *, reco
             drop_uniform=options.drop_uniform_groups,
             drop_unfinished=options.mask_truncated_completions,
         )
+        if iteration.rollouts and options.train_rollouts != "none":
+            experience = experience.joined(
+                load_rollouts(
+                    iteration.rollouts,
+                    iteration.trajectories,
+                    options.mask,
+                    only_signal=options.train_rollouts == "signal",
+                    per_state=options.rollouts_per_state,
+                    recorded=recorded,
+                    compared=iteration.sampled_by_policy,
+                    drop_unfinished=options.mask_truncated_completions,
+                )
+            )
         for reason, number in experience.left_out.items():
             left_out[reason] = left_out.get(reason, 0) + number
         selections.append(select_by_age(experience, iteration.age, options.replay, options.max_per_question))
@@ -111,7 +125,7 @@ def fill_pool(options: LearningOptions, iterations: Sequence[Iteration], *, reco
         samplers=[
             iteration.sampler for iteration, one in zip(iterations, selections, strict=True) for _ in one.experience.ids
         ],
-        from_trees=any(one.experience.from_trees for one in selections),
+        shares_prefixes=any(one.experience.shares_prefixes for one in selections),
         counts=counts,
     )
 

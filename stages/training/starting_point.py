@@ -18,6 +18,7 @@ from stages.shards.lineage import Source, model_source, read_lineage
 from stages.shards.origin import check_sampling_model, foreign_notes, sampling_model, trace_back
 from stages.shards.parts import Artefact, artefact_source, open_artefact
 from stages.shards.schemas import ADVANTAGES, TRAJECTORIES
+from stages.training.kept_rollouts import open_rollouts
 
 SCHEDULE_STEPS = "schedule_steps"
 """Name of a count in a policy's lineage: all optimizer steps that led to it, including skipped ones."""
@@ -34,6 +35,7 @@ class Iteration:
       sampler: directory of the model that sampled it; None if it is not needed.
       sampled_by_policy: whether the policy itself sampled it, so that the recorded log-probabilities can be compared
         with the policy's.
+      rollouts: the kept rollouts; None if they are not trained on.
     """
 
     advantages: Artefact
@@ -41,6 +43,7 @@ class Iteration:
     age: int
     sampler: Path | None
     sampled_by_policy: bool = False
+    rollouts: Artefact | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ def find_starting_point(
     adapter: LoraOptions,
     replay_window: int | None = None,
     recorded: bool = False,
+    with_rollouts: bool = False,
 ) -> StartingPoint:
     """Open the inputs, and resolve options that were not given (None) through the lineage of the trajectories.
 
@@ -107,6 +111,7 @@ def find_starting_point(
       adapter: the options of the adapter to train.
       replay_window: skip artefacts that are this many iterations old or older; None: use all.
       recorded: use the recorded log-probabilities, so that the models that sampled are not needed.
+      with_rollouts: open the kept rollouts beside the advantages, too.
 
     Raises:
       UserError: an option is neither given nor recorded in a lineage; a file is missing; the output is the policy; an
@@ -132,10 +137,13 @@ def find_starting_point(
             age,
             None if recorded else _find_sampler(sampled, policy, policy_source, age),
             _is_sampled_by_policy(sampled, policy_source, age, recorded),
+            open_rollouts(rows, sampled) if with_rollouts else None,
         )
         for rows, sampled, age in opened
     )
     inputs = [artefact_source(artefact, out) for rows, sampled, _ in opened for artefact in (rows, sampled)]
+    kept = [iteration.rollouts for iteration in iterations if iteration.rollouts]
+    inputs += [artefact_source(rollouts, out) for rollouts in kept]
     reference, reference_source = _find_reference(reference_model, policy, policy_source, out, base)
     inputs += [reference_source] if reference_source else []
     state, before = policy / OPTIMIZER_FILE, None
@@ -146,7 +154,7 @@ def find_starting_point(
         inputs.append(Source(relative_path(origin(policy) / state.name, out), content, "optimizer"))
         before = read_lineage(policy)
     if temperature is None:
-        temperature = _sampling_temperature([sampled for _, sampled, _ in opened])
+        temperature = _sampling_temperature([*(sampled for _, sampled, _ in opened), *kept])
     return StartingPoint(
         iterations=iterations,
         policy=policy,

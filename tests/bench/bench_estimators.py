@@ -139,6 +139,28 @@ def prefix_tree(responses: int, *, only_branching: bool = False) -> Estimator:
     return estimate
 
 
+def kept(rollouts: int, *, leave_own_out: bool) -> Estimator:
+    """Estimate the advantage of the first rollout from the prompt, given the segment that it begins with.
+
+    `value` is the estimate of V(prompt), `state` the token at the end of that segment.
+    """
+
+    def estimate(groups: int, random: np.random.Generator) -> Estimates:
+        prompt = np.ones(groups, np.int64)
+        drawn = paths(np.repeat(prompt, rollouts), LENGTH, random)
+        found = sibling_advantages(
+            drawn[:, -1] == 2,
+            np.repeat(np.arange(groups), rollouts),
+            baseline="leave-one-out" if leave_own_out else "mean",
+        )
+        first = np.arange(groups) * rollouts
+        state, value = drawn[first, SEGMENT - 1], true_value(prompt, 0)
+        truth = true_value(state, SEGMENT) - value
+        return Estimates(state, found.value_start[first], value, found.advantage[first], truth, LENGTH)
+
+    return estimate
+
+
 def _estimates(
     state: NDArray[np.int64], value: NDArray[np.float64], advantage: NDArray[np.float64], tokens: float
 ) -> Estimates:

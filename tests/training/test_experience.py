@@ -64,7 +64,7 @@ def test_a_node_follows_the_prompt_and_its_ancestors_which_have_no_loss(tmp_path
     assert [one.advantages.tolist() for one in found.examples] == [[0.25], [-0.5, -0.5], [1.0, 1.0]]
     assert [one.response_tokens for one in found.examples] == [1, 2, 2]
     assert [one.reward == one.reward for one in found.examples] == [False, True, True]  # inner nodes have none
-    assert found.from_trees
+    assert found.shares_prefixes
 
 
 def test_siblings_share_a_group_and_each_whole_response_is_its_own_group(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def experience(sizes: list[list[int]], iteration: int = 0) -> Experience:
         questions=[question for question, _, _ in names],
         groups=[f"{question}/{group}/" for question, group, _ in names],
         examples=[NOTHING] * len(names),
-        from_trees=True,
+        shares_prefixes=True,
         left_out={},
     )
 
