@@ -1,5 +1,44 @@
-"""`python -m spo_cli` is `spo`."""
+"""The process of `spo`: its streams are open and its signals are handled before anything else is imported.
 
-from spo_cli.app import main
+Importing the command line takes a moment, in which a scheduler may already send a signal.
+"""
 
-main()
+import os
+import signal
+import sys
+from types import FrameType
+
+
+def main() -> None:
+    """Run `spo` with the arguments of this process."""
+    _open_streams()
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup`, or Ctrl-C of a background job
+            signal.signal(number, _stop)
+
+    from spo_cli.app import main as run_command
+
+    run_command()
+
+
+def _open_streams() -> None:
+    """Open the standard streams that the parent closed: otherwise, files of the work would get their numbers."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+    sys.stdin = sys.stdin or os.fdopen(0)
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """End the process before the command begins, or after it ended, with the exit code of an interruption."""
+    line = f"spo: stopped by {signal.Signals(number).name}; nothing was begun, or all is done\n"
+    try:
+        os.write(2, line.encode())
+    finally:
+        os._exit(4)
+
+
+if __name__ == "__main__":
+    main()

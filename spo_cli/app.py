@@ -15,9 +15,8 @@ import errno
 import importlib
 import os
 import sys
-import traceback
 from collections.abc import Callable, Sequence
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -29,6 +28,7 @@ from spo_cli.dotted import dotted_flags, translate_dotted
 from spo_cli.examples import EXAMPLES
 from spo_cli.help import Entry, show_application
 from spo_cli.options import HELP_FLAGS, ConfigCommand
+from spo_cli.screen import ReaderLeft
 from spo_cli.vendored import Command, CompletionItem, Context, NoSuchOption
 from stages.core.errors import Interrupted, SpoError, UserError, did_you_mean
 from stages.core.launcher import drop_local_rank, read_launch
@@ -204,7 +204,7 @@ def load_command(name: str, args: Sequence[str] = ()) -> ConfigCommand:
     def execute(config: Any) -> None:
         module = importlib.import_module(verb.module)
         with interruptible(), console.Reporter() as progress:
-            summary = module.run(config, progress)
+            summary = _run(module, config, progress)
         if summary is not None and not _is_follower(name):
             getattr(module, "report", console.print_summary)(summary)
 
@@ -225,6 +225,16 @@ def load_command(name: str, args: Sequence[str] = ()) -> ConfigCommand:
         translate=translate_dotted if takes_recipe else list,
         further=dotted_flags if takes_recipe else tuple,
     )
+
+
+def _run(module: ModuleType, config: Any, progress: console.Reporter) -> Any:
+    """Call the stage; a function of the user that calls `sys.exit` must not decide the exit code of `spo`."""
+    try:
+        return module.run(config, progress)
+    except ReaderLeft:
+        raise
+    except SystemExit as end:
+        raise UserError(f"code that the command called ended the process: sys.exit({end.code!r:.100})") from end
 
 
 def _application() -> TyperGroup:
@@ -315,8 +325,8 @@ def _is_follower(name: str) -> bool:
 
 
 def _fail(title: str, message: str, code: int, debug: bool) -> int:
-    if debug:
-        traceback.print_exc()
+    if debug and (error := sys.exception()):
+        console.print_traceback(error)
     if not _is_follower(title.removeprefix("spo ")):
         console.print_error(title, message)
     return code
@@ -324,7 +334,7 @@ def _fail(title: str, message: str, code: int, debug: bool) -> int:
 
 def _report_defect(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print the traceback of an unexpected error, and a request to report it."""
-    traceback.print_exception(kind, error, trace)
+    console.print_traceback(error.with_traceback(trace))
     if not isinstance(error, KeyboardInterrupt):
         message = f"this is a defect of spo {_version()}, not of your input; please report it with the lines above"
         console.print_error(_title(sys.argv[1:]), message)

@@ -7,8 +7,7 @@ few seconds. Rich reads `NO_COLOR`, `FORCE_COLOR` and `COLUMNS` itself.
 from __future__ import annotations
 
 import math
-import os
-import sys
+import traceback
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -20,28 +19,11 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
 
+from spo_cli.screen import one_line, stderr, stdout
 from stages.core.progress import Summary
 
 PLAIN_INTERVAL = 5.0  # seconds between two plain lines of one step
-_SIGPIPE_EXIT = 141  # 128 + SIGPIPE, as a shell reports a program that a closed pipe ended
 _WINDOW = 30.0  # seconds over which the displayed rate is averaged
-
-
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        """Exit without a message, as `spo show … | head` should. Rich would exit with 1, which means a defect here."""
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(_SIGPIPE_EXIT)
-
-
-def stdout() -> Console:
-    """Return a console for results; a new one each time, so that it follows a redirected `sys.stdout`."""
-    return _Console(highlight=False)
-
-
-def stderr() -> Console:
-    """Return a console for progress, notes and errors."""
-    return _Console(stderr=True, highlight=False)
 
 
 def print_line(text: str) -> None:
@@ -67,12 +49,17 @@ def print_wide(renderable: RenderableType) -> None:
 def print_notes(lines: Iterable[str]) -> None:
     """Print plain lines on stderr, so that results on stdout can be redirected."""
     for line in lines:
-        stderr().print(line, markup=False, soft_wrap=True)
+        stderr().print(one_line(line), markup=False, soft_wrap=True)
+
+
+def print_traceback(error: BaseException) -> None:
+    """Print a traceback on stderr."""
+    stderr().print("".join(traceback.format_exception(error)).rstrip(), markup=False, soft_wrap=True)
 
 
 def print_error(title: str, message: str) -> None:
     """Print `spo rollout: message` on stderr."""
-    stderr().print(Text.assemble((f"{title}: ", "bold red"), message), soft_wrap=True)
+    stderr().print(Text.assemble((f"{title}: ", "bold red"), one_line(message)), soft_wrap=True)
 
 
 def number(value: float) -> str:
@@ -105,7 +92,7 @@ def print_summary(summary: Summary) -> None:
     console.print(head, soft_wrap=True)
     console.print(_summary_table(summary))
     for note in summary.notes:
-        console.print(Text(f"  {note}", "dim"), soft_wrap=True)
+        console.print(Text(f"  {one_line(note)}", "dim"), soft_wrap=True)
 
 
 def _summary_table(summary: Summary) -> Table:
@@ -226,7 +213,7 @@ class Reporter:
         """Print one line; the bar of an unfinished step stays below it."""
         if self.step is not None and self.step.done >= self.step.total:
             self._close_step()
-        self.console.print(line, markup=False, soft_wrap=True)
+        self.console.print(one_line(line), markup=False, soft_wrap=True)
 
     def _close_step(self) -> None:
         step, bar, self.step, self.bar = self.step, self.bar, None, None

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from tokenizers import Tokenizer
 
 from spo_cli.trajectory import Segment, Trajectory, readable_tokens, unlikely_tokens
-from stages.core.errors import UserError
+from stages.core.errors import UserError, first_line
 from stages.core.paths import StorePath, is_path_reference, locate
 from stages.models.token_texts import Decode, decoder
 from stages.models.transfer import fetch
@@ -190,7 +191,10 @@ def _decoder(responses: Artefact) -> tuple[Decode | None, str]:
     if directory is None:
         return None, f"The model {lineage.model.path} is not available here."
     if (directory / "tokenizer.json").is_file():  # faster than the tokenizer classes of transformers
-        fast = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        try:
+            fast = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        except Exception as error:  # the library raises plain exceptions
+            raise UserError(f"the tokenizer in {directory} cannot be loaded: {first_line(error)}") from error
         return lambda ids: fast.decode(list(ids), skip_special_tokens=False), ""
     from stages.models.loading import load_tokenizer  # importing transformers takes seconds
 
@@ -206,7 +210,10 @@ def _model_directory(path: str, base: Path) -> Path | None:
         return directory
     if is_path_reference(path) or path.startswith("."):
         return None
-    cached = try_to_load_from_cache(path, "config.json")
+    try:
+        cached = try_to_load_from_cache(path, "config.json")
+    except HFValidationError:  # no name on the hub
+        return None
     return Path(cached).parent if isinstance(cached, str) else None
 
 

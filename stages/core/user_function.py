@@ -40,7 +40,7 @@ def load_function(name: str, flag: str) -> tuple[Callable[..., Any], str]:
         raise UserError(
             f"{flag} {name}: cannot import {module_name} ({error}); install it, or run the command in its directory"
         ) from error
-    except Exception as error:  # the module of a user may raise anything
+    except (Exception, SystemExit) as error:  # the module of a user may raise anything, or call sys.exit
         raise UserError(f"{flag} {name}: importing {module_name} raised {type(error).__name__}: {error}") from error
     function = getattr(module, attribute, None)
     if function is None:

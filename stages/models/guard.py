@@ -61,7 +61,7 @@ def check_sizes(config: PretrainedConfig, directory: Path) -> None:
     text = config.get_text_config(decoder=True)
     for name in _SIZES:
         value = getattr(text, name, None)
-        most = _MOST.get(name, 2**31)
+        most = _MOST.get(name) or 2**31
         values = value if isinstance(value, list) else [value]  # some families have a size for each layer
         if any(one is not None and not (type(one) is int and 1 <= int(one) <= most) for one in values):
             raise UserError(
