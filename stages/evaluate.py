@@ -30,7 +30,7 @@ from stages.responses.grading import grade
 from stages.responses.prompts import make_prompts, with_template
 from stages.sampling.engines import engine_packages, with_engine
 from stages.sampling.pool import SamplerPool, use_pool
-from stages.sampling.protocol import SamplingParams, batch_dependent
+from stages.sampling.protocol import SamplingParams, engine_counts
 from stages.shards import sharding
 from stages.shards.lineage import describe, model_source, task_source
 from stages.shards.schemas import EVALUATION
@@ -164,7 +164,7 @@ def _sample_part(
         responses, usage = respond(*prompts[i], sampling, progress.advance, num_generations=config.num_generations)
         rows = response_rows(responses, sampling, config.max_tokens)
         counts = {"sampled": usage.sampled, "ungradable": rows["reward"].null_count}
-        counts |= batch_dependent(sampler, rows.num_rows)
+        counts |= engine_counts(sampler, rows.num_rows)
         part.commit(i, rows, counts, {"prefilled": usage.prefilled})
         sampled, prefilled = sampled + usage.sampled, prefilled + usage.prefilled
     return sampled, prefilled

@@ -30,7 +30,7 @@ from stages.responses.generation import OnTokens, Sampling
 from stages.responses.prompts import make_prompts, with_template
 from stages.sampling.engines import engine_packages, with_engine
 from stages.sampling.pool import SamplerPool, use_pool
-from stages.sampling.protocol import SamplingParams, Usage, batch_dependent
+from stages.sampling.protocol import SamplingParams, Usage, engine_counts
 from stages.shards import sharding
 from stages.shards.lineage import describe, model_source, task_source
 from stages.shards.schemas import TRAJECTORIES
@@ -163,7 +163,7 @@ def _commit_rows(
     for i in missing:
         rows, usage = mode.answer(questions[chunks[i]], prompts[chunks[i]], sampling, progress.advance)
         counts = {"sampled": usage.sampled, "ungradable": _count_ungradable(rows)}
-        counts |= batch_dependent(sampler, rows.num_rows)
+        counts |= engine_counts(sampler, rows.num_rows)
         # How many tokens were prefilled depends on memory and crashes, so it goes to the log and not into the part.
         part.commit(i, rows, counts, {"prefilled": usage.prefilled})
         sampled, prefilled = sampled + usage.sampled, prefilled + usage.prefilled

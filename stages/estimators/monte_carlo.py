@@ -42,7 +42,7 @@ from stages.maths.values import monte_carlo_values
 from stages.models import checkpoints, loading
 from stages.sampling.engines import engine_packages, with_engine
 from stages.sampling.pool import SamplerPool
-from stages.sampling.protocol import SamplingParams, batch_dependent
+from stages.sampling.protocol import SamplingParams, engine_counts
 from stages.shards.lineage import model_source, task_source
 from stages.shards.origin import check_sampling_model, sampling_model
 from stages.shards.parts import Artefact, Part, artefact_source
@@ -206,7 +206,7 @@ def estimate_chunk(
         counts["questions_decided"] = len(questions & budget.decided.keys())
     counts |= {"sampled": rollouts.sampled, "ungradable": rollouts.ungradable}
     counts |= count_ungradable(batch.rewards_of(chunk))
-    counts |= batch_dependent(sampling.sampler, drawn)
+    counts |= engine_counts(sampling.sampler, drawn)
     rows, advantages = chain_rows(batch, chunk, value)
     result = build_rows(rows, advantages, rewards, counts=counts, best_of=options.best_of)
     kept = None

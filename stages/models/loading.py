@@ -21,6 +21,10 @@ if TYPE_CHECKING:  # torch takes seconds to import, peft is optional
     from peft import PeftModel
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+NO_LIMIT = 2**30
+"""Context length, in tokens, of a model that has no limit."""
+_CONTEXT_FIELDS = ("max_position_embeddings", "max_seq_len", "context_length", "seq_length")
+
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model directory; of an adapter without tokenizer files, the tokenizer of its base.
@@ -124,15 +128,38 @@ def _of_backbone(model: PreTrainedModel, names: set[str]) -> set[str]:
 def context_length(config: PretrainedConfig) -> int:
     """Return the longest sequence, prompt and response together, that a model supports, in tokens.
 
-    Raises:
-      UserError: the configuration does not say.
+    A model without a limit (recurrent layers, or biases in place of positions) has `NO_LIMIT`. A model whose rotary
+    frequencies change for all positions once a sequence is longer than `original_max_position_embeddings` (LongRoPE) is
+    limited to that length: beyond it, the tokens that were drawn before would get other probabilities.
     """
-    length = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(length, int):
-        raise UserError(f"the {config.model_type} configuration has no max_position_embeddings; expected a number")
-    return length
+    text = config.get_text_config(decoder=True)
+    lengths = [getattr(text, name, None) for name in _CONTEXT_FIELDS]
+    limit = next((length for length in lengths if isinstance(length, int)), NO_LIMIT)
+    return min(limit, rotary_switch(config) or limit)
+
+
+def rotary_switch(config: PretrainedConfig) -> int | None:
+    """Return the length, in tokens, beyond which LongRoPE uses other frequencies; None for other models."""
+    text = config.get_text_config(decoder=True)
+    parameters = getattr(text, "rope_parameters", None) or {}
+    by_layer = [one for one in parameters.values() if isinstance(one, dict)] or [parameters]
+    lengths = [one.get("original_max_position_embeddings") for one in by_layer if one.get("rope_type") == "longrope"]
+    return min((length for length in lengths if length), default=None)
+
+
+def describe_limit(directory: Path, max_model_len: int | None) -> str | None:
+    """Return a line that says why sequences are shorter than a model's positions allow; None if they are not."""
+    if not (directory / "config.json").is_file():
+        return None
+    switch = rotary_switch(load_config(directory))
+    if switch is None or switch >= (max_model_len or NO_LIMIT):
+        return None
+    return (
+        f"the model's rotary frequencies change for all positions beyond {switch:,} tokens (LongRoPE), so prompt and "
+        f"response together are limited to {switch:,} tokens"
+    )
 
 
 def vocabulary_size(config: PretrainedConfig) -> int:
     """Return the number of token ids that a model knows; they start at 0."""
-    return config.get_text_config().vocab_size
+    return config.get_text_config(decoder=True).vocab_size

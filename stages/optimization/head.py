@@ -7,11 +7,13 @@ vocabulary.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 LOGITS_PER_CHUNK = 2**24
 """Default number of logits in a chunk: 64 MiB in float32."""
@@ -59,8 +61,38 @@ def selected_log_probs(
         )
     if temperature <= 0 or (chunk is not None and chunk < 1):
         raise ValueError(f"temperature and chunk must be positive; got {temperature} and {chunk}")
-    chunk = chunk or max(16, LOGITS_PER_CHUNK // weight.shape[0])
+    chunk = chunk or default_chunk(weight.shape[0])
     return Scored(*_Head.apply(hidden, weight, bias, targets, temperature, chunk))  # pyright: ignore[reportArgumentType]
+
+
+def selected_log_probs_of(
+    logits: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, *, temperature: float, chunk: int
+) -> Scored:
+    """Compute log softmax(f(h) / τ)[y] like `selected_log_probs`, for any function f from hidden states to logits.
+
+    The gradient is autograd's, with the logits of a chunk computed again.
+
+    Args:
+      logits: f, from [M, H] to [M, V]; differentiable in its argument and in weights of its own.
+    """
+
+    def score(states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        values = logits(states)
+        wide = values.to(torch.promote_types(values.dtype, torch.float32)) / temperature
+        logprobs = wide.log_softmax(-1)
+        entropy = -(logprobs.detach().exp() * logprobs.detach()).sum(-1)
+        return logprobs.gather(-1, tokens[:, None])[:, 0], entropy
+
+    parts = [
+        cast("tuple[Tensor, Tensor]", checkpoint(score, hidden[rows], targets[rows], use_reentrant=False))
+        for rows in _chunks(targets, chunk)
+    ] or [score(hidden, targets)]
+    return Scored(torch.cat([one for one, _ in parts]), torch.cat([other for _, other in parts]).detach())
+
+
+def default_chunk(vocabulary: int) -> int:
+    """Return the positions per chunk that make `LOGITS_PER_CHUNK` logits, but at least 16."""
+    return max(16, LOGITS_PER_CHUNK // vocabulary)
 
 
 class _Head(torch.autograd.Function):

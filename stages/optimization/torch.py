@@ -11,21 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from stages.core.errors import UserError
-from stages.models import devices, loading, saving
+from stages.models import agreement, devices, loading, saving
 from stages.models.adapters import Lora
 from stages.models.checkpoints import OPTIMIZER_FILE
+from stages.models.split import MODEL_FAILURES, Split
 from stages.optimization import lora
-from stages.optimization.batches import Example, MicroBatch, TokenTree, padded
-from stages.optimization.head import Scored, selected_log_probs
+from stages.optimization.batches import Example, MicroBatch, TokenTree, collate, padded
+from stages.optimization.head import Scored, default_chunk, selected_log_probs, selected_log_probs_of
 from stages.optimization.optimizer import DEFAULT_ADAMW, AdamWConfig, Optimizer
 from stages.optimization.packing import packed
 
@@ -58,45 +58,55 @@ class TorchEngine:
           head_chunk: positions per pass through the output head. Default: by the size of the vocabulary.
 
         Raises:
-          UserError: the model changes its logits after the output head.
+          UserError: the scores disagree with the model's own forward pass.
         """
         self.model = model.eval()  # no dropout: the old log-probabilities come from the same function
         self.context_length = loading.context_length(model.config)
-        self._decoder = cast("nn.Module", model.get_decoder())
-        self._head = cast("nn.Linear", model.get_output_embeddings())
-        self.vocabulary = self._head.weight.shape[0]
+        self._split = Split(model)
+        self.vocabulary = self._split.vocabulary
         self.compute = compute or model.dtype
         self.mixed = any(parameter.dtype != self.compute for parameter in model.parameters())
         self._chunk = head_chunk
         self.optimizer = Optimizer(model, config)
         if gradient_checkpointing:
             checkpoint_layers(model)
-        self._check_head()
+        self._check_scores()
 
     def score(self, batch: MicroBatch, temperature: float) -> Scored:
         """Score as `step.Engine.score`."""
-        targets = torch.from_numpy(batch.targets).to(self._head.weight.device)
-        return selected_log_probs(
-            self._states(batch, self.compute),
-            self._head.weight,
-            self._head.bias,
-            targets,
-            temperature=temperature,
-            chunk=self._chunk,
-        )
+        targets = torch.from_numpy(batch.targets).to(self._device)
+        states = self._states(batch, self.compute)
+        head = self._split.linear
+        if head is not None:
+            return selected_log_probs(
+                states, head.weight, head.bias, targets, temperature=temperature, chunk=self._chunk
+            )
+        chunk = self._chunk or default_chunk(self.vocabulary)
+        return selected_log_probs_of(self._own_logits, states, targets, temperature=temperature, chunk=chunk)
+
+    def _own_logits(self, states: Tensor) -> Tensor:
+        with torch.autocast(states.device.type, dtype=states.dtype, enabled=self._mixes(states.dtype)):
+            return self._split.logits(states)
+
+    def _mixes(self, compute: torch.dtype) -> bool:
+        return self.mixed and compute != torch.float32
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
 
     def _states(self, batch: MicroBatch, compute: torch.dtype) -> Tensor:
         """Return the hidden states [M, H] that predict the kept tokens."""
-        device = self._head.weight.device
+        device = self._device
         ids, positions = (torch.from_numpy(array).to(device) for array in (batch.input_ids, batch.positions))
         attention = self._tree_inputs(batch.tree, compute) if batch.tree else {}
-        with torch.autocast(device.type, dtype=compute, enabled=self.mixed and compute != torch.float32):
-            hidden: Tensor = self._decoder(input_ids=ids, use_cache=False, **attention).last_hidden_state
+        with torch.autocast(device.type, dtype=compute, enabled=self._mixes(compute)):
+            hidden: Tensor = self._split.backbone(input_ids=ids, use_cache=False, **attention).last_hidden_state
         return hidden.flatten(0, 1).index_select(0, positions).to(compute)
 
     def _tree_inputs(self, tree: TokenTree, compute: torch.dtype) -> dict[str, Tensor]:
         """Return positions [B, L] and the attention mask [B, 1, L, L] of rows that are trees."""
-        depth, ends = (torch.from_numpy(array).to(self._head.weight.device) for array in (tree.depth, tree.ends))
+        depth, ends = (torch.from_numpy(array).to(self._device) for array in (tree.depth, tree.ends))
         index = torch.arange(ends.shape[1], device=ends.device)
         mask = (index <= index[:, None]) & (index[:, None] < ends[:, None, :])  # token i sees j: j ≤ i < ends[j]
         if self.model.config._attn_implementation != "sdpa":  # eager attention adds the mask to its scores
@@ -123,20 +133,28 @@ class TorchEngine:
         tokens = np.arange(10, dtype=np.int32) % self.vocabulary
         fork = np.concatenate([tokens[:4], tokens[:3:-1]])
         pair = [Example(one, np.array([5, 9]), np.ones(2)) for one in (tokens, fork)]
-        with torch.no_grad():
-            alone, together = (
-                {index: states for group, batch in layout(pair, 2) for index, states in self._by_example(group, batch)}
-                for layout in (padded, packed)
-            )
-        for index, states in alone.items():
-            rounding = max(1e-4, 8 * torch.finfo(states.dtype).eps) * float(states.abs().max())
-            if not torch.allclose(together[index], states, rtol=0, atol=rounding):
-                problem = "after a fork, its hidden states differ from those of a separate sequence"
+        try:
+            problem = problem or self._tree_problem(pair)
+        except MODEL_FAILURES:
+            problem = "its layers take no attention mask for trees"
         if problem:
             raise UserError(
                 f"models of the family {self.model.config.model_type} cannot read sequences packed as trees: {problem}"
                 "; pass --no-packing to feed every sequence by itself"
             )
+
+    @torch.no_grad()
+    def _tree_problem(self, pair: list[Example]) -> str | None:
+        """Return how two sequences read as one tree differ from the same ones read separately."""
+        alone, together = (
+            {index: states for group, batch in layout(pair, 2) for index, states in self._by_example(group, batch)}
+            for layout in (padded, packed)
+        )
+        for index, states in alone.items():
+            rounding = max(1e-4, 8 * torch.finfo(states.dtype).eps) * float(states.abs().max())
+            if not torch.allclose(together[index], states, rtol=0, atol=rounding):
+                return "after a fork, its hidden states differ from those of a separate sequence"
+        return None
 
     def _by_example(self, group: list[int], batch: MicroBatch) -> list[tuple[int, Tensor]]:
         states = self._states(batch, self.model.dtype)
@@ -171,21 +189,23 @@ class TorchEngine:
 
     def close(self) -> None:
         """Free the memory: nothing else references the weights."""
-        del self.model, self._decoder, self._head, self.optimizer
+        del self.model, self._split, self.optimizer
 
-    def _check_head(self) -> None:
-        """Reject families that scale or cap the logits after the head: their scores would be silently wrong."""
-        ids = np.arange(min(8, self.vocabulary), dtype=np.int64)[None]
-        batch = MicroBatch(ids[:, :-1], np.arange(ids.size - 1), ids[0, 1:])
+    def _check_scores(self) -> None:
+        """Compare the scores of padded sequences of unlike lengths with the model's own pass over each of them."""
+        affordable = agreement.affordable_tokens(self.model)
+        lengths = agreement.check_lengths(self.model.config, self.context_length, affordable)
+        sequences = agreement.check_tokens(self.model.config, self.vocabulary, lengths)
+        examples = [Example(one, np.arange(1, one.size), np.ones(one.size - 1)) for one in sequences]
         with torch.no_grad():
-            given = torch.from_numpy(ids).to(self._head.weight.device)
-            logits = self.model(input_ids=given[:, :-1], use_cache=False).logits[0].float()
-            expected = logits.log_softmax(-1).gather(-1, given[0, 1:, None]).squeeze(-1)
-            found = self.score(batch, 1.0).logprobs
-        if not torch.allclose(found.float(), expected, rtol=0.02, atol=0.02, equal_nan=True):
+            scored = self.score(collate(examples), 1.0).logprobs.float().cpu().numpy()
+        found = np.split(scored, np.cumsum([one.size - 1 for one in sequences])[:-1])
+        expected = [agreement.plain_logprobs(self._split, one, 1, 1.0) for one in sequences]
+        difference, allowed = agreement.disagreement(found, expected), agreement.tolerance(self.compute)
+        if difference > allowed:
             raise UserError(
-                f"models of the family {self.model.config.model_type} change the logits after their output head, "
-                "which this engine does not support; expected a model whose logits are the product of its head alone"
+                f"scores of the {self.model.config.model_type} model differ by {difference:.3g} nats per token from "
+                f"those of its own forward pass (allowed: {allowed:g}): it cannot be trained in padded batches"
             )
 
 

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from stages.core.progress import Progress, Silent
+from stages.models import loading
 from stages.models.pruning import check_weights
 from stages.sampling.engines import EngineName, choose_engine
 from stages.sampling.protocol import ReloadableSampler, Sampler
@@ -101,11 +102,11 @@ class SamplerPool:
                 model_dir, **shared, threads=threads, can_free_memory=self.keep_while_training, **vllm
             )
         else:
-            from stages.sampling.embedded.engine import TransformersSampler
+            from stages.sampling.transformers import open_sampler
 
-            sampler = TransformersSampler.open(model_dir, **shared)
-        if sampler.caveat:
-            progress.note(sampler.caveat)
+            sampler = open_sampler(model_dir, **shared)
+        for line in filter(None, (sampler.caveat, loading.describe_limit(model_dir, max_model_len))):
+            progress.note(line)
         self._kept = _Kept(settings, model, sampler)
         return sampler
 

@@ -99,6 +99,11 @@ class Sampler(Protocol):
     """A model that is loaded for sampling."""
 
     @property
+    def is_plain(self) -> bool:
+        """Whether plain transformers samples, because the embedded engine cannot."""
+        ...
+
+    @property
     def context_length(self) -> int:
         """Maximum number of tokens of prefix and continuation together."""
         ...
@@ -135,9 +140,10 @@ class Sampler(Protocol):
         ...
 
 
-def batch_dependent(sampler: Sampler, samples: int) -> dict[str, int]:
-    """Return the count that marks samples whose bits may depend on their batch; empty if they do not."""
-    return {"batch_dependent": samples} if sampler.caveat else {}
+def engine_counts(sampler: Sampler, samples: int) -> dict[str, int]:
+    """Return the counts that mark samples whose bits may depend on their batch, and those of the plain engine."""
+    marks = {"batch_dependent": bool(sampler.caveat), "plain_engine": sampler.is_plain}
+    return {name: samples for name, holds in marks.items() if holds}
 
 
 def check_request(request: Request, context_length: int) -> None:

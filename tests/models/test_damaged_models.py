@@ -17,7 +17,7 @@ from stages.core.errors import SpoError, UserError
 from stages.models import checkpoints, loading, saving
 from stages.models.presets import make_model
 from stages.optimization.optimizer import load_state
-from stages.sampling.embedded.engine import TransformersSampler
+from stages.sampling.transformers import open_sampler
 from stages.shards.lineage import read_lineage
 from stages.training.resumable import read_metrics
 
@@ -101,7 +101,7 @@ def test_damage_is_one_line(name: str, directory: Path, monkeypatch: pytest.Monk
     damage, problem = DAMAGE[name]
     damage(directory)
     with pytest.raises(UserError, match=problem) as caught:
-        TransformersSampler.open(checkpoints.resolve(str(directory)))
+        open_sampler(checkpoints.resolve(str(directory)))
     assert "\n" not in str(caught.value)
     assert not Path("ran").exists()
 
@@ -127,7 +127,7 @@ def test_any_value_of_any_setting_is_accepted_or_refused_in_one_line(file: str, 
 
 def test_negative_end_tokens_end_nothing(directory: Path):
     update("generation_config.json", eos_token_id=-1)(directory)
-    assert TransformersSampler.open(directory).is_end.nonzero()[0].tolist() == [256]
+    assert open_sampler(directory).is_end.nonzero()[0].tolist() == [256]
 
 
 @pytest.mark.parametrize("content", [b"", b"null", b"[]", b'{"stage": 1}', b"\xff", b'{"a":' * 9999])

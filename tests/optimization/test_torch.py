@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import CohereConfig, CohereForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from stages.core.errors import UserError
 from stages.models.checkpoints import OPTIMIZER_FILE
@@ -19,6 +20,7 @@ from stages.optimization.objective import Objective
 from stages.optimization.optimizer import AdamWConfig
 from stages.optimization.step import score_all, update
 from stages.optimization.torch import TorchEngine
+from tests.families import make_model as make_family_model
 
 VOCABULARY = 23
 ADAM = AdamWConfig(weight_decay=0.1, max_grad_norm=0.5)
@@ -265,21 +267,40 @@ def test_bfloat16_keeps_float32_masters() -> None:
     assert sum(moved) > len(moved) // 2  # a step of 1e-6 is below bfloat16's resolution of most weights
 
 
-def test_a_family_that_scales_its_logits_is_rejected() -> None:
-    settings: dict[str, Any] = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "logit_scale": 8.0,
-        "bos_token_id": None,
-        "eos_token_id": 1,
-        "pad_token_id": 0,
-    }
-    torch.manual_seed(0)
-    model = CohereForCausalLM(CohereConfig(**settings))
-    with pytest.raises(UserError, match="family cohere"):
+@pytest.mark.parametrize("family", ["cohere", "nanochat", "modernbert-decoder", "llama4_text", "gpt_oss", "jamba"])
+def test_scores_and_gradients_are_those_of_the_models_own_forward_pass(family: str) -> None:
+    """Scaled and capped logits, a head of several layers, chunks and sinks in attention, recurrence and experts."""
+    model = make_family_model(family)
+    plain = copy.deepcopy(model)
+    engine = TorchEngine(model, head_chunk=7)
+    random = np.random.default_rng(0)
+    tokens = [random.integers(0, 250, length).astype(np.int32) for length in (50, 20)]
+    examples = [Example(one, np.arange(1, one.size, 3), np.ones(len(range(1, one.size, 3)))) for one in tokens]
+    scored = engine.score(collate(examples), 0.7).logprobs
+    scored.sum().backward()
+    expected = []
+    for example in examples:
+        ids = torch.from_numpy(example.tokens).long()
+        logprobs = (plain(input_ids=ids[None]).logits[0, :-1] / 0.7).log_softmax(-1).gather(-1, ids[1:, None])[:, 0]
+        expected.append(logprobs[example.kept - 1])
+    torch.testing.assert_close(scored, torch.cat(expected), rtol=0, atol=1e-4)
+    torch.cat(expected).sum().backward()
+    for found, other in zip(model.parameters(), plain.parameters(), strict=True):
+        if other.grad is not None:
+            torch.testing.assert_close(found.grad, other.grad, rtol=1e-3, atol=1e-4 * float(other.grad.abs().max() + 1))
+
+
+def test_a_model_whose_scores_depend_on_padding_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_family_model("qwen2")
+    own = model.base_model.forward
+
+    def pooled(*args: Any, **more: Any) -> Any:
+        out = own(*args, **more)
+        out.last_hidden_state += out.last_hidden_state.mean(1, keepdim=True)
+        return out
+
+    monkeypatch.setattr(model.base_model, "forward", pooled)
+    with pytest.raises(UserError, match=r"qwen2 model differ by .* nats per token"):
         TorchEngine(model)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from stages.models.presets import make_byte_tokenizer
-from stages.sampling.embedded.engine import TransformersSampler
 from stages.sampling.pool import SamplerPool, use_pool
 from tests.sampling.sampling_models import make
 
@@ -24,7 +23,7 @@ def model(tmp_path: Path) -> Path:
 class Reloadable:
     """A sampler that loads other weights in place, like vLLM, and records its calls."""
 
-    context_length, caveat = 64, None
+    context_length, caveat, is_plain = 64, None, False
 
     def __init__(self) -> None:
         self.calls: list[Any] = []
@@ -54,7 +53,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Reloadable]:
         samplers.append(Reloadable())
         return samplers[-1]
 
-    monkeypatch.setattr(TransformersSampler, "open", open_reloadable)
+    monkeypatch.setattr("stages.sampling.transformers.open_sampler", open_reloadable)
     return samplers
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from stages.maths.randomness import uniforms
+from stages.models.split import Split
 from stages.sampling.draws import draw_tokens
 from stages.sampling.embedded.forward import Forward, Spans
 from stages.sampling.embedded.invariance import ROWS, whole_blocks
@@ -68,6 +69,7 @@ class Batch:
         self,
         model: Any,
         forward: Forward,
+        split: Split,
         rows: int,
         capacity: int,
         length: int,
@@ -77,14 +79,15 @@ class Batch:
         """Make an empty batch.
 
         Args:
+          split: gives the logits of hidden states.
           rows: number of rows to fill.
           capacity: maximum number of samples in flight.
           length: maximum number of tokens of prefix and sample.
           max_drawn: maximum number of tokens of a sample.
         """
-        self.forward, self.head, self.params = forward, model.get_output_embeddings(), params
+        self.forward, self.head, self.params = forward, split.logits, params
         self.device: torch.device = model.device
-        self.vocabulary: int = self.head.weight.shape[0]
+        self.vocabulary = split.vocabulary
         config = model.get_decoder().config
         self.rows_to_fill, self.capacity, self.rows, max_rows = rows, capacity, 0, whole_blocks(capacity)
         self.sample, self.limit, self.row = (np.zeros(0, np.int64) for _ in range(3))
@@ -94,7 +97,7 @@ class Batch:
         self.cache = KeyValueRows(config, max_rows, length, self.device, model.dtype)
         self.bias = torch.full((max_rows, length), float("-inf"), device=self.device, dtype=model.dtype)
         self.bias[:, 0] = 0  # the softmax of a row without visible keys would be NaN
-        self.hidden = torch.zeros(max_rows, config.hidden_size, device=self.device, dtype=model.dtype)
+        self.hidden = torch.zeros(max_rows, split.width, device=self.device, dtype=model.dtype)
         self.tokens = torch.zeros(max_rows, max_drawn, device=self.device, dtype=torch.int32)
         self.logprobs = torch.zeros(max_rows, max_drawn, device=self.device)
         self.last = np.zeros(max_rows, np.int64)

@@ -15,39 +15,43 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
-from transformers import AttentionInterface
 
 from stages.core.errors import UserError
-from stages.models import devices, loading
-from stages.sampling.embedded import invariance
+from stages.models import loading
+from stages.models.split import MODEL_FAILURES, Split
 from stages.sampling.embedded.batch import ARRANGE_EVERY, Batch, SampleQueue
+from stages.sampling.embedded.families import find_experts, find_obstacle
 from stages.sampling.embedded.forward import LlamaForward, make_forward
 from stages.sampling.embedded.invariance import ROWS
 from stages.sampling.embedded.kv_cache import bytes_per_token
+from stages.sampling.embedded.modules import EngineModules
 from stages.sampling.embedded.prefill import PrefixStore, Ready
 from stages.sampling.embedded.prefix_memory import PrefixMemory
 from stages.sampling.embedded.probe import cpu_threads
 from stages.sampling.prefix_tree import build_paths
 from stages.sampling.protocol import Request, Sample, SamplingParams, Usage, check_request
+from stages.sampling.self_check import SelfCheck, trial_requests
 from stages.sampling.stopping import completes_stop_string, end_tokens
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_ATTENTION = "spo"
 _REFILL_SHARE = 8  # the batch is refilled when an eighth of it is free
 _SAMPLES_PER_ROW = 4  # maximum number of samples in flight per row to fill: samples share rows
 
-AttentionInterface.register(_ATTENTION, invariance.attention)
+
+class CannotSample(UserError):
+    """The engine cannot sample from a model as the model's own forward pass would; the message says what it has."""
 
 
 class TransformersSampler:
     """A sampler of a decoder-only model with full attention (Qwen2, Llama, Mistral without a window …)."""
+
+    is_plain = False
 
     def __init__(
         self,
@@ -67,33 +71,49 @@ class TransformersSampler:
           max_model_len: upper limit of the context length, in tokens; None: the model's own.
 
         Raises:
-          UserError: the model does not attend to its whole context, or changes its logits after the output head;
-            max_batch_rows is below 1.
+          CannotSample: the model does something else than the engine; the model is as before.
+          UserError: max_batch_rows is below 1.
         """
         if max_batch_rows is not None and max_batch_rows < 1:
             raise UserError(f"max_batch_rows must be at least 1; got {max_batch_rows}")
         context_length = loading.context_length(model.config)
         self.context_length = min(context_length, max_model_len or context_length)
-        _require_full_attention(model.config, self.context_length)
-        _require_plain_head(model)
-        model.set_attn_implementation(_ATTENTION)
-        self.forward = make_forward(model, self.context_length)
+        if obstacle := find_obstacle(model, self.context_length):
+            raise CannotSample(obstacle)
         self.memory: PrefixMemory | None = None
         self.model, self.tokenizer, self.max_batch_rows = model, tokenizer, max_batch_rows
-        self.vocabulary: int = cast("Any", model.get_output_embeddings()).weight.shape[0]
+        self.split = Split(model)
+        self.vocabulary = self.split.vocabulary
         self.is_end = end_tokens(model.generation_config, tokenizer, self.vocabulary)
-        self.plan = self.forward.plan
-        if self.plan.bitwise and not isinstance(self.forward, LlamaForward) and not self._is_batch_independent():
-            self.plan = replace(self.plan, bitwise=False)
+        self._modules = EngineModules(model)
+        self._check = SelfCheck(model, self.split, self._modules.as_loaded)
+        try:
+            self._modules.install()
+            self.forward = make_forward(model, self.context_length)
+            self.plan = self.forward.plan
+            problem = self._trial()
+        except UserError:
+            raise
+        except MODEL_FAILURES:  # of the model's own code, which this engine calls in a way of its own
+            problem = "layers that the embedded engine cannot run"
+        if problem:
+            self._modules.remove()
+            raise CannotSample(problem)
 
-    @classmethod
-    def open(
-        cls, model_dir: Path, *, device: str = "auto", dtype: str = "auto", **options: int | None
-    ) -> TransformersSampler:
-        """Load a model directory; the options are those of the constructor."""
-        place = devices.pick_device(device)
-        model = loading.load_model(model_dir, place, devices.pick_dtype(dtype, place))
-        return cls(model, loading.load_tokenizer(model_dir), **options)
+    def _trial(self) -> str | None:
+        """Sample a few requests, and find out whether samples depend on their batch.
+
+        Returns:
+          How the samples disagree with the model's forward pass; None if they agree.
+        """
+        requests = trial_requests(self.model, self.vocabulary, self.context_length)
+        samples, _ = self.sample(requests, SamplingParams(), check=False)
+        problem = self._check.compare(requests, samples, SamplingParams())
+        probed = isinstance(self.forward, LlamaForward) and self.split.linear is not None
+        self._routes = find_experts(self.model)
+        if self.plan.bitwise and not probed and (self._routes or not self._is_batch_independent()):
+            self.plan = replace(self.plan, bitwise=False)
+        return problem
 
     @torch.inference_mode()
     def sample(
@@ -103,8 +123,13 @@ class TransformersSampler:
         on_tokens: Callable[[int, int], None] | None = None,
         *,
         remember: bool = False,
+        check: bool = True,
     ) -> tuple[list[list[Sample]], Usage]:
-        """See `sampling.protocol.Sampler.sample`."""
+        """See `sampling.protocol.Sampler.sample`.
+
+        Args:
+          check: compare some samples with the model's forward pass.
+        """
         for request in requests:
             check_request(request, self.context_length)
         remembered, self.memory = self.memory, None
@@ -114,6 +139,8 @@ class TransformersSampler:
             call = _Call(self, requests, params, remembered, remember)
             found = call.run(on_tokens or (lambda finished, tokens: None))
         self.memory = call.memory
+        if check:
+            self._check.first_responses(requests, found[0], params)
         return found
 
     @property
@@ -121,9 +148,10 @@ class TransformersSampler:
         """See `sampling.protocol.Sampler.caveat`; independence of the batch is guaranteed on a CPU in float32."""
         if self.plan.bitwise or self.model.device.type != "cpu" or self.model.dtype != torch.float32:
             return None
+        cause = "the mixture of experts of this model" if self._routes else "this CPU"
         return (
-            "this CPU cannot compute this model's samples bitwise independently of their batch: the same command may "
-            "round differently with another --num-shards, --max-batch-rows or after a resume"
+            f"{cause} cannot be computed bitwise independently of the batch: the same command may round differently "
+            "with another --num-shards, --max-batch-rows or after a resume"
         )
 
     def _is_batch_independent(self) -> bool:
@@ -134,8 +162,8 @@ class TransformersSampler:
         most = min(24, self.context_length - 2)
         prefixes = [np.arange(length, dtype=np.int32) % self.vocabulary for length in (most, most // 2 + 1)]
         requests = [Request(prefix, (i,), 2) for i, prefix in enumerate(prefixes)]
-        (together,), *_ = self.sample(requests, SamplingParams())[0]
-        ((alone,),) = self.sample(requests[:1], SamplingParams())[0]
+        (together,), *_ = self.sample(requests, SamplingParams(), check=False)[0]
+        ((alone,),) = self.sample(requests[:1], SamplingParams(), check=False)[0]
         same_tokens = np.array_equal(together.token_ids, alone.token_ids)
         return same_tokens and np.array_equal(together.logprobs, alone.logprobs)
 
@@ -167,8 +195,8 @@ class _Call:
         rows, in_flight, capacity, kept = _sizes(sampler, longest, span, len(self.keys))
         model, forward = sampler.model, sampler.forward
         self.store = PrefixStore(model, forward, all_paths, min(capacity, len(all_paths)), remembered)
-        self.batch = Batch(model, forward, rows, in_flight, span, int(self.limits[used].max()), params)
-        self.memory = PrefixMemory(model, min(kept, len(self.keys)), span) if remember else None
+        self.batch = Batch(model, forward, sampler.split, rows, in_flight, span, int(self.limits[used].max()), params)
+        self.memory = PrefixMemory(model, min(kept, len(self.keys)), span, sampler.split.width) if remember else None
         self.queue: SampleQueue | None = None
 
     def run(self, on_tokens: Callable[[int, int], None]) -> tuple[list[list[Sample]], Usage]:
@@ -291,35 +319,3 @@ def _sizes(sampler: TransformersSampler, longest: int, span: int, samples: int) 
         max(1, int(memory / 2 / (per_token * longest))),
         max(1, int(memory / 4 / (per_token * span))),
     )
-
-
-def _require_full_attention(config: PreTrainedConfig, context_length: int) -> None:
-    """Raise UserError for a model whose attention is not a plain softmax over the whole context."""
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    window = getattr(config, "sliding_window", None)
-    windowed = kinds != {"full_attention"} or (
-        not getattr(config, "layer_types", None) and window is not None and window < context_length
-    )
-    for what, found in {
-        "layers of other kinds than full attention": windowed,
-        "soft-capped attention": getattr(config, "attn_logit_softcapping", None),
-        "an encoder": getattr(config, "is_encoder_decoder", False),
-    }.items():
-        if found:
-            raise UserError(
-                f"the {config.model_type} model has {what}; the transformers engine samples from "
-                "decoder-only models with full attention, such as Qwen2 or Llama"
-            )
-
-
-@torch.inference_mode()
-def _require_plain_head(model: Any) -> None:
-    """Raise UserError for a model that scales or caps the logits of its output head."""
-    one = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
-    expected = model(one, use_cache=False).logits.float()
-    found = model.get_output_embeddings()(model.get_decoder()(one, use_cache=False).last_hidden_state).float()
-    if not torch.allclose(found, expected, rtol=1e-2, atol=1e-2, equal_nan=True):
-        raise UserError(
-            f"the {model.config.model_type} model changes its logits after the output head; the transformers engine "
-            "would sample from other probabilities than the model's"
-        )

@@ -27,6 +27,8 @@ ROWS = 32  # rows of a batch and tokens of a prefill come in multiples of this n
 _KEYS = 16  # keys come in multiples of this number if the plan does not need whole terms
 _BLOCK_KEYS = 64  # keys of a product of fixed shape
 _SCORES = 2**24  # maximum number of attention scores in memory
+_NEUTRAL = {"dropout", "is_causal", "position_ids", "cache_position", "use_cache", "output_attentions", "return_dict"}
+"""Arguments of transformers' attention functions that do not change the result of a forward pass in evaluation mode."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ def attention(
     scaling: float | None = None,
     spans: Sequence[tuple[slice, int]] | None = None,
     plan: AttentionPlan | None = None,
-    **_: Any,
+    **more: Any,
 ) -> tuple[torch.Tensor, None]:
     """Do `attend` with the interface of transformers' attention functions.
 
@@ -196,10 +198,15 @@ def attention(
       [B, T, H, D], and None in place of the attention weights.
 
     Raises:
-      ValueError: no mask or no plan: a sampler's model ran in a forward pass that is not the sampler's.
+      ValueError: no mask or no plan: a sampler's model ran in a forward pass that is not the sampler's. Or the layer
+        asks for something else than softmax over all keys.
     """
     if attention_mask is None or plan is None:
         raise ValueError("this model belongs to a sampler and runs only in its forward passes; load the model again")
+    for name, setting in more.items():
+        harmless = setting is None or name in _NEUTRAL or (name == "sliding_window" and setting >= key.shape[2])
+        if not harmless:
+            raise ValueError(f"its attention takes {name}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     out = attend(query, key.transpose(-1, -2), value, attention_mask, scale, plan, spans)
     return out.unflatten(-1, (query.shape[1], -1)), None

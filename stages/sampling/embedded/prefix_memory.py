@@ -23,10 +23,10 @@ class PrefixMemory:
       hidden: [rows, H], the hidden state of each sequence's last token.
     """
 
-    def __init__(self, model: Any, rows: int, length: int) -> None:
+    def __init__(self, model: Any, rows: int, length: int, width: int) -> None:
         config = model.get_decoder().config
         self.rows = KeyValueRows(config, rows, length, model.device, model.dtype)
-        self.hidden = torch.zeros(rows, config.hidden_size, device=model.device, dtype=model.dtype)
+        self.hidden = torch.zeros(rows, width, device=model.device, dtype=model.dtype)
         self.room = rows
         self._token_ids: dict[bytes, np.ndarray] = {}
 

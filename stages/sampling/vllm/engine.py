@@ -97,7 +97,7 @@ class VllmSampler:
       closed: whether vLLM has ended.
     """
 
-    caveat = None
+    caveat, is_plain = None, False
 
     def __init__(
         self, llm: Any, model: _LoadedModel, architecture: dict[str, Any], log: EngineLog, merged: _WeightDirectories
@@ -161,7 +161,7 @@ class VllmSampler:
             **engine_arguments(engine_arg),
             "model": str(model_dir),
             "dtype": str(number_format).removeprefix("torch."),
-            "max_model_len": min(whole, max_model_len or whole),
+            **({"max_model_len": limit} if (limit := min(whole, max_model_len or whole)) < loading.NO_LIMIT else {}),
             "tensor_parallel_size": tensor_parallel_size,
             "enforce_eager": enforce_eager,
             "logits_processors": [f"{_WORKER}:KeyedChoice"],

@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from stages.core.errors import UserError
+from stages.models.presets import make_byte_tokenizer
+from stages.sampling.embedded.engine import CannotSample, TransformersSampler
 from stages.sampling.protocol import Request, SamplingParams
+from tests.families import make_model
 from tests.sampling.sampling_models import (
     END,
     KINDS,
@@ -198,18 +201,29 @@ def test_models_with_a_sliding_window_are_refused() -> None:
         sampler(windowed)
 
 
-def test_models_that_scale_their_logits_are_refused() -> None:
-    from transformers import GraniteConfig, GraniteForCausalLM
+def test_the_logits_are_those_of_the_model_scaled_or_capped() -> None:
+    """Granite divides its logits by 8, NanoChat caps them; row 0 of the embedding is zero, so token 0 shows neither."""
+    for family, more in (("granite", {"logits_scaling": 8.0}), ("nanochat", {})):
+        model: Any = make_model(family, **more)
+        with torch.no_grad():
+            model.get_input_embeddings().weight[0] = 0
+        requests = [request(prefix, 2, 20, name) for name, prefix in enumerate(random_prefixes([3, 40]))]
+        results, _ = sampler(model).sample(requests, SamplingParams())
+        for one, samples in zip(requests, results, strict=True):
+            for sample in samples:
+                np.testing.assert_allclose(sample.logprobs, plain_logprobs(model, one.prefix, sample), atol=1e-5)
 
-    shape: dict[str, Any] = {
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-    }
-    config = GraniteConfig(vocab_size=40, logits_scaling=8.0, initializer_range=0.5, **shape)
-    with pytest.raises(UserError, match="changes its logits after the output head"):
-        sampler(GraniteForCausalLM(config).eval())
+
+def test_a_model_that_the_engine_refuses_is_left_as_it_was() -> None:
+    model, ids = make_model("bloom"), torch.arange(30)[None]
+    before = model(ids).logits
+    with pytest.raises(CannotSample, match="cannot run"):
+        TransformersSampler(model, make_byte_tokenizer())
+    assert torch.equal(model(ids).logits, before)
+
+
+def test_samples_of_a_mixture_of_experts_have_a_caveat() -> None:
+    assert "mixture of experts" in str(sampler(make_model("qwen3_moe")).caveat)
 
 
 @pytest.mark.parametrize(

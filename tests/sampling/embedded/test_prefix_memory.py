@@ -85,7 +85,7 @@ def test_a_prefix_of_a_remembered_sequence_costs_its_last_token() -> None:
 
 def test_memory_holds_each_sequence_once_up_to_its_capacity() -> None:
     engine = sampler(make("qwen2"))
-    memory = PrefixMemory(engine.model, 2, 64)
+    memory = PrefixMemory(engine.model, 2, 64, engine.split.width)
     one, two, three = random_prefixes([5, 6, 7])
     source, rows = memory.rows, np.array([0, 0, 0, 0])
     memory.keep(source, rows, [one, one, two, three], torch.zeros(4, 64))

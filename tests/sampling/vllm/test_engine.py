@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stages.core.errors import UserError
-from stages.sampling.embedded.engine import TransformersSampler
 from stages.sampling.pool import SamplerPool
-from stages.sampling.protocol import Request, Sample, SamplingParams
+from stages.sampling.protocol import Request, Sample, Sampler, SamplingParams
+from stages.sampling.transformers import open_sampler
 from stages.sampling.vllm.engine import VllmSampler
 from tests.sampling.sampling_models import END, plain_logprobs, random_prefixes, request
 from tests.sampling.vllm.conftest import Vllm
@@ -23,11 +23,11 @@ pytestmark = pytest.mark.xdist_group("vllm")
 
 
 @pytest.fixture
-def engines(vllm: Vllm) -> Iterator[tuple[object, TransformersSampler]]:
+def engines(vllm: Vllm) -> Iterator[tuple[object, Sampler]]:
     """Open vLLM and the embedded engine on the random model."""
     torch.set_num_threads(1)
     with SamplerPool() as pool:
-        yield pool.open("vllm", vllm.random), TransformersSampler.open(vllm.random, dtype="float32")
+        yield pool.open("vllm", vllm.random), open_sampler(vllm.random, dtype="float32")
 
 
 def nested_requests() -> list[Request]:
@@ -176,7 +176,7 @@ def test_another_models_weights_are_loaded_in_place(vllm: Vllm) -> None:
         again = pool.open("vllm", vllm.policy)
         assert again is sampler
         from_vllm, _ = again.sample(requests, SamplingParams())
-    from_embedded, _ = TransformersSampler.open(vllm.policy, dtype="float32").sample(requests, SamplingParams())
+    from_embedded, _ = open_sampler(vllm.policy, dtype="float32").sample(requests, SamplingParams())
     assert fraction_equal(from_vllm, from_embedded) > 0.9
 
 

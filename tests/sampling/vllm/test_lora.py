@@ -11,9 +11,9 @@ import torch
 from stages.models import loading
 from stages.models.adapters import Lora
 from stages.optimization.torch import open_engine
-from stages.sampling.embedded.engine import TransformersSampler
 from stages.sampling.pool import SamplerPool
 from stages.sampling.protocol import SamplingParams
+from stages.sampling.transformers import open_sampler
 from tests.adapter_training import train
 from tests.sampling.sampling_models import random_prefixes, request
 from tests.sampling.vllm.conftest import Vllm
@@ -32,7 +32,7 @@ def test_vllm_and_the_embedded_engine_sample_alike_from_an_adapter(vllm: Vllm, t
     with SamplerPool() as pool:
         base, _ = pool.open("vllm", vllm.random).sample(requests, params)
         from_vllm, _ = pool.open("vllm", tmp_path / "adapter").sample(requests, params)
-    from_embedded, _ = TransformersSampler.open(tmp_path / "adapter", dtype="float32").sample(requests, params)
+    from_embedded, _ = open_sampler(tmp_path / "adapter", dtype="float32").sample(requests, params)
     for (merged,), (expected,), (unadapted,) in zip(from_vllm, from_embedded, base, strict=True):
         assert merged.token_ids.tolist() == expected.token_ids.tolist()
         np.testing.assert_allclose(merged.logprobs, expected.logprobs, rtol=0, atol=1e-3)

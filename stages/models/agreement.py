@@ -1,0 +1,105 @@
+"""Compare log-probabilities with those of the model's own forward pass, one whole sequence at a time.
+
+The engines sample and score in other ways than the model's forward pass (shared prefixes, caches, padding). Each of
+them compares itself with it when it opens and on real responses, and refuses to go on if they disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedConfig
+
+from stages.models.split import Split
+
+_LOGITS = 2**24  # maximum number of logits in memory
+_CHECK_WORK = {"cpu": 2e11, "cuda": 2e14}  # floating-point operations to spend on a check: a few seconds
+_SHORTEST, _LONGEST = 24, 8192  # bounds on the longest sequence of a check, in tokens
+
+
+@torch.no_grad()
+def plain_logprobs(split: Split, tokens: NDArray[np.integer], first: int, temperature: float) -> NDArray[np.floating]:
+    """Return the log-probabilities of `tokens[first:]` from one pass over the whole sequence, float32 [T − first].
+
+    Args:
+      tokens: [T], prefix and continuation.
+      temperature: divides the logits; 0 counts as 1.
+    """
+    device = next(split.backbone.parameters()).device
+    ids = torch.from_numpy(np.asarray(tokens, np.int64)).to(device)
+    hidden = split.backbone(input_ids=ids[None], use_cache=False).last_hidden_state[0, first - 1 : -1]
+    found = []
+    for states, targets in zip(
+        *(x.split(max(1, _LOGITS // split.vocabulary)) for x in (hidden, ids[first:])), strict=True
+    ):
+        logits = split.own_logits(states).float() / (temperature or 1)
+        found.append(logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0])
+    return torch.cat(found).cpu().numpy()
+
+
+def disagreement(found: Sequence[NDArray[np.floating]], expected: Sequence[NDArray[np.floating]]) -> float:
+    """Return the largest mean difference of a sequence's log-probabilities, in nats beyond rounding.
+
+    Rounding grows with a log-probability, so a ten-thousandth of it does not count. Values that are not finite on both
+    sides do not count either: sampler and trainer report them.
+    """
+    means = [0.0]
+    for one, other in zip(found, expected, strict=True):
+        differences = np.abs(one - other) - 1e-4 * np.abs(other)
+        known = np.isfinite(one) | np.isfinite(other)
+        if known.any():
+            means.append(float(np.nan_to_num(differences[known], nan=np.inf, posinf=np.inf).clip(min=0).mean()))
+    return max(means)
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """Return the disagreement that rounding explains, in nats: 16-bit engines round every layer differently."""
+    return 1e-3 if dtype == torch.float32 else 0.1
+
+
+def affordable_tokens(model: torch.nn.Module) -> int:
+    """Return how many tokens a check may send through a model: a few seconds' worth, at least 24."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    device = next(model.parameters()).device
+    work = _CHECK_WORK["cuda" if device.type == "cuda" else "cpu"]
+    return int(min(max(work / (2 * parameters), _SHORTEST), _LONGEST))
+
+
+def check_lengths(config: PreTrainedConfig, context_length: int, affordable: int) -> list[int]:
+    """Return lengths of sequences to compare: unlike, the longest beyond every window or switch that is affordable."""
+    text = config.get_text_config(decoder=True)
+    values = [value for name, value in _flat(text.to_dict()) if _is_switch(name) and isinstance(value, int)]
+    switch = max((value for value in values if 0 < value < context_length), default=0)
+    longest = max(2, min(max(2 * _SHORTEST, switch + _SHORTEST), affordable, context_length))
+    return sorted({longest, max(2, longest // 2 + 1), max(2, longest // 5)}, reverse=True)
+
+
+def check_tokens(config: PreTrainedConfig, vocabulary: int, lengths: Sequence[int]) -> list[NDArray[np.int32]]:
+    """Return one sequence of random token ids per length, without the special tokens that the configuration names."""
+    special = {
+        token
+        for name, value in _flat(config.to_dict())
+        if name.endswith(("token_id", "token_index", "token_ids"))
+        for token in (value if isinstance(value, list) else [value])
+    }
+    plain = np.array([token for token in range(min(vocabulary, 50_000)) if token not in special], np.int32)
+    plain = plain if plain.size else np.zeros(1, np.int32)
+    generator = np.random.default_rng(0)
+    return [plain[generator.integers(0, plain.size, length)] for length in lengths]
+
+
+def _is_switch(name: str) -> bool:
+    """Return whether a field of a configuration is a distance at which a model may compute something else."""
+    return "window" in name or name in {"attention_chunk_size", "original_max_position_embeddings"}
+
+
+def _flat(fields: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Return the fields of a configuration, with those of its parts."""
+    found: list[tuple[str, Any]] = []
+    for name, value in fields.items():
+        found += _flat(cast("dict[str, Any]", value)) if isinstance(value, dict) else [(str(name), value)]
+    return found
