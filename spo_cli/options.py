@@ -143,7 +143,7 @@ def _declaration(field: dataclasses.Field[Any], annotation: Any) -> _Declared:
     kind, several = item_type(annotation)
     choices = get_args(kind) if get_origin(kind) is Literal else ()
     settings: dict[str, Any] = {"parser": _PARSERS[kind]} if kind in _PARSERS else {}
-    if several and choices:  # Typer takes no list of choices; `validate` checks each one
+    if choices:  # `validate` checks the value, and names the most similar choice
         kind, settings = str, {"autocompletion": lambda: list(choices)}
     if field.metadata["argument"]:
         info = typer.Argument(metavar=flag(field), **settings)

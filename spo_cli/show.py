@@ -33,7 +33,8 @@ from stages.shards.schemas import ARTEFACT, BY_STAGE, Schema
 from stages.training import mismatch
 
 COUNTED = {
-    "rollout": ("ungradable",),
+    "rollout": ("prompts_overlong", "ungradable"),
+    "eval": ("prompts_overlong",),
     "estimate": (
         "states",
         "rollouts",

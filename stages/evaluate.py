@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 
 from stages.configs.evaluate import Config
@@ -27,7 +26,7 @@ from stages.evaluation.summaries import accuracies, score_accuracies, summarize
 from stages.models import checkpoints, loading
 from stages.responses.generation import Response, Sampling, respond
 from stages.responses.grading import grade
-from stages.responses.prompts import make_prompts, with_template
+from stages.responses.prompts import Prompts, count_overlong, leave_out_overlong, make_prompts, with_template
 from stages.sampling.engines import engine_packages, with_engine
 from stages.sampling.pool import SamplerPool, use_pool
 from stages.sampling.protocol import SamplingParams, engine_counts
@@ -153,26 +152,25 @@ def _sample_part(
     sampler = pool.open(model_dir=model_dir, **config.engine_options(), progress=progress)
     chunks = _chunks(questions, config.chunk_questions)
     # All prompts first: a question that does not fit is an error before anything is sampled.
-    prompts = [make_prompts(tokenizer, chunk.questions, chunk.task, config, sampler.context_length) for chunk in chunks]
+    written = [make_prompts(tokenizer, chunk.questions, chunk.task, config) for chunk in chunks]
+    prompts = leave_out_overlong(written, sampler.context_length, config.overlong_prompts)
     _note_short_context(prompts, sampler.context_length, config.max_tokens[-1], progress)
     params = SamplingParams(config.temperature, config.top_p, config.top_k, config.stop)
     missing = list(part.missing([chunk.name for chunk in chunks]))
-    progress.start("eval", sum(len(chunks[i].questions) for i in missing) * config.num_generations, "responses")
+    progress.start("eval", sum(len(prompts[i].questions) for i in missing) * config.num_generations, "responses")
     sampled = prefilled = 0
     for i in missing:
         sampling = Sampling(sampler, tokenizer, chunks[i].task, params, config.max_tokens[-1], (config.seed, "eval"))
         responses, usage = respond(*prompts[i], sampling, progress.advance, num_generations=config.num_generations)
         rows = response_rows(responses, sampling, config.max_tokens)
         counts = {"sampled": usage.sampled, "ungradable": rows["reward"].null_count}
-        counts |= engine_counts(sampler, rows.num_rows)
+        counts |= count_overlong(written[i], prompts[i]) | engine_counts(sampler, rows.num_rows)
         part.commit(i, rows, counts, {"prefilled": usage.prefilled})
         sampled, prefilled = sampled + usage.sampled, prefilled + usage.prefilled
     return sampled, prefilled
 
 
-def _note_short_context(
-    prompts: Sequence[tuple[list[Question], list[np.ndarray]]], context: int, budget: int, progress: Progress
-) -> None:
+def _note_short_context(prompts: Sequence[Prompts], context: int, budget: int, progress: Progress) -> None:
     """Report how many responses the context ends before the budget: allowed, but accuracies are the context's."""
     limited = sum(prompt.size + budget > context for _, token_ids in prompts for prompt in token_ids)
     if limited:

@@ -27,7 +27,7 @@ from stages.core.progress import Progress, Silent, Summary
 from stages.models import checkpoints, loading
 from stages.responses import chains, trees
 from stages.responses.generation import OnTokens, Sampling
-from stages.responses.prompts import make_prompts, with_template
+from stages.responses.prompts import count_overlong, leave_out_overlong, make_prompts, overlong_notes, with_template
 from stages.sampling.engines import engine_packages, with_engine
 from stages.sampling.pool import SamplerPool, use_pool
 from stages.sampling.protocol import SamplingParams, Usage, engine_counts
@@ -122,7 +122,7 @@ def _summary(config: Config, parts: Sequence[PartWriter], seconds: float, sample
     """Return the summary of a call that was responsible for these parts; with statistics if there is only one part."""
     figures = dict(parts[0].lineage.summary) if len(parts) == 1 else {}
     ungradable = sum(part.lineage.counts.get("ungradable", 0) for part in parts)
-    note = f"{ungradable:,} responses could not be graded: left out of every mean, not trained on"
+    notes = [f"{ungradable:,} responses could not be graded: left out of every mean, not trained on"] * bool(ungradable)
     return Summary(
         stage="rollout",
         out=str(config.out),
@@ -133,7 +133,7 @@ def _summary(config: Config, parts: Sequence[PartWriter], seconds: float, sample
         tokens_prefilled=prefilled,
         reward=figures.pop("reward", None),
         figures=figures,
-        notes=(note,) if ungradable else (),
+        notes=(*overlong_notes(part.lineage.counts for part in parts), *notes),
     )
 
 
@@ -150,20 +150,21 @@ def _commit_rows(
     """Commit the rows of all questions, chunk by chunk; return the tokens sampled and prefilled by this call."""
     tokenizer = loading.load_tokenizer(model_dir)
     sampler = pool.open(model_dir=model_dir, **config.engine_options(), progress=progress)
-    questions, prompts = make_prompts(tokenizer, questions, task, config, sampler.context_length)
+    size = config.chunk_questions
+    chunks = [questions[i : i + size] for i in range(0, len(questions), size)]
+    written = [make_prompts(tokenizer, chunk, task, config) for chunk in chunks]
+    prompts = leave_out_overlong(written, sampler.context_length, config.overlong_prompts)
     params = SamplingParams(config.temperature, config.top_p, config.top_k, config.stop)
     key = (config.seed, "rollout")
     sampling = Sampling(sampler, tokenizer, task, params, config.max_tokens, key, config.unfinished_reward)
-    size = config.chunk_questions
-    chunks = [slice(i, min(i + size, len(questions))) for i in range(0, len(questions), size)]
-    missing = list(part.missing([f"questions {chunk.start}-{chunk.stop}" for chunk in chunks]))
-    questions_left = sum(chunks[i].stop - chunks[i].start for i in missing)
+    missing = list(part.missing([f"questions {i * size}-{i * size + len(chunk)}" for i, chunk in enumerate(chunks)]))
+    questions_left = sum(len(prompts[i].questions) for i in missing)
     progress.start("rollout", questions_left * mode.per_question, mode.unit)
     sampled = prefilled = 0
     for i in missing:
-        rows, usage = mode.answer(questions[chunks[i]], prompts[chunks[i]], sampling, progress.advance)
+        rows, usage = mode.answer(*prompts[i], sampling, progress.advance)
         counts = {"sampled": usage.sampled, "ungradable": _count_ungradable(rows)}
-        counts |= engine_counts(sampler, rows.num_rows)
+        counts |= count_overlong(written[i], prompts[i]) | engine_counts(sampler, rows.num_rows)
         # How many tokens were prefilled depends on memory and crashes, so it goes to the log and not into the part.
         part.commit(i, rows, counts, {"prefilled": usage.prefilled})
         sampled, prefilled = sampled + usage.sampled, prefilled + usage.prefilled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -118,11 +119,26 @@ def test_a_stop_string_ends_a_response(policy: Path, tmp_path: Path):
     assert all(row["text"].index("=") == len(row["text"]) - 1 and row["finish_reason"] == "stop" for row in ended)
 
 
-def test_a_question_that_fills_the_context_is_an_error_before_any_output(policy: Path, tmp_path: Path):
+def test_questions_that_all_fill_the_context_are_an_error_before_any_output(policy: Path, tmp_path: Path):
     short = with_context(policy, tmp_path / "short", 5)
     with pytest.raises(UserError, match=r"arithmetic-train-0 is 5 tokens long and the model's context holds 5"):
         sample(tmp_path / "out", short)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("options", [{}, {"tree": "2-2", "num_generations": None, "segment_tokens": 4}])
+def test_an_overlong_prompt_is_left_out_and_counted(policy: Path, tmp_path: Path, options):
+    data = [{"question": f"{i}B+5C" + "+5C" * 100 * (i == 1), "answer": "8"} for i in range(3)]
+    (tmp_path / "train.json").write_text(json.dumps(data))
+    given = {"task": "custom", "task_arg": (), "data": str(tmp_path), "num_questions": None, "chunk_questions": 1}
+    given["max_model_len"] = 64
+    summary = sample(tmp_path / "out", policy, **given, **options)
+    assert {row["question_id"] for row in rows(tmp_path / "out")} == {"custom-train-0", "custom-train-2"}
+    assert summary.notes[0] == "1 questions were left out: their prompts leave no room for a response in the context"
+    assert footer(tmp_path / "out" / "part-00000-of-00001.parquet")["counts"]["prompts_overlong"] == 1
+    assert sample(tmp_path / "out", policy, **given, **options, overlong_prompts="error").up_to_date
+    with pytest.raises(UserError, match=r"custom-train-1 is 305 tokens long .*; --overlong-prompts skip leaves"):
+        sample(tmp_path / "error", policy, **given, **options, overlong_prompts="error")
 
 
 def test_a_response_ends_at_the_context_length(tmp_path: Path):

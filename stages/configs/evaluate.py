@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from stages.configs.choices import TaskChoice, pair_tasks
 from stages.configs.shared import DATA_HELP, TASK_ARG_HELP, TASK_HELP, ReportOptions, SamplingOptions, Split
@@ -33,6 +34,13 @@ class Config(SamplingOptions, ReportOptions):
         metavar="[TASK.]KEY=VALUE",
     )
     split: Split = option("Split of the questions.", default="test", group="Input", common=True)
+    overlong_prompts: Literal["error", "skip"] = option(
+        "What happens to a prompt that leaves no room for a response in the context: it ends the command before any "
+        "work (error), or its question is left out of the results and counted (skip).",
+        default="error",
+        group="Prompt",
+        result=False,
+    )
     num_generations: int = option("Responses per question: k of avg@k.", default=1, minimum=1, common=True)
     temperature: float = option("Sampling temperature; 0 is greedy.", default=0.0, minimum=0, common=True)
     max_tokens: tuple[int, ...] = option(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from stages.configs.shared import OutputOptions
 from stages.core.config import option, validate
-from stages.core.errors import UserError
+from stages.core.errors import UserError, one_of
 
 PARTITIONS = ("cutpoints", "fixed", "count", "delimiter", "token", "trajectory", "branches", "tree")
 
@@ -51,9 +51,8 @@ class Config(OutputOptions):
     def __post_init__(self) -> None:
         validate(self)
         if self.partition is not None and self.partition not in PARTITIONS and ":" not in self.partition:
-            raise UserError(
-                f"--partition must be one of {', '.join(PARTITIONS)} or package.module:function; got {self.partition!r}"
-            )
+            choices = (*PARTITIONS, "package.module:function")
+            raise UserError(f"--partition must be {one_of(choices, self.partition)}")
         try:
             re.compile(self.delimiter)
         except re.error as error:

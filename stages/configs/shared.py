@@ -287,6 +287,13 @@ class SamplingOptions(QuestionOptions, EngineOptions, OutputOptions):
         default_text="the order of the split",
         group="Input",
     )
+    overlong_prompts: Literal["error", "skip"] = option(
+        "What happens to a prompt that leaves no room for a response in the context: it ends the command before any "
+        "work (error), or its question is left out and counted (skip).",
+        default="skip",
+        group="Prompt",
+        result=False,
+    )
     temperature: float = option("Sampling temperature; 0 is greedy.", default=1.0, minimum=0, common=True)
     top_p: float = option(
         "Sample from the smallest set of tokens with this total probability.",

@@ -17,7 +17,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
-from stages.core.errors import UserError
+from stages.core.errors import UserError, one_of
 
 
 def option(
@@ -124,24 +124,24 @@ def validate(config: Any) -> None:
         value, (kind, _) = getattr(config, field.name), item_type(hints[field.name])
         for item in value if isinstance(value, tuple) else (value,):
             if item is not None and (problem := _problem(item, kind, field.metadata)):
-                raise UserError(f"{flag(field)} must be {problem}; got {item!r}")
+                raise UserError(f"{flag(field)} must be {problem}")
 
 
 def _problem(value: Any, kind: Any, bounds: Mapping[str, Any]) -> str | None:
-    """Return the requirement that a value violates, as the end of "FLAG must be …"; None for a valid value."""
+    """Return the requirement that a value violates and the value, to follow "FLAG must be"; None for a valid value."""
     choices = get_args(kind) if get_origin(kind) is Literal else ()
     if choices and value not in choices:
-        return f"one of {', '.join(map(str, choices))}"
+        return one_of(map(str, choices), value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return (
+    required = (
         (not math.isfinite(value) and "a finite number")
         or (bounds["minimum"] is not None and value < bounds["minimum"] and f"at least {bounds['minimum']:g}")
         or (bounds["maximum"] is not None and value > bounds["maximum"] and f"at most {bounds['maximum']:g}")
         or (bounds["above"] is not None and value <= bounds["above"] and f"greater than {bounds['above']:g}")
         or (bounds["below"] is not None and value >= bounds["below"] and f"less than {bounds['below']:g}")
-        or None
     )
+    return f"{required}; got {value!r}" if required else None
 
 
 def results_config(config: Any) -> dict[str, Any]:

@@ -56,6 +56,13 @@ def first_line(error: BaseException) -> str:
 def did_you_mean(given: str, names: Iterable[str]) -> str:
     """Return ` Did you mean 'NAME'?` for the most similar name, or "" if no name is similar."""
     # Compare without dashes, else every two flags are similar by their leading `--`.
-    bare = {name.lstrip("-").replace("_", "-"): name for name in names}
-    found = get_close_matches(given.lstrip("-").replace("_", "-"), bare, n=1)
+    bare = {name.lstrip("-").replace("_", "-").lower(): name for name in names}
+    found = get_close_matches(given.lstrip("-").replace("_", "-").lower(), bare, n=1)
     return f" Did you mean {bare[found[0]]!r}?" if found else ""
+
+
+def one_of(names: Iterable[str], given: object) -> str:
+    """Return the end of an error message about a choice: `one of a, b; got 'c'`, and the most similar name if any."""
+    names = list(names)
+    guess = did_you_mean(given, names) if isinstance(given, str) else ""
+    return f"one of {', '.join(names)}; got {given!r}{'.' if guess else ''}{guess}"

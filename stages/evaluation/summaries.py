@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from stages.core.progress import Summary
 from stages.evaluation.scores import Scores, score
+from stages.responses.prompts import overlong_notes
 from stages.shards.writing import PartWriter
 
 
@@ -57,6 +58,7 @@ def summarize(
         figures |= {name: mean, f"{name} standard error": math.nan if error is None else error}
     ungradable = sum(part.lineage.counts.get("ungradable", 0) for part in parts)
     left_out = (f"{ungradable:,} rows could not be graded: the accuracies leave them out",) if ungradable else ()
+    overlong = overlong_notes(part.lineage.counts for part in parts)
     return Summary(
         stage="eval",
         out=str(out),
@@ -67,7 +69,7 @@ def summarize(
         tokens_prefilled=tokens_prefilled,
         reward=next((mean for name, mean in figures.items() if name.startswith("avg@")), None),
         figures=figures,
-        notes=(*notes, *left_out),
+        notes=(*notes, *overlong, *left_out),
     )
 
 

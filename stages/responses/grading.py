@@ -43,6 +43,8 @@ def grade(
 
 def decode(tokenizer: PreTrainedTokenizerBase, responses: Sequence[np.ndarray]) -> list[str]:
     """Return the texts that verifiers read and artefacts store: without special tokens, otherwise unchanged."""
+    if not responses:  # transformers decodes no responses to one empty text
+        return []
     return tokenizer.batch_decode(
         [ids.tolist() for ids in responses], skip_special_tokens=True, clean_up_tokenization_spaces=False
     )

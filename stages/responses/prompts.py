@@ -6,8 +6,8 @@ The same text and token ids go to the model and into the rows.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 from jinja2 import TemplateError
@@ -21,6 +21,17 @@ if TYPE_CHECKING:  # transformers takes a second to import, and `spo show` reads
     from transformers import PreTrainedTokenizerBase
 
 Flags = TypeVar("Flags", bound=QuestionOptions)
+
+
+class Prompts(NamedTuple):
+    """Questions with their final prompts, and the token ids of these.
+
+    Attributes:
+      token_ids: int32 [P] per question.
+    """
+
+    questions: list[Question]
+    token_ids: list[np.ndarray]
 
 
 def with_template(flags: Flags) -> Flags:
@@ -41,16 +52,14 @@ def make_prompts(
     questions: Sequence[Question],
     task: Task,
     flags: QuestionOptions,
-    context_length: int,
-) -> tuple[list[Question], list[np.ndarray]]:
-    """Return the questions with their final prompts, and the token ids of these, int32 [P] each.
+) -> Prompts:
+    """Return the questions with their final prompts, and the token ids of these.
 
     Args:
       flags: as `with_template` returns them.
-      context_length: of the model, in tokens.
 
     Raises:
-      UserError: a prompt is empty or leaves no room for a response in the context; also as `write_prompts`.
+      UserError: a prompt is empty; also as `write_prompts`.
     """
     written = write_prompts(tokenizer, questions, task, flags)
     texts = [question.prompt for question in written]
@@ -58,12 +67,50 @@ def make_prompts(
     for question, prompt in zip(written, prompts, strict=True):
         if prompt.size == 0:
             raise UserError(f"question {question.id} has an empty prompt; every prompt needs at least one token")
-        if prompt.size >= context_length:
-            raise UserError(
-                f"question {question.id} is {prompt.size} tokens long and the model's context holds {context_length}: "
-                "no room for a response; leave the question out or use a model with a longer context"
-            )
-    return written, prompts
+    return Prompts(written, prompts)
+
+
+def leave_out_overlong(prompts: Sequence[Prompts], context_length: int, overlong: str) -> list[Prompts]:
+    """Return the prompts of each chunk without those that leave no room for a response.
+
+    Args:
+      context_length: of the model, in tokens.
+      overlong: "skip", or "error" to raise for the first such prompt.
+
+    Raises:
+      UserError: there is such a prompt and `overlong` is "error", or there is no other.
+    """
+    questions = [question for chunk in prompts for question in chunk.questions]
+    sizes = [ids.size for chunk in prompts for ids in chunk.token_ids]
+    too_long = [i for i, size in enumerate(sizes) if size >= context_length]
+    if too_long and (overlong == "error" or len(too_long) == len(sizes)):
+        which = "a prompt leaves" if len(too_long) < len(sizes) else f"all {len(sizes):,} prompts leave"
+        raise UserError(
+            f"{which} no room for a response: question {questions[too_long[0]].id} is {sizes[too_long[0]]} tokens long "
+            f"and the model's context holds {context_length}. Use a longer context (--max-model-len, or another model)"
+            + ("; --overlong-prompts skip leaves such questions out" if len(too_long) < len(sizes) else "")
+        )
+    return [
+        Prompts(
+            [question for question, ids in zip(*chunk, strict=True) if ids.size < context_length],
+            [ids for ids in chunk.token_ids if ids.size < context_length],
+        )
+        for chunk in prompts
+    ]
+
+
+def count_overlong(written: Prompts, kept: Prompts) -> dict[str, int]:
+    """Count the questions of a chunk that `leave_out_overlong` left out; {} if there are none."""
+    count = len(written.questions) - len(kept.questions)
+    return {"prompts_overlong": count} if count else {}
+
+
+def overlong_notes(counts: Iterable[Mapping[str, int]]) -> tuple[str, ...]:
+    """Return a line for the user if questions were left out, given the counts of all parts."""
+    total = sum(one.get("prompts_overlong", 0) for one in counts)
+    return (f"{total:,} questions were left out: their prompts leave no room for a response in the context",) * bool(
+        total
+    )
 
 
 def write_prompts(

@@ -20,7 +20,7 @@ from importlib import import_module
 from typing import Any, Literal, Protocol, TypeVar
 
 from stages.core.config import field_types
-from stages.core.errors import UserError
+from stages.core.errors import UserError, did_you_mean, one_of
 from stages.tasks.verdicts import Verdict
 
 Split = Literal["train", "validation", "test"]
@@ -117,7 +117,7 @@ def open_task(name: str, data: str | None = None, args: Sequence[str] = ()) -> T
       UserError: an unknown task or option, an option given twice or without a value, or unreadable data.
     """
     if name not in TASKS:
-        raise UserError(f"unknown task {name!r}; expected one of {', '.join(TASKS)}")
+        raise UserError(f"--task must be {one_of(TASKS, name)}")
     options: dict[str, str] = {}
     for arg in args:
         key, equals, value = arg.partition("=")
@@ -138,7 +138,8 @@ def read_options(cls: type[OptionsT], task: str, options: Mapping[str, str]) -> 
     for key, text in options.items():
         if key not in types:
             known = ", ".join(f"{one.name}={one.default}".rstrip("=") for one in dataclasses.fields(cls))  # type: ignore[arg-type]
-            raise UserError(f"task {task} has no option {key!r}; its options and their defaults: {known}")
+            guess = did_you_mean(key, types)
+            raise UserError(f"task {task} has no option {key!r}; its options and their defaults: {known}.{guess}")
         try:
             values[key] = types[key](text)
         except ValueError as error:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date, time
+from decimal import Decimal
 from typing import Any
 
-from stages.core.errors import UserError
+from stages.core.errors import UserError, did_you_mean
 from stages.tasks import Question
 from stages.tasks.graders import Grader
 
@@ -16,13 +18,14 @@ _PROMPTS = "prompts"
 """The name under which a reward function receives the questions; not a column of the data."""
 ROLES: dict[str, tuple[str, ...]] = {
     "question": ("question", "problem", "prompt"),
-    "answer": ("answer", "final_answer", "reference"),
+    "answer": ("answer", "final_answer", "reference", "reward_model.ground_truth"),
     "solution": ("solution",),
     "id": ("unique_id",),
     "subject": ("subject", "type", "subfield", "data_topic"),
     "level": ("level",),
 }
-"""Role of a column → the names that public data sets give it. The first name that exists is used."""
+"""Role of a column → the names that public data sets give it. The first name that exists is used. A dotted name is a
+field of a struct; `reward_model.ground_truth` is verl's."""
 
 Messages = tuple[tuple[str, str], ...]
 """(role, content) of each message of a chat."""
@@ -61,20 +64,22 @@ class ColumnMapping:
             hints = " and ".join(f"--task-arg {role}=…" for role in missing)
             raise UserError(f"{location} has no column {names}; found {', '.join(available)}. Name yours with {hints}")
         if self.reward_columns == "all":
-            extra = available
+            extra = [name for name in available if not _is_field(name, available)]
         else:
             extra = [name for name in self.reward_columns or () if name != _PROMPTS]
         if absent := [name for name in extra if name not in available]:
+            guess = did_you_mean(absent[0], available)
             raise UserError(
                 f"{location} has no column {', '.join(absent)}, which the reward function takes; "
-                f"found {', '.join(available)}"
+                f"found {', '.join(available)}.{guess}"
             )
         return list(dict.fromkeys([*roles.values(), *extra]))
 
     def roles(self, available: Sequence[str], location: str) -> dict[str, str]:
         """Return role → column for each role that a column has."""
         if absent := [name for name in self.user_columns.values() if name not in available]:
-            raise UserError(f"{location} has no column {' and no '.join(absent)}; found {', '.join(available)}")
+            guess = did_you_mean(absent[0], available)
+            raise UserError(f"{location} has no column {' and no '.join(absent)}; found {', '.join(available)}.{guess}")
         defaults = {role: next((name for name in names if name in available), None) for role, names in ROLES.items()}
         return {role: name for role, name in {**defaults, **self.user_columns}.items() if name}
 
@@ -108,7 +113,8 @@ class ColumnMapping:
             self._check_reference(reference, row[roles[role]], f"{location}: the answer in column {roles[role]}")
             solution = solution or worked
         else:
-            names = [*row, _PROMPTS] if self.reward_columns == "all" else self.reward_columns
+            every = [*(name for name in row if not _is_field(name, row)), _PROMPTS]
+            names = every if self.reward_columns == "all" else self.reward_columns
             reference = _to_json({name: prompt if name == _PROMPTS else row[name] for name in names}, location)
         labels = {role: value_of(role) for role in ("subject", "level")}
         return Question(
@@ -136,17 +142,28 @@ def _read_prompt(value: Any, location: str) -> tuple[str, Messages]:
     """
     history: Messages = ()
     if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
-        messages = tuple((str(one.get("role")), one.get("content")) for one in value)
+        messages = tuple((str(one.get("role")), _read_content(one.get("content"), location)) for one in value)
         role, value = messages[-1]
-        if role != "user" or not all(isinstance(content, str) for _, content in messages):
+        if role != "user":
             raise UserError(
                 f"{location} must hold messages with role and content, the last one with the role user; "
                 f"got the roles {', '.join(role for role, _ in messages)}"
             )
-        history = messages[:-1]  # type: ignore[assignment]
+        history = messages[:-1]
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{location} must be a non-empty text; got {value!r}")
     return value, history
+
+
+def _read_content(content: Any, location: str) -> str:
+    """Return the content of a message: a text, or parts of type text (`{"type": "text", "text": …}`), joined."""
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    texts = [one.get("text") if isinstance(one, dict) and one.get("type") == "text" else None for one in parts]
+    if not all(isinstance(text, str) for text in texts):
+        raise UserError(
+            f"{location} must hold messages whose content is text, or parts of type text; got {content!r:.80}"
+        )
+    return "".join(texts)  # type: ignore[arg-type]
 
 
 def _read_text(value: Any, location: str) -> str:
@@ -155,15 +172,31 @@ def _read_text(value: Any, location: str) -> str:
         value = value[0]
     if isinstance(value, str):
         return value
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal) or not math.isfinite(value):
         raise UserError(f"{location} must be a text or a number; got {value!r}")
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    if isinstance(value, int) or value == int(value):
+        return str(int(value))
+    return format(Decimal(repr(value)) if isinstance(value, float) else value.normalize(), "f")
+
+
+def _is_field(name: str, names: Iterable[str]) -> bool:
+    """Return whether a name is the dotted name of a field, and not the name of a whole column."""
+    return name.rpartition(".")[0] in names
 
 
 def _to_json(values: Mapping[str, Any], location: str) -> str:
     try:
-        return json.dumps(values, ensure_ascii=False, allow_nan=False)
+        return json.dumps(values, ensure_ascii=False, allow_nan=False, default=_plain)
     except (TypeError, ValueError) as error:
         raise UserError(
             f"{location}: the columns that the reward function takes are stored as JSON, and one cannot be: {error}"
         ) from error
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of a column that JSON lacks: a decimal as a number, a date or time as ISO text."""
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    if isinstance(value, date | time):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} {value!r:.40}")

@@ -1,7 +1,9 @@
 """Rows of data from Parquet, JSONL and CSV files, from directories of them, and from data sets of the Hugging Face hub.
 
 A directory contains `train.*`, `validation.*`, `test.*`, or several files per split, named as on the hub (`train-*.*`).
-A single file whose name starts with a split has that split only; any other single file serves as every split.
+A single file whose name starts with a split has that split only; any other single file serves as every split. A JSON
+file holds one object per line, or one array of objects. A field of a struct is a column under its dotted name, such as
+`reward_model.ground_truth`.
 """
 
 from __future__ import annotations
@@ -10,11 +12,12 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -24,6 +27,8 @@ from stages.core.paths import as_path
 from stages.core.storage import digest, file_digest
 from stages.tasks import SPLITS, Split
 
+_MAX_DEPTH = 8
+"""Fields of objects that are nested deeper have no dotted names."""
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
 
 Row = Mapping[str, Any]
@@ -124,34 +129,77 @@ def _read_parquet(file: Path, choose: ColumnChooser) -> list[dict[str, Any]]:
     try:
         with file.open("rb") as opened:
             parquet = pq.ParquetFile(opened)
-            columns = choose(parquet.schema_arrow.names, str(file))
-            return parquet.read(columns=list(columns)).to_pylist()
+            columns = choose(field_names(parquet.schema_arrow), str(file))
+            whole = dict.fromkeys(_owner(name, parquet.schema_arrow.names) for name in columns)
+            table = parquet.read(columns=list(whole))
+            return [{name: _field(row, name) for name in columns} for row in table_rows(table)]
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read as Parquet: {first_line(error)}") from error
 
 
-def _read_json_lines(file: Path, choose: ColumnChooser) -> list[dict[str, Any]]:
-    records = []
-    # Not `splitlines`: it would also split at U+2028, which a JSON string may contain.
-    for number, line in enumerate(_read_file(file).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = parse_json(line, f"{file} line {number}")
-            if "\\u" in line:
-                json.dumps(record, ensure_ascii=False).encode()
-        except UserError as error:
-            raise UserError(f"{error}; expected one object per line") from error
-        except UnicodeEncodeError as error:  # "\ud800" alone is valid JSON, but no tokenizer or file can encode it
-            raise UserError(f"{file} line {number} has an unpaired surrogate, which is not text: {error}") from error
+def field_names(schema: pa.Schema | pa.StructType, before: str = "") -> list[str]:
+    """Return the names of all columns, and after each struct the dotted names of its fields."""
+    names = []
+    for column in schema:
+        names.append(before + column.name)
+        if pa.types.is_struct(column.type):
+            names += field_names(column.type, f"{names[-1]}.")
+    return names
+
+
+def table_rows(table: pa.Table) -> list[dict[str, Any]]:
+    """Return rows as Python values, with numbers of 16 or 32 bits as the shortest decimals that they stand for.
+
+    Python's own conversion of a float32 0.1 is 0.10000000149011612.
+    """
+    columns = {name: table[name].to_pylist() for name in table.column_names}
+    for column in table.schema:
+        if "float" in str(column.type):  # at any depth; a float16 is a `halffloat`
+            columns[column.name] = [_shorten(value, column.type) for value in columns[column.name]]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _shorten(value: Any, type: pa.DataType) -> Any:
+    """Return a value of a column with its short floating-point numbers as the shortest decimals."""
+    if isinstance(value, float) and (pa.types.is_float32(type) or pa.types.is_float16(type)):
+        return float(str(np.float32(value) if pa.types.is_float32(type) else np.float16(value)))
+    if isinstance(value, dict) and pa.types.is_struct(type):
+        return {name: _shorten(one, type.field(name).type) for name, one in value.items()}
+    if isinstance(value, list) and hasattr(type, "value_type"):
+        return [_shorten(one, type.value_type) for one in value]
+    return value
+
+
+def _read_json(file: Path, choose: ColumnChooser) -> list[dict[str, Any]]:
+    """Read one object per line, or one array of objects."""
+    text = _read_file(file)
+    if text.lstrip().startswith("["):
+        located = [(f"{file} row {i}", record) for i, record in enumerate(_parse_json(text, str(file)))]
+    else:
+        # Not `splitlines`: it would also split at U+2028, which a JSON string may contain.
+        lines = [(f"{file} line {i}", line) for i, line in enumerate(text.split("\n"), start=1) if line.strip()]
+        located = [(place, _parse_json(line, place)) for place, line in lines]
+    for place, record in located:
         if not isinstance(record, dict):
-            raise UserError(f"{file} line {number} must be a JSON object; got {line[:60]!r}")
-        records.append(record)
-    return _select_columns(records, choose, str(file))
+            raise UserError(f"{place} must be a JSON object; got {json.dumps(record)[:60]}")
+    return _select_columns([record for _, record in located], choose, str(file))
+
+
+def _parse_json(text: str, location: str) -> Any:
+    try:
+        value = parse_json(text, location)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+    except UserError as error:
+        raise UserError(f"{error}; expected one object per line, or one array of objects") from error
+    except UnicodeEncodeError as error:  # "\ud800" alone is valid JSON, but no tokenizer or file can encode it
+        raise UserError(f"{location} has an unpaired surrogate, which is not text: {error}") from error
+    return value
 
 
 def _read_csv(file: Path, choose: ColumnChooser) -> list[dict[str, Any]]:
-    reader = csv.DictReader(io.StringIO(_read_file(file), newline=""), strict=True)
+    # Line ends stay as they are: within quotes they belong to a field.
+    reader = csv.DictReader(io.StringIO(_read_file(file, newline=""), newline=""), strict=True)
     try:
         records = list(reader)
     except csv.Error as error:
@@ -165,23 +213,50 @@ def _read_csv(file: Path, choose: ColumnChooser) -> list[dict[str, Any]]:
     return _select_columns(records, choose, str(file))
 
 
-def _read_file(file: Path) -> str:
+def _read_file(file: Path, newline: str | None = None) -> str:
     try:
-        return file.read_text(encoding="utf-8-sig")  # spreadsheets write a byte order mark
+        with file.open(encoding="utf-8-sig", newline=newline) as opened:  # spreadsheets write a byte order mark
+            return opened.read()
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not UTF-8 text: {error}") from error
 
 
-_READERS = {".parquet": _read_parquet, ".jsonl": _read_json_lines, ".json": _read_json_lines, ".csv": _read_csv}
+_READERS = {".parquet": _read_parquet, ".jsonl": _read_json, ".json": _read_json, ".csv": _read_csv}
 
 
 def _select_columns(records: Sequence[Row], choose: ColumnChooser, location: str) -> list[dict[str, Any]]:
     if not records:
         return []
-    columns = choose(list(dict.fromkeys(name for record in records for name in record)), location)
-    return [{name: record.get(name) for name in columns} for record in records]
+    names = list(dict.fromkeys(name for record in records for name in _record_names(record)))
+    columns = choose(names, location)
+    return [{name: _field(record, name) for name in columns} for record in records]
+
+
+def _record_names(record: Row, before: str = "") -> Iterator[str]:
+    """Yield the names of a record's columns, and after each object the dotted names of its fields."""
+    for name, value in record.items():
+        yield before + name
+        if isinstance(value, dict) and before.count(".") < _MAX_DEPTH:
+            yield from _record_names(value, f"{before}{name}.")
+
+
+def _field(record: Row, name: str) -> Any:
+    """Return the value of a column, or of a field with a dotted name; None if the record lacks it."""
+    if name in record:
+        return record[name]
+    for at in range(len(name)):  # a name may contain dots of its own
+        if name[at] == "." and isinstance(inner := record.get(name[:at]), dict):
+            return _field(inner, name[at + 1 :])
+    return None
+
+
+def _owner(name: str, columns: Sequence[str]) -> str:
+    """Return the column of a table that holds a field with a dotted name; a column holds itself."""
+    while name not in columns and "." in name:
+        name = name.rpartition(".")[0]
+    return name
 
 
 def _load_from_hub(name: str, subset: str, revision: str) -> DataSplits:
@@ -200,7 +275,9 @@ def _load_from_hub(name: str, subset: str, revision: str) -> DataSplits:
         raise UserError(
             f"data {name} is not a local file and cannot be loaded from the Hugging Face hub: {first_line(error)}"
         ) from error
-    splits: dict[Split, list[Row]] = {split: list(loaded[split]) for split in SPLITS if split in loaded}
+    splits: dict[Split, Sequence[Row]] = {
+        split: table_rows(loaded[split].with_format("arrow")[:]) for split in SPLITS if split in loaded
+    }
     if not splits:
         raise UserError(f"{name} has none of the splits {', '.join(SPLITS)}; found {', '.join(loaded)}")
     content = json.dumps(splits, default=str)

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 
 from stages.core import storage
 from stages.core.config import option
-from stages.core.errors import UserError
+from stages.core.errors import UserError, one_of
 from stages.tasks import Question, Split, read_options
 from stages.tasks.columns import ROLES, ColumnMapping
 from stages.tasks.data import DataSplits, open_data
@@ -80,7 +80,7 @@ class DatasetOptions:
 
     def __post_init__(self) -> None:
         if self.grader and self.grader not in GRADERS:
-            raise UserError(f"--grader must be one of {', '.join(GRADERS)}; got {self.grader!r}")
+            raise UserError(f"--grader must be {one_of(GRADERS, self.grader)}")
         if self.grader and self.reward:
             raise UserError("--grader and --task-arg reward exclude each other: give one of them")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stages.core.errors import UserError
+from stages.core.errors import UserError, one_of
 
 SLOT = "{question}"
 """The placeholder of the question."""
@@ -45,8 +45,7 @@ def read_template(value: str) -> str:
     path = Path(value).expanduser()
     if not path.is_file():
         raise UserError(
-            f"--prompt-template takes a name ({', '.join(TEMPLATES)}), a text with {SLOT}, or a file with such a text; "
-            f"got {value!r}"
+            f"--prompt-template takes a text with {SLOT}, a file with such a text, or {one_of(TEMPLATES, value)}"
         )
     try:
         text = path.read_text(encoding="utf-8").removesuffix("\n")

@@ -15,7 +15,14 @@ from stages import sft
 from stages.configs.shared import QuestionOptions
 from stages.core.errors import FingerprintMismatch, UserError
 from stages.models.presets import BYTES, make_byte_tokenizer
-from stages.responses.prompts import encode, make_prompts, with_template, write_prompts
+from stages.responses.prompts import (
+    count_overlong,
+    encode,
+    leave_out_overlong,
+    make_prompts,
+    with_template,
+    write_prompts,
+)
 from stages.tasks import Question, Task, open_task
 from stages.training.demonstrations import load_examples
 from tests.chains import footer, rows, sample
@@ -71,7 +78,7 @@ def test_braces_in_questions_and_templates_are_literal():
 
 def test_a_chat_has_the_token_ids_of_apply_chat_template_with_one_begin_of_text():
     tokenizer = make_tokenizer(CHAT)
-    (question,), (ids,) = make_prompts(tokenizer, [QUESTION], TASK, flags(chat_template=True), 1000)
+    (question,), (ids,) = make_prompts(tokenizer, [QUESTION], TASK, flags(chat_template=True))
     message = TASK.chat_message.replace("{question}", QUESTION.prompt)
     expected = tokenizer.apply_chat_template(
         [{"role": "user", "content": message}], add_generation_prompt=True, return_dict=False
@@ -84,7 +91,7 @@ def test_a_chat_has_the_token_ids_of_apply_chat_template_with_one_begin_of_text(
 def test_a_template_that_starts_with_the_begin_of_text_gets_no_second_one():
     tokenizer = make_tokenizer(CHAT)
     for template, begins in [("<s>{question}", 1), ("{question}", 1), ("{question}<s>", 2)]:
-        _, (ids,) = make_prompts(tokenizer, [QUESTION], TASK, flags(prompt_template=template), 1000)
+        _, (ids,) = make_prompts(tokenizer, [QUESTION], TASK, flags(prompt_template=template))
         assert ids.tolist().count(tokenizer.bos_token_id) == begins
 
 
@@ -113,12 +120,28 @@ def test_chat_templates_that_are_missing_or_reject_the_messages_are_errors():
         flags(system_prompt="Be brief.")
 
 
-def test_prompts_that_fill_the_context_or_are_empty_are_errors():
-    with pytest.raises(UserError, match="q-0 is 6 tokens long and the model's context holds 6"):
-        make_prompts(make_tokenizer(), [QUESTION], TASK, flags(prompt_template="plain"), 6)
+def test_a_prompt_that_fills_the_context_is_an_error_or_left_out():
+    short = dataclasses.replace(QUESTION, prompt="1", id="q-1")
+    made = [make_prompts(make_tokenizer(), [QUESTION, short], TASK, flags(prompt_template="plain"))]
+    with pytest.raises(
+        UserError, match=r"a prompt leaves no room .* q-0 is 6 tokens .* holds 6\. .*--overlong-prompts skip"
+    ):
+        leave_out_overlong(made, 6, "error")
+    (kept,) = leave_out_overlong(made, 6, "skip")
+    assert ([question.id for question in kept.questions], len(kept.token_ids)) == (["q-1"], 1)
+    assert (count_overlong(made[0], kept), count_overlong(kept, kept)) == ({"prompts_overlong": 1}, {})
+    assert leave_out_overlong(made, 7, "error") == made
+    with pytest.raises(
+        UserError,
+        match=r"all 2 prompts leave no room .*holds 1\. Use a longer context \(--max-model-len, or another model\)$",
+    ):
+        leave_out_overlong(made, 1, "skip")
+
+
+def test_an_empty_prompt_is_an_error():
     empty = dataclasses.replace(QUESTION, prompt="")
     with pytest.raises(UserError, match="q-0 has an empty prompt"):
-        make_prompts(make_tokenizer(), [empty], TASK, flags(prompt_template="plain"), 6)
+        make_prompts(make_tokenizer(), [empty], TASK, flags(prompt_template="plain"))
     assert encode(make_tokenizer(), [], chat=False) == []
 
 
@@ -128,7 +151,7 @@ def test_demonstrations_start_with_the_prompt_of_a_rollout():
     for given in ({"chat_template": True}, {"prompt_template": "Q: {question}\\n"}, {}):
         chosen = flags(**given)
         examples, _ = load_examples(task, chosen, 5, tokenizer, 1000)
-        questions, prompts = make_prompts(tokenizer, task.questions("train")[:5], task, chosen, 1000)
+        questions, prompts = make_prompts(tokenizer, task.questions("train")[:5], task, chosen)
         for example, question, prompt in zip(examples, questions, prompts, strict=True):
             assert example.tokens[: prompt.size].tolist() == prompt.tolist()
             assert tokenizer.decode(example.tokens[prompt.size :]) == f"{question.solution}{tokenizer.eos_token}"

@@ -79,10 +79,14 @@ def test_help_shows_each_flag_with_its_help_default_and_choices(verbs, capsys, m
             "spo rollout: Invalid value for '--threads': 'many' is not a whole number (see spo rollout --help)",
         ),
         (
+            ["rollout", "in", "--out", "o", "--partition", "cut-points"],
+            2,
+            "spo rollout: --partition must be one of cutpoints, fixed; got 'cut-points'. Did you mean 'cutpoints'?",
+        ),
+        (
             ["rollout", "in", "--out", "o", "--partition", "lines"],
             2,
-            "spo rollout: Invalid value for '--partition': 'lines' is not one of 'cutpoints', 'fixed'. "
-            "(see spo rollout --help)",
+            "spo rollout: --partition must be one of cutpoints, fixed; got 'lines'",
         ),
         (["rollout", "in", "--out", "o", "--rho", "1.5"], 2, "spo rollout: --rho must be at most 1; got 1.5"),
         (

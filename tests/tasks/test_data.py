@@ -90,7 +90,9 @@ def test_the_digest_changes_with_the_bytes(data: Path):
     ("name", "content", "problem"),
     [
         ("train.jsonl", b'{"question": "3"}\n{oops', "line 2 is not JSON"),
-        ("train.jsonl", b"[1]", "line 1 must be a JSON object"),
+        ("train.jsonl", b"[1]", "train.jsonl row 0 must be a JSON object; got 1"),
+        ("train.json", b'[{"a": 1}, {"a": 2}', "train.json is not JSON"),
+        ("train.json", b'{\n  "a": 1\n}', "expected one object per line, or one array of objects"),
         ("train.jsonl", b'{"question": "\xff"}', "not UTF-8"),
         ("train.csv", b"a,b\n1,2\n3,4,5\n", "row 1 has more fields than the header names"),
         ("train.csv", b'a,b\n"1,2\n', "is not CSV"),
@@ -103,6 +105,65 @@ def test_an_error_in_a_file_names_its_location(tmp_path: Path, name: str, conten
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=re.escape(problem)):
         rows(open_data(str(tmp_path), "any"))
+
+
+def test_a_json_file_may_be_one_array(tmp_path: Path):
+    (tmp_path / "train.json").write_text(json.dumps(ROWS, indent=2))
+    (tmp_path / "test.jsonl").write_text("\n " + json.dumps(ROWS))
+    assert rows(open_data(str(tmp_path), "any")) == rows(open_data(str(tmp_path), "any"), "test") == ROWS
+    (tmp_path / "train.json").write_text("[]")
+    assert rows(open_data(str(tmp_path), "any")) == []
+
+
+VERL = [
+    {"prompt": [{"role": "user", "content": f"{i}?"}], "reward_model": {"style": "rule", "ground_truth": str(i)}}
+    for i in range(2)
+]
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+def test_a_field_of_a_struct_is_a_column_with_a_dotted_name(tmp_path: Path, suffix: str):
+    if suffix == "parquet":
+        pq.write_table(pa.Table.from_pylist(VERL), tmp_path / "train.parquet")
+    else:
+        (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, VERL)))
+    seen = []
+
+    def choose(available: Sequence[str], location: str) -> Sequence[str]:
+        seen.extend(available)
+        return ["reward_model.ground_truth", "prompt"]
+
+    located = open_data(str(tmp_path), "any").rows("train", choose)
+    assert [row["reward_model.ground_truth"] for _, row in located] == ["0", "1"]
+    assert located[0][1]["prompt"] == VERL[0]["prompt"]
+    assert seen == ["prompt", "reward_model", "reward_model.style", "reward_model.ground_truth"]
+
+
+def test_a_name_with_a_dot_of_its_own_is_a_column(tmp_path: Path):
+    records = [{"a.b": 1, "a": {"b": 2, "c.d": 3}}, {"a": None}]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, records)))
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "test.parquet")
+    for split in ("train", "test"):
+        located = open_data(str(tmp_path), "any").rows(split, lambda available, location: ["a.b", "a.c.d"])
+        assert [row for _, row in located] == [{"a.b": 1, "a.c.d": 3}, {"a.b": None, "a.c.d": None}]
+
+
+def test_short_floating_point_numbers_keep_their_decimals(tmp_path: Path):
+    kinds = {"single": pa.float32(), "half": pa.float16(), "double": pa.float64()}
+    columns = {name: pa.array([0.1, None, 67.5], pa.float64()).cast(kind) for name, kind in kinds.items()}
+    columns["many"] = pa.array([[0.1, 0.2], [], None], pa.list_(pa.float32()))
+    columns["inner"] = pa.array([{"x": 0.3}, None, {"x": None}], pa.struct([("x", pa.float32())]))
+    pq.write_table(pa.table(columns), tmp_path / "train.parquet")
+    assert rows(open_data(str(tmp_path), "any")) == [
+        {"single": 0.1, "half": 0.1, "double": 0.1, "many": [0.1, 0.2], "inner": {"x": 0.3}, "inner.x": 0.3},
+        {"single": None, "half": None, "double": None, "many": [], "inner": None, "inner.x": None},
+        {"single": 67.5, "half": 67.5, "double": 67.5, "many": None, "inner": {"x": None}, "inner.x": None},
+    ]
+
+
+def test_line_ends_within_a_field_of_a_csv_are_kept(tmp_path: Path):
+    (tmp_path / "train.csv").write_bytes(b'question,answer\r\n"a\r\nb","c\nd"\r\n')
+    assert rows(open_data(str(tmp_path), "any")) == [{"question": "a\r\nb", "answer": "c\nd"}]
 
 
 def test_a_csv_may_have_a_column_without_a_name_as_pandas_writes_an_index(tmp_path: Path):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from stages.core.errors import UserError
@@ -134,6 +137,45 @@ def test_a_chat_is_split_into_the_last_message_and_its_history(tmp_path: Path):
         open_rows(tmp_path, {"prompt": chat[:1], "answer": "2"}).questions("train")
 
 
+def test_the_parts_of_a_message_are_joined(tmp_path: Path):
+    parts = [{"type": "text", "text": "1 + "}, {"type": "text", "text": "1?"}]
+    chat = [{"role": "system", "content": parts[:1]}, {"role": "user", "content": parts}]
+    (question,) = open_rows(tmp_path, {"prompt": chat, "answer": "2"}).questions("train")
+    assert (question.prompt, question.history) == ("1 + 1?", (("system", "1 + "),))
+
+
+def test_rows_as_verl_writes_them_are_read_without_options(tmp_path: Path):
+    row = {
+        "data_source": "openai/gsm8k",
+        "prompt": [{"content": "1 + 1?", "role": "user"}],
+        "ability": "math",
+        "reward_model": {"ground_truth": "2", "style": "rule"},
+        "extra_info": {"index": 7, "split": "train"},
+    }
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "train.parquet")
+    (question,) = open_task("custom", str(tmp_path), ["grader=number"]).questions("train")
+    assert (question.prompt, question.reference, question.id) == ("1 + 1?", "2", "custom-train-0")
+    named = open_task("custom", str(tmp_path), ["answer=reward_model.ground_truth", "id=extra_info.index"])
+    assert named.questions("train")[0].id == "custom-7"
+    with pytest.raises(UserError, match=r"no column reward_model.truth; .*Did you mean 'reward_model.ground_truth'\?"):
+        open_task("custom", str(tmp_path), ["answer=reward_model.truth"]).questions("train")
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (pa.array([0.1, 27, 1e-7], pa.float64()).cast(pa.float32()), ["0.1", "27", "0.0000001"]),
+        (pa.array([Decimal("0.10"), Decimal("27.00"), Decimal("-3.25")], pa.decimal128(9, 2)), ["0.1", "27", "-3.25"]),
+        (pa.array([12345678901234567, 0, -1]), ["12345678901234567", "0", "-1"]),
+        (pa.array([1e22, -0.0, 2.5]), ["1" + "0" * 22, "0", "2.5"]),
+    ],
+)
+def test_numbers_of_every_type_become_their_digits(tmp_path: Path, values: pa.Array, expected: list[str]):
+    pq.write_table(pa.table({"question": ["a", "b", "c"], "answer": values}), tmp_path / "train.parquet")
+    questions = open_task("custom", str(tmp_path), ["grader=number"]).questions("train")
+    assert [question.reference for question in questions] == expected
+
+
 def test_a_grader_is_selected_by_name(tmp_path: Path):
     row = {"question": "Which?", "answer": "B"}
     exact = open_rows(tmp_path, row, args=("grader=exact",))
@@ -167,9 +209,15 @@ GOOD = {"question": "1 + 1?", "answer": "2"}
     ("rows", "args", "problem"),
     [
         ([], (), "task has no questions"),
-        ([{"question": "?"}], (), "has no column answer or final_answer or reference; found question. Name yours"),
+        ([{"question": "?"}], (), "reference or reward_model.ground_truth; found question. Name yours"),
         ([{"text": "?", "answer": 1}], (), "has no column question or problem or prompt; found text, answer."),
         ([GOOD], ("question=q",), "mine.jsonl has no column q; found question, answer"),
+        ([GOOD], ("answer=answr",), "has no column answr; found question, answer. Did you mean 'answer'?"),
+        (
+            [{"prompt": [{"role": "user", "content": [{"type": "image_url", "text": None}]}], "answer": 1}],
+            (),
+            "row 0: column prompt must hold messages whose content is text, or parts of type text; got [{'type': 'im",
+        ),
         ([GOOD], ("id=n", "level=l"), "has no column n and no l; found question, answer"),
         ([GOOD, {"question": "", "answer": 2}], (), "row 1: column question must be a non-empty text; got ''"),
         ([GOOD, {"answer": 2}], (), "row 1: column question must be a non-empty text; got None"),
@@ -199,6 +247,8 @@ def test_an_error_in_the_data_names_its_row(tmp_path: Path, rows: list, args: tu
     ("args", "problem"),
     [
         (["grader=mathematics"], "--task-arg grader must be one of maths, number, exact; got 'mathematics'"),
+        (["grader=Numbers"], "one of maths, number, exact; got 'Numbers'. Did you mean 'number'?"),
+        (["anwser=gold"], "subset, revision. Did you mean 'answer'?"),
         (["grader=maths", "reward=a:b"], "--task-arg grader and --task-arg reward exclude each other"),
         (["template={question}"], "task custom has no option 'template'; its options and their defaults: question, "),
     ],

@@ -6,6 +6,8 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
@@ -58,6 +60,20 @@ def test_a_function_with_keyword_arguments_receives_all_columns(directory: Path)
     )
     assert rewards(task, ["", ""]) == [4.0, 4.0]
     assert json.loads(task.questions("train")[1].reference) == {**ROWS[1], "prompts": "2 + 2?"}
+
+
+def test_columns_that_json_lacks_become_numbers_and_iso_texts_and_fields_stay_in_their_columns(directory: Path):
+    row = {
+        "question": "1 + 1?",
+        "price": Decimal("2.50"),
+        "day": date(2026, 1, 2),
+        "reward_model": {"ground_truth": "2"},
+    }
+    pq.write_table(pa.Table.from_pylist([row]), "data.parquet")
+    body = "def score(completions, **columns):\n    return [1.0 for _ in completions]\n"
+    (question,) = open_with_reward(body, data="data.parquet").questions("train")
+    stored = {**row, "price": 2.5, "day": "2026-01-02", "prompts": "1 + 1?"}
+    assert json.loads(question.reference) == stored
 
 
 def test_none_is_ungradable_and_the_answer_is_the_last_box(directory: Path):

@@ -21,7 +21,7 @@ def test_a_template_is_a_name_a_text_or_a_file(tmp_path: Path):
 
 
 def test_any_other_value_is_an_error(tmp_path: Path):
-    with pytest.raises(UserError, match=r"takes a name \(plain, .*r1-distill\), a text with \{question\}, or a file"):
+    with pytest.raises(UserError, match=r"takes a text with \{question\}, a file .*, or one of plain, .*'boxed'\?$"):
         read_template("bxoed")
     (tmp_path / "empty.txt").write_text("Answer this!")
     with pytest.raises(UserError, match=r"empty\.txt has no \{question\}"):
