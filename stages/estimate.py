@@ -175,6 +175,7 @@ def find_estimator(name: EstimatorName) -> Prepare:
         "rloo": "group",
         "dr-grpo": "group",
         "prefix-tree": "prefix_tree",
+        "tempo": "prefix_tree",
         "critic": "critic",
     }
     return importlib.import_module(f"stages.estimators.{modules[name]}").prepare

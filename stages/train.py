@@ -143,6 +143,7 @@ def _resolve(config: Config, start: StartingPoint) -> Config:
     resolved: dict[str, Any] = {
         "temperature": start.temperature,
         "whiten": _whitening(config),
+        "mismatch_correction": _mismatch_correction(config, start),
         "max_per_question": (config.max_per_question or MAX_PER_QUESTION) if config.replay else None,
     }
     return dataclasses.replace(config, **resolved | (start.adapter.options() if start.adapter else {}))
@@ -150,7 +151,16 @@ def _resolve(config: Config, start: StartingPoint) -> Config:
 
 def _whitening(config: Config) -> Literal["batch", "micro-batch", "none"]:
     """Return over what advantages are whitened: as given, else the default of the loss."""
-    return config.whiten or ("batch" if config.loss == "ppo" else "none")
+    return config.whiten or ("none" if config.loss == "distill" else "batch")
+
+
+def _mismatch_correction(config: Config, start: StartingPoint) -> Literal["tis", "mis"] | None:
+    """Return the correction that is applied: as given, else tis if the sampler had another engine or dtype."""
+    if config.mismatch_correction is not None:
+        return None if config.mismatch_correction == "none" else config.mismatch_correction
+    if config.loss == "distill" or config.old_logprobs == "recorded":
+        return None
+    return "tis" if mismatch.samplers_differ(start.iterations, config.dtype) else None
 
 
 def _derived_values(config: Config, start: StartingPoint, plan: ExecutionPlan) -> dict[str, Any]:
@@ -308,6 +318,11 @@ def _objective(config: Config, temperature: float) -> Objective:
         temperature=temperature,
         epsilon=config.epsilon,
         epsilon_high=config.epsilon_high,
+        dual_clip=config.dual_clip,
+        correction=None if config.mismatch_correction == "none" else config.mismatch_correction,
+        correction_level=config.mismatch_level,
+        correction_cap=config.mismatch_cap,
+        entropy_bonus=config.entropy_bonus,
         importance_cap=config.importance_cap if config.old_logprobs == "recorded" else None,
         beta=config.beta,
         kl=config.kl,

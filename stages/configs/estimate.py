@@ -19,7 +19,7 @@ from stages.core.errors import UserError
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-EstimatorName = Literal["monte-carlo", "tree", "grpo", "rloo", "dr-grpo", "prefix-tree", "critic"]
+EstimatorName = Literal["monte-carlo", "tree", "grpo", "rloo", "dr-grpo", "prefix-tree", "tempo", "critic"]
 ROLLOUTS, INTERVAL_WIDTH, CONFIDENCE = 9, 0.2, 0.95  # defaults of --rollouts, --interval-width and --confidence
 RECORDED = "as recorded with the trajectories"
 ROLLOUTS_NAME = "rollouts"
@@ -35,7 +35,9 @@ READ_BY: dict[str, tuple[EstimatorName, ...]] = {
     "keep_rollouts": ("monte-carlo",),
     "baseline": ("tree", "prefix-tree"),
     "normalize_by": ("tree",),
-    "keep_zero": ("tree", "prefix-tree"),
+    "credit": ("tree",),
+    "node_value": ("tree",),
+    "keep_zero": ("tree", "prefix-tree", "tempo"),
     "critic": ("critic",),
     "gae_lambda": ("critic",),
     "gamma": ("critic",),
@@ -52,7 +54,8 @@ class EstimatorOptions(EngineOptions):
 
     estimator: EstimatorName = option(
         "Source of the values: new rollouts (monte-carlo), the sampled tree (tree), the other responses to the "
-        "question (grpo, rloo, dr-grpo), the prefixes that they share (prefix-tree), a value model (critic).",
+        "question (grpo, rloo, dr-grpo), the prefixes that they share (prefix-tree; tempo adds the term of grpo), a "
+        "value model (critic).",
         default="monte-carlo",
         common=True,
     )
@@ -108,7 +111,18 @@ class EstimatorOptions(EngineOptions):
         default=None,
         default_text="off",
     )
-    keep_zero: bool = option("With tree and prefix-tree: keep segments whose advantage is 0.", default=False)
+    credit: Literal["parent", "siblings", "treerl", "treepo", "treeadv", "tree-grpo"] = option(
+        "With tree: the advantage of a node. parent is V at its end minus V at its start (SPO); siblings divides that "
+        "by the siblings' standard deviation (TreeRPO); the others are the rules of their papers.",
+        default="parent",
+        added=True,
+    )
+    node_value: Literal["children", "leaves"] = option(
+        "With tree: V of a node is the mean over its children, or over the leaves below it.",
+        default="children",
+        added=True,
+    )
+    keep_zero: bool = option("With tree, prefix-tree and tempo: keep segments whose advantage is 0.", default=False)
     best_of: int | None = option(
         "Add to an advantage the change in the probability that the best of N attempts succeeds: 1 - (1 - V)^N at the "
         "segment's end minus the same at its start.",
@@ -208,6 +222,12 @@ def check_estimator_options(options: EstimatorOptions) -> None:
                 f"--{name.replace('_', '-')} decides whether to draw more rollouts: expected --rollouts MIN..MAX, "
                 f"got {least}"
             )
+    if options.credit != "parent":
+        fixed = {"baseline": "mean", "normalize_by": None, "node_value": "children", "best_of": None}
+        for name in (name for name, value in fixed.items() if getattr(options, name) != value):
+            raise UserError(f"--credit {options.credit} is a rule of its own: omit --{name.replace('_', '-')}")
+    if options.node_value == "leaves" and (options.baseline, options.normalize_by) != ("mean", None):
+        raise UserError("--node-value leaves compares with all leaves: omit --baseline and --normalize-by")
     for field in dataclasses.fields(options):
         readers = READ_BY.get(field.name, (options.estimator,))
         if getattr(options, field.name) != field.default and options.estimator not in readers:

@@ -76,8 +76,9 @@ class LearningOptions:
     )
 
     # Objective of a step.
-    loss: Literal["ppo", "distill"] = option(
-        "ppo is PPO-clip; distill is the squared error between advantage and --beta times the log-ratio of a segment.",
+    loss: Literal["ppo", "gspo", "segment-ratio", "cispo", "dppo", "sapo", "distill"] = option(
+        "PPO-clip with a ratio per token (ppo), response (gspo) or segment; another bound of the step; or the squared "
+        "error between advantage and --beta times log-ratio (distill).",
         default="ppo",
         common=True,
         group="Loss",
@@ -103,7 +104,13 @@ class LearningOptions:
         group="Loss",
     )
     kl: Literal["k1", "k2", "k3"] = option("Estimator of the KL divergence.", default="k3", group="Loss")
-    epsilon: float = option("Clip range of the probability ratio.", default=0.2, minimum=0, below=1, group="Loss")
+    epsilon: float = option(
+        "Clip range of the probability ratio; with dppo, of the difference of the probabilities.",
+        default=0.2,
+        minimum=0,
+        below=1,
+        group="Loss",
+    )
     epsilon_high: float | None = option(
         "Upper clip range of the probability ratio.",
         default=None,
@@ -115,7 +122,7 @@ class LearningOptions:
         "Whiten advantages over the kept tokens of an optimizer step (batch), of a forward pass (micro-batch), or not "
         "(none).",
         default=None,
-        default_text="batch for ppo, none for distill",
+        default_text="none for distill, else batch",
         group="Loss",
     )
     old_logprobs: Literal["recompute", "recorded"] = option(
@@ -128,6 +135,38 @@ class LearningOptions:
         "With --old-logprobs recorded: upper limit of the importance ratios.",
         default=2.0,
         minimum=1,
+        group="Loss",
+    )
+    dual_clip: float | None = option(
+        "Limit the loss of a token with a negative advantage A to this times |A|, e.g. 3.",
+        default=None,
+        default_text="off",
+        added=True,
+        above=1,
+        group="Loss",
+    )
+    entropy_bonus: float = option(
+        "Weight of the mean entropy of the kept tokens, which is added to the objective.",
+        default=0.0,
+        added=True,
+        minimum=0,
+        group="Loss",
+    )
+    mismatch_correction: Literal["none", "tis", "mis"] | None = option(
+        "Weight a token's loss by the ratio of the recomputed to the recorded old probability: truncated at "
+        "--mismatch-cap (tis), or 0 above it (mis).",
+        default=None,
+        default_text="tis if the sampler had another engine or dtype, else none",
+        added=True,
+        group="Loss",
+    )
+    mismatch_cap: float = option(
+        "With --mismatch-correction: upper limit of the weights.", default=2.0, added=True, minimum=1, group="Loss"
+    )
+    mismatch_level: Literal["token", "sequence"] = option(
+        "With --mismatch-correction: one weight per token, or the product over the kept tokens of a sequence.",
+        default="token",
+        added=True,
         group="Loss",
     )
     max_ratio: float = option(
@@ -272,6 +311,7 @@ def check_combinations(options: LearningOptions) -> None:
       UserError: the message names the conflicting options and the remedy.
     """
     distill, constant = options.loss == "distill", options.loss_normalization == "constant"
+    corrected = options.mismatch_correction in ("tis", "mis")
     given = {field.name for field in dataclasses.fields(options) if getattr(options, field.name) != field.default}
     conflicts = {
         "--loss distill multiplies the log-ratio by --beta: expected --beta greater than 0": distill
@@ -281,6 +321,23 @@ def check_combinations(options: LearningOptions) -> None:
         ),
         "--loss distill clips no ratio: omit --epsilon and --epsilon-high": (
             distill and bool(given & {"epsilon", "epsilon_high"})
+        ),
+        f"--loss {options.loss} has no truncated ratios: expected --old-logprobs recompute": (
+            options.loss not in ("ppo", "distill") and options.old_logprobs == "recorded"
+        ),
+        "--loss sapo clips no ratio: omit --epsilon and --epsilon-high": (
+            options.loss == "sapo" and bool(given & {"epsilon", "epsilon_high"})
+        ),
+        "--dual-clip requires --loss ppo, gspo or segment-ratio": (
+            options.loss not in ("ppo", "gspo", "segment-ratio") and options.dual_clip is not None
+        ),
+        "--loss distill has no entropy term: omit --entropy-bonus": distill and options.entropy_bonus > 0,
+        "--mismatch-correction weights the loss of a token: omit it with --loss distill": distill and corrected,
+        "--old-logprobs recorded takes ratios to the sampler already: omit --mismatch-correction": (
+            options.old_logprobs == "recorded" and corrected
+        ),
+        "--mismatch-cap and --mismatch-level require --mismatch-correction tis or mis": (
+            options.mismatch_correction == "none" and bool(given & {"mismatch_cap", "mismatch_level"})
         ),
         "--importance-cap requires --old-logprobs recorded: pass both, or neither": (
             options.old_logprobs == "recompute" and "importance_cap" in given

@@ -6,6 +6,9 @@ graded is left out of the means, and has no rows.
 
 The mean is unbiased for a state that is chosen independently of what follows it. Segments that start where responses
 diverge (`spo segment --partition branches`) are chosen by what follows, which gives rare branches too much weight.
+
+The estimator `tempo` adds the term of GRPO and divides by the group's standard deviation. With segments of one token,
+each branching token has a term of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from stages.core.progress import Progress
 from stages.estimators import EstimatedChunk, Estimator, PreparedPart
 from stages.estimators.rows import build_rows, count_questions, count_ungradable
 from stages.estimators.segments import SegmentBatch, load_segments, load_whole_questions
-from stages.maths.advantages import chain_advantages, leave_own_reward_out
+from stages.maths.advantages import chain_advantages, leave_own_reward_out, tempo
 from stages.maths.prefixes import responses_with_prefix, shared_prefixes
 from stages.maths.ragged import gather_ranges, offsets_of
 from stages.maths.values import monte_carlo_values
@@ -84,6 +87,8 @@ def estimate(options: EstimatorOptions, batch: SegmentBatch, group: pa.Table) ->
     advantages = chain_advantages(batch.segments, value, rewards[own])
     if options.baseline == "leave-one-out":
         advantages = leave_own_reward_out(advantages, rewards[response], count)
+    if options.estimator == "tempo":
+        advantages = advantages._replace(advantage=tempo(advantages.advantage, response, rewards, question))
     return build_rows(
         batch.rows,
         advantages,

@@ -1,8 +1,9 @@
 """Estimate values of a sampled tree bottom-up from the rewards of its leaves (arXiv 2505.23564, SPO-tree).
 
 V at the end of an inner node is the mean of V over its children; V of a leaf is its reward. The advantage of a node is
-V at its end minus V at its start, the state that it shares with its siblings. Trees are read whole, from all parts. A
-leaf that could not be graded is left out of the mean, and has no row; neither has a node above such leaves only.
+V at its end minus V at its start, the state that it shares with its siblings, or follows another rule (--credit). Trees
+are read whole, from all parts. A leaf that could not be graded is left out of the mean, and has no row; neither has a
+node above such leaves only.
 """
 
 # pyarrow.compute makes its functions at import time:
@@ -23,6 +24,7 @@ from stages.estimators import EstimatedChunk, Estimator, PreparedPart
 from stages.estimators.rows import build_rows, count_questions, count_ungradable
 from stages.estimators.segments import load_whole_questions
 from stages.maths.advantages import Advantages, sibling_advantages
+from stages.maths.credit import credit, leaf_means
 from stages.maths.ragged import gather_ranges
 from stages.maths.tree_structure import is_leaf
 from stages.maths.trees import leaves_below, node_values, preorder, start_states
@@ -35,7 +37,7 @@ from stages.shards.tables import encode_names, rows_by_name
 COLUMNS = ("trajectory_id", "parent_id", "question_id", "token_ids", "finish_reason", "reward")
 
 
-RECORDED = ("estimator", "baseline", "normalize_by", "keep_zero", "best_of")
+RECORDED = ("estimator", "baseline", "normalize_by", "credit", "node_value", "keep_zero", "best_of")
 """Options that this estimator reads."""
 
 
@@ -109,7 +111,7 @@ def estimate(options: EstimatorOptions, rows: pa.Table, nodes: pa.Table, parent:
     position = np.argsort(order)  # of each node in pre-order
     parent, tree, reward = np.where(parent < 0, -1, position[parent])[order], tree[order], reward[order]
     value, group = node_values(parent, reward), start_states(parent, tree)
-    advantages = sibling_advantages(value, group, baseline=options.baseline, scale=options.normalize_by == "siblings")
+    advantages = assign_credit(options, parent, tree, reward)
     leaf = is_leaf(parent)
     graded = leaf & ~np.isnan(reward)
     first, count = leaves_below(parent, tree, graded)
@@ -124,3 +126,22 @@ def estimate(options: EstimatorOptions, rows: pa.Table, nodes: pa.Table, parent:
         keep_zero=options.keep_zero,
         counts={**count_questions(reward[leaf], tree[leaf]), **count_ungradable(reward[leaf & own])},
     )
+
+
+def assign_credit(options: EstimatorOptions, parent: np.ndarray, tree: np.ndarray, reward: np.ndarray) -> Advantages:
+    """Return V at both ends of each node and its advantage under the rule of --credit.
+
+    Args:
+      parent, tree, reward: [N] in pre-order.
+    """
+    rule = options.credit
+    if options.node_value == "leaves" or rule == "treerl":
+        end, start = leaf_means(parent, tree, reward)
+        advantages = Advantages(start, end, end - start)
+    else:
+        scale = rule == "siblings" or options.normalize_by == "siblings"
+        value, group = node_values(parent, reward), start_states(parent, tree)
+        advantages = sibling_advantages(value, group, baseline=options.baseline, scale=scale)
+    if rule in ("parent", "siblings"):
+        return advantages
+    return advantages._replace(advantage=credit(rule, parent, tree, reward))

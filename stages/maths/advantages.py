@@ -180,6 +180,35 @@ def leave_own_reward_out(advantages: Advantages, reward: ArrayLike, count: Array
     return Advantages(start, advantages.value_end, advantages.value_end - start)
 
 
+def tempo(
+    branch_term: ArrayLike, response: NDArray[np.integer], rewards: ArrayLike, groups: ArrayLike
+) -> NDArray[np.float64]:
+    """Return the advantage of each segment under TEMPO (arXiv 2509.18314): the GRPO term plus the branch term.
+
+        A = [ (R_i − mean) + (V(end) − V(start)) ] / (std + 10⁻⁸)        mean and std over the group, V a prefix value
+
+    Where no response branches off, V does not change and A is the advantage of GRPO. With one token per segment, only
+    branching tokens have the second term. If the std is at most 10⁻⁸, A is 0.
+
+    Args:
+      branch_term: [S] V(end) − V(start) of each segment, NaN where unknown.
+      response: [S] the response that each segment belongs to.
+      rewards, groups: [N] of each response, as in `sibling_advantages`.
+
+    Returns:
+      [S] float64.
+    """
+    rewards, groups = np.asarray(rewards, np.float64), np.asarray(groups)
+    deviation = sibling_advantages(rewards, groups).advantage
+    _, group = np.unique(groups, return_inverse=True)
+    known = ~np.isnan(deviation)
+    size = np.bincount(group, known)
+    with np.errstate(invalid="ignore"):
+        std = np.sqrt(np.bincount(group, np.where(known, deviation, 0.0) ** 2) / size)[group]
+    total = deviation[response] + np.asarray(branch_term, np.float64)
+    return np.where(std[response] > _STD_EPSILON, total / (std[response] + _STD_EPSILON), 0.0 * total)
+
+
 def grpo(rewards: ArrayLike, groups: ArrayLike) -> Advantages:
     """Return A_i = (R_i − mean) / (std + 10⁻⁸) over the responses to a question, population std (arXiv 2402.03300).
 

@@ -70,6 +70,7 @@ def ppo_clip(
     epsilon: float = 0.2,
     epsilon_high: float | None = None,
     importance_cap: float | None = None,
+    dual_clip: float | None = None,
 ) -> tuple[Tensor, PolicySums]:
     """Return the clipped surrogate loss of each token (arXiv 1707.06347).
 
@@ -80,6 +81,9 @@ def ppo_clip(
     log-probabilities from a sampling engine that differs slightly from the trainer. Its gradient is
     min(r_t, c) A_t ∇log π_θ. For A > 0 the clipped branch bounds the ratio already; for A < 0 the cap does.
 
+    With `dual_clip` c, ℓ_t is at most −c A_t for A_t < 0 (arXiv 1912.09729, eq. 5): a token whose ratio is above c has
+    no gradient. It counts as clipped below.
+
     Args:
       logprobs: [M] floating, log π_θ of the current policy, with gradient.
       old_logprobs: [M], log π_old of the policy that sampled the tokens.
@@ -87,6 +91,7 @@ def ppo_clip(
       epsilon: ε, in [0, 1).
       epsilon_high: ε_high; `epsilon` if None.
       importance_cap: c ≥ 1, or None.
+      dual_clip: c > 1, or None.
 
     Returns:
       The loss of each token [M], and sums for logging.
@@ -94,11 +99,12 @@ def ppo_clip(
     Raises:
       ValueError: the shapes differ or are not [M], or a parameter is out of range.
     """
-    _check_shapes(logprobs, old_logprobs, advantages)
+    check_shapes(logprobs, old_logprobs, advantages)
     high = epsilon if epsilon_high is None else epsilon_high
-    if not 0 <= epsilon < 1 or high < 0 or (importance_cap is not None and importance_cap < 1):
+    if not 0 <= epsilon < 1 or high < 0 or (importance_cap or 1) < 1 or (dual_clip is not None and dual_clip <= 1):
         raise ValueError(
-            f"expected 0 ≤ epsilon < 1, epsilon_high ≥ 0, importance_cap ≥ 1; got {epsilon}, {high}, {importance_cap}"
+            f"expected 0 ≤ epsilon < 1, epsilon_high ≥ 0, importance_cap ≥ 1, dual_clip > 1; "
+            f"got {epsilon}, {high}, {importance_cap}, {dual_clip}"
         )
     log_ratio = (logprobs - old_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     ratio = log_ratio.exp()
@@ -107,15 +113,20 @@ def ppo_clip(
         weight = ratio * (importance_cap / ratio.detach()).clamp(max=1.0)
     unclipped = -advantages * weight
     clipped = -advantages * ratio.clamp(1.0 - epsilon, 1.0 + high)
+    token_losses = torch.maximum(unclipped, clipped)
     with torch.no_grad():
         bound = clipped > unclipped
+        if dual_clip is not None:
+            bound |= (advantages < 0) & (token_losses > -dual_clip * advantages)
         sums = PolicySums(
             ratio=ratio.sum(),
             clip_low=(bound & (advantages < 0)).sum().to(ratio),
             clip_high=(bound & (advantages > 0)).sum().to(ratio),
             approx_kl=0.5 * log_ratio.square().sum(),
         )
-    return torch.maximum(unclipped, clipped), sums
+    if dual_clip is not None:
+        token_losses = torch.where(advantages < 0, torch.minimum(token_losses, -dual_clip * advantages), token_losses)
+    return token_losses, sums
 
 
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: KLKind = "k3") -> Tensor:
@@ -136,7 +147,7 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: KLKind = "k3") -> 
     Raises:
       ValueError: the shapes differ or are not [M], or the kind is unknown.
     """
-    _check_shapes(logprobs, ref_logprobs)
+    check_shapes(logprobs, ref_logprobs)
     difference = ref_logprobs - logprobs
     if kind == "k1":
         return -difference
@@ -178,7 +189,7 @@ def distillation_loss(
     Raises:
       ValueError: the shapes differ or are not [M] and [S], or beta is not positive.
     """
-    _check_shapes(logprobs, old_logprobs, ref_logprobs)
+    check_shapes(logprobs, old_logprobs, ref_logprobs)
     if beta <= 0 or segment.shape != logprobs.shape or advantages.ndim != 1:
         raise ValueError(
             f"expected beta > 0, segment [M] and advantages [S]; "
@@ -253,7 +264,7 @@ def kl_loss(token_kls: Tensor, sequences: int | float, beta: float) -> Tensor:
     return beta * token_kls.sum() / sequences
 
 
-def _check_shapes(logprobs: Tensor, *others: Tensor) -> None:
+def check_shapes(logprobs: Tensor, *others: Tensor) -> None:
     """Raise unless all tensors have the same shape [M] and the first is floating."""
     shapes = [tuple(tensor.shape) for tensor in (logprobs, *others)]
     if logprobs.ndim != 1 or len(set(shapes)) != 1 or not logprobs.is_floating_point():

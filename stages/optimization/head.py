@@ -22,7 +22,7 @@ LOGITS_PER_CHUNK = 2**24
 class Scored(NamedTuple):
     """Log-probability [M] of each chosen token, and entropy [M] of the distribution that it was drawn from.
 
-    Both in nats and at least float32; the entropy is a metric and carries no gradient.
+    Both in nats and at least float32, and differentiable.
     """
 
     logprobs: Tensor
@@ -119,16 +119,19 @@ class _Head(torch.autograd.Function):
         # Backward starts with the last chunk, so its probabilities are kept: a small batch is one chunk, and its logits
         # are computed only once.
         ctx.last = probabilities if any(ctx.needs_input_grad[:3]) else None
-        ctx.save_for_backward(hidden, weight, bias, targets, log_normalizer)
+        ctx.save_for_backward(hidden, weight, bias, targets, log_normalizer, entropy)
         ctx.temperature, ctx.chunk = temperature, chunk
-        ctx.mark_non_differentiable(entropy)
+        ctx.set_materialize_grads(False)  # the entropy usually has no gradient; then none is computed
         return logprobs, entropy
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Compute d log p[y] / d logits = (1[y] − p) / τ, chunk by chunk from the last."""
-        hidden, weight, bias, targets, log_normalizer = ctx.saved_tensors
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, grad: Tensor | None, grad_entropy: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        """Compute d log p[y] / d logits = (1[y] − p) / τ and dH / d logits = −p (log p + H) / τ, last chunk first."""
+        hidden, weight, bias, targets, log_normalizer, entropy = ctx.saved_tensors
+        grad = torch.zeros_like(entropy) if grad is None else grad
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         head = _cast(hidden, weight, bias)
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
@@ -140,7 +143,13 @@ class _Head(torch.autograd.Function):
                 slope = _logits(hidden[rows], *head, ctx.temperature, grad.dtype)
                 slope.sub_(log_normalizer[rows, None]).exp_()
             scale = grad[rows, None] / ctx.temperature
+            of_entropy = None
+            if grad_entropy is not None:
+                of_entropy = torch.special.xlogy(slope, slope).addcmul_(slope, entropy[rows, None])
+                of_entropy.mul_(-grad_entropy[rows, None] / ctx.temperature)
             slope.mul_(-scale).scatter_add_(-1, targets[rows, None], scale)
+            if of_entropy is not None:
+                slope += of_entropy
             if grad_bias is not None:
                 grad_bias += slope.sum(0)
             slope = slope.to(hidden.dtype)

@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stages.maths import losses
+from stages.maths import losses, surrogates
 from stages.maths.mismatch_sums import TRUNCATION_CAP, mismatch_sums
 from stages.optimization.batches import Example
 from stages.optimization.head import Scored
 
-Loss = Literal["ppo", "distill"]
+Loss = Literal["ppo", "gspo", "segment-ratio", "cispo", "dppo", "sapo", "distill"]
 Whitening = Literal["batch", "micro-batch", "none"]
 MAX_METRIC = "mismatch/logp_difference_max"
 """The one metric that is a maximum over micro-batches and ranks; all others are sums."""
@@ -30,14 +30,18 @@ class Objective:
     """The objective of a policy step (see `maths.losses`).
 
     Attributes:
-      loss: PPO-clip over the kept tokens plus β · KL, or the distillation of segment advantages, where β is part of the
-        loss itself.
+      loss: a surrogate over the kept tokens plus β · KL (PPO-clip, also with one ratio for a sequence or a segment,
+        CISPO, DPPO, SAPO), or the distillation of segment advantages, where β is part of the loss itself.
       temperature: τ of the distribution that log-probabilities are taken of; the same as in sampling.
-      epsilon, epsilon_high: clip range of the ratio; PPO-clip only.
+      epsilon, epsilon_high: clip range of the ratio; with DPPO, of the difference of probabilities.
+      dual_clip: bound of the loss of tokens with A < 0, in |A|; PPO-clip only.
       importance_cap: upper bound of the importance weight if the old log-probabilities are those recorded when
         sampling; None: the trainer computed them.
+      correction, correction_level, correction_cap: weights of the token losses for the mismatch between sampler and
+        trainer; None: no weights.
+      entropy_bonus: weight of the mean entropy over the kept tokens, which the loss rewards.
       beta, kl: β, and the estimator of the KL divergence to the reference policy.
-      normalization, constant: how token losses are summed (`losses.token_divisors`); PPO-clip only.
+      normalization, constant: how token losses are summed (`losses.token_divisors`); not for distillation.
       whiten: whiten advantages over the kept tokens of the optimizer batch, of each micro-batch (as the code released
         with the paper does), or not at all.
       max_ratio: a batch with a mean ratio above this is skipped.
@@ -48,6 +52,11 @@ class Objective:
     epsilon: float = 0.2
     epsilon_high: float | None = None
     importance_cap: float | None = None
+    dual_clip: float | None = None
+    correction: surrogates.Correction | None = None
+    correction_level: surrogates.CorrectionLevel = "token"
+    correction_cap: float = TRUNCATION_CAP
+    entropy_bonus: float = 0.0
     beta: float = 0.0
     kl: losses.KLKind = "k3"
     normalization: losses.Normalization = "tokens"
@@ -122,7 +131,10 @@ def micro_batch_loss(
         stored = [example.reference for example in group.examples]
         reference = stored_or_current_logprobs(current, group.examples, stored)
     loss, metrics = _LOSSES[objective.loss](objective, group, _LogProbs(current, old, reference), totals)
-    metrics = {"loss": loss.detach(), "entropy": entropy.sum() / totals.tokens} | metrics
+    mean_entropy = entropy.sum() / totals.tokens
+    if objective.entropy_bonus:
+        loss = loss - objective.entropy_bonus * mean_entropy
+    metrics = {"loss": loss.detach(), "entropy": mean_entropy.detach()} | metrics
     if totals.compared:
         metrics |= _compare_to_sampler(objective, group.examples, current.detach(), old, totals)
     return loss, metrics
@@ -149,8 +161,7 @@ def _compare_to_sampler(
     objective: Objective, examples: list[Example], current: Tensor, old: Tensor, totals: BatchTotals
 ) -> dict[str, Tensor]:
     """Compare the sampler's log-probabilities with those of the policy at the start of the call."""
-    recorded = [np.full(one.kept.size, np.nan) if one.sampled is None else one.sampled for one in examples]
-    sampler = torch.from_numpy(np.concatenate(recorded)).to(current)
+    sampler = _recorded(examples, current)
     # With an importance cap, `old` is the sampler's own record, and only steps before the first update are compared.
     trainer = old if objective.importance_cap is None else current
     known = sampler.isfinite()
@@ -163,15 +174,20 @@ def _compare_to_sampler(
     }
 
 
-def _ppo(objective: Objective, group: MicroBatchExamples, logprobs: _LogProbs, totals: BatchTotals) -> LossAndMetrics:
-    token_losses, sums = losses.ppo_clip(
-        logprobs.current,
-        logprobs.old,
-        torch.from_numpy(np.ascontiguousarray(group.advantages)).to(logprobs.current),
-        objective.epsilon,
-        objective.epsilon_high,
-        objective.importance_cap,
-    )
+def _recorded(examples: list[Example], like: Tensor) -> Tensor:
+    """Return the log-probabilities [M] that the sampler recorded; NaN where none are given."""
+    recorded = [np.full(one.kept.size, np.nan) if one.sampled is None else one.sampled for one in examples]
+    return torch.from_numpy(np.concatenate(recorded)).to(like)
+
+
+def _policy(
+    objective: Objective, group: MicroBatchExamples, logprobs: _LogProbs, totals: BatchTotals
+) -> LossAndMetrics:
+    """Return the contribution of a loss over tokens, with the KL term."""
+    token_losses, sums = _surrogate(objective, group, logprobs)
+    weights = _correction(objective, group, logprobs)
+    if weights is not None:
+        token_losses = token_losses * weights
     lengths = [example.kept.size for example in group.examples]
     divisors = torch.from_numpy(np.repeat(totals.divisors[group.indices], lengths)).to(logprobs.current)
     loss = losses.policy_loss(token_losses, divisors)
@@ -182,6 +198,8 @@ def _ppo(objective: Objective, group: MicroBatchExamples, logprobs: _LogProbs, t
         "clip_ratio/region_mean": (sums.clip_low + sums.clip_high) / totals.tokens,
         "approx_kl": sums.approx_kl / totals.tokens,
     }
+    if weights is not None:
+        metrics["mismatch/weight_mean"] = weights.sum() / totals.tokens
     if logprobs.reference is not None:
         kls = losses.kl_estimate(logprobs.current, logprobs.reference, objective.kl)
         loss = loss + losses.kl_loss(kls, totals.sequences, objective.beta)
@@ -189,22 +207,76 @@ def _ppo(objective: Objective, group: MicroBatchExamples, logprobs: _LogProbs, t
     return loss, metrics
 
 
+def _surrogate(
+    objective: Objective, group: MicroBatchExamples, logprobs: _LogProbs
+) -> tuple[Tensor, losses.PolicySums]:
+    """Return the loss of each kept token [M], and sums for logging."""
+    current, old, name = logprobs.current, logprobs.old, objective.loss
+    advantages = torch.from_numpy(np.ascontiguousarray(group.advantages)).to(current)
+    low = objective.epsilon
+    high = low if objective.epsilon_high is None else objective.epsilon_high
+    if name == "cispo":
+        return surrogates.cispo(current, old, advantages, low, high)
+    if name == "dppo":
+        return surrogates.dppo(current, old, advantages, low, high)
+    if name == "sapo":
+        return surrogates.sapo(current, old, advantages)
+    if name in ("gspo", "segment-ratio"):
+        members, count = _sequences(group) if name == "gspo" else _segments(group)
+        old = surrogates.shared_ratio(current, old, members.to(current.device), count)
+    return losses.ppo_clip(current, old, advantages, low, high, objective.importance_cap, objective.dual_clip)
+
+
+def _correction(objective: Objective, group: MicroBatchExamples, logprobs: _LogProbs) -> Tensor | None:
+    """Return the weight [M] of each kept token for the mismatch between sampler and trainer; None: no correction."""
+    if objective.correction is None:
+        return None
+    sequence, count = _sequences(group)
+    return surrogates.correction_weights(
+        logprobs.old,
+        _recorded(group.examples, logprobs.old),
+        sequence.to(logprobs.old.device),
+        count,
+        objective.correction,
+        objective.correction_level,
+        objective.correction_cap,
+    )
+
+
+def _sequences(group: MicroBatchExamples) -> tuple[Tensor, int]:
+    """Return the example of each kept token [M], and the number of examples."""
+    lengths = [example.kept.size for example in group.examples]
+    return torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)), len(lengths)
+
+
+def _segments(group: MicroBatchExamples) -> tuple[Tensor, int]:
+    """Return the segment of each kept token [M], and the number of segments."""
+    starts = _segment_starts(group)
+    lengths = np.diff(starts, append=sum(example.kept.size for example in group.examples))
+    return torch.from_numpy(np.repeat(np.arange(starts.size), lengths)), starts.size
+
+
+def _segment_starts(group: MicroBatchExamples) -> NDArray[np.int64]:
+    """Return [S] indices into the kept tokens of a micro-batch: where each segment starts."""
+    lengths = [example.kept.size for example in group.examples]
+    firsts = np.repeat(np.cumsum([0, *lengths[:-1]]), [example.segment_starts.size for example in group.examples])
+    return firsts + np.concatenate([example.segment_starts for example in group.examples])
+
+
 def _distill(
     objective: Objective, group: MicroBatchExamples, logprobs: _LogProbs, totals: BatchTotals
 ) -> LossAndMetrics:
     current, old, reference = logprobs.current, logprobs.old, logprobs.reference
     assert reference is not None, "the distillation loss has beta > 0"
-    # Indices into the [M] kept tokens of the micro-batch: where each example starts, then where each segment starts.
-    lengths = [example.kept.size for example in group.examples]
-    firsts = np.repeat(np.cumsum([0, *lengths[:-1]]), [example.segment_starts.size for example in group.examples])
-    starts = firsts + np.concatenate([example.segment_starts for example in group.examples])
-    segment = np.repeat(np.arange(starts.size), np.diff(starts, append=sum(lengths)))
+    segment, _ = _segments(group)
     segment_losses, sums = losses.distillation_loss(
         current,
         old,
         reference,
-        torch.from_numpy(segment).to(current.device),
-        torch.from_numpy(group.advantages[starts]).to(current),  # all tokens of a segment have one advantage
+        segment.to(current.device),
+        torch.from_numpy(group.advantages[_segment_starts(group)]).to(
+            current
+        ),  # all tokens of a segment have one advantage
         objective.beta,
     )
     loss = losses.policy_loss(segment_losses, totals.segments)
@@ -221,6 +293,6 @@ def _distill(
 
 
 _LOSSES: dict[Loss, Callable[[Objective, MicroBatchExamples, _LogProbs, BatchTotals], LossAndMetrics]] = {
-    "ppo": _ppo,
+    **dict.fromkeys(("ppo", "gspo", "segment-ratio", "cispo", "dppo", "sapo"), _policy),
     "distill": _distill,
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from stages.maths.mismatch import TOLERATED_ERROR, multiplicative_error
+from stages.training.starting_point import Iteration
 
 ERROR = "mismatch/error"
 _LARGEST = "mismatch/logp_difference_max"
@@ -18,8 +19,23 @@ _REMEDY = (
     "the sampler is not the policy that is trained. Use one --dtype for both (float32 shows whether rounding is the "
     "cause); check that --temperature is the one of the trajectories, that log-probabilities of another engine are of "
     "the whole vocabulary at that temperature and not of what top-p or top-k left, and that the sampler had the newest "
-    "weights of the policy. --old-logprobs recorded takes truncated ratios to the sampler's log-probabilities"
+    "weights of the policy. --mismatch-correction tis weights the loss by truncated ratios of the two"
 )
+
+
+def samplers_differ(iterations: Sequence[Iteration], dtype: str) -> bool:
+    """Return whether some trajectories come from another engine or number format than the trainer's.
+
+    The embedded engine computes as the trainer does. What a file of another tool does not record is no difference.
+
+    Args:
+      dtype: the value of `--dtype` of the trainer.
+    """
+    for iteration in iterations:
+        sampled = iteration.trajectories.lineage
+        if sampled and (sampled.config.get("engine") == "vllm" or sampled.config.get("dtype", dtype) != dtype):
+            return True
+    return False
 
 
 def summarize(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -79,6 +79,8 @@ def fill_pool(options: LearningOptions, iterations: Sequence[Iteration], *, reco
     Raises:
       UserError: as `load_experience`.
     """
+    # The correction needs the recorded log-probabilities of every iteration.
+    corrected = options.mismatch_correction in ("tis", "mis")
     left_out: dict[str, int] = {}
     selections = []
     for iteration in iterations:
@@ -87,7 +89,7 @@ def fill_pool(options: LearningOptions, iterations: Sequence[Iteration], *, reco
             iteration.trajectories,
             options.mask,
             recorded=recorded,
-            compared=iteration.sampled_by_policy,
+            compared=iteration.sampled_by_policy or corrected,
             drop_uniform=options.drop_uniform_groups,
             drop_unfinished=options.mask_truncated_completions,
         )
@@ -100,7 +102,7 @@ def fill_pool(options: LearningOptions, iterations: Sequence[Iteration], *, reco
                     only_signal=options.train_rollouts == "signal",
                     per_state=options.rollouts_per_state,
                     recorded=recorded,
-                    compared=iteration.sampled_by_policy,
+                    compared=iteration.sampled_by_policy or corrected,
                     drop_unfinished=options.mask_truncated_completions,
                 )
             )

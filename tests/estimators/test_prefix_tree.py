@@ -119,3 +119,18 @@ def test_the_number_of_parts_changes_no_row(policy: Path, tmp_path: Path):
     )
     assert one == five
     assert one
+
+
+def test_tempo_is_grpo_where_nothing_branches_and_adds_the_branch_term_elsewhere(tmp_path: Path):
+    made = cutpoints(tmp_path, "token")
+    found, _ = estimate_rows(tmp_path / "tempo", made, estimator="tempo", keep_zero=True)
+    branch, _ = estimate_rows(tmp_path / "branch", made, estimator="prefix-tree", keep_zero=True)
+    std = 2**0.5 / 3  # of the rewards 1, 0, 0; their mean is 1/3
+    for (name, number), row in found.items():
+        if name.startswith("a"):
+            group_term = (2 / 3 if name == "a/0" else -1 / 3) / std
+            assert row["advantage"] == pytest.approx(group_term + branch[name, number]["advantage"] / std, abs=1e-6)
+        else:
+            assert row["advantage"] == 0, "the rewards of b agree"
+    assert found["a/0", 1]["advantage"] == pytest.approx(2 / 3 / std, abs=1e-6), "two responses share this token"
+    assert found["a/0", 2]["advantage"] == pytest.approx((2 / 3 + 1 / 2) / std, abs=1e-6), "they part at this one"

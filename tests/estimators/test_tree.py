@@ -202,3 +202,32 @@ assert "torch" not in sys.modules
     recorded = footer(tmp_path / "out" / "part-00000-of-00002.parquet")
     assert recorded["model"] is None
     assert recorded["config"].keys() == {"estimator", "baseline", "normalize_by", "keep_zero", "best_of"}
+
+
+def test_the_rules_of_credit_reach_the_rows(cutpoints: Path, tmp_path: Path):
+    """Tree a: leaves 0.0 (reward 1), 0.1 (0) and 1 (1); V(prompt) over leaves is 2/3, V(0) is 1/2."""
+    expected = {
+        "siblings": {"a/0": -1.0, "a/0.0": 1.0, "a/0.1": -1.0, "a/1": 1.0},
+        "treerl": {"a/0": -2 / 6 / 2**0.5, "a/0.0": 5 / 6, "a/0.1": -7 / 6, "a/1": 2 / 3},
+        "treepo": {"a/0": -1 / 12, "a/0.0": 5 / 12, "a/0.1": -7 / 12, "a/1": 1 / 3},
+        "treeadv": {"a/0": -1 / 8**0.5, "a/0.0": 0.5**0.5, "a/0.1": -(2**0.5), "a/1": 0.5**0.5},
+        "tree-grpo": {"a/0": -1 / 8**0.5, "a/0.0": 1 + 0.5**0.5, "a/0.1": -1 - 2**0.5, "a/1": 0.5**0.5},
+    }
+    for rule, by_node in expected.items():
+        found, _ = estimate_rows(tmp_path / rule, cutpoints, estimator="tree", credit=rule, keep_zero=True)
+        assert {name: found[name, 0]["advantage"] for name in by_node} == pytest.approx(by_node, abs=1e-6), rule
+
+
+def test_the_value_of_a_node_may_be_the_mean_over_its_leaves(cutpoints: Path, tmp_path: Path):
+    found, _ = estimate_rows(tmp_path / "out", cutpoints, estimator="tree", node_value="leaves", keep_zero=True)
+    assert (found["a/0", 0]["value_start"], found["a/0", 0]["value_end"]) == pytest.approx((2 / 3, 1 / 2))
+    assert found["b/0.1", 0]["advantage"] == pytest.approx(1 - 2 / 3)
+
+
+def test_a_rule_of_credit_refuses_the_options_of_another(cutpoints: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="--credit treerl is a rule of its own: omit --baseline"):
+        estimate_rows(tmp_path / "out", cutpoints, estimator="tree", credit="treerl", baseline="leave-one-out")
+    with pytest.raises(UserError, match="--credit is an option of --estimator tree"):
+        estimate_rows(tmp_path / "out", cutpoints, estimator="rloo", credit="treerl")
+    with pytest.raises(UserError, match="--node-value leaves compares with all leaves"):
+        estimate_rows(tmp_path / "out", cutpoints, estimator="tree", node_value="leaves", baseline="leave-one-out")

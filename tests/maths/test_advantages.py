@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.maths.advantages import chain_advantages, dr_grpo, grpo, rloo, states_to_estimate
+from stages.maths.advantages import chain_advantages, dr_grpo, grpo, rloo, states_to_estimate, tempo
 from stages.maths.partition import (
     partition_by_cutpoints,
     partition_by_length,
@@ -225,3 +225,17 @@ def test_group_methods_refuse_rewards_that_are_not_finite():
 def test_token_partition_gives_every_token_its_own_advantage():
     values = [0.0, 0.5, 0.25]
     assert chain_advantages(partition_by_token([3]), values, [1.0]).advantage.tolist() == [0.5, -0.25, 0.75]
+
+
+def test_tempo_is_the_group_term_plus_the_branch_term_over_the_deviation():
+    """Rewards 1, 0, 0, 0: mean 1/4, std √3/4. The second segment of response 1 begins where others part from it."""
+    found = tempo([0.0, 0.5, 0.0], np.array([0, 0, 1]), [1.0, 0.0, 0.0, 0.0], [7, 7, 7, 7])
+    std = 3**0.5 / 4
+    assert found == pytest.approx([0.75 / std, 1.25 / std, -0.25 / std], abs=1e-6)
+
+
+def test_tempo_without_a_branch_term_is_grpo_and_without_deviation_0():
+    rewards, groups = [1.0, 0.0, 1.0, 0.5, 0.5], [0, 0, 0, 1, 1]
+    found = tempo(np.zeros(5), np.arange(5), rewards, groups)
+    assert found == pytest.approx(grpo(rewards, groups).advantage)
+    assert tempo([0.3], np.array([3]), rewards, groups).tolist() == [0.0]

@@ -62,14 +62,18 @@ def test_tied_embeddings_get_both_gradients() -> None:
     torch.testing.assert_close(other.grad, one.grad, rtol=0, atol=1e-12)
 
 
-def test_entropy_is_that_of_the_scaled_distribution_and_carries_no_gradient() -> None:
+def test_entropy_and_its_gradient_are_those_of_the_scaled_distribution() -> None:
     hidden, weight, offset, targets = problem(6)
     scored = selected_log_probs(hidden.requires_grad_(), weight, offset, targets, temperature=0.7, chunk=4)
     logits = torch.nn.functional.linear(hidden, weight, offset) / 0.7
     torch.testing.assert_close(
         scored.entropy, torch.distributions.Categorical(logits=logits).entropy(), rtol=0, atol=1e-12
     )
-    assert not scored.entropy.requires_grad
+    expected = torch.distributions.Categorical(logits=logits).entropy() + 0.3 * logits.log_softmax(-1)[:, 0]
+    at_zero = selected_log_probs(hidden, weight, offset, torch.zeros_like(targets), temperature=0.7, chunk=4)
+    found = at_zero.entropy + 0.3 * at_zero.logprobs
+    grads = (torch.autograd.grad(loss.square().sum(), hidden, retain_graph=True)[0] for loss in (found, expected))
+    torch.testing.assert_close(*grads, rtol=0, atol=1e-12)
 
 
 def test_large_logits_stay_finite() -> None:
