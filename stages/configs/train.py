@@ -77,8 +77,7 @@ class LearningOptions:
 
     # Objective of a step.
     loss: Literal["ppo", "gspo", "segment-ratio", "cispo", "dppo", "sapo", "distill"] = option(
-        "PPO-clip with a ratio per token (ppo), response (gspo) or segment; another bound of the step; or the squared "
-        "error between advantage and --beta times log-ratio (distill).",
+        "Loss of a step; distill is the squared error between advantage and --beta times the log-ratio of a segment.",
         default="ppo",
         common=True,
         group="Loss",
