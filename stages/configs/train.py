@@ -77,7 +77,7 @@ class LearningOptions:
 
     # Objective of a step.
     loss: Literal["ppo", "gspo", "segment-ratio", "cispo", "dppo", "sapo", "distill"] = option(
-        "Loss of a step; distill is the squared error between advantage and --beta times the log-ratio of a segment.",
+        "Loss of a step; distill fits --beta times the log-ratio to the advantage.",
         default="ppo",
         common=True,
         group="Loss",
