@@ -26,7 +26,14 @@ from stages.evaluation.summaries import accuracies, score_accuracies, summarize
 from stages.models import checkpoints, loading
 from stages.responses.generation import Response, Sampling, respond
 from stages.responses.grading import grade
-from stages.responses.prompts import Prompts, count_overlong, leave_out_overlong, make_prompts, with_template
+from stages.responses.prompts import (
+    Prompts,
+    check_vocabulary,
+    count_overlong,
+    leave_out_overlong,
+    make_prompts,
+    with_template,
+)
 from stages.sampling.engines import engine_packages, with_engine
 from stages.sampling.pool import SamplerPool, use_pool
 from stages.sampling.protocol import SamplingParams, engine_counts
@@ -153,6 +160,7 @@ def _sample_part(
     chunks = _chunks(questions, config.chunk_questions)
     # All prompts first: a question that does not fit is an error before anything is sampled.
     written = [make_prompts(tokenizer, chunk.questions, chunk.task, config) for chunk in chunks]
+    check_vocabulary(written, loading.vocabulary_size(loading.load_config(model_dir)))
     prompts = leave_out_overlong(written, sampler.context_length, config.overlong_prompts)
     _note_short_context(prompts, sampler.context_length, config.max_tokens[-1], progress)
     params = SamplingParams(config.temperature, config.top_p, config.top_k, config.stop)

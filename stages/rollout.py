@@ -27,7 +27,14 @@ from stages.core.progress import Progress, Silent, Summary
 from stages.models import checkpoints, loading
 from stages.responses import chains, trees
 from stages.responses.generation import OnTokens, Sampling
-from stages.responses.prompts import count_overlong, leave_out_overlong, make_prompts, overlong_notes, with_template
+from stages.responses.prompts import (
+    check_vocabulary,
+    count_overlong,
+    leave_out_overlong,
+    make_prompts,
+    overlong_notes,
+    with_template,
+)
 from stages.sampling.engines import engine_packages, with_engine
 from stages.sampling.pool import SamplerPool, use_pool
 from stages.sampling.protocol import SamplingParams, Usage, engine_counts
@@ -153,6 +160,7 @@ def _commit_rows(
     size = config.chunk_questions
     chunks = [questions[i : i + size] for i in range(0, len(questions), size)]
     written = [make_prompts(tokenizer, chunk, task, config) for chunk in chunks]
+    check_vocabulary(written, loading.vocabulary_size(loading.load_config(model_dir)))
     prompts = leave_out_overlong(written, sampler.context_length, config.overlong_prompts)
     params = SamplingParams(config.temperature, config.top_p, config.top_k, config.stop)
     key = (config.seed, "rollout")

@@ -81,10 +81,12 @@ def _run(config: Config, progress: Progress, metrics_log: MetricsLog | None) -> 
     if count is None and config.steps:
         count = min(config.steps * config.batch_size, len(task.questions(config.split)))
     examples, notes = load_examples(task, config, count, tokenizer, context_length)
+    _check_vocabulary(examples, base)
     with open_resumable_run(
         config.out, lineage, overwrite=config.overwrite, progress=progress, metrics_log=metrics_log
     ) as resumable:
         engine = _open_engine(config, base, resumable.checkpoint, adapter)
+        saving.check_saving(engine.model, tokenizer)
         metrics = _train(config, engine, tokenizer, examples, resumable, progress)
         last = metrics[-1]
         counts = {"examples": len(examples), "steps": len(metrics), "tokens": int(last["num_tokens"])}
@@ -141,6 +143,17 @@ def _load_tokenizer(base: Path | None) -> tuple[PreTrainedTokenizerBase, int]:
     if base:
         return loading.load_tokenizer(base), loading.context_length(loading.load_config(base))
     return presets.make_byte_tokenizer(), presets.CONTEXT_LENGTH
+
+
+def _check_vocabulary(examples: Sequence[Example], base: Path | None) -> None:
+    """Raise UserError if the tokenizer gives ids that the model does not know."""
+    size = loading.vocabulary_size(loading.load_config(base)) if base else presets.BYTES + 2
+    largest = max(int(example.tokens.max()) for example in examples)
+    if largest >= size:
+        raise UserError(
+            f"an example has token {largest}, but the model knows {size} tokens: its tokenizer belongs to another "
+            "model, or has tokens that were added after training"
+        )
 
 
 def _open_engine(config: Config, base: Path | None, checkpoint: Path | None, adapter: Lora | None) -> TorchEngine:

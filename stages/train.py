@@ -24,7 +24,7 @@ from stages.configs.train import MAX_PER_QUESTION, Config
 from stages.core.config import results_config
 from stages.core.launcher import read_launch
 from stages.core.progress import Progress, Silent, Summary
-from stages.models import loading
+from stages.models import loading, saving
 from stages.optimization.batches import Example, Layout, padded, padded_fixed_batches
 from stages.optimization.objective import Objective
 from stages.optimization.optimizer import AdamWConfig
@@ -219,6 +219,7 @@ def _train(work: _Work, plan: ExecutionPlan, resumable: ResumableRun, progress: 
     models = Models(start, checkpoint, plan, adam, check, **options)
     examples = _with_fixed_logprobs(work, pool, batches, models, layout, plan.ranks, resumable, progress)
     engine = models.open(checkpoint or start.policy)
+    saving.check_saving(engine.model, tokenizer)
     critic_trainer = None
     if work.critic:
         critic_trainer = CriticTrainer.open(

@@ -68,9 +68,21 @@ def load_model(directory: Path, device: torch.device, dtype: torch.dtype) -> Pre
         # With tied embeddings transformers would load the backbone as a language model that writes nonsense.
         raise UserError(f"{directory} is a critic; expected a language model")
     if adapters.is_adapter(directory):
-        merged = cast("Any", load_adapted(directory, device, dtype, trainable=False)).merge_and_unload()
+        adapted = load_adapted(directory, device, dtype, trainable=False)
+        _untie_adapted(adapted.get_base_model())
+        merged = cast("Any", adapted).merge_and_unload()
         return merged.requires_grad_(True).eval()
     return _load(transformers.AutoModelForCausalLM, directory, device, dtype)
+
+
+def _untie_adapted(model: Any) -> None:
+    """Give embedding and output head weights of their own if an adapter changes one of them alone."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    adapted = any(hasattr(module, "base_layer") for module in (embedding, head))
+    own, other = (getattr(module, "base_layer", module) for module in (head, embedding))
+    if adapted and own.weight is other.weight:
+        own.weight = type(own.weight)(own.weight.detach().clone(), requires_grad=False)
+        model.config.tie_word_embeddings = model.config.get_text_config(decoder=True).tie_word_embeddings = False
 
 
 def load_backbone(directory: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from stages.core.errors import UserError
 from stages.models import adapters, checkpoints, loading, saving
@@ -70,7 +71,7 @@ def _choose_targets(base: Path, targets: tuple[str, ...]) -> tuple[str, ...]:
     linear = {
         name.rpartition(".")[2]
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
     }
     if unknown := sorted({*targets} - linear):
         raise UserError(f"--lora-target-modules {' '.join(unknown)}: {base} has {', '.join(sorted(linear))}")

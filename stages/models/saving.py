@@ -6,14 +6,17 @@ import copy
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from stages.core import storage
 from stages.core.errors import UserError, first_line
@@ -21,6 +24,15 @@ from stages.core.paths import StorePath
 from stages.models import adapters, checkpoints, transfer
 from stages.models.silence import silenced_transformers
 
+GENERATION_FILE = "generation_config.json"
+_PROCESSORS = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "image_processor_config.json",
+    "feature_extractor_config.json",
+)
+"""Files of multimodal models that transformers' models and tokenizers do not write."""
 _PEFT_PREFIX = "base_model.model."  # peft's wrapper puts it before every name in its files
 
 
@@ -50,9 +62,9 @@ def save_directory(
         if adapters.is_adapted(model):
             write_adapter(model, unfinished, state)
         else:
-            with silenced_transformers():
+            with silenced_transformers(), _accepted_settings(model):
                 (_skeleton(model) if state else model).save_pretrained(unfinished, state_dict=state)
-        tokenizer.save_pretrained(unfinished)
+        _write_companions(unfinished, model, tokenizer)
         if write_more:
             write_more(unfinished)
         replace_directory(unfinished, directory)
@@ -62,6 +74,46 @@ def save_directory(
         ) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def check_saving(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Try to write everything but the weights, so that no work is lost to a file that cannot be written.
+
+    Raises:
+      UserError: transformers refuses to write the model's configuration or its tokenizer.
+    """
+    with tempfile.TemporaryDirectory() as scratch, silenced_transformers():
+        try:
+            model.config.save_pretrained(scratch)
+            _write_companions(Path(scratch), model, tokenizer)
+        except Exception as error:  # whatever transformers raises for files that it has read
+            raise UserError(
+                f"the {model.config.model_type} model could not be written after training: {first_line(error)}; mend "
+                f"its configuration in {model.name_or_path}"
+            ) from error
+
+
+def _write_companions(directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write the files beside the weights: tokenizer, generation settings, processors of images and sound."""
+    tokenizer.save_pretrained(directory)
+    if not adapters.is_adapted(model) and model.can_generate() and model.generation_config is not None:
+        # Not `save_pretrained`: it refuses settings that it loads, such as a temperature without do_sample.
+        model.generation_config.to_json_file(directory / GENERATION_FILE)
+    source = Path(str(model.name_or_path))
+    for name in _PROCESSORS:
+        if (source / name).is_file() and not (directory / name).exists():
+            shutil.copyfile(source / name, directory / name)
+
+
+@contextmanager
+def _accepted_settings(model: PreTrainedModel) -> Iterator[None]:
+    """Give a model settings that transformers saves inside the block; `_write_companions` writes its own."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def write_adapter(model: PreTrainedModel, directory: Path, state: Mapping[str, Tensor] | None = None) -> None:
@@ -96,7 +148,7 @@ def _skeleton(model: PreTrainedModel) -> PreTrainedModel:
     config.dtype = torch.float32
     with torch.device("meta"):
         skeleton = type(model)(config)
-    skeleton.generation_config = model.generation_config
+    skeleton.generation_config = cast("Any", model.generation_config)
     return skeleton.float()
 
 

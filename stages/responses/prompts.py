@@ -13,7 +13,7 @@ import numpy as np
 from jinja2 import TemplateError
 
 from stages.configs.shared import QuestionOptions
-from stages.core.errors import UserError
+from stages.core.errors import UserError, first_line
 from stages.tasks import Question, Task
 from stages.tasks.templates import SLOT, read_template
 
@@ -113,6 +113,23 @@ def overlong_notes(counts: Iterable[Mapping[str, int]]) -> tuple[str, ...]:
     )
 
 
+def check_vocabulary(prompts: Sequence[Prompts], size: int) -> None:
+    """Check that a model knows every token of the prompts of all chunks.
+
+    Args:
+      size: number of token ids that the model knows.
+
+    Raises:
+      UserError: the tokenizer gave an id that the model does not know.
+    """
+    for question, prompt in (pair for chunk in prompts for pair in zip(*chunk, strict=True)):
+        if prompt.size and prompt.max() >= size:
+            raise UserError(
+                f"the prompt of question {question.id} has token {prompt.max()}, but the model knows {size} tokens: "
+                "its tokenizer belongs to another model, or has tokens that were added after training"
+            )
+
+
 def write_prompts(
     tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], task: Task, flags: QuestionOptions
 ) -> list[Question]:
@@ -167,5 +184,6 @@ def _render_chat(tokenizer: PreTrainedTokenizerBase, question: Question, text: s
         messages.insert(0, {"role": "system", "content": system})
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    except (TemplateError, ValueError) as error:
-        raise UserError(f"the tokenizer's chat template rejects question {question.id}: {error}") from error
+    except Exception as error:  # a template is code of the model's author, and may raise anything
+        reason = first_line(error) if isinstance(error, TemplateError | ValueError) else repr(error)
+        raise UserError(f"the tokenizer's chat template rejects question {question.id}: {reason}") from error
