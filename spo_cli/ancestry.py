@@ -14,19 +14,19 @@ from rich.tree import Tree
 
 from spo_cli.app import VERBS
 from stages.core.errors import IncompleteInput, UserError
-from stages.core.paths import is_local, is_path_reference, locate
+from stages.core.paths import AnyPath, is_path_reference, locate
 from stages.models.adapters import CONFIG_FILE
 from stages.models.transfer import is_whole
 from stages.shards.files import lineage_of, read_footer
 from stages.shards.lineage import MODEL_FILE, Lineage, Source, read_lineage
 
 
-def is_model(path: Path) -> bool:
+def is_model(path: AnyPath) -> bool:
     """Return whether a path is a complete model directory; adapters count."""
     return any((path / name).is_file() for name in ("config.json", CONFIG_FILE, MODEL_FILE)) and is_whole(path)
 
 
-def lineage_at(path: Path) -> Lineage | None:
+def lineage_at(path: AnyPath) -> Lineage | None:
     """Return the lineage of a model directory, a part, or the first part of an artefact; None if there is none."""
     if is_model(path):
         return read_lineage(path)
@@ -34,7 +34,7 @@ def lineage_at(path: Path) -> Lineage | None:
     return lineage_of(read_footer(parts[0]), parts[0]) if parts else None
 
 
-def ancestry(path: Path, fingerprint: str, lineage: Lineage, depth: int) -> Tree:
+def ancestry(path: AnyPath, fingerprint: str, lineage: Lineage, depth: int) -> Tree:
     """Return a tree with the artefact or model at `path` as its root, and inputs as branches.
 
     Args:
@@ -48,7 +48,7 @@ def ancestry(path: Path, fingerprint: str, lineage: Lineage, depth: int) -> Tree
     return root
 
 
-def _grow(node: Tree, lineage: Lineage, base: Path, depth: int, seen: set[str]) -> None:
+def _grow(node: Tree, lineage: Lineage, base: AnyPath, depth: int, seen: set[str]) -> None:
     """Add the inputs of a lineage to its node. Paths are relative to `base`; works in `seen` are not repeated."""
     for source in (*lineage.inputs, *([lineage.model] if lineage.model else [])):
         place = locate(source.path, base)
@@ -65,7 +65,7 @@ def _grow(node: Tree, lineage: Lineage, base: Path, depth: int, seen: set[str]) 
             _grow(branch, parent, place if place.is_dir() else place.parent, depth - 1, seen)
 
 
-def _parent(source: Source, place: Path) -> Lineage | None:
+def _parent(source: Source, place: AnyPath) -> Lineage | None:
     """Return the lineage of an input; None if it no longer exists, is corrupt, or has no lineage (optimizer states)."""
     if source.stage == "task" or not place.exists():
         return None
@@ -75,15 +75,15 @@ def _parent(source: Source, place: Path) -> Lineage | None:
         return None
 
 
-def _source_text(source: Source, place: Path) -> str | Path:
+def _source_text(source: Source, place: AnyPath) -> str | AnyPath:
     """Return the path of an input, marked if it no longer exists; for a hub model or a task, its name."""
     if place.exists():
         return place
     return f"{source.path} (no longer exists)" if is_path_reference(source.path) else source.path
 
 
-def _label(stage: str, fingerprint: str, place: Path | str, detail: str) -> Text:
-    where = os.path.relpath(place) if isinstance(place, Path) and is_local(place) else str(place)
+def _label(stage: str, fingerprint: str, place: AnyPath | str, detail: str) -> Text:
+    where = os.path.relpath(place) if isinstance(place, Path) else str(place)
     label = Text.assemble((stage or "from elsewhere", "bold"), "  ", (fingerprint[:8], "cyan"), f"  {where}")
     return label.append(f"  {detail}", "dim") if detail else label
 

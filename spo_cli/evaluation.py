@@ -17,7 +17,7 @@ from spo_cli.tables import Mean, Probability, Table
 from stages import evaluate
 from stages.configs.evaluation_forms import Compare, Config, Format, Regrade, Results
 from stages.core.errors import IncompleteInput, UserError
-from stages.core.paths import as_path
+from stages.core.paths import AnyPath, as_path
 from stages.core.progress import Progress, Silent, Summary
 from stages.evaluation import regrading
 from stages.evaluation.artefacts import Evaluation, comparison_warnings, read_evaluation
@@ -124,7 +124,7 @@ def _compare(config: Compare) -> Report:
     return Report(config.format, [comparison_table(found)], values, notes)
 
 
-def _name_and_path(given: str) -> tuple[str, Path]:
+def _name_and_path(given: str) -> tuple[str, AnyPath]:
     """Split `NAME=PATH`; a path that exists, or a URL, may itself contain `=`."""
     name, equals, path = given.partition("=")
     named = equals and "://" not in name and ("://" in path or not Path(given).exists())

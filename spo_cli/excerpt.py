@@ -21,7 +21,8 @@ from tokenizers import Tokenizer
 
 from spo_cli.trajectory import Segment, Trajectory, readable_tokens, unlikely_tokens
 from stages.core.errors import UserError, first_line
-from stages.core.paths import StorePath, is_path_reference, locate
+from stages.core.paths import AnyPath, is_path_reference, locate
+from stages.core.store import StorePath
 from stages.models.token_texts import Decode, decoder
 from stages.models.transfer import fetch
 from stages.responses.trees import are_trees
@@ -39,7 +40,7 @@ _FACTS = ("reward", "answer", "reference", "finish_reason")
 
 
 def excerpt(
-    artefact: Artefact, identifier: str | None, row: int | None, trajectories: Path | None
+    artefact: Artefact, identifier: str | None, row: int | None, trajectories: AnyPath | None
 ) -> tuple[Trajectory, str]:
     """Return the trajectory to draw, and notes to print ("" if there are none).
 
@@ -201,12 +202,12 @@ def _decoder(responses: Artefact) -> tuple[Decode | None, str]:
     return decoder(load_tokenizer(directory)), ""
 
 
-def _model_directory(path: str, base: Path) -> Path | None:
+def _model_directory(path: str, base: AnyPath) -> Path | None:
     """Return the directory of a local model, of one in a store, or of one in the local hub cache; no hub request."""
     directory = locate(path, base)
-    if isinstance(directory, StorePath) and directory.is_dir():
-        return fetch(directory, unwanted=("*.safetensors", "*.bin"))
     if directory.is_dir():
+        if isinstance(directory, StorePath):
+            return fetch(directory, unwanted=("*.safetensors", "*.bin"))
         return directory
     if is_path_reference(path) or path.startswith("."):
         return None

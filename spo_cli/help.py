@@ -17,13 +17,13 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from rich.text import Text
 
 from spo_cli.console import stdout
 from stages.core.config import declaring_classes, field_types, flag, group_of, is_required, item_type, spellings
+from stages.core.paths import AnyPath
 
 REQUIRED, HELP = "Required", "Help and debugging"
 GROUPS = (
@@ -56,7 +56,7 @@ _WIDEST, _NARROWEST = 100, 40  # limits of the width in columns, for any termina
 _COLUMN = 28  # column where the text beside a flag begins
 _STACKED = 70  # on narrower terminals, all text is below the flags
 _INLINE_CHOICES = 56  # a longer flag lists its choices in its text
-_METAVARS: dict[Any, str] = {int: "N", float: "X", Path: "PATH", str: "NAME", bool: ""}
+_METAVARS: dict[Any, str] = {int: "N", float: "X", AnyPath: "PATH", str: "NAME", bool: ""}
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from spo_cli.ancestry import is_model, lineage_at
 from spo_cli.trees import load_nodes
 from stages.core.errors import IncompleteInput, UserError
 from stages.core.json_files import decoded, read_json, read_json_lines
-from stages.core.paths import StorePath
+from stages.core.paths import AnyPath
+from stages.core.store import StorePath
 from stages.models.adapters import WEIGHTS, bases, is_adapter, read_lora
 from stages.models.checkpoints import METRICS_FILE
 from stages.models.pruning import Kind, lost
@@ -55,19 +56,19 @@ class Entry:
         return dataclasses.asdict(self)
 
 
-def holds_parts(directory: Path) -> bool:
+def holds_parts(directory: AnyPath) -> bool:
     """Return whether a directory is an artefact, complete or unfinished."""
     return any(directory.glob("[!._]*.parquet")) or any(directory.glob(".part-*"))
 
 
-def inventory(run: Path) -> list[Entry]:
+def inventory(run: AnyPath) -> list[Entry]:
     """Return all artefacts and models of a run, sorted by directory, and within one by stage."""
     found = _directories_of_store(run) if isinstance(run, StorePath) else _directories(run)
-    entries = [_model(path, run) if is_model(path) else _table(path, run) for path in found]
+    entries = [_model(name, path) if is_model(path) else _table(name, path) for name, path in found.items()]
     return sorted(entries, key=_order)
 
 
-def model_figures(path: Path) -> dict[str, Any]:
+def model_figures(path: AnyPath) -> dict[str, Any]:
     """Return the architecture and size of a model directory, or the rank and layers of an adapter, and last metrics."""
     figures = _adapter_figures(path) if is_adapter(path) else _whole_figures(path)
     deleted = [text for kind, text in _KINDS.items() if lost(path, kind)]
@@ -75,7 +76,7 @@ def model_figures(path: Path) -> dict[str, Any]:
     return figures | pruned | _last_metrics(path / METRICS_FILE)
 
 
-def _whole_figures(path: Path) -> dict[str, Any]:
+def _whole_figures(path: AnyPath) -> dict[str, Any]:
     config = path / "config.json"
     if not config.is_file():
         raise UserError(f"{path} has no config.json: it is not a model directory, or an incomplete one")
@@ -94,7 +95,7 @@ def _whole_figures(path: Path) -> dict[str, Any]:
     return figures | {"megabytes_of_weights": round(sum(file.stat().st_size for file in weights) / 1e6, 3)}
 
 
-def _adapter_figures(path: Path) -> dict[str, Any]:
+def _adapter_figures(path: AnyPath) -> dict[str, Any]:
     adapter, ((base, _), *_) = read_lora(path), bases(path)
     weights = [file for name in WEIGHTS if (file := path / name).is_file()]
     return {
@@ -106,7 +107,7 @@ def _adapter_figures(path: Path) -> dict[str, Any]:
     }
 
 
-def _last_metrics(path: Path) -> dict[str, Any]:
+def _last_metrics(path: AnyPath) -> dict[str, Any]:
     """Return the number of training steps, and the metrics of the last one."""
     if not path.is_file():
         return {}
@@ -114,15 +115,15 @@ def _last_metrics(path: Path) -> dict[str, Any]:
     return {"steps": len(lines), "last_step": lines[-1]} if lines else {}
 
 
-def _directories(run: Path) -> list[Path]:
-    """Return the artefacts and models below a local run."""
+def _directories(run: Path) -> dict[str, Path]:
+    """Return the artefacts and models below a local run, by their paths relative to it."""
     found = [path for depth in range(1, _DEPTH + 1) for path in run.glob("/".join(["[!._]*"] * depth)) if path.is_dir()]
-    return [path for path in found if is_model(path) or holds_parts(path)]
+    return {path.relative_to(run).as_posix(): path for path in found if is_model(path) or holds_parts(path)}
 
 
-def _directories_of_store(run: StorePath) -> list[Path]:
-    """Return the artefacts and models of a run in an object store, by a single listing of its objects."""
-    found: dict[Path, None] = {}
+def _directories_of_store(run: StorePath) -> dict[str, StorePath]:
+    """Return what `_directories` does, for a run in an object store, by a single listing of its objects."""
+    found: dict[str, StorePath] = {}
     for file, _ in run.walk_files():
         *above, name = file.relative_to(run).parts
         unfinished = next((position for position, folder in enumerate(above) if folder.startswith(".part-")), None)
@@ -131,18 +132,18 @@ def _directories_of_store(run: StorePath) -> list[Path]:
             unfinished is not None or name in CONFIGURATIONS or (name.endswith(".parquet") and name[0] not in "._")
         )
         if is_evidence and 0 < len(above) <= _DEPTH and not any(folder[0] in "._" for folder in above):
-            found[run.joinpath(*above)] = None
-    return list(found)
+            name = "/".join(above)
+            found[name] = run / name
+    return found
 
 
-def _model(path: Path, run: Path) -> Entry:
+def _model(name: str, path: AnyPath) -> Entry:
     lineage = lineage_at(path)
     state = "weights pruned" if lost(path, "weights") else "complete"
-    return Entry(path.relative_to(run).as_posix(), lineage.stage if lineage else "", state)
+    return Entry(name, lineage.stage if lineage else "", state)
 
 
-def _table(path: Path, run: Path) -> Entry:
-    name = path.relative_to(run).as_posix()
+def _table(name: str, path: AnyPath) -> Entry:
     try:
         artefact = open_artefact(path)
         reward = _reward(artefact)
@@ -151,7 +152,7 @@ def _table(path: Path, run: Path) -> Entry:
     return Entry(name, artefact.schema.stage, "complete", None, artefact.rows, reward)
 
 
-def _stage_of_partial(path: Path) -> str:
+def _stage_of_partial(path: AnyPath) -> str:
     """Return the stage that writes an incomplete artefact, from the parts that exist; "" if unknown."""
     try:
         lineage = lineage_at(path)

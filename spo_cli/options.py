@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
@@ -23,7 +22,7 @@ from typer.core import TyperCommand
 from spo_cli.help import show_command
 from spo_cli.vendored import CompletionItem, Context, Parameter
 from stages.core.config import field_types, flag, is_required, item_type, spellings
-from stages.core.paths import as_path
+from stages.core.paths import AnyPath, as_path
 
 HELP_FLAGS = ("--help", "--help-all")
 
@@ -143,6 +142,8 @@ def _declaration(field: dataclasses.Field[Any], annotation: Any) -> _Declared:
     kind, several = item_type(annotation)
     choices = get_args(kind) if get_origin(kind) is Literal else ()
     settings: dict[str, Any] = {"parser": _PARSERS[kind]} if kind in _PARSERS else {}
+    if kind == AnyPath:
+        kind = Any  # Typer takes no union; the parser makes the path
     if choices:  # `validate` checks the value, and names the most similar choice
         kind, settings = str, {"autocompletion": lambda: list(choices)}
     if field.metadata["argument"]:
@@ -188,4 +189,4 @@ def _number(text: str) -> float:
         raise ValueError(f"{text!r} is not a number") from None
 
 
-_PARSERS: dict[Any, Callable[[str], Any]] = {int: _whole_number, float: _number, Path: as_path}
+_PARSERS: dict[Any, Callable[[str], Any]] = {int: _whole_number, float: _number, AnyPath: as_path}

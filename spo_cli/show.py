@@ -23,7 +23,7 @@ from spo_cli.trajectory import draw
 from spo_cli.trees import advantages_by_id, draw_tree, load_nodes, nodes_behind, trajectories_of, tree_statistics
 from stages.configs.show import Config
 from stages.core.errors import IncompleteInput, UserError
-from stages.core.paths import is_local
+from stages.core.paths import AnyPath
 from stages.core.progress import Progress, Silent
 from stages.models.checkpoints import digest
 from stages.responses.trees import are_trees
@@ -91,7 +91,7 @@ def _schema(schema: Schema) -> tuple[RenderableType, ...]:
     return head, table, Text()
 
 
-def _show_artefact(path: Path, config: Config) -> None:
+def _show_artefact(path: AnyPath, config: Config) -> None:
     artefact = open_artefact(path)
     if config.schema:
         return print_results(*_schema(artefact.schema))
@@ -151,7 +151,7 @@ def _draw(artefact: Artefact, config: Config) -> None:
     return None
 
 
-def _draw_tree(artefact: Artefact, question: str, trajectories: Path | None) -> None:
+def _draw_tree(artefact: Artefact, question: str, trajectories: AnyPath | None) -> None:
     if artefact.schema.stage not in ("rollout", "segment", "estimate"):
         raise UserError(
             f"--tree requires trajectories, cutpoints or advantages; {artefact.path} holds "
@@ -164,9 +164,9 @@ def _draw_tree(artefact: Artefact, question: str, trajectories: Path | None) -> 
     print_results(_heading("tree"), draw_tree(nodes, question, advantage))
 
 
-def _show_model(path: Path, config: Config) -> None:
+def _show_model(path: AnyPath, config: Config) -> None:
     # The digest reads all weights, so a model in a store is not digested.
-    fingerprint, lineage = digest(path) if is_local(path) else "", read_lineage(path)
+    fingerprint, lineage = digest(path) if isinstance(path, Path) else "", read_lineage(path)
     summary = lineage.summary if lineage else {}
     differences = {name.partition("/")[2]: value for name, value in summary.items() if name.startswith("mismatch/")}
     figures = model_figures(path) | _counted([lineage]) | ({"mismatch": differences} if differences else {})
@@ -180,7 +180,7 @@ def _show_model(path: Path, config: Config) -> None:
     return None
 
 
-def _show_run(path: Path, config: Config) -> None:
+def _show_run(path: AnyPath, config: Config) -> None:
     entries = inventory(path)
     if not entries:
         raise UserError(f"{path} contains no artefact, model directory or run")
@@ -200,7 +200,7 @@ def _show_run(path: Path, config: Config) -> None:
     return None
 
 
-def _print_json(path: Path, stage: str, fingerprint: str, lineage: Any, figures: dict[str, Any]) -> None:
+def _print_json(path: AnyPath, stage: str, fingerprint: str, lineage: Any, figures: dict[str, Any]) -> None:
     values = {
         "path": str(path),
         "stage": stage,

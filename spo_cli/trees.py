@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +17,7 @@ from rich.tree import Tree
 from spo_cli.figures import Figures, counts_of, distribution, moments, numbers, of_segments, with_error
 from spo_cli.trajectory import advantage_style, printable
 from stages.core.errors import UserError
+from stages.core.paths import AnyPath
 from stages.maths import tree_structure
 from stages.maths.advantages import NEGLIGIBLE
 from stages.maths.statistics import mean_and_standard_error
@@ -69,7 +69,7 @@ class Nodes:
         return encode_names(self.rows["question_id"])
 
 
-def trajectories_of(artefact: Artefact, at: Path | None) -> Artefact:
+def trajectories_of(artefact: Artefact, at: AnyPath | None) -> Artefact:
     """Return the trajectories behind an artefact, or the artefact itself. Raises as `trace_back`."""
     return artefact if artefact.schema is TRAJECTORIES else trace_back(artefact, TRAJECTORIES, at)
 
@@ -172,7 +172,7 @@ def advantages_by_id(artefact: Artefact, question: str, nodes: Nodes) -> dict[st
     return dict(zip(table["trajectory_id"].to_pylist(), table["advantage"].to_pylist(), strict=True))
 
 
-def nodes_behind(artefact: Artefact, at: Path | None) -> Nodes | None:
+def nodes_behind(artefact: Artefact, at: AnyPath | None) -> Nodes | None:
     """Return the nodes behind an artefact's rows; None for whole responses.
 
     Raises:

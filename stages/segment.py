@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from stages.configs.segment import Config
 from stages.core.errors import UserError
+from stages.core.paths import AnyPath
 from stages.core.progress import Progress, Silent, Summary
 from stages.core.user_function import load_function
 from stages.maths import partition
@@ -130,7 +130,7 @@ def _check_questions_are_in_one_part(trajectories: Artefact) -> None:
     Raises:
       UserError: the message names a question and two files.
     """
-    path_of: dict[str, Path] = {}
+    path_of: dict[str, AnyPath] = {}
     for part in trajectories.parts if not trajectories.lineage else ():
         for question in trajectories.read(part, ["question_id"])["question_id"].unique().to_pylist():
             if path_of.setdefault(question, part.path) != part.path:

@@ -14,6 +14,7 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from stages import estimate, rollout, segment, sft
+from stages.core.paths import AnyPath
 from stages.core.progress import Progress, Silent, Summary
 from stages.models.presets import BYTES, make_byte_tokenizer
 
@@ -71,7 +72,7 @@ def with_context(model: Path, directory: Path, length: int) -> Path:
     return directory
 
 
-def sample(out: Path, model: Path, progress: Progress = Silent(), **options: Any) -> Summary:
+def sample(out: AnyPath, model: AnyPath, progress: Progress = Silent(), **options: Any) -> Summary:
     """Run `spo rollout` on a few small questions."""
     defaults: dict[str, Any] = {
         **ARITHMETIC,

@@ -170,7 +170,7 @@ def test_the_command_line_imports_only_public_names_of_typer():
             assert not (module.startswith("typer.") and any(part.startswith("_") for part in module.split("."))), path
 
 
-WRITERS = {"stages.core.storage", "stages.core.paths"}
+WRITERS = {"stages.core.storage", "stages.core.store"}
 """The modules that create files: by a temporary name, a flush and a rename, or as one object of a store."""
 APPENDERS = {
     "stages.shards.logs",

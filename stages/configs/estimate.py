@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from stages.configs.shared import EngineOptions, OutputOptions
 from stages.core.config import flag, option, validate
 from stages.core.errors import UserError
+from stages.core.paths import AnyPath
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -255,8 +255,8 @@ class Config(EstimatorOptions, OutputOptions):
 
     GROUP = "Input"
 
-    cutpoints: Path = option("Artefact of `spo segment`.", argument=True, result=False)
-    trajectories: Path | None = option(
+    cutpoints: AnyPath = option("Artefact of `spo segment`.", argument=True, result=False)
+    trajectories: AnyPath | None = option(
         "Trajectories that were cut.", default=None, default_text="the path in the cutpoints' lineage", result=False
     )
 

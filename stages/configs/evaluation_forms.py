@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from stages.configs import evaluate, regrade
 from stages.core.config import option, validate
 from stages.core.errors import UserError
+from stages.core.paths import AnyPath
 
 Format = Literal["rich", "markdown", "latex", "json"]
 
@@ -41,7 +41,7 @@ class Regrade(regrade.Config, FormatOptions):
 class Compare(FormatOptions):
     """Compare two evaluations, paired by question."""
 
-    compare: tuple[Path, ...] = option("Two evaluations, A and B: B is compared with A.", metavar="PATH")
+    compare: tuple[AnyPath, ...] = option("Two evaluations, A and B: B is compared with A.", metavar="PATH")
 
     def __post_init__(self) -> None:
         validate(self)

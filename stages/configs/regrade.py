@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from stages.configs.shared import OutputOptions
 from stages.core.config import option, validate
 from stages.core.errors import UserError
+from stages.core.paths import AnyPath
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +16,7 @@ class Config(OutputOptions):
 
     GROUP = "Input"
 
-    regrade: Path = option("Evaluation whose responses are graded again.", result=False)
+    regrade: AnyPath = option("Evaluation whose responses are graded again.", result=False)
     task: tuple[str, ...] = option(
         "Task of responses that another tool made.", default=(), default_text="as recorded with the responses"
     )

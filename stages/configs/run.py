@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from stages.configs import estimate, evaluate, rollout, segment, sft, train
@@ -11,6 +10,7 @@ from stages.configs.resources import ArrayResources, RankResources, Resources
 from stages.configs.shared import ReportOptions
 from stages.core.config import option, validate
 from stages.core.errors import UserError
+from stages.core.paths import AnyPath
 
 _FROM_RECIPE = "from [run] of the recipe"
 
@@ -21,10 +21,10 @@ class Config:
 
     GROUP = "Recipe"
 
-    recipe: Path = option(
+    recipe: AnyPath = option(
         "TOML file with the tables run, sft, rollout, segment, estimate, train, eval and slurm.", argument=True
     )
-    out: Path | None = option(
+    out: AnyPath | None = option(
         "Directory of the run.",
         default=None,
         default_text=_FROM_RECIPE,
@@ -66,7 +66,7 @@ class Config:
 class RunTable(ReportOptions):
     """The options of the table [run] of a recipe. It also takes any option of a stage, for all stages that have it."""
 
-    out: Path = option("Directory of the run.")
+    out: AnyPath = option("Directory of the run.")
     iterations: int = option("Number of iterations.", minimum=0)
     model: str | None = option("Model to start from if there is no table [sft].", default=None, default_text="none")
     eval_every: int = option("Iterations between evaluations; 0: at the start and the end only.", default=0, minimum=0)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from stages.configs.shared import OutputOptions
 from stages.core.config import option, validate
 from stages.core.errors import UserError, one_of
+from stages.core.paths import AnyPath
 
 PARTITIONS = ("cutpoints", "fixed", "count", "delimiter", "token", "trajectory", "branches", "tree")
 
@@ -19,7 +19,9 @@ class Config(OutputOptions):
 
     GROUP = "Segments"
 
-    trajectories: Path = option("Artefact of `spo rollout`, or Parquet of another tool.", argument=True, result=False)
+    trajectories: AnyPath = option(
+        "Artefact of `spo rollout`, or Parquet of another tool.", argument=True, result=False
+    )
     partition: str | None = option(
         "Where to cut: cutpoints (before every --interval-th), fixed (every --segment-tokens), count (--num-segments "
         "equal segments), delimiter (after each match), token, trajectory, branches (where the responses to a question "

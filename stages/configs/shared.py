@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Literal
 
 from stages.core.config import option
+from stages.core.paths import AnyPath
 from stages.models.adapters import LoraOptions
 from stages.tasks import TASKS, Split
 from stages.tasks.templates import SLOT, TEMPLATES
@@ -107,7 +107,7 @@ class OutputOptions:
 
     GROUP = "Output"
 
-    out: Path = option("Directory of the artefact to write.", result=False, short="--output-dir")
+    out: AnyPath = option("Directory of the artefact to write.", result=False, short="--output-dir")
     shard: str | None = option(
         "Compute shard I of N, with I from 0 to N-1; all: every shard, divided as the output directory already is.",
         default=None,
@@ -119,7 +119,7 @@ class OutputOptions:
     num_shards: int | None = option(
         "Number of shards; task I of a SLURM array computes shard I, and a call outside an array computes all of them.",
         default=None,
-        default_text="the size of the SLURM array, else that of the output directory, else 1",
+        default_text="the size of the SLURM array, else the number of parts in the output directory, else 1",
         group="Shards",
         minimum=1,
         result=False,
@@ -157,7 +157,7 @@ class TrainingOptions(MachineOptions):
 
     GROUP = "Optimization"
 
-    out: Path = option("Directory of the model to write.", result=False, group="Output", short="--output-dir")
+    out: AnyPath = option("Directory of the model to write.", result=False, group="Output", short="--output-dir")
     adam_beta1: float = option("Decay rate of Adam's first moment.", default=0.9, minimum=0, below=1)
     adam_beta2: float = option("Decay rate of Adam's second moment.", default=0.999, minimum=0, below=1)
     weight_decay: float = option("Decoupled weight decay of matrices.", default=0.0, minimum=0)

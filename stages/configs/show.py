@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from stages.core.config import option, validate
 from stages.core.errors import UserError
+from stages.core.paths import AnyPath
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +15,7 @@ class Config:
 
     GROUP = "View"
 
-    path: Path | None = option(
+    path: AnyPath | None = option(
         "Artefact, part, model directory or run to show; optional with --schema.",
         default=None,
         default_text="none",
@@ -39,7 +39,7 @@ class Config:
     tree: str | None = option(
         "Show the tree of the question with this id.", default=None, default_text="none", metavar="ID", common=True
     )
-    trajectories: Path | None = option(
+    trajectories: AnyPath | None = option(
         "Trajectories of the artefact.",
         default=None,
         default_text="the path in its lineage",

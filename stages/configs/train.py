@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from stages.configs.shared import ReportOptions, TrainingOptions
 from stages.core.config import option, validate
 from stages.core.errors import UserError
+from stages.core.paths import AnyPath
 
 MAX_PER_QUESTION = 32
 """Default maximum of segments per question and iteration under replay (arXiv 2505.23564, appendix H)."""
@@ -289,7 +289,7 @@ class LearningOptions:
         result=False,
         group="DeepSpeed",
     )
-    deepspeed_config: Path | None = option(
+    deepspeed_config: AnyPath | None = option(
         'JSON file with other settings of DeepSpeed; a setting that an option decides must be absent or "auto".',
         default=None,
         default_text="none",
@@ -406,12 +406,12 @@ class Config(LearningOptions, TrainingOptions, ReportOptions):
 
     GROUP = "Input"
 
-    advantages: tuple[Path, ...] = option(
+    advantages: tuple[AnyPath, ...] = option(
         "Artefacts of `spo estimate`: several iterations from the oldest to the current one, with - for a lost one.",
         argument=True,
         result=False,
     )
-    trajectories: tuple[Path, ...] | None = option(
+    trajectories: tuple[AnyPath, ...] | None = option(
         "Trajectories of the advantages, in the same order.",
         default=None,
         default_text="the paths in the advantages' lineage",

@@ -10,8 +10,10 @@ This module is imported for `--help`, so it must import nothing heavy (torch, nu
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import math
+import operator
 import types
 import typing
 from collections.abc import Mapping
@@ -184,9 +186,9 @@ def _option_words(field: dataclasses.Field[Any], value: Any) -> list[str]:
 
 
 def bare_type(annotation: Any) -> Any:
-    """Return `X` for the annotation `X | None`, and any other annotation unchanged."""
+    """Return `X` for the annotation `X | None`, and any other annotation unchanged; `X` may be a union itself."""
     if get_origin(annotation) in (typing.Union, types.UnionType):
-        (annotation,) = (one for one in get_args(annotation) if one is not type(None))
+        return functools.reduce(operator.or_, (one for one in get_args(annotation) if one is not type(None)))
     return annotation
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 from stages.core.errors import UserError, first_line
+from stages.core.paths import AnyPath
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ def parse_json(text: str | bytes, where: str) -> Any:
         raise UserError(f"{where} is not JSON ({first_line(error)})") from error
 
 
-def read_json(path: Path, kind: type[T] = dict[str, Any]) -> T:
+def read_json(path: AnyPath, kind: type[T] = dict[str, Any]) -> T:
     """Return the content of a JSON file, a value of type `kind`.
 
     Raises:
@@ -43,7 +43,7 @@ def read_json(path: Path, kind: type[T] = dict[str, Any]) -> T:
     return content
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
+def read_json_lines(path: AnyPath) -> list[dict[str, Any]]:
     """Return the objects of a file with one JSON object per line.
 
     Raises:
@@ -69,7 +69,7 @@ def decoded(make: Callable[[], T], where: str) -> T:
         raise UserError(f"{where} cannot be read: {type(error).__name__}: {first_line(error)}") from error
 
 
-def _read(path: Path) -> bytes:
+def _read(path: AnyPath) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:

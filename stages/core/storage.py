@@ -8,10 +8,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from stages.core import paths
+from stages.core.paths import AnyPath
+from stages.core.store import StorePath, upload
 
 _DIGEST_BYTES = 16  # 128 bits: accidental collisions are out of the question
 
@@ -21,7 +23,7 @@ def digest(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=_DIGEST_BYTES).hexdigest()
 
 
-def file_digest(path: Path) -> str:
+def file_digest(path: AnyPath) -> str:
     """Return the `digest` of a file's bytes, cached while its size and modification time stay the same.
 
     Every stage of an iteration needs the digest of the model, whose weights take seconds to read.
@@ -31,10 +33,11 @@ def file_digest(path: Path) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _digest_of_file(path: Path, size: int, modified: int) -> str:
+def _digest_of_file(path: AnyPath, size: int, modified: int) -> str:
     del size, modified  # part of the cache key only
     with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_DIGEST_BYTES)).hexdigest()
+        found = hashlib.file_digest(cast("BufferedReader", file), lambda: hashlib.blake2b(digest_size=_DIGEST_BYTES))
+    return found.hexdigest()
 
 
 def fsync(path: Path) -> None:
@@ -46,14 +49,14 @@ def fsync(path: Path) -> None:
         os.close(handle)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: AnyPath, content: bytes) -> None:
     """Write a small file, replacing an existing one; a reader sees the old content or the new, never a mixture."""
     with replacing(path) as file:
         file.write(content)
 
 
 @contextmanager
-def replacing(target: Path, temporary: Path | None = None) -> Iterator[BinaryIO]:
+def replacing(target: AnyPath, temporary: AnyPath | None = None) -> Iterator[BinaryIO]:
     """Yield a file that replaces `target` when the block ends without an error.
 
     The content is on disk before the rename. A crash at any moment leaves the old file or the complete new one.
@@ -62,13 +65,14 @@ def replacing(target: Path, temporary: Path | None = None) -> Iterator[BinaryIO]
       temporary: where the content is written first, on the file system of `target`. Default: a hidden file next to it.
         A file for an object store is written under `TMPDIR` and then uploaded.
     """
-    if not paths.is_local(target):
+    if isinstance(target, StorePath):
         with tempfile.TemporaryFile(buffering=1 << 20) as file:
             yield cast("BinaryIO", file)
             file.flush()
-            paths.upload(cast("BinaryIO", file), target)
+            upload(cast("BinaryIO", file), target)
         return
     temporary = temporary or target.with_name(f".{target.name}.tmp")
+    assert isinstance(temporary, Path), "expected the temporary file on the file system of the target"
     try:
         with temporary.open("w+b", buffering=1 << 20) as file:
             yield file

@@ -18,12 +18,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
 
 from stages.configs.estimate import EstimatorOptions
+from stages.core.paths import AnyPath
 from stages.core.progress import Progress
 from stages.sampling.pool import SamplerPool
 from stages.shards.lineage import Source
@@ -98,7 +98,7 @@ class Prepare(Protocol):
         options: EstimatorOptions,
         cutpoints: Artefact,
         trajectories: Artefact,
-        out: Path,
+        out: AnyPath,
         progress: Progress,
         pool: SamplerPool,
     ) -> Estimator:

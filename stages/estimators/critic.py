@@ -14,6 +14,7 @@ import torch
 
 from stages.configs.estimate import EstimatorOptions
 from stages.core.errors import UserError
+from stages.core.paths import AnyPath
 from stages.core.progress import Progress
 from stages.estimators import EstimatedChunk, Estimator, PreparedPart
 from stages.estimators.rows import build_rows, count_ungradable
@@ -35,7 +36,7 @@ def prepare(
     options: EstimatorOptions,
     cutpoints: Artefact,
     trajectories: Artefact,
-    out: Path,
+    out: AnyPath,
     progress: Progress,
     pool: SamplerPool,
 ) -> Estimator:

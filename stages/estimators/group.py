@@ -8,7 +8,6 @@ graded is not a member of its group, and has no row.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from stages.configs.estimate import EstimatorName, EstimatorOptions
 from stages.core.errors import UserError
+from stages.core.paths import AnyPath
 from stages.core.progress import Progress
 from stages.estimators import EstimatedChunk, Estimator, PreparedPart
 from stages.estimators.rows import build_rows, count_questions, count_ungradable
@@ -41,7 +41,7 @@ def prepare(
     options: EstimatorOptions,
     cutpoints: Artefact,
     trajectories: Artefact,
-    out: Path,
+    out: AnyPath,
     progress: Progress,
     pool: SamplerPool,
 ) -> Estimator:

@@ -15,7 +15,6 @@ has no rows; neither has a segment with an end from which no rollout could be gr
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,6 +28,7 @@ from stages.configs.estimate import (
     rollout_range,
 )
 from stages.core.errors import UserError
+from stages.core.paths import AnyPath
 from stages.core.progress import Progress
 from stages.estimators import EstimatedChunk, Estimator, PreparedPart
 from stages.estimators.budget import RolloutBudget, adaptive_budget, fixed_budget
@@ -78,7 +78,7 @@ def prepare(
     options: EstimatorOptions,
     cutpoints: Artefact,
     trajectories: Artefact,
-    out: Path,
+    out: AnyPath,
     progress: Progress,
     pool: SamplerPool,
 ) -> Estimator:

@@ -14,12 +14,12 @@ each branching token has a term of its own.
 from __future__ import annotations
 
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from stages.configs.estimate import EstimatorOptions
+from stages.core.paths import AnyPath
 from stages.core.progress import Progress
 from stages.estimators import EstimatedChunk, Estimator, PreparedPart
 from stages.estimators.rows import build_rows, count_questions, count_ungradable
@@ -40,7 +40,7 @@ def prepare(
     options: EstimatorOptions,
     cutpoints: Artefact,
     trajectories: Artefact,
-    out: Path,
+    out: AnyPath,
     progress: Progress,
     pool: SamplerPool,
 ) -> Estimator:

@@ -11,14 +11,13 @@ node above such leaves only.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from stages.configs.estimate import EstimatorOptions
 from stages.core.errors import UserError
+from stages.core.paths import AnyPath
 from stages.core.progress import Progress
 from stages.estimators import EstimatedChunk, Estimator, PreparedPart
 from stages.estimators.rows import build_rows, count_questions, count_ungradable
@@ -45,7 +44,7 @@ def prepare(
     options: EstimatorOptions,
     cutpoints: Artefact,
     trajectories: Artefact,
-    out: Path,
+    out: AnyPath,
     progress: Progress,
     pool: SamplerPool,
 ) -> Estimator:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from stages.core.errors import IncompleteInput
+from stages.core.paths import AnyPath
 from stages.evaluation.scores import COLUMNS, Scores, score
 from stages.shards.parts import Artefact, open_artefact
 from stages.shards.schemas import EVALUATION
@@ -28,14 +28,14 @@ class Evaluation:
       part: (index, count) if only this part was read.
     """
 
-    path: Path
+    path: AnyPath
     artefact: Artefact
     scores: list[Scores]
     settings: dict[str, Any]
     part: tuple[int, int] | None = None
 
 
-def read_evaluation(path: Path) -> Evaluation:
+def read_evaluation(path: AnyPath) -> Evaluation:
     """Read all parts of an evaluation.
 
     Raises:

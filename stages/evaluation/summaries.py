@@ -6,10 +6,10 @@ import math
 import re
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import pyarrow as pa
 
+from stages.core.paths import AnyPath
 from stages.core.progress import Summary
 from stages.evaluation.scores import Scores, score
 from stages.responses.prompts import overlong_notes
@@ -39,7 +39,7 @@ def score_accuracies(responses: pa.Table, *, tasks: int, budgets: int) -> dict[s
 
 def summarize(
     parts: Sequence[PartWriter],
-    out: Path,
+    out: AnyPath,
     started: float,
     *,
     tokens_sampled: int = 0,

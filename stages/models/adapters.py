@@ -19,6 +19,7 @@ from typing import Any
 
 from stages.core.errors import UserError
 from stages.core.json_files import decoded, read_json
+from stages.core.paths import AnyPath
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -79,12 +80,12 @@ def peft_config(model: Any) -> Any:
     return model.peft_config[PEFT_NAME]
 
 
-def is_adapter(directory: Path) -> bool:
+def is_adapter(directory: AnyPath) -> bool:
     """Return whether a model directory holds an adapter instead of full weights."""
     return (directory / CONFIG_FILE).is_file()
 
 
-def read_lora(directory: Path) -> Lora:
+def read_lora(directory: AnyPath) -> Lora:
     """Read the shape of an adapter.
 
     Raises:
@@ -102,7 +103,7 @@ def read_lora(directory: Path) -> Lora:
     )
 
 
-def bases(directory: Path) -> list[tuple[str, str | None]]:
+def bases(directory: AnyPath) -> list[tuple[str, str | None]]:
     """Return candidates for the base of an adapter as (path or hub name, hub revision), the most likely one first.
 
     The first candidate is the relative path in `base.json`, the second the name in `adapter_config.json`.
@@ -122,7 +123,7 @@ def bases(directory: Path) -> list[tuple[str, str | None]]:
     return found
 
 
-def base_digest(directory: Path) -> str | None:
+def base_digest(directory: AnyPath) -> str | None:
     """Return the digest that the base had when the adapter was written; None for an adapter of another tool."""
     return _read_base_file(directory).get("digest")
 
@@ -134,7 +135,7 @@ def settings_that_matter(directory: Path) -> str:
     return json.dumps({name: _ordered(config[name]) for name in sorted(config) if name not in ignored})
 
 
-def read_config(directory: Path) -> dict[str, Any]:
+def read_config(directory: AnyPath) -> dict[str, Any]:
     """Read `adapter_config.json`.
 
     Raises:
@@ -143,7 +144,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     return read_json(directory / CONFIG_FILE)
 
 
-def _read_base_file(directory: Path) -> dict[str, Any]:
+def _read_base_file(directory: AnyPath) -> dict[str, Any]:
     path = directory / BASE_FILE
     if not path.is_file():
         return {}

@@ -15,7 +15,8 @@ import huggingface_hub
 from stages.core import storage
 from stages.core.errors import UserError, first_line
 from stages.core.json_files import read_json
-from stages.core.paths import StorePath, as_path
+from stages.core.paths import as_path
+from stages.core.store import StorePath
 from stages.models import adapters, pruning, transfer
 
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from stages.core.errors import UserError
+from stages.core.paths import AnyPath
 from stages.models import adapters, checkpoints, loading, saving
 from stages.models.adapters import Lora, LoraOptions
 
@@ -80,7 +81,7 @@ def _choose_targets(base: Path, targets: tuple[str, ...]) -> tuple[str, ...]:
 
 def write_merged(
     adapter: Path,
-    out: Path,
+    out: AnyPath,
     write_more: Callable[[Path], None] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> None:

@@ -15,12 +15,13 @@ from typing import Literal
 from stages.core import storage
 from stages.core.errors import UserError
 from stages.core.json_files import read_json
+from stages.core.paths import AnyPath
 
 PRUNED_FILE = "pruned.json"
 Kind = Literal["weights", "optimizer"]
 
 
-def read_pruned(directory: Path, kind: Kind) -> dict[str, str]:
+def read_pruned(directory: AnyPath, kind: Kind) -> dict[str, str]:
     """Return name → digest of the files of one kind that were deleted, or are about to be.
 
     Raises:
@@ -35,7 +36,7 @@ def read_pruned(directory: Path, kind: Kind) -> dict[str, str]:
     return found
 
 
-def lost(directory: Path, kind: Kind) -> list[str]:
+def lost(directory: AnyPath, kind: Kind) -> list[str]:
     """Return the names of the files of one kind that are deleted."""
     return [name for name in read_pruned(directory, kind) if not (directory / name).is_file()]
 
@@ -45,7 +46,7 @@ def digest_of(file: Path, kind: Kind) -> str | None:
     return storage.file_digest(file) if file.is_file() else read_pruned(file.parent, kind).get(file.name)
 
 
-def check_weights(directory: Path) -> None:
+def check_weights(directory: AnyPath) -> None:
     """Check that the weights of a model exist; call it before loading the model.
 
     Raises:
@@ -58,7 +59,7 @@ def check_weights(directory: Path) -> None:
         )
 
 
-def check_optimizer(directory: Path) -> None:
+def check_optimizer(directory: AnyPath) -> None:
     """Check that the optimizer's state of a model exists; call it before continuing from it.
 
     Raises:

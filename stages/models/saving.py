@@ -20,7 +20,8 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from stages.core import storage
 from stages.core.errors import UserError, first_line
-from stages.core.paths import StorePath
+from stages.core.paths import AnyPath
+from stages.core.store import StorePath
 from stages.models import adapters, checkpoints, transfer
 from stages.models.silence import silenced_transformers
 
@@ -37,7 +38,7 @@ _PEFT_PREFIX = "base_model.model."  # peft's wrapper puts it before every name i
 
 
 def save_directory(
-    directory: Path,
+    directory: AnyPath,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     write_more: Callable[[Path], None] | None = None,
@@ -152,7 +153,7 @@ def _skeleton(model: PreTrainedModel) -> PreTrainedModel:
     return skeleton.float()
 
 
-def replace_directory(finished: Path, directory: Path) -> None:
+def replace_directory(finished: Path, directory: AnyPath) -> None:
     """Flush `finished` to disk and rename it to `directory`; upload it if `directory` is in an object store.
 
     An existing directory is moved aside, then removed. A crash leaves the old directory, the new one, or (between two

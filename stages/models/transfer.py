@@ -21,8 +21,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from stages.core.errors import UserError
-from stages.core.paths import StorePath, as_path, cache_directory, download, is_local, upload
+from stages.core.paths import AnyPath, as_path, cache_directory
 from stages.core.storage import digest, replacing, write_atomically
+from stages.core.store import StorePath, download, upload
 from stages.models.adapters import CONFIG_FILE
 
 CONFIGURATIONS = ("config.json", CONFIG_FILE)
@@ -85,19 +86,19 @@ def publish(finished: Path, directory: StorePath) -> None:
     shutil.rmtree(finished)
 
 
-def is_whole(directory: Path) -> bool:
+def is_whole(directory: AnyPath) -> bool:
     """Return whether a model directory is complete; on a disk it always is, because it appears by a rename."""
-    return is_local(directory) or any((directory / name).is_file() for name in CONFIGURATIONS)
+    return isinstance(directory, Path) or any((directory / name).is_file() for name in CONFIGURATIONS)
 
 
-def building(directory: Path) -> Path:
+def building(directory: AnyPath) -> Path:
     """Return the directory to build a model directory in: next to it, or in the cache if it is in a store."""
-    if is_local(directory):
+    if isinstance(directory, Path):
         return directory.with_name(f".{directory.name}.unfinished")
     return cache_directory() / "building" / digest(str(directory.resolve()).encode()) / directory.name
 
 
-def origin(directory: Path) -> Path:
+def origin(directory: Path) -> AnyPath:
     """Return the address in a store that a local copy was fetched from; any other directory unchanged."""
     file = directory / _ORIGIN_FILE
     return as_path(file.read_text().strip()) if file.is_file() else directory
@@ -124,7 +125,7 @@ def _fetch(source: StorePath, target: Path) -> None:
         download(source, file)
 
 
-def _upload(source: Path, target: Path) -> None:
+def _upload(source: Path, target: StorePath) -> None:
     with source.open("rb") as file:
         upload(file, target)
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from stages.core.errors import UserError
+from stages.core.paths import AnyPath
 from stages.maths.gae import value_loss
 from stages.models import checkpoints, devices, loading, saving
 from stages.models.checkpoints import OPTIMIZER_FILE
@@ -104,7 +105,7 @@ class Critic:
         return head(chosen.to(head.weight.dtype)).squeeze(-1)
 
     def save(
-        self, directory: Path, tokenizer: PreTrainedTokenizerBase, write_more: Callable[[Path], None] | None = None
+        self, directory: AnyPath, tokenizer: PreTrainedTokenizerBase, write_more: Callable[[Path], None] | None = None
     ) -> None:
         """Write a critic's directory with the optimizer's state, atomically; see `saving.save_directory`."""
 

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from stages.core.errors import UserError, first_line
+from stages.core.paths import AnyPath
 from stages.models import devices, saving
 from stages.models.adapters import Lora
 from stages.models.checkpoints import OPTIMIZER_FILE
@@ -115,7 +116,7 @@ class DeepSpeedEngine:
         self.backward(self.score(MicroBatch(token, token[0], token[0]), 1.0).logprobs.sum() * math.inf)
         self._engine.step()
 
-    def save(self, directory: Path, tokenizer: PreTrainedTokenizerBase, write_more: Callable[[Path], None]) -> None:
+    def save(self, directory: AnyPath, tokenizer: PreTrainedTokenizerBase, write_more: Callable[[Path], None]) -> None:
         """Save as `step.Engine.save`; all ranks gather, rank 0 writes."""
         weights, state = self._state.gather(), dict[str, Tensor]()
         if steps := self._state.steps():
@@ -224,7 +225,7 @@ def _import(device: torch.device) -> Any:
 
 
 def _initialize(
-    deepspeed: Any, module: _Scoring, config: AdamWConfig, options: dict[str, Any], path: Path | None
+    deepspeed: Any, module: _Scoring, config: AdamWConfig, options: dict[str, Any], path: AnyPath | None
 ) -> Any:
     head = cast("nn.Module", module.model.get_output_embeddings())
     if options["zero_optimization"]["stage"] == 3:  # the head's weight is used without calling the head

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from stages.core.paths import AnyPath
 from stages.maths import statistics
 from stages.maths.mismatch import multiplicative_error
 from stages.optimization.batches import Example, Layout, MicroBatch, RankSubset, padded
@@ -70,7 +71,7 @@ class Engine(Scorer, Protocol):
 
     def save(
         self,
-        directory: Path,
+        directory: AnyPath,
         tokenizer: PreTrainedTokenizerBase,
         write_more: Callable[[Path], None],
     ) -> None:

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from stages.core.errors import UserError
+from stages.core.paths import AnyPath
 from stages.models import agreement, devices, loading, saving
 from stages.models.adapters import Lora
 from stages.models.checkpoints import OPTIMIZER_FILE
@@ -175,7 +176,7 @@ class TorchEngine:
 
     def save(
         self,
-        directory: Path,
+        directory: AnyPath,
         tokenizer: PreTrainedTokenizerBase,
         write_more: Callable[[Path], None],
     ) -> None:

@@ -11,11 +11,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from stages.core.errors import UserError
 from stages.core.json_files import read_json
+from stages.core.paths import AnyPath
 
 DEFAULT_STAGE = 2
 
@@ -54,7 +54,7 @@ class DeepSpeedSettings:
     offload_parameters: bool = False
     bfloat16: bool | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
-    path: Path | None = None
+    path: AnyPath | None = None
 
     def numerical_settings(self) -> dict[str, Any] | None:
         """Return the settings of the file that may change results by more than rounding; None without any."""
@@ -101,7 +101,7 @@ def require_deepspeed() -> None:
 
 
 def plan_deepspeed(
-    path: Path | None, *, stage: int | None, offload_optimizer: bool, offload_parameters: bool, dtype: str
+    path: AnyPath | None, *, stage: int | None, offload_optimizer: bool, offload_parameters: bool, dtype: str
 ) -> DeepSpeedSettings:
     """Combine flags and a DeepSpeed file.
 
@@ -143,7 +143,7 @@ def plan_deepspeed(
     return DeepSpeedSettings(found, offload["offload_optimizer"], offload["offload_param"], bfloat16, more, path)
 
 
-def _read(path: Path) -> Any:
+def _read(path: AnyPath) -> Any:
     try:
         return read_json(path)
     except UserError as error:
@@ -162,7 +162,7 @@ def _is_off(value: Any) -> bool:
     return isinstance(value, dict) and (not value or value.get("enabled") is False)
 
 
-def _table(settings: Mapping[str, Any], name: str, path: Path | None) -> dict[str, Any]:
+def _table(settings: Mapping[str, Any], name: str, path: AnyPath | None) -> dict[str, Any]:
     table = settings.get(name, {})
     if not isinstance(table, dict):
         raise UserError(f'{path} has "{name}": {json.dumps(table)}; expected a table')

@@ -15,13 +15,12 @@ import dataclasses
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from stages import estimate, evaluate, rollout, segment, sft, train
 from stages.configs.train import resolve_training_engine
 from stages.core.errors import FingerprintMismatch
 from stages.core.launcher import read_launch, require_single_process
-from stages.core.paths import as_path
+from stages.core.paths import AnyPath, as_path
 from stages.core.progress import Progress, Silent, Summary
 from stages.pipeline.planning import Config, Iteration, Plan, make_plan, open_tasks
 from stages.pipeline.retention import prune_run
@@ -121,7 +120,7 @@ def _run_iteration(
     return done
 
 
-def prune_checkpoints(plan: Plan, number: int, progress: Progress) -> list[Path]:
+def prune_checkpoints(plan: Plan, number: int, progress: Progress) -> list[AnyPath]:
     """Prune the checkpoints of the iterations up to `number`, as [run] keep_checkpoints says.
 
     Returns:

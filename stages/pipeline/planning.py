@@ -10,14 +10,14 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from stages.configs import estimate, evaluate, rollout, segment, sft, train
 from stages.configs.run import SLURM_TABLES, TABLES, Config, RunTable
 from stages.configs.train import CRITIC
 from stages.core.errors import UserError
-from stages.core.paths import is_local
+from stages.core.paths import AnyPath
+from stages.core.store import StorePath
 from stages.pipeline.recipe import Recipe, read_recipe
 from stages.pipeline.retention import Retention
 from stages.shards.sharding import ALL
@@ -51,7 +51,7 @@ class Plan:
       keep: which checkpoints are kept whole; None keeps all of them.
     """
 
-    out: Path
+    out: AnyPath
     start: sft.Config | None
     iterations: tuple[Iteration, ...]
     evaluations: dict[int, evaluate.Config]
@@ -113,7 +113,7 @@ def _retention(table: RunTable, learn: train.Config) -> Retention | None:
     """Return which checkpoints [run] keeps; None if it keeps all of them."""
     if table.keep_checkpoints is None:
         return None
-    if not is_local(table.out):
+    if isinstance(table.out, StorePath):
         raise UserError(
             f"keep_checkpoints prunes local checkpoints only, but [run] out is {table.out}: omit keep_checkpoints"
         )
@@ -187,6 +187,6 @@ def _scheduled_steps(recipe: Recipe, table: RunTable, sample: rollout.Config, le
     return table.iterations * learn.epochs * math.ceil(trajectories / learn.batch_size)
 
 
-def _directory(out: Path, iteration: int) -> Path:
+def _directory(out: AnyPath, iteration: int) -> AnyPath:
     """Return the directory of an iteration; -1 is the start."""
     return out / ("start" if iteration < 0 else f"{iteration:03d}")

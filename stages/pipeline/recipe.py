@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from stages.core.config import bare_type, field_types
 from stages.core.errors import UserError, did_you_mean
-from stages.core.paths import as_path
+from stages.core.paths import AnyPath, as_path
 
 T = TypeVar("T", bound="Any")
 
@@ -70,7 +70,11 @@ class Recipe:
 
 
 def read_recipe(
-    path: Path, overrides: Sequence[str], stages: Mapping[str, type], shared_in: str, separate: Mapping[str, type] = {}
+    path: AnyPath,
+    overrides: Sequence[str],
+    stages: Mapping[str, type],
+    shared_in: str,
+    separate: Mapping[str, type] = {},
 ) -> Recipe:
     """Read a recipe and apply overrides.
 
@@ -153,14 +157,15 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
     if get_origin(hint) is tuple:
         items = value if isinstance(value, list | tuple) else [value]
         return tuple(coerce(item, get_args(hint)[0], where) for item in items)
-    if hint is Path and isinstance(value, str | Path):
+    if hint == AnyPath and isinstance(value, str | AnyPath):
         return as_path(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint is str and isinstance(value, int) and not isinstance(value, bool):
         return str(value)  # rollouts = 9, where "4..32" is allowed too
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise UserError(f"{where} must be of type {hint.__name__}; got {value!r}")
+        expected = "Path" if hint == AnyPath else hint.__name__
+        raise UserError(f"{where} must be of type {expected}; got {value!r}")
     return value
 
 

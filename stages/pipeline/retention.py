@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from stages.core import storage
+from stages.core.paths import AnyPath
 from stages.models import adapters
 from stages.models.checkpoints import OPTIMIZER_FILE, WEIGHTS
 from stages.models.pruning import PRUNED_FILE, Kind, read_pruned
@@ -37,7 +37,7 @@ class Retention:
         return last - number < max(self.whole, self.scored) or bool(self.every and (number + 1) % self.every == 0)
 
 
-def prune_run(checkpoints: Sequence[Path], keep: Retention) -> list[Path]:
+def prune_run(checkpoints: Sequence[AnyPath], keep: Retention) -> list[AnyPath]:
     """Prune the checkpoints of all iterations so far, oldest first; return those that lost files."""
     last = len(checkpoints) - 1
     return [
@@ -47,7 +47,7 @@ def prune_run(checkpoints: Sequence[Path], keep: Retention) -> list[Path]:
     ]
 
 
-def prune(directory: Path, *, weights: bool) -> bool:
+def prune(directory: AnyPath, *, weights: bool) -> bool:
     """Delete the optimizer state of a model directory and of the models inside it (a critic, a merged model).
 
     The names and digests of the files are recorded before they are deleted, so a killed call can be repeated.

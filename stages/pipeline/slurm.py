@@ -22,8 +22,8 @@ from typing import Any
 from stages.configs.resources import ArrayResources
 from stages.configs.slurm import Config
 from stages.core.errors import UserError
-from stages.core.paths import is_local
 from stages.core.progress import Progress, Silent
+from stages.core.store import StorePath
 from stages.pipeline import planning
 from stages.pipeline.recipe import Recipe
 from stages.shards.names import find_split
@@ -64,7 +64,7 @@ def run(config: Config, progress: Progress = Silent()) -> Outcome:
         queue, or a job that SLURM rejects.
     """
     recipe, plan = planning.open_recipe(config), planning.make_plan(config)
-    if not is_local(plan.out):
+    if isinstance(plan.out, StorePath):
         raise UserError(
             f"scripts and logs are written to the directory of the run, which must be local; got {plan.out}"
         )

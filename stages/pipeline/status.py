@@ -11,8 +11,8 @@ from pathlib import Path
 
 from stages.configs.status import Config
 from stages.core.errors import UserError
-from stages.core.paths import is_local
 from stages.core.progress import Progress, Silent
+from stages.core.store import StorePath
 from stages.slurm import queue, states
 from stages.slurm.records import read_plan, read_submitted
 from stages.slurm.states import StageProgress
@@ -39,7 +39,7 @@ def run(config: Config, progress: Progress = Silent()) -> Status:
     Raises:
       UserError: the path does not exist, or is no run.
     """
-    if not is_local(config.run):
+    if isinstance(config.run, StorePath):
         raise UserError(
             f"{config.run} is in an object store; expected a local run. `spo show` describes one in a store"
         )

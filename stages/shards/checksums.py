@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -103,7 +103,7 @@ def seal(file: BinaryIO) -> None:
     file.seek(0, os.SEEK_END)
 
 
-def read_footer_bytes(file: BinaryIO) -> bytes:
+def read_footer_bytes(file: IO[bytes]) -> bytes:
     """Return the end of a Parquet file from the first byte of its footer on.
 
     Raises:

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import pyarrow as pa
 
 from stages.core.errors import IncompleteInput, StoreUnreachable, UserError
 from stages.core.json_files import decoded, parse_json
-from stages.core.paths import is_local, remove_tree
+from stages.core.paths import AnyPath
 from stages.core.storage import replacing
+from stages.core.store import StorePath, remove_tree
 from stages.shards.disk import write_parquet
 from stages.shards.files import lineage_of, read_columns, read_footer
 from stages.shards.lineage import FOOTER_KEY, Lineage, canonical_json
@@ -44,14 +44,14 @@ class Chunk:
 class Chunks:
     """The chunks in `directory`, numbered from 0. Any of them may be missing."""
 
-    directory: Path
+    directory: AnyPath
     schema: Schema
 
-    def path(self, number: int) -> Path:
+    def path(self, number: int) -> AnyPath:
         """Return the path of a chunk, whether it exists or not."""
         return self.directory / f"chunk-{number:05d}.parquet"
 
-    def files(self) -> Iterator[tuple[int, Path, Chunk | None, Lineage | None]]:
+    def files(self) -> Iterator[tuple[int, AnyPath, Chunk | None, Lineage | None]]:
         """Yield each chunk's number, file, footer entry and lineage, in order; (None, None) for a corrupt chunk.
 
         Raises:
@@ -86,7 +86,7 @@ class Chunks:
 
     def clear(self) -> None:
         """Remove all chunks."""
-        if not is_local(self.directory):
+        if isinstance(self.directory, StorePath):
             remove_tree(self.directory)
             return
         for file in self.directory.glob("chunk-*"):

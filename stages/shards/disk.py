@@ -14,8 +14,9 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.core import paths
 from stages.core.errors import UserError
+from stages.core.paths import AnyPath
+from stages.core.store import StorePath, store_errors
 from stages.shards.checksums import RowsDigest, seal
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -25,10 +26,10 @@ _NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
 
 
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: AnyPath) -> Iterator[None]:
     """Convert a full disk, a missing permission or a file in place of a directory into a `UserError` about `path`."""
     try:
-        with paths.store_errors(path):
+        with store_errors(path):
             yield
     except OSError as error:
         if error.errno in _FULL:
@@ -74,7 +75,7 @@ def write_parquet(file: BinaryIO, tables: Iterable[pa.Table], schema: pa.Schema,
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[bool]:
+def locked(directory: AnyPath) -> Iterator[bool]:
     """Lock `directory` for this process; create it if it does not exist.
 
     Yields:
@@ -83,7 +84,7 @@ def locked(directory: Path) -> Iterator[bool]:
     Raises:
       UserError: another process holds the lock.
     """
-    if not paths.is_local(directory):
+    if isinstance(directory, StorePath):
         yield False
         return
     handle, held = _take_lock(directory)
@@ -94,9 +95,9 @@ def locked(directory: Path) -> Iterator[bool]:
 
 
 @contextmanager
-def locked_chunks(directory: Path) -> Iterator[bool]:
+def locked_chunks(directory: AnyPath) -> Iterator[bool]:
     """Lock the directory of a part's chunks (`locked`); remove it at the end if it holds no chunk."""
-    if not paths.is_local(directory):
+    if isinstance(directory, StorePath):
         yield False
         return
     try:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.core.errors import IncompleteInput, StoreUnreachable, UserError
-from stages.core.paths import StorePath, store_errors
+from stages.core.paths import AnyPath
+from stages.core.store import StorePath, store_errors
 from stages.shards import checksums
 from stages.shards.lineage import FOOTER_KEY, Lineage
 from stages.shards.schemas import Schema
 
 
-def read_footer(path: Path, schema: Schema | None = None) -> pq.FileMetaData:
+def read_footer(path: AnyPath, schema: Schema | None = None) -> pq.FileMetaData:
     """Return the footer of a Parquet file; the checksum of a footer with a lineage is verified.
 
     Args:
@@ -49,7 +48,7 @@ def read_footer(path: Path, schema: Schema | None = None) -> pq.FileMetaData:
     return footer
 
 
-def lineage_of(footer: pq.FileMetaData, path: Path) -> Lineage | None:
+def lineage_of(footer: pq.FileMetaData, path: AnyPath) -> Lineage | None:
     """Return the lineage in a footer; None if there is none.
 
     Raises:
@@ -62,7 +61,7 @@ def lineage_of(footer: pq.FileMetaData, path: Path) -> Lineage | None:
         raise UserError(f"{path}: {error}") from error
 
 
-def read_columns(path: Path, columns: list[str] | None, schema: Schema) -> pa.Table:
+def read_columns(path: AnyPath, columns: list[str] | None, schema: Schema) -> pa.Table:
     """Return the named columns (None: all) of a file in the types that they have there.
 
     The checksums of pages are verified, and those of the columns if `spo` wrote the file.
@@ -80,14 +79,14 @@ def read_columns(path: Path, columns: list[str] | None, schema: Schema) -> pa.Ta
     return table
 
 
-def _open(path: Path) -> pq.ParquetFile:
+def _open(path: AnyPath) -> pq.ParquetFile:
     """Open the file. From an object store only the byte ranges that are read are fetched, neighbors in one request."""
     if isinstance(path, StorePath):
         return pq.ParquetFile(path.key, filesystem=path.filesystem, pre_buffer=True, page_checksum_verification=True)
     return pq.ParquetFile(path, page_checksum_verification=True)
 
 
-def corrupt_file(path: Path, schema: Schema | None, detail: str) -> IncompleteInput:
+def corrupt_file(path: AnyPath, schema: Schema | None, detail: str) -> IncompleteInput:
     """Return the error for a truncated or corrupt file."""
     command = f"`spo {schema.stage}`" if schema else "the stage that writes it"
     return IncompleteInput(
@@ -95,7 +94,7 @@ def corrupt_file(path: Path, schema: Schema | None, detail: str) -> IncompleteIn
     )
 
 
-def edited_file(path: Path, schema: Schema | None, detail: str) -> IncompleteInput:
+def edited_file(path: AnyPath, schema: Schema | None, detail: str) -> IncompleteInput:
     """Return the error for a file that another tool wrote again with our footer, or that was damaged."""
     command = f"`spo {schema.stage}`" if schema else "the stage that writes it"
     return IncompleteInput(

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from stages.core.errors import UserError
+from stages.core.paths import AnyPath
 from stages.shards.schemas import ARTEFACT, Column, Schema
 from stages.shards.tables import null_row
 
@@ -41,7 +41,7 @@ KEYS = {
 """Stage → columns that identify a row of its table."""
 
 
-def columns_to_read(schema: Schema, names: Sequence[str], found: Sequence[str], path: Path) -> list[str]:
+def columns_to_read(schema: Schema, names: Sequence[str], found: Sequence[str], path: AnyPath) -> list[str]:
     """Return the columns to read from a file so that `conform_foreign` can return the columns `names`.
 
     Args:
@@ -69,7 +69,7 @@ def columns_to_read(schema: Schema, names: Sequence[str], found: Sequence[str], 
     return list(dict.fromkeys(required))
 
 
-def conform_foreign(table: pa.Table, schema: Schema, names: Sequence[str], first_row: int, path: Path) -> pa.Table:
+def conform_foreign(table: pa.Table, schema: Schema, names: Sequence[str], first_row: int, path: AnyPath) -> pa.Table:
     """Return the columns `names` in the types of the schema: cast, checked, and derived where the file lacks them.
 
     Args:
@@ -95,7 +95,7 @@ def conform_foreign(table: pa.Table, schema: Schema, names: Sequence[str], first
     return pa.table(result, schema=pa.schema([column.field for column in columns]))
 
 
-def check_unique(schema: Schema, keys: Sequence[tuple[Path, pa.Table]]) -> None:
+def check_unique(schema: Schema, keys: Sequence[tuple[AnyPath, pa.Table]]) -> None:
     """Check that no two rows have the same id, within a file or across the files of one artefact.
 
     Args:
@@ -121,7 +121,7 @@ def check_unique(schema: Schema, keys: Sequence[tuple[Path, pa.Table]]) -> None:
     raise UserError(f"{', '.join(names)} must be unique, but {first} is in {places[0]} and in {places[1]}: rename one")
 
 
-def _cast(values: pa.ChunkedArray, column: Column, path: Path) -> pa.ChunkedArray:
+def _cast(values: pa.ChunkedArray, column: Column, path: AnyPath) -> pa.ChunkedArray:
     try:
         return values.cast(column.type)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
@@ -130,7 +130,7 @@ def _cast(values: pa.ChunkedArray, column: Column, path: Path) -> pa.ChunkedArra
         ) from error
 
 
-def _derive(name: str, given: dict[str, pa.ChunkedArray], rows: int, first_row: int, path: Path) -> pa.ChunkedArray:
+def _derive(name: str, given: dict[str, pa.ChunkedArray], rows: int, first_row: int, path: AnyPath) -> pa.ChunkedArray:
     """Return a column of `rows` rows that the file lacks."""
     if name == "depth":
         return pa.chunked_array([np.zeros(rows, np.int32)])
@@ -149,7 +149,7 @@ def _derive(name: str, given: dict[str, pa.ChunkedArray], rows: int, first_row: 
     return pc.binary_join_element_wise(questions, numbers, "/")
 
 
-def _question_ids(given: dict[str, pa.ChunkedArray], path: Path) -> pa.ChunkedArray:
+def _question_ids(given: dict[str, pa.ChunkedArray], path: AnyPath) -> pa.ChunkedArray:
     """Return question ids: "q" and 12 hexadecimal digits of a hash of the prompt's token ids, or else of its text."""
     name = "prompt_token_ids" if "prompt_token_ids" in given else "prompt"
     _refuse(null_row(given[name]), f"column {name}, which question_id is derived from, contains a null", path)
@@ -162,7 +162,7 @@ def _question_ids(given: dict[str, pa.ChunkedArray], path: Path) -> pa.ChunkedAr
 
 
 def _check_values(
-    given: dict[str, pa.ChunkedArray], finish_reason: pa.ChunkedArray | None, schema: Schema, path: Path
+    given: dict[str, pa.ChunkedArray], finish_reason: pa.ChunkedArray | None, schema: Schema, path: AnyPath
 ) -> None:
     """Raise UserError for values of the right type that cannot be correct."""
     if finish_reason is not None:
@@ -186,7 +186,7 @@ def _check_values(
         _refuse(_first_list(given["logprobs"], pc.invert(valid)), problem, path)
 
 
-def _refuse(row: int | None, problem: str, path: Path) -> None:
+def _refuse(row: int | None, problem: str, path: AnyPath) -> None:
     """Raise UserError if there is an offending row."""
     if row is not None:
         raise UserError(f"{problem}: row {row} (counted from 0) of {path}")

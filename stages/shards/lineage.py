@@ -14,14 +14,14 @@ import operator
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from stages.core.config import results_config
 from stages.core.errors import UserError
 from stages.core.json_files import decoded, parse_json
-from stages.core.paths import as_path, is_local, relative_path
+from stages.core.paths import AnyPath, as_path, relative_path
 from stages.core.storage import digest, write_atomically
+from stages.core.store import StorePath
 from stages.shards.schemas import Schema
 
 FOOTER_KEY = b"spo"
@@ -153,12 +153,12 @@ def describe(
     return _fingerprinted(lineage)
 
 
-def model_source(model: str | Path, digest: str, directory: Path) -> Source:
+def model_source(model: str | AnyPath, digest: str, directory: AnyPath) -> Source:
     """Return a model as an input of the work in `directory`: a relative path, or the unchanged name on the hub."""
     return Source(_relative_or_name(str(model), directory), digest, "model")
 
 
-def task_source(task: str, data: str | None, digest: str, directory: Path) -> Source:
+def task_source(task: str, data: str | None, digest: str, directory: AnyPath) -> Source:
     """Return the questions of a task as an input of the work in `directory`: the path of its data, or its name."""
     return Source(_relative_or_name(data, directory) if data else task, digest, "task")
 
@@ -178,12 +178,12 @@ def differences(found: Lineage, requested: Lineage) -> list[str]:
     return [line for line in [*lines, *(_source_difference(*pair) for pair in sources)] if line]
 
 
-def write_lineage(directory: Path, lineage: Lineage) -> None:
+def write_lineage(directory: AnyPath, lineage: Lineage) -> None:
     """Write the lineage of a model into its directory."""
     write_atomically(directory / MODEL_FILE, f"{lineage.to_json()}\n".encode())
 
 
-def read_lineage(directory: Path) -> Lineage | None:
+def read_lineage(directory: AnyPath) -> Lineage | None:
     """Return the lineage of a model directory; None if spo did not write it.
 
     Raises:
@@ -218,10 +218,10 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _relative_or_name(name: str, directory: Path) -> str:
+def _relative_or_name(name: str, directory: AnyPath) -> str:
     """Return an existing path relative to `directory`; any other text is a name on the hub and stays unchanged."""
     path = as_path(name).expanduser()
-    return relative_path(path, directory) if not is_local(path) or path.exists() else name
+    return relative_path(path, directory) if isinstance(path, StorePath) or path.exists() else name
 
 
 def _fingerprinted(lineage: Lineage) -> Lineage:

@@ -9,17 +9,17 @@ import datetime
 import os
 import sys
 from contextlib import suppress
-from pathlib import Path
 
-from stages.core import paths
 from stages.core.errors import StoreUnreachable
+from stages.core.paths import AnyPath
 from stages.core.storage import write_atomically
+from stages.core.store import StorePath
 
 
 class PartLog:
     """The log of one part. Every run appends to it; each line starts with the time in UTC."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: AnyPath) -> None:
         self.path = path
         self._started = False
         self._text: str | None = None  # the whole log: an object in a store cannot be appended to
@@ -40,7 +40,7 @@ class PartLog:
     def write(self, line: str) -> None:
         """Append one line."""
         time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        if not paths.is_local(self.path):
+        if isinstance(self.path, StorePath):
             self._rewrite(f"{time} {line}\n")
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)

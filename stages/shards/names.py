@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+
+from stages.core.paths import AnyPath
 
 _PART_NAME = re.compile(r"part-(\d{5})-of-(\d{5})\.parquet")
 _CHUNKS_NAME = re.compile(r"\.part-\d{5}-of-(\d{5})")
@@ -20,7 +21,7 @@ def parse_part_name(name: str) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
-def find_split(directory: Path) -> int | None:
+def find_split(directory: AnyPath) -> int | None:
     """Return the number of parts that an artefact in a directory is divided into; None if no work is there.
 
     Finished parts count before committed chunks of unfinished ones. If splits are mixed, the one with the most finished

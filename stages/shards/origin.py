@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from stages.core.errors import UserError
-from stages.core.paths import is_path_reference
+from stages.core.paths import AnyPath, is_path_reference
 from stages.shards.lineage import Lineage, Source
 from stages.shards.parts import Artefact, open_artefact
 from stages.shards.schemas import ARTEFACT, BY_STAGE, Schema
 
 
-def trace_back(artefact: Artefact, to: Schema, at: Path | None = None) -> Artefact:
+def trace_back(artefact: Artefact, to: Schema, at: AnyPath | None = None) -> Artefact:
     """Return the artefact of an earlier stage that cutpoints or advantages were made from.
 
     Args:
@@ -98,7 +96,7 @@ def check_sampling_model(artefact: Artefact, model: Source, *, named: bool) -> t
     )
 
 
-def _trace_back_through_inputs(artefact: Artefact, lineage: Lineage, to: Schema, at: Path | None) -> Artefact:
+def _trace_back_through_inputs(artefact: Artefact, lineage: Lineage, to: Schema, at: AnyPath | None) -> Artefact:
     """Trace back through an intermediate artefact: advantages → cutpoints → trajectories."""
     name = ARTEFACT[to.stage]
     for intermediate in lineage.inputs:

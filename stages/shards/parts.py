@@ -12,8 +12,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from stages.core.errors import IncompleteInput, UserError
-from stages.core.paths import as_path, is_local, locate, relative_path
+from stages.core.paths import AnyPath, as_path, locate, relative_path
 from stages.core.storage import file_digest
+from stages.core.store import StorePath
 from stages.shards import foreign
 from stages.shards.files import corrupt_file, lineage_of, read_columns, read_footer
 from stages.shards.lineage import Lineage, Source, combine, differences
@@ -34,7 +35,7 @@ class Part:
       lineage: the lineage in its footer; None for a file that another tool wrote.
     """
 
-    path: Path
+    path: AnyPath
     index: int
     count: int
     rows: int
@@ -53,16 +54,16 @@ class Artefact:
       parts: the parts in order.
     """
 
-    path: Path
+    path: AnyPath
     schema: Schema
     parts: tuple[Part, ...]
 
     @property
-    def directory(self) -> Path:
+    def directory(self) -> AnyPath:
         """Return the directory of the parts; relative paths in their lineage start here."""
         return self.parts[0].path.parent
 
-    def locate(self, reference: str) -> Path:
+    def locate(self, reference: str) -> AnyPath:
         """Return the path of an input from the relative path in the lineage (`Source.path`)."""
         return locate(reference, self.directory)
 
@@ -120,7 +121,7 @@ class Artefact:
         return True
 
 
-def open_artefact(path: Path | str, schema: Schema | None = None) -> Artefact:
+def open_artefact(path: AnyPath | str, schema: Schema | None = None) -> Artefact:
     """Return the artefact in a directory or in a single .parquet file.
 
     Names that start with a dot or an underscore are ignored. Files named like parts (`part_name`) must be complete and
@@ -138,7 +139,7 @@ def open_artefact(path: Path | str, schema: Schema | None = None) -> Artefact:
     path = as_path(path)
     files = _files(path, schema)
     with ThreadPoolExecutor(
-        max_workers=1 if is_local(path) else 16
+        max_workers=1 if isinstance(path, Path) else 16
     ) as pool:  # requests to a store are slow, so they overlap
         footers = list(pool.map(lambda file: read_footer(file, schema), files))
     lineages = [lineage_of(footer, file) for footer, file in zip(footers, files, strict=True)]
@@ -154,7 +155,7 @@ def open_artefact(path: Path | str, schema: Schema | None = None) -> Artefact:
     return Artefact(path, found, tuple(parts))
 
 
-def artefact_source(artefact: Artefact, directory: Path, part: Part | None = None) -> Source:
+def artefact_source(artefact: Artefact, directory: AnyPath, part: Part | None = None) -> Source:
     """Return an artefact, or one part of it, as an input (`Source`) of the work in `directory`."""
     return Source(relative_path(artefact.path, directory), artefact.fingerprint(part), artefact.schema.stage)
 
@@ -169,14 +170,15 @@ def work_differences(found: Lineage, requested: Lineage) -> list[str]:
     return differences(common(found), common(requested))
 
 
-def _files(path: Path, schema: Schema | None) -> list[Path]:
+def _files(path: AnyPath, schema: Schema | None) -> list[AnyPath]:
     """Return the Parquet files of an artefact in order; check that no part is missing."""
     if path.is_file():
         return [path]
     if not path.is_dir():
         raise IncompleteInput(f"{path} does not exist{_remedy(schema)}")
     visible = sorted(entry for entry in path.iterdir() if entry.name[0] not in "._")
-    files = [entry for entry in visible if entry.suffix == ".parquet" and (not is_local(path) or entry.is_file())]
+    in_store = isinstance(path, StorePath)  # where `is_file` costs a request for each entry
+    files = [entry for entry in visible if entry.suffix == ".parquet" and (in_store or entry.is_file())]
     if not files and visible:
         found = ", ".join(entry.name for entry in visible[:5])
         raise UserError(f"{path} contains no Parquet file (found: {found}{', …' * (len(visible) > 5)})")
@@ -198,7 +200,7 @@ def _files(path: Path, schema: Schema | None) -> list[Path]:
     return files
 
 
-def _check_complete(path: Path, present: set[int], count: int, schema: Schema | None) -> None:
+def _check_complete(path: AnyPath, present: set[int], count: int, schema: Schema | None) -> None:
     missing = [index for index in range(count) if index not in present]
     if not missing:
         return
@@ -213,14 +215,14 @@ def _remedy(schema: Schema | None) -> str:
     return f": run `spo {schema.stage}`, which writes {ARTEFACT[schema.stage]}"
 
 
-def _recognize(path: Path, columns: tuple[str, ...], lineage: Lineage | None) -> Schema:
+def _recognize(path: AnyPath, columns: tuple[str, ...], lineage: Lineage | None) -> Schema:
     schema = BY_STAGE.get(lineage.stage) if lineage else recognize(columns)
     if schema is None:
         raise UserError(f"{path} is not a table of spo: its columns are {', '.join(columns)}")
     return schema
 
 
-def _check_stage(path: Path, lineage: Lineage | None, schema: Schema) -> None:
+def _check_stage(path: AnyPath, lineage: Lineage | None, schema: Schema) -> None:
     if lineage is None:
         return
     if lineage.stage != schema.stage:

@@ -11,11 +11,11 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
 from stages.core.errors import Interrupted, UserError
+from stages.core.paths import AnyPath
 from stages.shards.names import find_split
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -70,7 +70,7 @@ class ShardOptions(Protocol):
     """The options that choose the shards of a process (`stages.configs.shared.OutputOptions`)."""
 
     @property
-    def out(self) -> Path: ...
+    def out(self) -> AnyPath: ...
     @property
     def shard(self) -> str | None: ...
     @property

@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 
 from stages.core.errors import FingerprintMismatch, IncompleteInput, Interrupted, StoreUnreachable, UserError
-from stages.core.paths import as_path, is_local
+from stages.core.paths import AnyPath, as_path
 from stages.core.progress import Progress, Silent
 from stages.core.storage import replacing
 from stages.shards.chunks import Chunk, Chunks
@@ -40,7 +40,7 @@ _REMEDY = "Choose another --out, or pass --overwrite to replace it"
 
 @contextmanager
 def open_part(
-    directory: Path | str,
+    directory: AnyPath | str,
     index: int,
     count: int,
     lineage: Lineage,
@@ -72,7 +72,7 @@ def open_part(
             part._check()
             if not part.up_to_date:
                 part._held = held = stack.enter_context(locked_chunks(part._chunks.directory))
-                if not held and is_local(part.directory):
+                if not held and isinstance(part.directory, Path):
                     progress.note(
                         f"{part.directory} has no file locks: do not let another process write {part.path.name}"
                     )
@@ -103,7 +103,7 @@ class PartWriter:
 
     def __init__(
         self,
-        directory: Path,
+        directory: AnyPath,
         index: int,
         count: int,
         lineage: Lineage,
@@ -258,7 +258,7 @@ class PartWriter:
         self._remove_other_split()
         self._notes.note(f"{self.path} is up to date ({self.rows} rows)")
 
-    def _is_same_work(self, path: Path, compare: Callable[[Lineage, Lineage], list[str]]) -> bool:
+    def _is_same_work(self, path: AnyPath, compare: Callable[[Lineage, Lineage], list[str]]) -> bool:
         """Return whether a file comes from the requested work; raise FingerprintMismatch if not, unless `overwrite`."""
         try:
             found = lineage_of(read_footer(path, self.schema), path)
@@ -275,7 +275,7 @@ class PartWriter:
             raise FingerprintMismatch(f"{path} was made with other settings ({'; '.join(problems)}). {_REMEDY}")
         return not problems
 
-    def _other_split(self) -> list[Path]:
+    def _other_split(self) -> list[AnyPath]:
         """Return the parts, and the directories of chunks, of runs with another number of parts."""
         found = [*sorted(self.directory.glob("part-*.parquet")), *sorted(self.directory.glob(".part-*"))]
         named = [parse_part_name(f"{path.name.removeprefix('.').removesuffix('.parquet')}.parquet") for path in found]

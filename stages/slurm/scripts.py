@@ -9,6 +9,7 @@ from pathlib import Path
 
 from stages.configs.resources import ArrayResources, RankResources, Resources
 from stages.core.errors import UserError
+from stages.core.paths import AnyPath
 from stages.slurm.jobs import Job, Work
 from stages.slurm.records import FOLDER, LOGS, SUBMITTED
 
@@ -68,7 +69,7 @@ class Submission:
     running: tuple[str, ...] = ()
 
 
-def job_script(job: Job, run: Path, recipe: Path, directory: Path) -> str:
+def job_script(job: Job, run: Path, recipe: AnyPath, directory: Path) -> str:
     """Return the script of one job.
 
     Args:
@@ -140,7 +141,9 @@ def array(tasks: Sequence[int], resources: Resources) -> str:
     return f"{numbers}%{limit}" if limit else numbers
 
 
-def submit_script(submissions: Sequence[Submission], cancel: Sequence[tuple[str, str]], run: Path, recipe: Path) -> str:
+def submit_script(
+    submissions: Sequence[Submission], cancel: Sequence[tuple[str, str]], run: Path, recipe: AnyPath
+) -> str:
     """Return the script that submits jobs; each begins when the jobs whose outputs it reads have succeeded.
 
     Args:

@@ -14,7 +14,6 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ import pyarrow.parquet as pq
 
 from stages.core.errors import UserError, first_line
 from stages.core.json_files import parse_json
-from stages.core.paths import as_path
+from stages.core.paths import AnyPath, as_path
 from stages.core.storage import digest, file_digest
 from stages.tasks import SPLITS, Split
 
@@ -49,7 +48,7 @@ class DataSplits:
 
     source: str
     digest: str
-    splits: Mapping[Split, Sequence[Path] | Sequence[Row]] = field(repr=False)
+    splits: Mapping[Split, Sequence[AnyPath] | Sequence[Row]] = field(repr=False)
 
     def rows(self, split: Split, choose: ColumnChooser) -> list[tuple[str, dict[str, Any]]]:
         """Return (location, chosen columns) of each row of a split.
@@ -66,10 +65,10 @@ class DataSplits:
             )
         located: list[tuple[str, dict[str, Any]]] = []
         content = self.splits[split]
-        for file in [one for one in content if isinstance(one, Path)]:
+        for file in [one for one in content if isinstance(one, AnyPath)]:
             records = _READERS[file.suffix](file, choose)
             located += [(f"{file} row {i}", record) for i, record in enumerate(records)]
-        if rows := [one for one in content if not isinstance(one, Path)]:
+        if rows := [one for one in content if not isinstance(one, AnyPath)]:
             records = _select_columns(rows, choose, f"{self.source} {split}")
             located += [(f"{self.source} {split} row {i}", record) for i, record in enumerate(records)]
         return located
@@ -102,8 +101,8 @@ def open_data(source: str, task: str, *, subset: str = "", revision: str = "") -
     return DataSplits(str(path), digest(" ".join(digests).encode()), files)
 
 
-def _files_of_directory(directory: Path, task: str) -> dict[Split, list[Path]]:
-    files: dict[Split, list[Path]] = {
+def _files_of_directory(directory: AnyPath, task: str) -> dict[Split, list[AnyPath]]:
+    files: dict[Split, list[AnyPath]] = {
         split: sorted(
             file for suffix in SUFFIXES for name in (split, f"{split}-*") for file in directory.glob(name + suffix)
         )
@@ -117,7 +116,7 @@ def _files_of_directory(directory: Path, task: str) -> dict[Split, list[Path]]:
     return {split: split_files for split, split_files in files.items() if split_files}
 
 
-def _splits_of_file(file: Path) -> dict[Split, list[Path]]:
+def _splits_of_file(file: AnyPath) -> dict[Split, list[AnyPath]]:
     if file.suffix not in SUFFIXES:
         raise UserError(f"{file} must end in one of {', '.join(SUFFIXES)}; got {file.suffix!r}")
     # No letter may follow the name of the split: `train_v2.csv` is a train split, `training.csv` is not.
@@ -125,7 +124,7 @@ def _splits_of_file(file: Path) -> dict[Split, list[Path]]:
     return {split: [file] for split in named or SPLITS}
 
 
-def _read_parquet(file: Path, choose: ColumnChooser) -> list[dict[str, Any]]:
+def _read_parquet(file: AnyPath, choose: ColumnChooser) -> list[dict[str, Any]]:
     try:
         with file.open("rb") as opened:
             parquet = pq.ParquetFile(opened)
@@ -170,7 +169,7 @@ def _shorten(value: Any, type: pa.DataType) -> Any:
     return value
 
 
-def _read_json(file: Path, choose: ColumnChooser) -> list[dict[str, Any]]:
+def _read_json(file: AnyPath, choose: ColumnChooser) -> list[dict[str, Any]]:
     """Read one object per line, or one array of objects."""
     text = _read_file(file)
     if text.lstrip().startswith("["):
@@ -197,7 +196,7 @@ def _parse_json(text: str, location: str) -> Any:
     return value
 
 
-def _read_csv(file: Path, choose: ColumnChooser) -> list[dict[str, Any]]:
+def _read_csv(file: AnyPath, choose: ColumnChooser) -> list[dict[str, Any]]:
     # Line ends stay as they are: within quotes they belong to a field.
     reader = csv.DictReader(io.StringIO(_read_file(file, newline=""), newline=""), strict=True)
     try:
@@ -213,7 +212,7 @@ def _read_csv(file: Path, choose: ColumnChooser) -> list[dict[str, Any]]:
     return _select_columns(records, choose, str(file))
 
 
-def _read_file(file: Path, newline: str | None = None) -> str:
+def _read_file(file: AnyPath, newline: str | None = None) -> str:
     try:
         with file.open(encoding="utf-8-sig", newline=newline) as opened:  # spreadsheets write a byte order mark
             return opened.read()

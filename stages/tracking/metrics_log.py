@@ -25,9 +25,10 @@ from typing import Any, Self
 
 from stages.core.json_files import decoded, parse_json, read_json
 from stages.core.launcher import read_launch
-from stages.core.paths import cache_directory, is_local, relative_path
+from stages.core.paths import AnyPath, cache_directory, relative_path
 from stages.core.progress import Progress
 from stages.core.storage import digest, write_atomically
+from stages.core.store import StorePath
 from stages.shards.disk import disk_errors, locked
 from stages.shards.lineage import canonical_json
 from stages.tracking.trackers import TRACKERS, Entry, RunInfo, Tracker, check_trackers
@@ -49,8 +50,8 @@ class MetricsLog:
 
     def __init__(
         self,
-        logs: Path,
-        root: Path,
+        logs: AnyPath,
+        root: AnyPath,
         trackers: Sequence[str],
         title: str,
         settings: Mapping[str, Any],
@@ -67,7 +68,7 @@ class MetricsLog:
         self.steps = 0
         self._logs, self._root, self._tracker_names = logs, root, tuple(dict.fromkeys(trackers))
         self._title, self._settings, self._progress = title, settings, progress
-        local = is_local(logs)
+        local = isinstance(logs, Path)
         self._directory = logs if local else cache_directory() / "logs" / digest(str(logs.resolve()).encode())
         self._path, self._state = self._directory / "metrics.jsonl", self._directory / "mirrors.json"
         self._opened: list[Tracker] | None = None
@@ -99,7 +100,7 @@ class MetricsLog:
         finally:
             self._resources.__exit__(kind, *error)
 
-    def open_series(self, stage: str, output: Path, work: str, valid: Sequence[Metrics]) -> Series:
+    def open_series(self, stage: str, output: AnyPath, work: str, valid: Sequence[Metrics]) -> Series:
         """Make `valid` the only entries of an output, and return the series that further entries are logged to.
 
         Args:
@@ -121,7 +122,7 @@ class MetricsLog:
             series.log(metrics)
         return series
 
-    def log_figures(self, stage: str, output: Path, figures: Metrics) -> None:
+    def log_figures(self, stage: str, output: AnyPath, figures: Metrics) -> None:
         """Record the figures of a finished stage. Repeating the call with the same figures changes nothing."""
         self.open_series(stage, output, digest(canonical_json(figures).encode()), [figures])
 
@@ -184,12 +185,12 @@ class MetricsLog:
 
     def _fetch(self) -> None:
         """Copy the files that this machine lacks from the store, to continue a run that began on another machine."""
-        for path in (self._path, self._state) if not is_local(self._logs) else ():
+        for path in (self._path, self._state) if isinstance(self._logs, StorePath) else ():
             if not path.exists() and (self._logs / path.name).exists():
                 write_atomically(path, (self._logs / path.name).read_bytes())
 
-    def _store(self, path: Path) -> None:
-        if not is_local(self._logs) and path.exists():
+    def _store(self, path: AnyPath) -> None:
+        if isinstance(self._logs, StorePath) and path.exists():
             write_atomically(self._logs / path.name, path.read_bytes())
 
     def _read_state(self) -> dict[str, Any]:
@@ -221,7 +222,7 @@ class Series:
 
 @contextmanager
 def open_run_log(
-    out: Path, trackers: Sequence[str], settings: Mapping[str, Any], progress: Progress
+    out: AnyPath, trackers: Sequence[str], settings: Mapping[str, Any], progress: Progress
 ) -> Iterator[MetricsLog | None]:
     """Open the metrics of a whole run; yield None in every rank except the first.
 
@@ -237,7 +238,7 @@ def open_run_log(
 
 @contextmanager
 def open_stage_log(
-    out: Path,
+    out: AnyPath,
     trackers: Sequence[str],
     settings: Mapping[str, Any],
     progress: Progress,

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from stages.configs.train import CRITIC, LearningOptions
 from stages.core.errors import UserError
-from stages.core.paths import as_path, is_path_reference, relative_path
+from stages.core.paths import AnyPath, as_path, is_path_reference, relative_path
 from stages.models import checkpoints
 from stages.models.checkpoints import OPTIMIZER_FILE
 from stages.models.pruning import check_optimizer, check_weights, digest_of
@@ -55,7 +55,7 @@ class CriticStart:
 
 
 def find_critic(
-    iterations: Sequence[Iteration], critic: str | None, out: Path, *, continue_optimizer: bool
+    iterations: Sequence[Iteration], critic: str | None, out: AnyPath, *, continue_optimizer: bool
 ) -> CriticStart:
     """Return the critic to train: the given one, else the one that made the advantages.
 
@@ -232,7 +232,7 @@ class _PolicyWithCritic:
     policy: Engine
     critic: Critic
 
-    def save(self, directory: Path, tokenizer: PreTrainedTokenizerBase, write_more: Callable[[Path], None]) -> None:
+    def save(self, directory: AnyPath, tokenizer: PreTrainedTokenizerBase, write_more: Callable[[Path], None]) -> None:
         """Write both atomically: the critic is complete before the policy's directory gets its final name."""
 
         def write_rest(temporary: Path) -> None:

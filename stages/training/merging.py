@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
+from stages.core.paths import AnyPath
 from stages.core.progress import Progress
 from stages.models.adapters import MERGED
 from stages.models.checkpoints import resolve
@@ -13,7 +13,7 @@ from stages.models.pruning import lost
 from stages.shards.lineage import Lineage, Source, read_lineage, write_lineage
 
 
-def write_merged_model(out: Path, progress: Progress) -> None:
+def write_merged_model(out: AnyPath, progress: Progress) -> None:
     """Write `OUT/merged` from the adapter in `out`, unless it exists: an adapter never changes after it is written.
 
     Do nothing if the adapter's weights were pruned: they are gone.

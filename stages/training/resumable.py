@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from stages.core.errors import FingerprintMismatch, SpoError, UserError
 from stages.core.json_files import read_json_lines
-from stages.core.paths import cache_directory, is_local
+from stages.core.paths import AnyPath, cache_directory
 from stages.core.progress import Progress
 from stages.core.storage import digest, write_atomically
 from stages.models import transfer
@@ -42,7 +42,7 @@ Metrics = list[dict[str, float]]
 class ModelWriter(Protocol):
     """Writes a model directory with its optimizer state: an engine, or a policy together with its critic."""
 
-    def save(self, directory: Path, tokenizer: PreTrainedTokenizerBase, write_more: Callable[[Path], None]) -> None:
+    def save(self, directory: AnyPath, tokenizer: PreTrainedTokenizerBase, write_more: Callable[[Path], None]) -> None:
         """Write the directory atomically; `write_more` adds files to it before it gets its final name."""
         ...
 
@@ -116,7 +116,7 @@ class ResumableRun:
 
 @contextmanager
 def open_resumable_run(
-    out: Path,
+    out: AnyPath,
     lineage: Lineage,
     *,
     overwrite: bool,
@@ -155,7 +155,7 @@ def open_resumable_run(
 
 
 def find_finished(
-    out: Path, lineage: Lineage, *, overwrite: bool, progress: Progress, metrics_log: MetricsLog | None = None
+    out: AnyPath, lineage: Lineage, *, overwrite: bool, progress: Progress, metrics_log: MetricsLog | None = None
 ) -> Lineage | None:
     """Return the lineage of an output that is up to date, with a note to the user; None if it must be made.
 
@@ -188,14 +188,14 @@ def find_finished(
     return None
 
 
-def discard_partial(out: Path) -> None:
+def discard_partial(out: AnyPath) -> None:
     """Remove the directory of the unfinished run, once the output is published."""
     shutil.rmtree(partial_directory(out), ignore_errors=True)
 
 
-def partial_directory(out: Path) -> Path:
+def partial_directory(out: AnyPath) -> Path:
     """Return the directory of the unfinished run: beside a local output, in the local cache for an object store."""
-    if is_local(out):
+    if isinstance(out, Path):
         return out.with_name(f".{out.name}.partial")
     return cache_directory() / "unfinished" / digest(str(out.resolve()).encode()) / f".{out.name}.partial"
 
@@ -211,7 +211,7 @@ def write_metrics(directory: Path, metrics: Metrics) -> None:
     write_atomically(directory / METRICS_FILE, "".join(json.dumps(line) + "\n" for line in metrics).encode())
 
 
-def read_metrics(directory: Path) -> Metrics:
+def read_metrics(directory: AnyPath) -> Metrics:
     """Return the metrics that `write_metrics` wrote."""
     return read_json_lines(directory / METRICS_FILE)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages.core.errors import UserError
-from stages.core.paths import is_path_reference, relative_path
+from stages.core.paths import AnyPath, is_path_reference, relative_path
 from stages.models import checkpoints, loading, lora
 from stages.models.adapters import Lora, LoraOptions, is_adapter
 from stages.models.checkpoints import OPTIMIZER_FILE
@@ -89,9 +89,9 @@ class StartingPoint:
 
 
 def find_starting_point(
-    out: Path,
-    advantages: Sequence[Path],
-    trajectories: Sequence[Path] | None,
+    out: AnyPath,
+    advantages: Sequence[AnyPath],
+    trajectories: Sequence[AnyPath] | None,
     *,
     model: str | None,
     reference_model: str | None,
@@ -171,7 +171,7 @@ def find_starting_point(
 
 
 def _open_inputs(
-    advantages: Sequence[Path], trajectories: Sequence[Path] | None, replay_window: int | None
+    advantages: Sequence[AnyPath], trajectories: Sequence[AnyPath] | None, replay_window: int | None
 ) -> tuple[list[tuple[Artefact, Artefact, int]], list[str]]:
     """Return advantages, their trajectories and their age, oldest first; and notes for the user."""
     if trajectories and len(trajectories) != len(advantages):
@@ -187,7 +187,7 @@ def _open_inputs(
         if str(path) != LOST and (replay_window is None or age < replay_window):
             rows = open_artefact(path, ADVANTAGES)
             opened.append((rows, trace_back(rows, TRAJECTORIES, trajectories[index] if trajectories else None), age))
-    seen: dict[str, Path] = {}
+    seen: dict[str, AnyPath] = {}
     for rows, _, _ in opened:
         first = seen.setdefault(rows.fingerprint(), rows.path)
         if first is not rows.path:
@@ -232,7 +232,7 @@ def _is_sampled_by_policy(trajectories: Artefact, policy_source: Source, age: in
 
 
 def _find_reference(
-    name: str | None, policy: Path, policy_source: Source, out: Path, base: Path | None
+    name: str | None, policy: Path, policy_source: Source, out: AnyPath, base: Path | None
 ) -> tuple[Path | None, Source | None]:
     """Return the directory of the reference and its source for the lineage; None twice if it is the policy or unused.
 
@@ -284,7 +284,7 @@ def _sampling_temperature(trajectories: Sequence[Artefact]) -> float:
     Raises:
       UserError: a temperature is not recorded, is 0 (greedy), or differs from the others.
     """
-    found: dict[float, Path] = {}
+    found: dict[float, AnyPath] = {}
     for artefact in trajectories:
         temperature = artefact.lineage.config.get("temperature") if artefact.lineage else None
         if temperature is None:

@@ -10,18 +10,19 @@ import pytest
 
 from stages.core.config import option, validate
 from stages.core.errors import UserError
+from stages.core.paths import AnyPath
 from stages.pipeline.recipe import Recipe, coerce, read_recipe
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    out: Path = option("Where.")
+    out: AnyPath = option("Where.")
     iterations: int = option("How many.", minimum=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    out: Path = option("Where.")
+    out: AnyPath = option("Where.")
     task: str = option("Task.")
     rate: float = option("Rate.", default=0.5, above=0)
     steps: int | None = option("Steps.", default=None)
@@ -93,7 +94,7 @@ def test_an_override_is_parsed_according_to_its_option(tmp_path: Path, override:
     ("value", "hint", "expected"),
     [
         (1, float, 1.0),
-        ("a/b", Path, Path("a/b")),
+        ("a/b", AnyPath, Path("a/b")),
         (["a", "b"], tuple[str, ...], ("a", "b")),
         ("a", tuple[str, ...], ("a",)),
         (3, int | None, 3),

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 
 from stages.core.config import option
+from stages.core.store import StorePath
 from stages.shards.lineage import Lineage, Source, describe
 from stages.shards.schemas import CUTPOINTS, TRAJECTORIES, Schema
 from stages.shards.writing import open_part
 
 TINY = Source("models/tiny", "m0", "model")
+
+PathT = TypeVar("PathT", Path, StorePath)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +82,7 @@ def lineage(
 
 
 def write_part(
-    directory: Path,
+    directory: PathT,
     index: int = 0,
     count: int = 1,
     *,
@@ -88,7 +92,7 @@ def write_part(
     chunk: int = 5,
     overwrite: bool = False,
     progress: Notes | None = None,
-) -> Path:
+) -> PathT:
     """Write a complete part in chunks of `chunk` rows, unless it is up to date."""
     rows = trajectories(12, 12 * index) if table is None else table
     with open_part(
@@ -100,7 +104,7 @@ def write_part(
                 rows_of_chunk = rows.slice(starts[i], chunk)
                 part.commit(i, rows_of_chunk, {"rows": rows_of_chunk.num_rows})
             part.finish({"rows": rows.num_rows})
-    return part.path
+    return directory / part.path.name
 
 
 def files(directory: Path) -> dict[str, bytes]:

@@ -54,19 +54,19 @@ def test_cutpoints_and_advantages_lead_back_to_their_trajectories(
 
 
 def test_trajectories_that_were_moved_must_be_named(chain: tuple[Artefact, Artefact, Artefact], tmp_path: Path):
-    rolled, cuts, advantages = chain
+    _, cuts, advantages = chain
     moved = tmp_path / "moved"
-    shutil.move(rolled.path, moved)
+    shutil.move(tmp_path / "run" / "trajectories", moved)
     for artefact in (cuts, advantages):
         with pytest.raises(UserError, match="--trajectories"):
             trace_back(artefact, TRAJECTORIES)
         assert trace_back(artefact, TRAJECTORIES, at=moved).rows == 24
 
 
-def test_trajectories_that_have_changed_since_are_refused(chain: tuple[Artefact, Artefact, Artefact]):
-    rolled, cuts, _ = chain
+def test_trajectories_that_have_changed_since_are_refused(chain: tuple[Artefact, Artefact, Artefact], tmp_path: Path):
+    _, cuts, _ = chain
     for index in (0, 1):
-        write_part(rolled.path, index, 2, work=lineage(Settings(seed=1)), overwrite=True)
+        write_part(tmp_path / "run" / "trajectories", index, 2, work=lineage(Settings(seed=1)), overwrite=True)
     with pytest.raises(UserError, match=r"have changed since.*spo segment"):
         trace_back(cuts, TRAJECTORIES)
 

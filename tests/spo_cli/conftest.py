@@ -15,11 +15,11 @@ import os
 import signal
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from stages.core.config import option, validate
 from stages.core.errors import IncompleteInput, UserError
+from stages.core.paths import AnyPath
 from stages.core.progress import Summary
 
 
@@ -30,8 +30,8 @@ class Shared:
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Shared):
-    source: Path = option("Where from [see below].", argument=True)
-    out: Path = option("Where to.", short="--output-dir")
+    source: AnyPath = option("Where from [see below].", argument=True)
+    out: AnyPath = option("Where to.", short="--output-dir")
     model: str = option("Model, e.g. [cpu].", default="tiny", short="-m")
     partition: Literal["cutpoints", "fixed"] = option("How to cut.", default="cutpoints")
     rho: float = option("Threshold.", default=0.9, above=0, maximum=1)
@@ -63,15 +63,15 @@ def run(config, progress):
 
 RECIPE_VERB = """
 from dataclasses import dataclass
-from pathlib import Path
 
 from stages.core.config import option
 from stages.core.errors import UserError
+from stages.core.paths import AnyPath
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    recipe: Path = option("Recipe file.", argument=True)
+    recipe: AnyPath = option("Recipe file.", argument=True)
     iterations: int | None = option("How many.", default=None)
     overrides: tuple[str, ...] = option("table.key=value.", default=(), short="--set")
 

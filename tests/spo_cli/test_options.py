@@ -10,6 +10,7 @@ import pytest
 from spo_cli.options import ConfigCommand, repeat_flags
 from stages.core.config import option, validate
 from stages.core.errors import UserError
+from stages.core.paths import AnyPath
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +20,7 @@ class Flags:
     rates: tuple[float, ...] | None = option("Rates.", default=None)
     kinds: tuple[Literal["a", "b"], ...] = option("Kinds.", default=())
     seed: int = option("Seed.", default=0)
-    out: Path = option("Where to.")
+    out: AnyPath = option("Where to.")
 
     def __post_init__(self) -> None:
         validate(self)

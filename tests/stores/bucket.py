@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import boto3
 
-from stages.core.paths import as_path
+from stages.core.store import StorePath
 
 
 @dataclass(frozen=True)
@@ -25,9 +24,9 @@ class Bucket:
         client.create_bucket(Bucket=name)
         return cls(name, client)
 
-    def path(self, key: str = "") -> Path:
-        """Return the path of a key, in the form that the stages accept."""
-        return as_path(f"s3://{self.name}/{key}")
+    def path(self, key: str = "") -> StorePath:
+        """Return the path of a key."""
+        return StorePath.parse(f"s3://{self.name}/{key}")
 
     def names(self, prefix: str = "") -> list[str]:
         """Return the keys of all objects, without the empty objects that represent directories."""

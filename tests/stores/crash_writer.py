@@ -11,12 +11,11 @@ import itertools
 import os
 import signal
 import sys
-from pathlib import Path
 from typing import Any
 
-from stages.core import paths
-from stages.core.paths import as_path
-from tests.shards.samples import trajectories, write_part
+from stages.core import store
+from stages.core.store import StorePath
+from tests.shards.samples import PathT, trajectories, write_part
 
 
 def die_at(event: int) -> None:
@@ -40,10 +39,10 @@ def die_at(event: int) -> None:
         pass_event()
         return len(data)
 
-    original_put, paths._put = paths._put, put
+    original_put, store._put = store._put, put
 
 
-def write(directory: Path) -> None:
+def write(directory: PathT) -> None:
     """Write one part of 23 rows in 2 chunks."""
     write_part(directory, 1, 2, table=trajectories(23), chunk=12)
 
@@ -59,7 +58,7 @@ def _start(directory: str, event: str) -> int:
     child = os.fork()
     if child == 0:
         die_at(int(event))
-        write(as_path(directory))
+        write(StorePath.parse(directory))
         os._exit(0)
     return child
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from stages.core.paths import StorePath
 from stages.models import adapters, checkpoints, loading, transfer
 from stages.train import Config, run
 from tests.chains import cut, sample, value
@@ -21,7 +20,6 @@ pytestmark = pytest.mark.xdist_group("stores")
 def test_an_adapter_in_a_store_names_its_base_there(endpoint: str, policy: Path, tmp_path: Path):
     bucket = Bucket.make("spo-adapters")
     start, out = bucket.path("start"), bucket.path("000/checkpoint")
-    assert isinstance(start, StorePath)
     transfer.publish(Path(shutil.copytree(policy, tmp_path / "travelling")), start)
     sample(tmp_path / "trajectories", start, temperature=0.8)
     cut(tmp_path / "cutpoints", tmp_path / "trajectories", interval=2)

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages.core import paths
+from stages.core import paths, store
 from stages.core.errors import FingerprintMismatch, IncompleteInput, Interrupted, StoreUnreachable, UserError
 from stages.shards import chunks, writing
 from stages.shards.parts import open_artefact
@@ -99,7 +99,7 @@ def test_a_signal_during_an_upload_leaves_a_complete_object(bucket: Bucket, monk
         interrupted.set()
         raise Interrupted("SIGALRM")
 
-    monkeypatch.setattr(paths, "_put", put_slowly)
+    monkeypatch.setattr(store, "_put", put_slowly)
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
         with pytest.raises(Interrupted):
@@ -142,7 +142,7 @@ def test_a_part_that_another_writer_finishes_while_chunks_are_read_is_found(buck
 
 def test_a_store_that_fails_for_a_while_loses_no_work(bucket: Bucket, monkeypatch: pytest.MonkeyPatch):
     def fail(path: Path, *_: Any) -> Any:
-        with paths.store_errors(path):
+        with store.store_errors(path):
             raise OSError("AWS Error SLOW_DOWN during GetObject operation: reduce your request rate")
 
     begun, done = bucket.path("begun"), bucket.path("done")
@@ -165,7 +165,7 @@ def test_a_signal_is_reported_even_if_the_log_cannot_be_written(bucket: Bucket, 
     def write_until_interrupted() -> None:
         with open_part(bucket.path("t"), 1, 2, lineage(), TRAJECTORIES) as part:
             part.commit(next(part.missing(["rows 0-12", "rows 12-24"])), trajectories(12), {"rows": 12})
-            monkeypatch.setattr(paths, "_put", fail)
+            monkeypatch.setattr(store, "_put", fail)
             raise Interrupted("SIGUSR1")
 
     with pytest.raises(Interrupted, match="1 of 2 chunks committed"):

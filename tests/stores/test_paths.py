@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from stages.core.errors import UserError
-from stages.core.paths import StorePath, as_path, download, locate, relative_path, upload
+from stages.core.paths import as_path, locate, relative_path
+from stages.core.store import StorePath, download, upload
 from tests.stores.bucket import Bucket
 
 
@@ -35,11 +38,23 @@ def test_other_kinds_of_address_are_refused(wrong: str):
         as_path(wrong)
 
 
-def test_operations_that_a_store_does_not_support_fail_and_never_touch_the_disk():
-    path = as_path("s3://bucket/x")
-    for act in (lambda: os.fspath(path), lambda: os.listdir(path), lambda: path.rename("y"), lambda: path.touch()):
-        with pytest.raises(TypeError, match="has no path on this machine; expected a local path"):
-            act()
+def test_an_address_never_passes_for_a_file_of_this_machine():
+    path: Any = StorePath.parse("s3://bucket/x")  # the type checker refuses each of these uses
+    for use in (os.fspath, os.listdir, open, Path, shutil.rmtree, os.path.exists):
+        with pytest.raises(TypeError, match="StorePath"):
+            use(path)
+    assert not isinstance(path, os.PathLike)
+    assert not {"rename", "replace", "touch", "chmod", "rmdir", "symlink_to"} & set(dir(path))
+
+
+def test_an_address_is_taken_apart_as_a_path_is_and_has_no_parent_above_its_bucket():
+    path = StorePath.parse("s3://bucket/run/part-0.parquet")
+    assert (path.name, path.stem, path.suffix) == ("part-0.parquet", "part-0", ".parquet")
+    assert [str(above) for above in path.parents] == ["s3://bucket/run", "s3://bucket"]
+    assert path.parent.parent.parent == path.parent.parent == StorePath.parse("s3://bucket")
+    assert path.relative_to(path.parent.parent).as_posix() == "run/part-0.parquet"
+    assert sorted([path, path.parent]) == [path.parent, path]
+    assert repr(path) == "StorePath('s3://bucket/run/part-0.parquet')"
 
 
 @pytest.mark.parametrize(
@@ -73,6 +88,8 @@ def test_written_objects_are_listed_read_and_deleted(bucket: Bucket, tmp_path: P
         "run/advantages/.part-1/chunk-0.parquet": b"more",
         "run/advantages/part-0.parquet": b"rows",
     }
+    (here / "rows.csv").write_bytes(b"a\r\nb")
+    assert [(here / "rows.csv").open(newline=newline).read() for newline in (None, "")] == ["a\nb", "a\r\nb"]
     (here / "part-0.parquet").unlink()
     assert not (here / "part-0.parquet").exists()
     with pytest.raises(FileNotFoundError):

@@ -19,7 +19,8 @@ import pytest
 
 from spo_cli.app import main
 from stages.core.errors import UserError
-from stages.core.paths import StorePath, as_path, cache_directory
+from stages.core.paths import as_path, cache_directory
+from stages.core.store import StorePath
 from stages.models import checkpoints, transfer
 from stages.shards.origin import trace_back
 from stages.shards.parts import open_artefact
@@ -34,7 +35,7 @@ ARTEFACTS = ("trajectories", "cutpoints", "advantages")
 pytestmark = pytest.mark.xdist_group("stores")
 
 
-def spo(*words: str | Path) -> int:
+def spo(*words: object) -> int:
     """Run a command in this process; return its exit code."""
     with pytest.raises(SystemExit) as end:
         main([str(word) for word in words])
@@ -81,7 +82,6 @@ def runs(endpoint: str, policy: Path, tmp_path_factory: pytest.TempPathFactory) 
     for copy in (disk / "start", disk / "to-publish"):
         shutil.copytree(policy, copy)
     start = bucket.path("run/start")
-    assert isinstance(start, StorePath)
     transfer.publish(disk / "to-publish", start)
     iterate(f"s3://{bucket.name}/run/000", str(start))
     iterate(str(disk / "000"), str(disk / "start"))
@@ -205,7 +205,7 @@ def test_an_interrupted_upload_of_a_model_is_incomplete_and_is_repeated(
     command += ["--threads", "1", "--out", checkpoint]
     upload = transfer._upload
 
-    def fail_at_the_end(source: Path, target: Path) -> None:
+    def fail_at_the_end(source: Path, target: StorePath) -> None:
         if target.name == "config.json":
             raise UserError("the store is gone")
         upload(source, target)
