@@ -121,7 +121,7 @@ _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.ERO
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command and exit with its code: 0 done, 2 user error, 3 incomplete input, 4 interrupted.
+    """Run one command and exit with its code: 0 done, 2 user error, 3 incomplete input, 4 interrupted, 5 no signal.
 
     Any other exception goes to `sys.excepthook`, which prints the traceback; the exit code is 1.
 

@@ -151,8 +151,9 @@ def _report_one(evaluation: Evaluation, name: str, format: Format) -> Report:
 def results_table(title: str, results: Sequence[Result], group: str | None = None) -> Table:
     """Return a table with one row per result; `group` is the header of the column by which results are broken down."""
     accuracies = list(dict.fromkeys(name for one in results for name in one.accuracies))
-    ungradable = any(one.ungradable for one in results)
-    header = ["task", "max tokens", *([group] if group else []), "questions", *accuracies, "length", "truncated"]
+    unanswered, ungradable = any(one.no_answer.mean for one in results), any(one.ungradable for one in results)
+    header = ["task", "max tokens", *([group] if group else []), "questions", *accuracies, "length"]
+    header += [*(["no answer"] if unanswered else []), "truncated"]
     rows = [
         [
             one.task or "–",
@@ -161,6 +162,7 @@ def results_table(title: str, results: Sequence[Result], group: str | None = Non
             one.questions,
             *(_percent(one.accuracies.get(name)) for name in accuracies),
             Mean(one.length.mean, one.length.standard_error),
+            *([_percent(one.no_answer)] if unanswered else []),
             _percent(one.truncated),
             *([one.ungradable] if ungradable else []),
         ]

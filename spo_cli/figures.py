@@ -20,12 +20,13 @@ from stages.evaluation.scores import score
 from stages.evaluation.summaries import accuracies
 from stages.maths.advantages import NEGLIGIBLE
 from stages.maths.statistics import mean_and_standard_error
+from stages.responses.signal import without_answer
 from stages.shards.schemas import ROLLOUTS
 from stages.shards.tables import encode_names
 
 Figures = dict[str, Any]
 
-_RESPONSES = ("question_id", "token_ids", "finish_reason", "reward")
+_RESPONSES = ("question_id", "token_ids", "finish_reason", "answer", "reward")
 _SEGMENTS = ("trajectory_id", "segment_index", "start", "end", "cutpoints")
 _VALUES = ("value_start", "value_end", "advantage", "num_rollouts", "value_std")
 COLUMNS = {
@@ -69,6 +70,7 @@ def of_responses(table: pa.Table) -> Figures:
         "questions_with_equal_rewards": _fraction_with_equal_rewards(table),
         "response_length": distribution(lengths),
         "finish_reasons": counts_of(table["finish_reason"]),
+        "responses_without_answer": float(without_answer(table).mean()) or None,
         "tokens": int(lengths.sum()),
     }
     return {name: value for name, value in figures.items() if value is not None}

@@ -16,6 +16,7 @@ from stages.configs.estimate import ROLLOUTS_NAME, Config, EstimatorName
 from stages.core.errors import UserError
 from stages.core.progress import Progress, Silent, Summary
 from stages.estimators import Estimator, Prepare, PreparedPart
+from stages.responses import signal
 from stages.sampling.pool import SamplerPool, use_pool
 from stages.shards import schemas
 from stages.shards.lineage import Source, describe
@@ -39,6 +40,10 @@ def run(config: Config, progress: Progress = Silent(), pool: SamplerPool | None 
     cutpoints = open_artefact(config.cutpoints, schemas.CUTPOINTS)
     trajectories = trace_back(cutpoints, schemas.TRAJECTORIES, config.trajectories)
     _check_unfinished_reward(config, trajectories)
+    lack = signal.describe_lack_of_signal(trajectories.read_all(signal.COLUMNS))
+    unlearnable = signal.check_signal(lack, fail=config.fail_on_no_signal)
+    for line in unlearnable:  # before rollouts are sampled
+        progress.note(line)
     with use_pool(pool) as opened:
         estimator = find_estimator(config.estimator)(config, cutpoints, trajectories, config.out, progress, opened)
         sampled, prefilled, written = 0, 0.0, []
@@ -65,7 +70,7 @@ def run(config: Config, progress: Progress = Silent(), pool: SamplerPool | None 
         tokens_sampled=sampled,
         tokens_prefilled=int(prefilled),
         figures=figures,
-        notes=(*foreign_notes(cutpoints, trajectories), *estimator.notes, *notes),
+        notes=(*foreign_notes(cutpoints, trajectories), *estimator.notes, *notes, *unlearnable),
     )
 
 

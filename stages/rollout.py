@@ -25,7 +25,7 @@ from stages.configs.shared import ResponseOptions
 from stages.core.config import option
 from stages.core.progress import Progress, Silent, Summary
 from stages.models import checkpoints, loading
-from stages.responses import chains, trees
+from stages.responses import chains, signal, trees
 from stages.responses.generation import OnTokens, Sampling
 from stages.responses.prompts import (
     check_vocabulary,
@@ -39,6 +39,7 @@ from stages.sampling.engines import engine_packages, with_engine
 from stages.sampling.pool import SamplerPool, use_pool
 from stages.sampling.protocol import SamplingParams, Usage, engine_counts
 from stages.shards import sharding
+from stages.shards.files import read_columns
 from stages.shards.lineage import describe, model_source, task_source
 from stages.shards.schemas import TRAJECTORIES
 from stages.shards.writing import PartWriter, open_part
@@ -48,7 +49,7 @@ from stages.tasks.selection import select_questions
 Answer = Callable[[Sequence[Question], Sequence[np.ndarray], Sampling, OnTokens], tuple[pa.Table, Usage]]
 """(questions, their prompts as int32 [P] token ids, sampling, progress callback) → rows, token counts."""
 
-_STATISTICS_COLUMNS = ("trajectory_id", "parent_id", "question_id", "token_ids", "finish_reason", "reward")
+_STATISTICS_COLUMNS = ("trajectory_id", "parent_id", "question_id", "token_ids", "finish_reason", "answer", "reward")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +91,7 @@ def run(config: Config, progress: Progress = Silent(), pool: SamplerPool | None 
 
     Raises:
       UserError: wrong options, an unusable model, a task without questions, a question longer than the context.
+      NoSignal: the responses of these parts leave nothing to learn, and --fail-on-no-signal is given.
       FingerprintMismatch: the part exists and was made with another configuration.
     """
     started, shards = time.monotonic(), sharding.resolve_shards(config)
@@ -122,7 +124,13 @@ def run(config: Config, progress: Progress = Silent(), pool: SamplerPool | None 
                     sampled, prefilled = sampled + usage[0], prefilled + usage[1]
                     part.finish(mode.statistics(part.committed(_STATISTICS_COLUMNS)))
             written.append(part)
-    return _summary(config, written, time.monotonic() - started, sampled, prefilled)
+    rows = pa.concat_tables(read_columns(part.path, list(signal.COLUMNS), TRAJECTORIES) for part in written)
+    lack = signal.describe_lack_of_signal(rows)
+    if lack and config.fail_on_no_signal:
+        progress.note(f"{config.out} is complete")
+    notes = signal.check_signal(lack, fail=config.fail_on_no_signal)
+    summary = _summary(config, written, time.monotonic() - started, sampled, prefilled)
+    return dataclasses.replace(summary, notes=(*summary.notes, *notes))
 
 
 def _summary(config: Config, parts: Sequence[PartWriter], seconds: float, sampled: int, prefilled: int) -> Summary:

@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from stages.configs.shared import ResponseOptions
+from stages.configs.shared import ResponseOptions, SignalOptions
 from stages.core.config import option, validate
 from stages.core.errors import UserError
 
@@ -14,7 +14,7 @@ GENERATIONS, SEGMENT_TOKENS = 8, 30  # defaults of --num-generations and --segme
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ResponseOptions):
+class Config(ResponseOptions, SignalOptions):
     """The options of `spo rollout`."""
 
     GROUP = "Sampling"

@@ -138,6 +138,20 @@ class OutputOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SignalOptions:
+    """What happens if responses leave nothing to learn."""
+
+    GROUP = "Output"
+
+    fail_on_no_signal: bool = option(
+        "End with exit code 5 if the responses leave nothing to learn: all rewards equal, or nearly all responses "
+        "truncated or without an answer.",
+        default=False,
+        result=False,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportOptions:
     """Trackers of the metrics. JSON lines are always written."""
 

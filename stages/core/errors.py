@@ -39,6 +39,12 @@ class IncompleteInput(SpoError, FileNotFoundError):
     exit_code = 3
 
 
+class NoSignal(SpoError):
+    """The responses leave nothing to learn, and --fail-on-no-signal is given. Output that was written is complete."""
+
+    exit_code = 5
+
+
 class Interrupted(BaseException):
     """A signal ended the stage. Committed chunks are kept; the same command resumes from them.
 

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from stages.maths.statistics import maj_at_k, mean_and_standard_error, pass_at_k, question_means
+from stages.responses.signal import without_answer
 
 COLUMNS = ("task", "max_tokens", "question_id", "subject", "level", "token_ids", "finish_reason", "answer", "reward")
 """Columns of `schemas.EVALUATION` that the scores are computed from."""
@@ -45,6 +46,7 @@ class Result:
       samples: k, the number of responses per question (the maximum over the questions).
       accuracies: `avg@k`, and for k > 1 `maj@k`, `pass@2`, `pass@4` … `pass@k`; empty if nothing could be graded.
       length: tokens of a response.
+      no_answer: fraction of responses that ended without an answer that the verifier found.
       truncated: fraction of responses that the budget or the context truncated.
       ungradable: number of responses without a verdict.
       unscored: number of questions without a graded response.
@@ -57,6 +59,7 @@ class Result:
     samples: int
     accuracies: dict[str, Estimate]
     length: Estimate
+    no_answer: Estimate
     truncated: Estimate
     ungradable: int
     unscored: int
@@ -71,7 +74,7 @@ class Scores:
       question_ids: [Q] in order of first appearance.
       groups: "subject" and "level" → [Q]; None for a question without one.
       accuracies: name as in `Result` → [Q]; NaN for a question without a graded response.
-      length, truncated: [Q] means over the responses to a question.
+      length, no_answer, truncated: [Q] means over the responses to a question.
       ungradable: [Q] numbers of responses.
     """
 
@@ -82,6 +85,7 @@ class Scores:
     groups: dict[str, list[str | None]]
     accuracies: dict[str, NDArray[np.float64]]
     length: NDArray[np.float64]
+    no_answer: NDArray[np.float64]
     truncated: NDArray[np.float64]
     ungradable: NDArray[np.int64]
 
@@ -97,6 +101,7 @@ class Scores:
             samples=self.samples,
             accuracies={name: estimate(values[scored]) for name, values in self.accuracies.items() if scored.any()},
             length=estimate(self.length[members]),
+            no_answer=estimate(self.no_answer[members]),
             truncated=estimate(self.truncated[members]),
             ungradable=int(self.ungradable[members].sum()),
             unscored=int((members & ~scored).sum()),
@@ -158,6 +163,7 @@ def _score(task: str | None, budget: int | None, rows: pa.Table) -> Scores:
         groups={name: rows[name].take(pa.array(first)).to_pylist() for name in GROUPS},
         accuracies=accuracies,
         length=question_means(question, rows["length"].to_numpy(), total),
+        no_answer=question_means(question, without_answer(rows), total),
         truncated=question_means(question, pc.equal(rows["finish_reason"], "length").to_numpy(), total),
         ungradable=np.bincount(question, weights=~graded, minlength=total).astype(np.int64),
     )

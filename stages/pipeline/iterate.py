@@ -94,12 +94,19 @@ def run_plan(plan: Plan, progress: Progress = Silent()) -> Iterator[IterationRes
             yield done
 
 
+_SHARES = {"no answer": "no_answer", "truncated": "clipped"}
+_NOTABLE = 0.05  # smaller shares are left out of the line of an iteration
+
+
 def _run_iteration(
     number: int, iteration: Iteration, progress: Progress, metrics_log: MetricsLog | None, pool: SamplerPool
 ) -> IterationResult:
     """Run the stages of one iteration, up to its checkpoint."""
+    sampled = rollout.run(iteration.rollout, progress, pool)
+    for note in sampled.notes:
+        progress.note(note)
     stages = {
-        "rollout": rollout.run(iteration.rollout, progress, pool),
+        "rollout": sampled,
         "segment": segment.run(iteration.segment, progress),
         "estimate": estimate.run(iteration.estimate, progress, pool),
     }
@@ -112,11 +119,10 @@ def _run_iteration(
     if metrics_log:
         metrics_log.steps += int(stages["train"].figures["steps"])
     done = IterationResult(number, stages)
-    reward = stages["rollout"].reward
-    progress.note(
-        f"{_name(number)}: {'no reward' if reward is None else f'reward {reward:.3f}'}, "
-        f"{done.tokens_sampled:,} tokens sampled, {done.seconds:.1f} s"
-    )
+    reward = "no reward" if sampled.reward is None else f"reward {sampled.reward:.3f}"
+    shares = {name: sampled.figures.get(f"completions/{column}_ratio", 0.0) for name, column in _SHARES.items()}
+    reward += "".join(f", {name} {share:.0%}" for name, share in shares.items() if share >= _NOTABLE)
+    progress.note(f"{_name(number)}: {reward}, {done.tokens_sampled:,} tokens sampled, {done.seconds:.1f} s")
     return done
 
 

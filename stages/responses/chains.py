@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from stages.maths.values import all_equal
 from stages.responses.generation import OnTokens, Response, Sampling, respond
+from stages.responses.signal import without_answer
 from stages.sampling.protocol import Usage
 from stages.shards.schemas import TRAJECTORIES
 from stages.shards.tables import encode_names
@@ -62,12 +63,12 @@ def response_table(responses: Sequence[Response]) -> pa.Table:
 
 
 def statistics(trajectories: pa.Table) -> dict[str, float]:
-    """Return mean reward, mean length, the fraction truncated, and the fraction of questions with equal rewards.
+    """Return mean reward and length, the fractions truncated and without answer, and of questions with equal rewards.
 
     Responses that could not be graded are left out of the rewards; without a graded one there is no mean reward.
 
     Args:
-      trajectories: columns question_id, token_ids, finish_reason, reward.
+      trajectories: columns question_id, token_ids, finish_reason, answer, reward.
 
     Returns:
       Statistics by name; empty for an empty table.
@@ -80,5 +81,6 @@ def statistics(trajectories: pa.Table) -> dict[str, float]:
         **({} if np.isnan(reward).all() else {"reward": float(np.nanmean(reward, dtype=np.float64))}),
         "frac_reward_zero_std": float(equal.mean()),
         "completions/mean_length": pc.mean(pc.list_value_length(trajectories["token_ids"])).as_py(),
+        "completions/no_answer_ratio": float(without_answer(trajectories).mean()),
         "completions/clipped_ratio": pc.mean(pc.equal(trajectories["finish_reason"], "length")).as_py(),
     }

@@ -27,6 +27,7 @@ from stages.maths.trees import node_values, prompt_values
 from stages.maths.values import all_equal
 from stages.responses.generation import OnTokens, Sampling
 from stages.responses.grading import decode, grade
+from stages.responses.signal import without_answer
 from stages.sampling.protocol import Request, Sample, Usage
 from stages.shards.parts import Artefact
 from stages.shards.schemas import TRAJECTORIES
@@ -181,7 +182,7 @@ def statistics(trajectories: pa.Table) -> dict[str, float]:
     could not be graded.
 
     Args:
-      trajectories: columns trajectory_id, parent_id, question_id, token_ids, finish_reason, reward.
+      trajectories: columns trajectory_id, parent_id, question_id, token_ids, finish_reason, answer, reward.
 
     Returns:
       Statistics by name; empty for an empty table.
@@ -203,6 +204,7 @@ def statistics(trajectories: pa.Table) -> dict[str, float]:
         **({} if np.isnan(values).all() else {"reward": float(np.nanmean(values))}),
         "frac_reward_zero_std": float(equal.mean()),
         "completions/mean_length": float(weight @ length) / equal.size,
+        "completions/no_answer_ratio": float(weight @ without_answer(trajectories)[leaf]) / equal.size,
         "completions/clipped_ratio": float(weight @ clipped) / equal.size,
         "nodes": parent.size,
         "leaves": int(leaf.sum()),

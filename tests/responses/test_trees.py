@@ -44,6 +44,7 @@ def table(nodes: list[tuple[Any, ...]]) -> pa.Table:
     names = ("trajectory_id", "parent_id", "token_ids", "finish_reason", "reward")
     columns: dict[str, list[Any]] = {name: [node[i] for node in nodes] for i, name in enumerate(names)}
     columns["token_ids"] = [[0] * count for count in columns["token_ids"]]
+    columns["answer"] = ["5" if reward else None for reward in columns["reward"]]
     columns["question_id"] = [name.split("/")[0] for name in columns["trajectory_id"]]
     types = {name: column.type for name, column in zip(TRAJECTORIES.names, TRAJECTORIES.columns, strict=True)}
     return pa.table({name: pa.array(values, types[name]) for name, values in columns.items()})
@@ -56,6 +57,7 @@ def test_statistics_worked_by_hand():
             "frac_reward_zero_std": 0.5,
             # q: lengths 5, 7 and 1 with probabilities 1/4, 1/4 and 1/2; p: length 5
             "completions/mean_length": (3.5 + 5) / 2,
+            "completions/no_answer_ratio": 0.5 / 2,  # q/1
             "completions/clipped_ratio": 0.25 / 2,
             "nodes": 5,
             "leaves": 4,
