@@ -140,7 +140,7 @@ def metrics(directory: Path) -> list[dict[str, float]]:
 
 def assert_identical(one: Path, other: Path) -> None:
     """Assert that weights, optimizer state and lineage are the same bytes."""
-    for name in ("model.safetensors", "optimizer.safetensors", "spo.json"):
+    for name in ("model.safetensors", "optimizer.state", "spo.json"):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
@@ -293,7 +293,7 @@ def test_a_signal_leaves_a_resumable_run(chain: Path, tmp_path: Path) -> None:
     with pytest.raises(FingerprintMismatch, match=r"unfinished work.*beta: found 0\.01, requested 0\.5"):
         run(settings(chain, tmp_path / "policy", beta=0.5))
     run(config)
-    for name in ("model.safetensors", "optimizer.safetensors"):
+    for name in ("model.safetensors", "optimizer.state"):
         assert (tmp_path / "policy" / name).read_bytes() == (tmp_path / "whole" / "policy" / name).read_bytes()
 
 

@@ -87,7 +87,7 @@ def settings(chain: Path, out: Path, **changes: Any) -> Config:
 
 
 def assert_same_adapter(one: Path, other: Path) -> None:
-    for name in (adapters.WEIGHTS[0], adapters.CONFIG_FILE, "optimizer.safetensors", "spo.json"):
+    for name in (adapters.WEIGHTS[0], adapters.CONFIG_FILE, "optimizer.state", "spo.json"):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
@@ -140,8 +140,8 @@ def test_the_next_iteration_samples_from_the_adapter_and_continues_it(
     loads = count_loads(monkeypatch)
     run(settings(here, tmp_path / "next", reference_model=str(policy), epochs=2))
     assert loads == [policy]  # the reference is the base of the adapter, which is loaded once
-    steps = load_file(tmp_path / "next" / "optimizer.safetensors")
-    before = load_file(adapted / "optimizer.safetensors")
+    steps = load_file(tmp_path / "next" / "optimizer.state")
+    before = load_file(adapted / "optimizer.state")
     names = [name for name in steps if name.startswith("step.")]
     taken = len(metrics(tmp_path / "next"))
     assert all(steps[name] == before[name] + taken for name in names)

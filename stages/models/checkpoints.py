@@ -20,9 +20,13 @@ from stages.core.store import StorePath
 from stages.models import adapters, pruning, transfer
 
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
-VALUE_HEAD_FILE = "value_head.safetensors"
-"""The value head of a critic, next to the backbone's weights (`stages.optimization.critic`)."""
-OPTIMIZER_FILE = "optimizer.safetensors"
+VALUE_HEAD_FILE = "value_head.state"
+"""The value head of a critic, next to the backbone's weights (`stages.optimization.critic`).
+
+It and the optimizer's state have the format of safetensors and another suffix, because other programs (vLLM) load every
+`*.safetensors` file of a directory as weights.
+"""
+OPTIMIZER_FILE = "optimizer.state"
 """AdamW's state by parameter name (`stages.optimization.optimizer`)."""
 METRICS_FILE = "metrics.jsonl"
 """The metrics of each training step, one JSON object per line (`stages.training.resumable`)."""

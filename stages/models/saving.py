@@ -97,9 +97,10 @@ def check_saving(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
 def _write_companions(directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Write the files beside the weights: tokenizer, generation settings, processors of images and sound."""
     tokenizer.save_pretrained(directory)
-    if not adapters.is_adapted(model) and model.can_generate() and model.generation_config is not None:
+    settings = getattr(model, "generation_config", None)  # a backbone without a head has none
+    if settings is not None and not adapters.is_adapted(model) and model.can_generate():
         # Not `save_pretrained`: it refuses settings that it loads, such as a temperature without do_sample.
-        model.generation_config.to_json_file(directory / GENERATION_FILE)
+        settings.to_json_file(directory / GENERATION_FILE)
     source = Path(str(model.name_or_path))
     for name in _PROCESSORS:
         if (source / name).is_file() and not (directory / name).exists():
@@ -109,7 +110,10 @@ def _write_companions(directory: Path, model: PreTrainedModel, tokenizer: PreTra
 @contextmanager
 def _accepted_settings(model: PreTrainedModel) -> Iterator[None]:
     """Give a model settings that transformers saves inside the block; `_write_companions` writes its own."""
-    own = model.generation_config
+    own = getattr(model, "generation_config", None)
+    if own is None:
+        yield
+        return
     model.generation_config = GenerationConfig()
     try:
         yield

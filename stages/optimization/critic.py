@@ -3,7 +3,7 @@
     V(s) = w · h(s) + b        h(s): the last hidden state of the last token of s
 
 A critic's directory holds its backbone in the Hugging Face layout (`config.json`, `model.safetensors`, the tokenizer's
-files), `value_head.safetensors` (`weight` [1, H], `bias` [1], float32) and, after training, `optimizer.safetensors`
+files), `value_head.state` (`weight` [1, H], `bias` [1], float32) and, after training, `optimizer.state`
 (see `stages.optimization.optimizer`). The directory of a language model has no head yet: its critic starts with a zero
 head, so V = 0 everywhere.
 

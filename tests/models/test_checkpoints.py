@@ -32,7 +32,7 @@ def test_the_digest_covers_weights_configuration_and_tokenizer_only(directory: P
     before = checkpoints.digest(directory)
     (directory / "spo.json").unlink()
     (directory / "metrics.jsonl").write_text("{}")
-    (directory / "optimizer.safetensors").write_bytes(b"state")
+    (directory / "optimizer.state").write_bytes(b"state")
     moved = directory.rename(directory.with_name("elsewhere"))
     assert checkpoints.digest(moved) == before
     for name in ("model.safetensors", "config.json", "tokenizer.json", "generation_config.json"):

@@ -132,7 +132,7 @@ def test_negative_end_tokens_end_nothing(directory: Path):
 
 @pytest.mark.parametrize("content", [b"", b"null", b"[]", b'{"stage": 1}', b"\xff", b'{"a":' * 9999])
 def test_damaged_records_are_one_line(content: bytes, directory: Path):
-    for name in ("spo.json", "metrics.jsonl", "optimizer.safetensors"):
+    for name in ("spo.json", "metrics.jsonl", "optimizer.state"):
         (directory / name).write_bytes(content)
     with pytest.raises(UserError, match=r"cannot read .*spo\.json"):
         read_lineage(directory)
@@ -140,4 +140,4 @@ def test_damaged_records_are_one_line(content: bytes, directory: Path):
         with pytest.raises(UserError, match=r"metrics\.jsonl line 1"):
             read_metrics(directory)
     with pytest.raises(UserError, match="optimizer-state fresh"):
-        load_state(directory / "optimizer.safetensors", {})
+        load_state(directory / "optimizer.state", {})

@@ -212,7 +212,7 @@ def test_a_critic_is_rejected_as_a_language_model(tmp_path: Path) -> None:
 def test_a_head_of_another_width_is_rejected(tmp_path: Path) -> None:
     open_trained(tmp_path / "critic", tmp_path)
     save_file(nn.Linear(8, 1).state_dict(), tmp_path / "critic" / checkpoints.VALUE_HEAD_FILE)
-    with pytest.raises(UserError, match=r"value_head.safetensors holds .*\[1, 8\].*expected .*\[1, 16\]"):
+    with pytest.raises(UserError, match=r"value_head.state holds .*\[1, 8\].*expected .*\[1, 16\]"):
         open_critic(tmp_path / "critic", device="cpu")
 
 

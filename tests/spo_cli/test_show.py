@@ -94,10 +94,10 @@ def test_a_moved_input_is_reported_as_missing(run_directory, capsys):
 
 def test_an_input_that_is_no_table_or_is_truncated_is_named_and_not_followed(run_directory, capsys):
     model = run_directory / "start"
-    (model / "optimizer.safetensors").write_bytes(b"\xc0 no Parquet")
-    state = Source("optimizer.safetensors", "5747" * 8, "optimizer")
+    (model / "optimizer.state").write_bytes(b"\xc0 no Parquet")
+    state = Source("optimizer.state", "5747" * 8, "optimizer")
     write_lineage(model, describe("train", None, Options(), (state,)))
-    assert "└── optimizer  57475747  runs/demo/start/optimizer.safetensors" in show(capsys, model)
+    assert "└── optimizer  57475747  runs/demo/start/optimizer.state" in show(capsys, model)
     part = run_directory / "000" / "trajectories" / "part-00000-of-00002.parquet"
     part.write_bytes(part.read_bytes()[:100])
     assert "└── rollout" in show(capsys, run_directory / "000" / "cutpoints")

@@ -189,11 +189,11 @@ def test_a_model_is_fetched_once_and_its_optimizer_only_for_training(runs: Runs,
     copy = checkpoints.resolve(str(checkpoint))
     fetched = bytes_sent() - before
     assert fetched > (copy / "model.safetensors").stat().st_size
-    assert not (copy / "optimizer.safetensors").exists()
+    assert not (copy / "optimizer.state").exists()
     before = bytes_sent()
     assert checkpoints.resolve(str(checkpoint)) == copy
     assert bytes_sent() - before < 20_000, "only a listing is transferred"
-    assert (checkpoints.resolve(str(checkpoint), whole=True) / "optimizer.safetensors").is_file()
+    assert (checkpoints.resolve(str(checkpoint), whole=True) / "optimizer.state").is_file()
     assert transfer.origin(copy) == checkpoint
 
 

@@ -26,7 +26,7 @@ from stages.shards.schemas import ADVANTAGES, TRAJECTORIES
 from stages.training.critic import load_visited_states
 from tests.chains import cut, rows, sample
 
-FILES = ("model.safetensors", "value_head.safetensors", "optimizer.safetensors")
+FILES = ("model.safetensors", "value_head.state", "optimizer.state")
 
 
 @pytest.fixture(scope="module")

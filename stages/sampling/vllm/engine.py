@@ -9,7 +9,6 @@ where rounding decides between two tokens; with VLLM_BATCH_INVARIANT=1, on GPUs 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -22,7 +21,6 @@ import numpy as np
 from stages.core.errors import UserError
 from stages.core.json_files import read_json
 from stages.models import devices, loading
-from stages.models.checkpoints import OPTIMIZER_FILE
 from stages.models.lora import whole_directory
 from stages.sampling.protocol import Request, Sample, SamplingParams, Usage, check_request
 from stages.sampling.stopping import end_tokens
@@ -64,29 +62,14 @@ class _LoadedModel:
 
 
 class _WeightDirectories:
-    """Directories that hold a model's whole weights and no other tensors; they exist as long as the engine."""
+    """Directories that hold a model's whole weights; they exist as long as the engine."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype, self._scratch = dtype, TemporaryDirectory(prefix="spo-merged-")
 
     def whole(self, model_dir: Path) -> Path:
-        """Return a directory with the whole weights of a model; an adapter is merged into its base.
-
-        For a checkpoint it holds links to all files except the optimizer state, because vLLM loads every safetensors
-        file as weights.
-        """
-
-        scratch = Path(self._scratch.name)
-        whole = whole_directory(model_dir, scratch, self.dtype)
-        if not (whole / OPTIMIZER_FILE).is_file():
-            return whole
-        links = scratch / "checkpoint"
-        shutil.rmtree(links, ignore_errors=True)
-        links.mkdir()
-        for file in whole.iterdir():
-            if file.is_file() and file.name != OPTIMIZER_FILE:
-                (links / file.name).symlink_to(file.resolve())
-        return links
+        """Return a directory with the whole weights of a model; an adapter is merged into its base."""
+        return whole_directory(model_dir, Path(self._scratch.name), self.dtype)
 
 
 class VllmSampler:
