@@ -33,7 +33,7 @@ from stages.optimization.ranks import Ranks
 from stages.optimization.step import Engine, update
 from stages.shards.lineage import Lineage, describe
 from stages.tracking.metrics_log import MetricsLog, open_stage_log
-from stages.training import mismatch
+from stages.training import mismatch, token_masks
 from stages.training.critic import CriticStart, CriticTrainer, find_critic
 from stages.training.execution import ExecutionPlan, plan_execution
 from stages.training.merging import write_merged_model
@@ -217,6 +217,7 @@ def _train(work: _Work, plan: ExecutionPlan, resumable: ResumableRun, progress: 
     check = partial(pool.check_fits, packed=layout is packed)
     options = precision | {"head_chunk": config.head_chunk, "seed": config.seed}
     models = Models(start, checkpoint, plan, adam, check, **options)
+    pool = _thinned(work, pool, models, layout, plan.ranks, resumable, progress)
     examples = _with_fixed_logprobs(work, pool, batches, models, layout, plan.ranks, resumable, progress)
     engine = models.open(checkpoint or start.policy)
     saving.check_saving(engine.model, tokenizer)
@@ -243,6 +244,40 @@ def _choose_layout(config: Config, pool: ExamplePool) -> Layout:
         return packed
     # Whitening by forward pass depends on which examples share one: the number of ranks must not change that.
     return padded_fixed_batches if config.whiten == "micro-batch" else padded
+
+
+def _thinned(
+    work: _Work,
+    pool: ExamplePool,
+    models: Models,
+    layout: Layout,
+    ranks: Ranks,
+    resumable: ResumableRun,
+    progress: Progress,
+) -> ExamplePool:
+    """Return the examples with the tokens that --mask entropy or random keeps; entropies are computed once."""
+    config, start = work.config, work.start
+    if config.mask == "random":
+        examples = token_masks.random_tokens(pool.ids, pool.examples, config.mask_fraction, config.seed)
+    elif config.mask == "entropy":
+        found = resumable.cached_arrays(
+            "entropies",
+            lambda: {
+                "entropy": token_masks.measure_entropies(
+                    models.open_to_score(start.policy),
+                    pool.examples,
+                    config.per_device_batch_size,
+                    start.temperature,
+                    layout,
+                    ranks,
+                    progress,
+                )
+            },
+        )
+        examples = token_masks.uncertain_tokens(pool.examples, found["entropy"], config.mask_fraction)
+    else:
+        return pool
+    return dataclasses.replace(pool, examples=examples)
 
 
 def _with_fixed_logprobs(

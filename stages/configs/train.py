@@ -23,14 +23,22 @@ class LearningOptions:
     """All options of `spo train` except its inputs and outputs."""
 
     # Segments and tokens to train on.
-    mask: Literal["cutpoints", "all"] = option(
-        "Tokens to train on: those of the probability mask (cutpoints), or all.",
+    mask: Literal["cutpoints", "all", "entropy", "random"] = option(
+        "Tokens to train on; cutpoints are those of the probability mask.",
         default="cutpoints",
         common=True,
         group="Tokens and segments",
     )
+    mask_fraction: float = option(
+        "With --mask entropy and random: fraction of the tokens to train on.",
+        default=0.2,
+        added=True,
+        above=0,
+        maximum=1,
+        group="Tokens and segments",
+    )
     replay: int | None = option(
-        "Lifetime of a segment in iterations; each segment is trained on in exactly one of them.",
+        "Lifetime of a segment in iterations; each segment is trained on once.",
         default=None,
         default_text="off, train on everything given",
         minimum=1,
@@ -352,6 +360,9 @@ def check_combinations(options: LearningOptions) -> None:
         ),
         "--max-per-question requires --replay: pass both, or neither": (
             options.replay is None and options.max_per_question is not None
+        ),
+        "--mask-fraction requires --mask entropy or random": (
+            options.mask not in ("entropy", "random") and "mask_fraction" in given
         ),
         "--rollouts-per-state requires --train-rollouts all or signal": (
             options.train_rollouts == "none" and options.rollouts_per_state is not None

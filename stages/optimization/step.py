@@ -159,8 +159,10 @@ def score_all(
     temperature: float,
     layout: Layout = padded,
     ranks: Ranks = ALONE,
+    *,
+    entropy: bool = False,
 ) -> Iterator[tuple[int, NDArray[np.floating]]]:
-    """Yield the log-probabilities of the kept tokens without gradient: index of an example, and its [M].
+    """Yield log-probabilities (or entropies) of the kept tokens without gradient: index of an example, and its [M].
 
     Each rank yields those of its own subset.
     """
@@ -170,7 +172,8 @@ def score_all(
                 _idle_loss(engine)
                 continue
             group, inputs = work
-            flat = engine.score(inputs, temperature).logprobs.cpu().numpy()
+            scored = engine.score(inputs, temperature)
+            flat = (scored.entropy if entropy else scored.logprobs).cpu().numpy()
             ends = np.cumsum([examples[index].kept.size for index in group])
             yield from zip(group, np.split(flat, ends[:-1]), strict=True)
 

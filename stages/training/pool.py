@@ -79,6 +79,7 @@ def fill_pool(options: LearningOptions, iterations: Sequence[Iteration], *, reco
     Raises:
       UserError: as `load_experience`.
     """
+    mask = "cutpoints" if options.mask == "cutpoints" else "all"  # the others thin all tokens (`token_masks`)
     # The correction needs the recorded log-probabilities of every iteration.
     corrected = options.mismatch_correction in ("tis", "mis")
     left_out: dict[str, int] = {}
@@ -87,7 +88,7 @@ def fill_pool(options: LearningOptions, iterations: Sequence[Iteration], *, reco
         experience = load_experience(
             iteration.advantages,
             iteration.trajectories,
-            options.mask,
+            mask,
             recorded=recorded,
             compared=iteration.sampled_by_policy or corrected,
             drop_uniform=options.drop_uniform_groups,
@@ -98,7 +99,7 @@ def fill_pool(options: LearningOptions, iterations: Sequence[Iteration], *, reco
                 load_rollouts(
                     iteration.rollouts,
                     iteration.trajectories,
-                    options.mask,
+                    mask,
                     only_signal=options.train_rollouts == "signal",
                     per_state=options.rollouts_per_state,
                     recorded=recorded,
