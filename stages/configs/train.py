@@ -38,7 +38,7 @@ class LearningOptions:
         group="Tokens and segments",
     )
     replay: int | None = option(
-        "Lifetime of a segment in iterations; each segment is trained on once.",
+        "Lifetime of a segment in iterations; each is trained on once.",
         default=None,
         default_text="off, train on everything given",
         minimum=1,
