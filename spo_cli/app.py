@@ -94,6 +94,12 @@ VERBS = {
         "Show how far a run is: parts done, running, queued, failed.",
         group="Runs",
     ),
+    "grade": Verb(
+        "stages.configs.grade",
+        "spo_cli.grade",
+        "Grade existing responses: try a reward before training.",
+        group="Inspection",
+    ),
     "show": Verb(
         "stages.configs.show",
         "spo_cli.show",

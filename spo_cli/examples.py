@@ -60,6 +60,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "prune": ("spo prune recipe.toml", "spo prune recipe.toml --keep-checkpoints 2"),
     "status": ("spo status runs/x", "spo status runs/x --json"),
+    "grade": (
+        "spo grade responses.jsonl --grader maths",
+        "spo grade answers.csv --response-column output --answer-column gold \\\n    --explain --rows 5",
+        "spo grade runs/x/trajectories --out runs/x/verdicts.parquet",
+    ),
     "show": (
         "spo show runs/x",
         "spo show runs/x/000/advantages --row 3",

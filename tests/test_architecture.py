@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-VERBS = ("rollout", "segment", "estimate", "train", "evaluate", "sft")
+VERBS = ("rollout", "segment", "estimate", "train", "evaluate", "sft", "grade")
 LEVELS = (
     ("spo_cli",),
     ("pipeline",),

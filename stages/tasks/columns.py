@@ -97,28 +97,15 @@ class ColumnMapping:
         """
         roles = self.roles(list(row), location)
 
-        def value_of(role: str) -> str | None:
-            column = roles.get(role)
-            if column is None or row[column] is None:
-                return None
-            return _read_text(row[column], f"{location}: column {column}")
-
         prompt, history = _read_prompt(row[roles["question"]], f"{location}: column {roles['question']}")
-        solution = value_of("solution")
-        if self.reward_columns is None:
-            role = "answer" if "answer" in roles else "solution"
-            reference, worked = self.grader.split_answer(value_of(role) or "")
-            if not reference and self.skip_unanswered:
-                return None
-            self._check_reference(reference, row[roles[role]], f"{location}: the answer in column {roles[role]}")
-            solution = solution or worked
-        else:
-            every = [*(name for name in row if not _is_field(name, row)), _PROMPTS]
-            names = every if self.reward_columns == "all" else self.reward_columns
-            reference = _to_json({name: prompt if name == _PROMPTS else row[name] for name in names}, location)
-        labels = {role: value_of(role) for role in ("subject", "level")}
+        reference, worked = self._read_reference(row, roles, prompt, location)
+        if not reference and self.skip_unanswered:
+            return None
+        solution = _read_role(row, roles, "solution", location) or worked
+        identifier = _read_role(row, roles, "id", location)
+        labels = {role: _read_role(row, roles, role, location) for role in ("subject", "level")}
         return Question(
-            id=f"{task}-{value_of('id') or default_id}",
+            id=f"{task}-{identifier or default_id}",
             prompt=prompt,
             reference=reference,
             solution=f" {solution.strip()}" if solution else None,
@@ -127,11 +114,51 @@ class ColumnMapping:
             history=history,
         )
 
+    def reference(self, row: Mapping[str, Any], location: str) -> str:
+        """Return the reference of a row that may lack a question, for responses that exist already.
+
+        Raises:
+          UserError: a column is missing, or the grader cannot use the answer as a reference.
+        """
+        roles = self.roles(list(row), location)
+        if self.reward_columns is None and not {"answer", "solution"} & roles.keys():
+            raise UserError(
+                f"{location} has no column {' or '.join(ROLES['answer'])}; found {', '.join(row)}. Name yours with "
+                "--answer-column"
+            )
+        question = row.get(roles.get("question", ""))
+        prompt = _read_prompt(question, f"{location}: column {roles['question']}")[0] if question else ""
+        return self._read_reference(row, roles, prompt, location)[0]
+
+    def _read_reference(
+        self, row: Mapping[str, Any], roles: Mapping[str, str], prompt: str, location: str
+    ) -> tuple[str, str | None]:
+        """Return the reference of a row, and the worked solution that its column contains."""
+        if self.reward_columns is None:
+            role = "answer" if "answer" in roles else "solution"
+            reference, worked = self.grader.split_answer(_read_role(row, roles, role, location) or "")
+            if reference or not self.skip_unanswered:
+                self._check_reference(reference, row[roles[role]], f"{location}: the answer in column {roles[role]}")
+            return reference, worked
+        every = [*(name for name in row if not _is_field(name, row)), _PROMPTS]
+        names = every if self.reward_columns == "all" else self.reward_columns
+        if absent := [name for name in names if name != _PROMPTS and name not in row]:
+            raise UserError(f"{location} has no column {', '.join(absent)}, which the reward function takes")
+        return _to_json({name: prompt if name == _PROMPTS else row[name] for name in names}, location), None
+
     def _check_reference(self, reference: str, found: Any, location: str) -> None:
         if not self.grader.is_reference(reference):
             # The end of a long text: there a worked solution states its answer.
             shown = found[-60:] if isinstance(found, str) else found
             raise UserError(f"{location} must be {self.grader.expects}; got {shown!r}")
+
+
+def _read_role(row: Mapping[str, Any], roles: Mapping[str, str], role: str, location: str) -> str | None:
+    """Return the text in the column of a role; None if there is no such column, or it is empty."""
+    column = roles.get(role)
+    if column is None or row[column] is None:
+        return None
+    return _read_text(row[column], f"{location}: column {column}")
 
 
 def _read_prompt(value: Any, location: str) -> tuple[str, Messages]:

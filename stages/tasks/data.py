@@ -74,6 +74,15 @@ class DataSplits:
         return located
 
 
+def read_rows(file: AnyPath) -> list[dict[str, Any]]:
+    """Return all rows of a file with all columns, and the fields of structs under their dotted names.
+
+    Raises:
+      UserError: the file has another suffix, or cannot be read.
+    """
+    return _READERS[_checked_suffix(file)](file, lambda available, location: available)
+
+
 def open_data(source: str, task: str, *, subset: str = "", revision: str = "") -> DataSplits:
     """Return the data at a path, or the data set of that name on the hub if no such path exists.
 
@@ -116,9 +125,14 @@ def _files_of_directory(directory: AnyPath, task: str) -> dict[Split, list[AnyPa
     return {split: split_files for split, split_files in files.items() if split_files}
 
 
-def _splits_of_file(file: AnyPath) -> dict[Split, list[AnyPath]]:
+def _checked_suffix(file: AnyPath) -> str:
     if file.suffix not in SUFFIXES:
         raise UserError(f"{file} must end in one of {', '.join(SUFFIXES)}; got {file.suffix!r}")
+    return file.suffix
+
+
+def _splits_of_file(file: AnyPath) -> dict[Split, list[AnyPath]]:
+    _checked_suffix(file)
     # No letter may follow the name of the split: `train_v2.csv` is a train split, `training.csv` is not.
     named: list[Split] = [split for split in SPLITS if re.match(rf"{split}(?![A-Za-z])", file.name)]
     return {split: [file] for split in named or SPLITS}
