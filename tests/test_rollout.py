@@ -105,7 +105,7 @@ def test_a_response_that_cannot_be_graded_has_no_reward_and_is_counted(
     monkeypatch.setattr(type(TASK), "verify", lambda *_: Verdict(None, None, Reason.UNGRADABLE, Place.NOWHERE))
     summary = sample(tmp_path / "lost", policy, temperature=0.8, **options)
     ended = [row for row in rows(tmp_path / "graded") if row["finish_reason"] == "stop"]
-    assert summary.notes == (f"{len(ended)} responses could not be graded: left out of every mean, not trained on",)
+    assert summary.notes[0] == f"{len(ended)} responses could not be graded: left out of every mean, not trained on"
     for row, graded in zip(rows(tmp_path / "lost"), rows(tmp_path / "graded"), strict=True):
         assert row["reward"] == (0.0 if row["finish_reason"] == "length" else None)
         assert row["token_ids"] == graded["token_ids"]
