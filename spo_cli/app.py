@@ -27,6 +27,7 @@ from spo_cli.completion import SHELLS, completion_script, find_shell, install_co
 from spo_cli.dotted import dotted_flags, translate_dotted
 from spo_cli.examples import EXAMPLES
 from spo_cli.help import Entry, show_application
+from spo_cli.limits import limit_message
 from spo_cli.options import HELP_FLAGS, ConfigCommand
 from spo_cli.screen import ReaderLeft
 from spo_cli.vendored import Command, CompletionItem, Context, NoSuchOption
@@ -147,7 +148,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = _fail(title, f"{message} (see {title} --help)", error.exit_code, "--debug" in arguments)
     except typer.Abort:  # Ctrl-C before the stage started
         code = 130
+    except (MemoryError, RuntimeError, ImportError) as error:
+        if not (limit := limit_message(error)):
+            raise
+        code = _fail(_title(arguments), limit, 2, "--debug" in arguments)
     except OSError as error:
+        if limit := limit_message(error):
+            raise SystemExit(_fail(_title(arguments), limit, 2, "--debug" in arguments)) from error
         if error.errno not in _DISK_ERRORS:
             raise
         place = f"{error.filename}: " if error.filename else ""

@@ -22,6 +22,7 @@ from typer.core import TyperCommand
 from spo_cli.help import show_command
 from spo_cli.vendored import CompletionItem, Context, Parameter
 from stages.core.config import field_types, flag, is_required, item_type, spellings
+from stages.core.errors import UserError
 from stages.core.paths import AnyPath, as_path
 
 HELP_FLAGS = ("--help", "--help-all")
@@ -71,7 +72,15 @@ class ConfigCommand(TyperCommand):
     def invoke(self, ctx: Context) -> None:
         """Call `execute` with the given values, and the defaults of the Config for all others."""
         given = {name: value for name, value in ctx.params.items() if value not in (None, ())}
-        self.execute(self.config(**{name: tuple(x) if isinstance(x, list) else x for name, x in given.items()}))
+        config = self.config(**{name: tuple(x) if isinstance(x, list) else x for name, x in given.items()})
+        unread = config.unread() if hasattr(config, "unread") else {}
+        for name, readers in unread.items():
+            if name in given and given[name] != getattr(type(config), name):
+                raise UserError(
+                    f"--{name.replace('_', '-')} is an option of --estimator {', '.join(readers)}; "
+                    f"{config.estimator} does not read it"
+                )
+        self.execute(config)
 
     def shell_complete(self, ctx: Context, incomplete: str) -> list[CompletionItem]:
         """Return the flags that start with `incomplete` and are not given yet; dotted flags after a dot only."""

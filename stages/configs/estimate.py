@@ -44,6 +44,13 @@ READ_BY: dict[str, tuple[EstimatorName, ...]] = {
     "best_of": ("monte-carlo", "tree", *_GROUP, "prefix-tree"),
 }
 """Option → the estimators that read it; an option that is not listed is read by every estimator."""
+SAMPLING: dict[str, tuple[EstimatorName, ...]] = {
+    **dict.fromkeys((field.name for field in dataclasses.fields(EngineOptions)), ("monte-carlo",)),
+    **dict.fromkeys(("device", "threads", "dtype", "chunk_trajectories"), ("monte-carlo", "critic")),
+    **dict.fromkeys(("model", "task", "task_arg", "temperature", "top_p", "top_k"), ("monte-carlo",)),
+    **dict.fromkeys(("max_tokens", "stop", "unfinished_reward"), ("monte-carlo",)),
+}
+"""The same for options that the stages of a recipe share: there, [run] may set them for other stages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,6 +266,10 @@ class Config(EstimatorOptions, OutputOptions, SignalOptions):
     trajectories: AnyPath | None = option(
         "Trajectories that were cut.", default=None, default_text="the path in the cutpoints' lineage", result=False
     )
+
+    def unread(self) -> dict[str, tuple[EstimatorName, ...]]:
+        """Return the options that the estimator does not read, with the estimators that do."""
+        return {name: readers for name, readers in SAMPLING.items() if self.estimator not in readers}
 
     def __post_init__(self) -> None:
         validate(self)

@@ -41,7 +41,9 @@ class Config(SamplingOptions, ReportOptions):
         group="Prompt",
         result=False,
     )
-    num_generations: int = option("Responses per question: k of avg@k.", default=1, minimum=1, common=True)
+    num_generations: int = option(
+        "Responses per question: k of avg@k.", default=1, minimum=1, maximum=100_000, common=True
+    )
     temperature: float = option("Sampling temperature; 0 is greedy.", default=0.0, minimum=0, common=True)
     max_tokens: tuple[int, ...] = option(
         "Token budgets: responses are sampled up to the largest and graded at each; a response that exceeds a budget "

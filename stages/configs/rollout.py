@@ -20,7 +20,12 @@ class Config(ResponseOptions, SignalOptions):
     GROUP = "Sampling"
 
     num_generations: int | None = option(
-        "Responses per question; not with --tree.", default=None, default_text=str(GENERATIONS), minimum=1, common=True
+        "Responses per question; not with --tree.",
+        default=None,
+        default_text=str(GENERATIONS),
+        minimum=1,
+        maximum=100_000,
+        common=True,
     )
     tree: str | None = option(
         "Sample a tree per question, with these branches at each level, e.g. 6-6-6: responses branch after every "

@@ -57,6 +57,12 @@ class Config:
         metavar="TABLE.KEY=VALUE",
         common=True,
     )
+    unset: tuple[str, ...] = option(
+        "Table or key of the recipe to leave out, such as eval or train.warmup_ratio.",
+        default=(),
+        default_text="none",
+        metavar="TABLE[.KEY]",
+    )
 
     def __post_init__(self) -> None:
         validate(self)

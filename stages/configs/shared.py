@@ -40,6 +40,7 @@ class MachineOptions:
         default_text="set by PyTorch",
         result=False,
         minimum=1,
+        maximum=4096,
     )
 
 

@@ -21,6 +21,9 @@ from typing import Any, Literal, get_args, get_origin
 
 from stages.core.errors import UserError, one_of
 
+_LARGEST, _LARGEST_SEED = 2**31 - 1, 2**63 - 1
+"""The largest whole numbers that an option takes: what the libraries below count with."""
+
 
 def option(
     help: str,
@@ -125,19 +128,21 @@ def validate(config: Any) -> None:
     for field in dataclasses.fields(config):
         value, (kind, _) = getattr(config, field.name), item_type(hints[field.name])
         for item in value if isinstance(value, tuple) else (value,):
-            if item is not None and (problem := _problem(item, kind, field.metadata)):
+            if item is not None and (problem := _problem(item, kind, field.metadata, field.name)):
                 raise UserError(f"{flag(field)} must be {problem}")
 
 
-def _problem(value: Any, kind: Any, bounds: Mapping[str, Any]) -> str | None:
+def _problem(value: Any, kind: Any, bounds: Mapping[str, Any], name: str) -> str | None:
     """Return the requirement that a value violates and the value, to follow "FLAG must be"; None for a valid value."""
     choices = get_args(kind) if get_origin(kind) is Literal else ()
     if choices and value not in choices:
         return one_of(map(str, choices), value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
+    most = _LARGEST_SEED if name == "seed" else _LARGEST
     required = (
-        (not math.isfinite(value) and "a finite number")
+        (isinstance(value, int) and abs(value) > most and f"a whole number of at most {most}")
+        or (not math.isfinite(value) and "a finite number")
         or (bounds["minimum"] is not None and value < bounds["minimum"] and f"at least {bounds['minimum']:g}")
         or (bounds["maximum"] is not None and value > bounds["maximum"] and f"at most {bounds['maximum']:g}")
         or (bounds["above"] is not None and value <= bounds["above"] and f"greater than {bounds['above']:g}")

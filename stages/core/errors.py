@@ -61,6 +61,13 @@ def first_line(error: BaseException) -> str:
 
 def did_you_mean(given: str, names: Iterable[str]) -> str:
     """Return ` Did you mean 'NAME'?` for the most similar name, or "" if no name is similar."""
+    names = list(names)
+    # Users of other tools write `lr`.
+    initials = {
+        "".join(word[0] for word in name.strip("-").replace("_", "-").split("-") if word): name for name in names
+    }
+    if (short := given.strip("-")) in initials and len(short) > 1:
+        return f" Did you mean {initials[short]!r}?"
     # Compare without dashes, else every two flags are similar by their leading `--`.
     bare = {name.lstrip("-").replace("_", "-").lower(): name for name in names}
     found = get_close_matches(given.lstrip("-").replace("_", "-").lower(), bare, n=1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
@@ -31,7 +32,12 @@ def as_path(text: str | AnyPath) -> AnyPath:
     if not is_address and not text.startswith(_MISSPELLED_SCHEMES):
         return Path(text)
     if scheme not in SCHEMES or not rest or rest.startswith("/"):
-        raise UserError(f"expected a local path, s3://BUCKET/KEY or gs://BUCKET/KEY; got {text!r}")
+        raise UserError(f"expected a local path, s3://BUCKET/KEY or gs://BUCKET/KEY; got {text.rpartition('@')[2]!r}")
+    if "@" in rest.partition("/")[0] or "?" in rest:
+        raise UserError(
+            "an address of a store must not contain credentials or parameters, which would be written to every part: "
+            "set them in the environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, GOOGLE_APPLICATION_CREDENTIALS …)"
+        )
     return StorePath.parse(text)
 
 
@@ -62,8 +68,13 @@ def locate(reference: str, directory: AnyPath) -> AnyPath:
 def cache_directory() -> Path:
     """Return the directory for local copies of objects and for files to upload: `SPO_CACHE`, else the user's cache."""
     if given := os.environ.get("SPO_CACHE"):
-        return Path(given).expanduser().resolve()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "spo"
+        directory = Path(given).expanduser().resolve()
+    else:
+        directory = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "spo"
+    with suppress(OSError):  # whoever writes into it reports the error
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700)  # it holds copies of models that others may not read
+    return directory
 
 
 def is_path_reference(name: str) -> bool:

@@ -82,7 +82,7 @@ def open_recipe(config: Config) -> Recipe:
     given = {name: getattr(config, name) for name in ("out", "iterations", "keep_checkpoints")}
     flags = [f"run.{name}={value}" for name, value in given.items() if value is not None]
     flags += [f"run.report_to={json.dumps(config.report_to)}"] * bool(config.report_to)
-    return read_recipe(config.recipe, [*config.overrides, *flags], TABLES, shared_in="run", separate=SLURM_TABLES)
+    return read_recipe(config.recipe, [*config.overrides, *flags], TABLES, "run", SLURM_TABLES, config.unset)
 
 
 def make_plan(config: Config) -> Plan:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -20,6 +20,7 @@ from stages.core.paths import AnyPath, as_path
 T = TypeVar("T", bound="Any")
 
 Table = dict[str, Any]
+_DEEPEST = 8  # tables inside tables; recipes have two levels
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Recipe:
         around = name.rpartition(".")[0] or self.shared_in
         shared = {key: value for key, value in self.tables.get(around, {}).items() if key in hints}
         values = {
-            key: coerce(value, hints[key], f"{self.source}: [{name}] {key}")
+            key: coerce(value, hints[key], f"{self.source}: [{name if key in table else around}] {key}")
             for key, value in {**shared, **table}.items()
             if key in hints and key not in given
         }
@@ -64,9 +65,18 @@ class Recipe:
         if absent := [key for key in required if key not in values and key not in given]:
             raise UserError(f"{self.source}: [{name}] lacks {', '.join(absent)}")
         try:
-            return cls(**values, **given)
+            config = cls(**values, **given)
+            unread = config.unread() if hasattr(config, "unread") else {}
+            if surplus := sorted(set(table) & set(unread)):
+                readers = ", ".join(unread[surplus[0]])
+                raise UserError(
+                    f"{surplus[0]} is an option of estimator {readers}; {config.estimator} does not read it"
+                )
+            # What the estimator does not read is left at its default: [run] sets it for other stages.
+            return replace(config, **{field.name: field.default for field in fields(cls) if field.name in unread})
         except UserError as error:
-            raise UserError(f"{self.source}: [{name}] {error}") from error
+            first = str(error).partition(" ")[0].removeprefix("--").replace("-", "_")
+            raise UserError(f"{self.source}: [{around if first in {*shared} - {*table} else name}] {error}") from error
 
 
 def read_recipe(
@@ -75,6 +85,7 @@ def read_recipe(
     stages: Mapping[str, type],
     shared_in: str,
     separate: Mapping[str, type] = {},
+    unset: Sequence[str] = (),
 ) -> Recipe:
     """Read a recipe and apply overrides.
 
@@ -83,6 +94,7 @@ def read_recipe(
       overrides: texts `table.key=value`.
       stages: name of a table → its Config class.
       shared_in: name of the table whose options all stages share.
+      unset: names of tables, and keys as `table.key`, to leave out of the recipe.
       separate: further tables, which do not inherit from `shared_in`; a nested table is named `a.b`.
 
     Raises:
@@ -92,7 +104,9 @@ def read_recipe(
         content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"the recipe {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise UserError(f"the recipe {path} cannot be read: its tables nest too deep") from error
+    except ValueError as error:
         raise UserError(f"the recipe {path} is not TOML: {error}") from error
     classes = {**stages, **separate}
     known = ", ".join(f"[{name}]" for name in classes if "." not in name)
@@ -100,11 +114,20 @@ def read_recipe(
     for name, table in content.items():
         if not isinstance(table, dict):
             raise UserError(f"the recipe {path} has {name}; expected the tables {known}")
-        tables |= _flatten(name, table)
+        tables |= _flatten(name, table, path)
     for name in tables:
         if name not in classes:
             message = f"the recipe {path} has {name}; expected the tables {known}"
             raise UserError(_with_guesses(message, [name], classes))
+    for place in unset:
+        name, _, key = place.rpartition(".")
+        if place in tables:
+            del tables[place]
+        elif key.replace("-", "_") in tables.get(name, {}):
+            tables[name] = {one: value for one, value in tables[name].items() if one != key.replace("-", "_")}
+        else:
+            known = [*tables, *(f"{name}.{key}" for name, table in tables.items() for key in table)]
+            raise UserError(_with_guesses(f"the recipe {path} has no {place} to unset", [place], known))
     options = {key: hint for cls in stages.values() for key, hint in field_types(cls).items()}
     for override in overrides:
         target, equals, text = override.partition("=")
@@ -132,13 +155,15 @@ def _with_guesses(message: str, given: Iterable[str], known: Collection[str]) ->
     return f"{message}.{guesses}" if guesses else message
 
 
-def _flatten(name: str, table: Table) -> dict[str, Table]:
+def _flatten(name: str, table: Table, path: AnyPath) -> dict[str, Table]:
     """Return a table and the tables nested in it, each under its full name, with underscores in the keys."""
+    if name.count(".") > _DEEPEST:
+        raise UserError(f"the recipe {path} has the table [{name}]: tables nest too deep")
     nested = {key: value for key, value in table.items() if isinstance(value, dict)}
     own = {key.replace("-", "_"): value for key, value in table.items() if key not in nested}
     found = {name: own} if own or not nested else {}
     for key, value in nested.items():
-        found |= _flatten(f"{name}.{key}", value)
+        found |= _flatten(f"{name}.{key}", value, path)
     return found
 
 

@@ -33,6 +33,8 @@ from stages.slurm.records import FOLDER, PLAN, plan_text, read_submitted, write_
 from stages.slurm.scripts import Submission
 from stages.slurm.states import StageProgress, stage_progress
 
+_MANY_JOBS = 500
+"""Number of submitted jobs above which the limits of clusters are mentioned."""
 _SAMPLING = ("rollout", "eval")
 """Stages that divide questions into parts; the other stages have as many parts as their input."""
 
@@ -89,6 +91,11 @@ def run(config: Config, progress: Progress = Silent()) -> Outcome:
     stages = {job.work.output: stage_progress(plan.out, job.work, submitted, queued) for job in jobs}
     submissions, cancel = _choose_jobs(config, jobs, stages)
     _note_splits(submissions, progress)
+    if len(submissions) > _MANY_JOBS:
+        progress.note(
+            f"{len(submissions):,} jobs: clusters limit the jobs of all users (MaxJobCount in `scontrol show config`) "
+            "and of one (MaxSubmitJobs in `sacctmgr show association`); submit some at a time: --only-iterations 0-99"
+        )
     here = Path.cwd()
     files = {scripts.SHARED: scripts.REQUEUE, PLAN: plan_text([job.work for job in jobs])}
     files |= {f"{job.work.name}.sbatch": scripts.job_script(job, plan.out, config.recipe, here) for job in selected}
@@ -109,6 +116,7 @@ def plan_jobs(plan: planning.Plan, recipe: Recipe) -> list[Job]:
     Raises:
       UserError: an invalid `[slurm]` table.
     """
+    recipe.config("slurm", planning.SLURM_TABLES["slurm"])  # a mistake there is not one of the first stage
     resources = {
         name.partition(".")[2]: recipe.config(name, cls) for name, cls in planning.SLURM_TABLES.items() if "." in name
     }

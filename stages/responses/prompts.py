@@ -14,12 +14,15 @@ from jinja2 import TemplateError
 
 from stages.configs.shared import QuestionOptions
 from stages.core.errors import UserError, first_line
+from stages.core.time_limit import time_limit
 from stages.tasks import Question, Task
 from stages.tasks.templates import SLOT, read_template
 
 if TYPE_CHECKING:  # transformers takes a second to import, and `spo show` reads trees without it
     from transformers import PreTrainedTokenizerBase
 
+_TEMPLATE_SECONDS = 10.0
+"""The longest time that a chat template may take for one question."""
 Flags = TypeVar("Flags", bound=QuestionOptions)
 
 
@@ -183,7 +186,8 @@ def _render_chat(tokenizer: PreTrainedTokenizerBase, question: Question, text: s
             raise UserError(f"question {question.id} has a system message of its own: leave out --system-prompt")
         messages.insert(0, {"role": "system", "content": system})
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        with time_limit(_TEMPLATE_SECONDS, "it"):
+            return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     except Exception as error:  # a template is code of the model's author, and may raise anything
         reason = first_line(error) if isinstance(error, TemplateError | ValueError) else repr(error)
         raise UserError(f"the tokenizer's chat template rejects question {question.id}: {reason}") from error

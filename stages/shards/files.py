@@ -12,6 +12,9 @@ from stages.shards import checksums
 from stages.shards.lineage import FOOTER_KEY, Lineage
 from stages.shards.schemas import Schema
 
+_MOST_EXPANSION, _SURELY_HARMLESS = 1000, 1 << 30
+"""Bytes of values per byte of a file, and bytes of values, up to which a file is read."""
+
 
 def read_footer(path: AnyPath, schema: Schema | None = None) -> pq.FileMetaData:
     """Return the footer of a Parquet file; the checksum of a footer with a lineage is verified.
@@ -71,12 +74,24 @@ def read_columns(path: AnyPath, columns: list[str] | None, schema: Schema) -> pa
     """
     try:
         with store_errors(path), _open(path) as file:
+            _refuse_bomb(path, file.metadata, columns)
             table, metadata = file.read(columns), file.metadata.metadata or {}
     except (pa.ArrowException, OSError, ValueError) as error:
         raise corrupt_file(path, schema, str(error)) from error
     if checksums.ROWS_KEY in metadata and (changed := checksums.changed_columns(table, metadata)):
         raise edited_file(path, schema, f"the rows of {', '.join(changed)} are not those that its footer describes")
     return table
+
+
+def _refuse_bomb(path: AnyPath, footer: pq.FileMetaData, columns: list[str] | None) -> None:
+    """Raise UserError for a small file that would fill the memory."""
+    needed = footer.num_rows * 8 * (len(columns) if columns is not None else footer.num_columns)
+    size = path.stat().st_size
+    if needed > max(_SURELY_HARMLESS, _MOST_EXPANSION * size):
+        raise UserError(
+            f"{path} has {footer.num_rows:,} rows in {size:,} bytes; expected at most {_MOST_EXPANSION} bytes of "
+            "values per byte: it would fill the memory"
+        )
 
 
 def _open(path: AnyPath) -> pq.ParquetFile:

@@ -121,6 +121,17 @@ def check_unique(schema: Schema, keys: Sequence[tuple[AnyPath, pa.Table]]) -> No
     raise UserError(f"{', '.join(names)} must be unique, but {first} is in {places[0]} and in {places[1]}: rename one")
 
 
+def check_finite(table: pa.Table, schema: Schema, path: AnyPath) -> None:
+    """Check that every real number is finite.
+
+    Raises:
+      UserError: a NaN or an infinity; the message names column, file and row (from 0).
+    """
+    for column in schema.select(table.column_names):
+        finite = pc.is_finite(_cast(table[column.name], column, path))
+        _refuse(_first(pc.invert(pc.fill_null(finite, True))), f"{column.name} must be a finite number", path)
+
+
 def _cast(values: pa.ChunkedArray, column: Column, path: AnyPath) -> pa.ChunkedArray:
     try:
         return values.cast(column.type)
@@ -168,10 +179,6 @@ def _check_values(
     if finish_reason is not None:
         unknown = pc.invert(pc.is_in(finish_reason, value_set=_FINISH_REASONS))
         _refuse(_first(unknown), f"finish_reason must be one of {', '.join(_FINISH_REASONS.to_pylist())}", path)
-    for column in schema.select(given):
-        if pa.types.is_floating(column.type):
-            infinite = pc.invert(pc.fill_null(pc.is_finite(given[column.name]), True))
-            _refuse(_first(infinite), f"{column.name} must be a finite number; found NaN or infinity", path)
     if "token_ids" in given and "logprobs" in given:
         lengths = [pc.list_value_length(given[name]) for name in ("token_ids", "logprobs")]
         _refuse(_first(pc.not_equal(*lengths)), "token_ids and logprobs differ in length", path)

@@ -100,7 +100,7 @@ class Artefact:
                 raise corrupt_file(part.path, self.schema, f"it lacks the columns {', '.join(absent)}")
             table = read_columns(part.path, list(columns), self.schema)
             return table.cast(pa.schema([column.field for column in self.schema.select(columns)]))
-        _ = self._foreign_ids_are_unique  # checks at the first access
+        _ = self._foreign_rows_are_sound  # checks at the first access
         names = foreign.columns_to_read(self.schema, columns, part.columns, part.path)
         table = read_columns(part.path, names or list(part.columns[:1]), self.schema).select(names)
         return foreign.conform_foreign(table, self.schema, columns, part.first_row, part.path)
@@ -110,14 +110,20 @@ class Artefact:
         return pa.concat_tables([self.read(part, columns) for part in self.parts])
 
     @cached_property
-    def _foreign_ids_are_unique(self) -> bool:
-        """Check all files without lineage for duplicate ids, once: some tools number the rows of each file from 0."""
+    def _foreign_rows_are_sound(self) -> bool:
+        """Check all files without lineage once: for duplicate ids (some tools number the rows of each file from 0), and
+        for numbers that are not finite, whether or not the first stage that reads the files needs them.
+        """
         names = foreign.KEYS[self.schema.stage]
         foreign_parts = [part for part in self.parts if not part.lineage and set(names) <= set(part.columns)]
         if foreign_parts:
             foreign.check_unique(
                 self.schema, [(part.path, read_columns(part.path, list(names), self.schema)) for part in foreign_parts]
             )
+        for part in self.parts:
+            if not part.lineage:
+                numbers = [name for name in self.schema.numbers if name in part.columns]
+                foreign.check_finite(read_columns(part.path, numbers, self.schema), self.schema, part.path)
         return True
 
 

@@ -61,6 +61,11 @@ class Schema:
         """Return the column names in order."""
         return tuple(column.name for column in self.columns)
 
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """Return the names of the columns that hold one real number per row."""
+        return tuple(column.name for column in self.columns if pa.types.is_floating(column.type))
+
     def select(self, names: Iterable[str]) -> tuple[Column, ...]:
         """Return the named columns, in the order of `names`.
 

@@ -33,6 +33,7 @@ from stages.shards.lineage import FOOTER_KEY, Lineage, differences
 from stages.shards.logs import PartLog
 from stages.shards.names import parse_part_name, part_name
 from stages.shards.parts import work_differences
+from stages.shards.places import check_place
 from stages.shards.schemas import Schema
 
 _REMEDY = "Choose another --out, or pass --overwrite to replace it"
@@ -69,6 +70,7 @@ def open_part(
     part = PartWriter(as_path(directory), index, count, lineage, schema, overwrite, progress)
     with ExitStack() as stack:
         with disk_errors(part.directory):
+            check_place(part.directory, "artefact")
             part._check()
             if not part.up_to_date:
                 part._held = held = stack.enter_context(locked_chunks(part._chunks.directory))

@@ -90,11 +90,22 @@ def job_script(job: Job, run: Path, recipe: AnyPath, directory: Path) -> str:
         "set -e",
         f"max_requeues={job.resources.max_requeues}",
         f"source {shlex.quote(str(run / FOLDER / SHARED))}",
-        *job.resources.setup,
+        *(line for text in job.resources.setup for line in text.split("\n")),
         "",
         "run " + " \\\n  ".join([*([shlex.join(job.launcher())] if job.launcher() else []), *job.command()]),
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*map(_printable, lines[:-2]), *lines[-2:]]) + "\n"
+
+
+def _printable(line: str) -> str:
+    """Return a line of a script.
+
+    Raises:
+      UserError: it has a line break or a control character, so that a part of it would become a command.
+    """
+    if not line.replace("\t", " ").isprintable():
+        raise UserError(f"{line!r:.200} would be a line of a script, and has a line break or a control character")
+    return line
 
 
 def _title(work: Work) -> str:
@@ -152,6 +163,7 @@ def submit_script(
       run: the directory of the run.
       recipe: the path of the recipe, for the comment in the script.
     """
+    _printable(f"{run}{recipe}")
     head = f"""\
 #!/usr/bin/env bash
 # Submits the jobs of {run}. Written by `spo slurm {recipe}`.

@@ -30,6 +30,7 @@ from stages.models.guard import guarded
 from stages.optimization.ranks import ALONE, Ranks
 from stages.shards.disk import disk_errors, locked
 from stages.shards.lineage import Lineage, differences, read_lineage, write_lineage
+from stages.shards.places import check_place
 from stages.tracking.metrics_log import MetricsLog, Series
 
 SAVE_SECONDS = 300.0
@@ -168,6 +169,7 @@ def find_finished(
       FingerprintMismatch: the output was made with another configuration, and `overwrite` is False.
       UserError: the output path holds something else.
     """
+    check_place(out, "model")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     found = read_lineage(out) if out.is_dir() else None

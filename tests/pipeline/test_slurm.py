@@ -196,7 +196,7 @@ def test_an_array_above_the_cluster_limit_is_rejected_with_the_shards_per_task_t
         ("slurm.rollout.ranks=2", r"ranks in \[slurm.rollout\]"),
         ("slurm.sft.ranks=2", r"ranks in \[slurm.sft\]"),
         ("slurm.tran.time=1", r"got 'slurm.tran.time=1'"),
-        ("slurm.time=soon", r"\[slurm.sft\] time must be minutes, H:M:S or D-H:M:S; got 'soon'"),
+        ("slurm.time=soon", r"\[slurm\] time must be minutes, H:M:S or D-H:M:S; got 'soon'"),
         ("slurm.time=2", r"time must be more than signal_seconds \+ 60 s, .* \(120\) .*got 2, which is 120 s"),
         ("slurm.time=3", r"up to 60 s earlier; got 3, which is 180 s"),
         ("slurm.rollout.num_shards=33", r"33 in \[slurm.rollout\].* more than the 32 questions"),
