@@ -101,8 +101,9 @@ def test_gradients_equal_those_of_padded_rows(dtype: torch.dtype, attention: str
     found = gradients(ours, examples, packed, size)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        tolerance = 1e-8 if dtype == torch.float64 else 1e-6  # RMS norms compute in float32 in both
-        torch.testing.assert_close(found[name], value, rtol=0, atol=tolerance, msg=name)
+        tolerance = 1e-8 if dtype == torch.float64 else 1e-6
+        # RMS norms compute in float32 for both types, so an element is exact to float32 rounding.
+        torch.testing.assert_close(found[name], value, rtol=1e-6, atol=tolerance, msg=name)
 
 
 def test_a_packed_step_equals_the_padded_step_with_fewer_tokens() -> None:

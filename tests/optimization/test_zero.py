@@ -94,7 +94,7 @@ def test_quantized_communication_is_a_numerical_setting(tmp_path: Path):
         ({"bf16": {"enabled": True}}, {"dtype": "float32"}, '--dtype float32, but .* sets "bf16" to true'),
         (None, {"stage": 0, "offload_optimizer": True}, "use stage 1, 2 or 3"),
         (None, {"offload_parameters": True}, "only ZeRO stage 3 can offload parameters; got stage 2"),
-        ([], {}, "holds list; expected a JSON object"),
+        ([], {}, "holds an array; expected an object"),
     ],
 )
 def test_contradictions_are_rejected(tmp_path: Path, file: Any, flags: dict[str, Any], message: str):
