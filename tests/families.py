@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from stages.models.presets import make_byte_tokenizer
+from stages.sampling.embedded.engine import CannotSample, TransformersSampler
+from stages.sampling.plain import PlainSampler
+from stages.sampling.protocol import Sampler
 
 CONTEXT, WINDOW = 256, 16
 
@@ -48,6 +51,7 @@ _RECURRENT_FIRST: dict[str, Any] = {"layer_types": ["linear_attention", "full_at
 _MORE: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu"), _LATENT),
     **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), _RECURRENT_FIRST),
+    "granite": {"logits_scaling": 8.0},
     "bamba": {"attn_layer_indices": [1]},
     "falcon_h1": {"mamba_d_ssm": 64},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": WINDOW},
@@ -59,12 +63,6 @@ _MORE: dict[str, dict[str, Any]] = {
     "gemma4_text": {"vocab_size_per_layer_input": 258, "hidden_size_per_layer_input": 8},
 }
 """Fields without which a tiny configuration of a family is not valid or leaves out what is particular to it."""
-
-
-@cache
-def family_names() -> tuple[str, ...]:
-    """Return the decoder-only families whose configuration `make_config` can shrink."""
-    return tuple(sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
 
 
 def make_config(family: str, **more: Any) -> PreTrainedConfig:
@@ -80,3 +78,43 @@ def make_model(family: str, **more: Any) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return AutoModelForCausalLM.from_config(make_config(family, **more)).float().eval()
+
+
+SUPPORTED = (
+    "afmoe", "apertus", "arcee", "bamba", "biogpt", "bitnet", "bloom", "codegen", "cohere", "cohere2",
+    "cohere2_moe", "ctrl", "cwm", "deepseek_v2", "deepseek_v3", "deepseek_v4", "diffllama", "doge", "dots1",
+    "ernie4_5", "ernie4_5_moe", "exaone4", "exaone_moe", "falcon", "falcon_h1", "falcon_mamba", "flex_olmo",
+    "gemma", "gemma2", "gemma3_text", "gemma4_text", "gemma4_unified_text", "glm", "glm4", "glm4_moe",
+    "glm4_moe_lite", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gpt_neox_japanese", "gpt_oss", "gptj",
+    "granite", "granite_swa", "granitemoe", "granitemoe_swa", "granitemoehybrid", "granitemoeshared", "helium",
+    "hrm_text", "hunyuan_v1_dense", "hunyuan_v1_moe", "hy_v3", "hy_v4", "hyperclovax", "inkling_text", "jais2",
+    "jamba", "jetmoe", "laguna", "lfm2", "lfm2_moe", "llama", "llama4_text", "mamba", "mamba2", "mellum",
+    "mimo_v2_flash", "minicpm3", "minimax", "minimax_m2", "minimax_m3_vl_text", "ministral", "ministral3",
+    "mistral", "mixtral", "modernbert-decoder", "mpt", "nanochat", "nemotron", "olmo", "olmo2", "olmo3",
+    "olmo_hybrid", "olmoe", "openai-gpt", "opt", "persimmon", "phi", "phi3", "phimoe", "qwen2", "qwen2_moe",
+    "qwen3", "qwen3_5_text", "qwen3_moe", "qwen3_next", "recurrent_gemma", "seed_oss", "smollm3", "solar_open",
+    "stablelm", "starcoder2", "vaultgemma", "xglm", "youtu",
+)  # fmt: skip
+"""Families that `make families` tests: their log-probabilities are those of their forward pass."""
+
+
+def describe(sampler: Sampler) -> tuple[str, str]:
+    """Return the engine that samples a family, and whether its samples are bitwise independent of their batch."""
+    return "plain" if sampler.is_plain else "embedded", "rounding" if sampler.caveat else "bitwise"
+
+
+def table() -> str:
+    """Return the table of docs/models.md: `python -m tests.families` prints it."""
+    lines = ["| Family | Engine | The same in every batch |", "|---|---|---|"]
+    for family in SUPPORTED:
+        try:
+            sampler = TransformersSampler(make_model(family), make_byte_tokenizer())
+        except CannotSample as obstacle:
+            sampler = PlainSampler(make_model(family), make_byte_tokenizer(), str(obstacle))
+        lines.append(f"| `{family}` | {' | '.join(describe(sampler))} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print(table())
