@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -15,6 +16,8 @@ from typing import BinaryIO, cast
 from stages.core.paths import AnyPath
 from stages.core.store import StorePath, upload
 
+_CLOCK_TICK_NS = 3 * 10**9
+"""Longer than a tick of any clock that dates files: 2 s on FAT, 1 s in object stores and on old NFS."""
 _DIGEST_BYTES = 16  # 128 bits: accidental collisions are out of the question
 
 
@@ -24,17 +27,26 @@ def digest(content: bytes) -> str:
 
 
 def file_digest(path: AnyPath) -> str:
-    """Return the `digest` of a file's bytes, cached while its size and modification time stay the same.
+    """Return the `digest` of a file's bytes, cached while its inode, size and times stay the same.
 
-    Every stage of an iteration needs the digest of the model, whose weights take seconds to read.
+    Every stage of an iteration needs the digest of the model, whose weights take seconds to read. A file that was
+    written a moment ago is read again at each call: it can be rewritten within one tick of the file system's clock, and
+    then has the same size and times with other bytes.
     """
     status = path.stat()
-    return _digest_of_file(path.resolve(), status.st_size, status.st_mtime_ns)
+    times = status.st_mtime_ns, status.st_ctime_ns
+    if time.time_ns() - max(times) < _CLOCK_TICK_NS:
+        return _read_digest(path)
+    return _cached_digest(path.resolve(), (status.st_ino, status.st_size, *times))
 
 
 @lru_cache(maxsize=4096)
-def _digest_of_file(path: AnyPath, size: int, modified: int) -> str:
-    del size, modified  # part of the cache key only
+def _cached_digest(path: AnyPath, state: tuple[int, ...]) -> str:
+    del state  # part of the cache key only
+    return _read_digest(path)
+
+
+def _read_digest(path: AnyPath) -> str:
     with path.open("rb") as file:
         found = hashlib.file_digest(cast("BufferedReader", file), lambda: hashlib.blake2b(digest_size=_DIGEST_BYTES))
     return found.hexdigest()

@@ -146,7 +146,9 @@ class StorePath:
             raise FileNotFoundError(f"{self} does not exist")
         mode, time = stat.S_IFREG if found.type.name == "File" else stat.S_IFDIR, found.mtime_ns or 0
         times = (time // 10**9,) * 3
-        return os.stat_result((mode, 0, 0, 0, 0, 0, found.size or 0, *times), {"st_mtime_ns": time})
+        return os.stat_result(
+            (mode, 0, 0, 0, 0, 0, found.size or 0, *times), {"st_mtime_ns": time, "st_ctime_ns": time}
+        )
 
     def mkdir(self, *, parents: bool = False, exist_ok: bool = False) -> None:
         """Do nothing: a directory exists as soon as an object is written in it."""
