@@ -114,7 +114,7 @@ def _plain(found: status.Status) -> dict[str, Any]:
         {
             "iteration": stage.work.iteration,
             "stage": stage.work.stage,
-            "place": stage.work.output,
+            "path": stage.work.output,
             "counts": stage.counts,
             "parts": [
                 {

@@ -105,7 +105,7 @@ def numbers(run: Path) -> dict[str, tuple[str, str]]:
 def status(cluster: dict[str, str], directory: Path) -> dict[str, Any]:
     report = json.loads(call(cluster, directory, "spo", "status", "runs/try", "--json"))
     assert report["problem"] is None
-    return {stage["place"]: stage for stage in report["stages"]}
+    return {stage["path"]: stage for stage in report["stages"]}
 
 
 def process_at(part: Path) -> int:
