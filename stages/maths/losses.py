@@ -39,7 +39,7 @@ class PolicySums:
       ratio: sum of π_θ/π_old (clamped in log space; neither clipped nor capped).
       clip_low: number of tokens whose loss is the branch clipped at 1 − ε (A < 0).
       clip_high: number of tokens whose loss is the branch clipped at 1 + ε_high (A > 0).
-      approx_kl: sum of ½ (log π_θ/π_old)².
+      approx_kl: sum of ½ (log π_θ/π_old)², of the log-ratios before they are limited.
     """
 
     ratio: Tensor
@@ -122,7 +122,7 @@ def ppo_clip(
             ratio=ratio.sum(),
             clip_low=(bound & (advantages < 0)).sum().to(ratio),
             clip_high=(bound & (advantages > 0)).sum().to(ratio),
-            approx_kl=0.5 * log_ratio.square().sum(),
+            approx_kl=0.5 * (logprobs - old_logprobs).square().sum(),
         )
     if dual_clip is not None:
         token_losses = torch.where(advantages < 0, torch.minimum(token_losses, -dual_clip * advantages), token_losses)

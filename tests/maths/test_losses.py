@@ -60,6 +60,13 @@ def test_the_sums_count_tokens():
     assert sums.approx_kl.item() == pytest.approx(math.log(1.5) ** 2 + math.log(0.5) ** 2)
 
 
+def test_approx_kl_is_of_the_log_ratios_before_they_are_limited() -> None:
+    """½ · 30² = 450; the ratio itself is limited."""
+    _, sums = ppo_clip(torch.tensor([-1.0]), torch.tensor([-31.0]), torch.tensor([1.0]), 0.2)
+    assert sums.approx_kl.item() == pytest.approx(450.0)
+    assert math.log(sums.ratio.item()) < 30
+
+
 def test_extreme_log_probabilities_stay_finite():
     logprobs = vector(-math.inf, -1e9, 0.0, -50.0).requires_grad_()
     loss, _ = ppo_clip(logprobs, vector(-1.0, -1.0, -1e9, -0.0), vector(1, -1, -1, 1))
