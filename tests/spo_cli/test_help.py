@@ -132,7 +132,7 @@ def test_every_default_is_shown_in_words(command: str, field: Any):
 
 def test_the_placeholder_of_a_flag_names_the_kind_of_its_value():
     shown = {row.head for row in entries(config_of("train"))}
-    assert {"--epochs N", "--beta X", "--loss {ppo|distill}", "-m, --model MODEL", "ADVANTAGES..."} <= shown
+    assert {"--epochs N", "--beta X", "--kl {k1|k2|k3}", "-m, --model MODEL", "ADVANTAGES..."} <= shown
     assert {"--packing, --no-packing", "--merge", "--trajectories PATH..."} <= shown
 
 
