@@ -12,6 +12,11 @@ from typing import NamedTuple
 # prevent backtracking, which would take quadratic time on hostile text.
 _TOKENS = re.compile(r"\\(?:\\{0,2}(?:boxed|fbox)(?:(?P<open>\s*+\{)|\s++(?P<word>[^\s${}\\]++))|.)|\{|\}", re.S)
 _END_OF_THINKING = "</think>"
+_BLANK = re.compile(
+    r"(?:[\s.…_?~]|\\[ldc]?dots(?![A-Za-z])|\\[,;:! ])*"
+    r"|(?:\\text\s*\{)?\s*[<\[]?(?:(?:your|the|final|correct)[ _])*(?:answer|result)(?:[ _]here)?[>\]]?\s*\}?",
+    re.I,
+)
 
 
 class Box(NamedTuple):
@@ -30,6 +35,11 @@ class Box(NamedTuple):
 def after_thinking(text: str) -> str:
     """Return the text after the last `</think>`; the whole text if there is none."""
     return text.rpartition(_END_OF_THINKING)[2]
+
+
+def is_blank(content: str) -> bool:
+    r"""Return whether the content of a box is none, as where a response quotes its instruction: ``, `…`, `answer`."""
+    return len(content) <= 60 and bool(_BLANK.fullmatch(content))
 
 
 def find_boxes(text: str) -> tuple[list[Box], bool]:
@@ -56,6 +66,10 @@ def find_boxes(text: str) -> tuple[list[Box], bool]:
 
 
 def last_box(text: str) -> str | None:
-    """Return the content of the last box after the thinking; None if there is none, or the text ends inside it."""
+    """Return the content of the last box after the thinking that is not blank.
+
+    Return None if there is none, or the text ends inside it.
+    """
     boxes, truncated = find_boxes(after_thinking(text))
-    return boxes[-1].content if boxes and not truncated else None
+    filled = [box.content for box in boxes if not is_blank(box.content)]
+    return filled[-1] if filled and not truncated else None

@@ -6,13 +6,12 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from stages.tasks import maths_grader
-from stages.tasks.boxes import after_thinking, last_box
-from stages.tasks.numbers import read_last_number, read_leading_number
+from stages.tasks import maths_grader, number_grader
+from stages.tasks.answers import ANSWER_MARK
+from stages.tasks.boxes import after_thinking, find_boxes, last_box
+from stages.tasks.numbers import read_leading_number
 from stages.tasks.verdicts import Place, Verdict, judge, no_answer
 
-ANSWER_MARK = "####"
-"""GSM8K's solutions end with this mark and the answer."""
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 """Calculator annotations in GSM8K's solutions, such as `<<2+3=5>>`."""
 
@@ -34,32 +33,9 @@ class Grader:
     is_reference: Callable[[str], bool] = bool
 
 
-def verify_numbers(responses: Sequence[str], references: Sequence[str]) -> list[Verdict]:
-    """Compare a number in each response with its reference.
-
-    The answer is the last number in the last box after the last `####`; without such a box, the number directly after
-    the mark; without either, the last number of the response.
-    """
-    return [_verify_number(*pair) for pair in zip(responses, references, strict=True)]
-
-
 def verify_exact(responses: Sequence[str], references: Sequence[str]) -> list[Verdict]:
     """Compare the last box of each response, or else all text after the thinking, with its reference as strings."""
     return [_verify_exact(*pair) for pair in zip(responses, references, strict=True)]
-
-
-def _verify_number(response: str, reference: str) -> Verdict:
-    _, mark, tail = response.rpartition(ANSWER_MARK)
-    box = last_box(tail)
-    if box is not None:
-        place, answer = Place.BOX, read_last_number(box)
-    elif mark:
-        place, answer = Place.MARK, read_leading_number(tail)
-    else:
-        place, answer = Place.LAST_NUMBER, read_last_number(tail)
-    if answer is None:
-        return no_answer()
-    return judge(answer, answer == read_leading_number(reference), place, answer)
 
 
 def _verify_exact(response: str, reference: str) -> Verdict:
@@ -78,14 +54,14 @@ def _split_at_mark(text: str) -> tuple[str, str | None]:
 
 def _split_at_box(text: str) -> tuple[str, str | None]:
     """Return the content of the last box and the whole text; for a text without a box, the text and None."""
-    box = last_box(text)
-    return (text.strip(), None) if box is None else (box, text.strip())
+    boxes, is_open = find_boxes(text)
+    return (boxes[-1].content, text.strip()) if boxes and not is_open else (text.strip(), None)
 
 
 GRADERS = {
     "maths": Grader(maths_grader.verify_all, _split_at_box),
     "number": Grader(
-        verify_numbers,
+        number_grader.verify_all,
         _split_at_mark,
         expects=f"a number, alone or after {ANSWER_MARK}",
         is_reference=lambda text: read_leading_number(text) is not None,

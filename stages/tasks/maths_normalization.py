@@ -1,7 +1,7 @@
 r"""Normalization of mathematical answers to one notation, and the structure of a normalized answer.
 
-The notation is LaTeX without layout, units and superfluous marks. All functions work on text, without algebra, in time
-linear in its length; callers pass a few thousand characters at most.
+The notation is LaTeX without layout and superfluous marks; `quantities` reads the units. All functions work on text,
+without algebra, in time linear in its length; callers pass a few thousand characters at most.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
-from stages.tasks.maths_relations import as_point, as_union, ascending
-from stages.tasks.numbers import UNITS, read_exact_number
+from stages.tasks.maths_relations import as_union, ascending, without_set_builder
 
 _CACHE_SIZE = 16_384
 _SYMBOLS = str.maketrans(
@@ -34,7 +33,8 @@ _REPLACEMENTS = [
     for pattern, replacement in (
         (r"\\!\s*|\\(?:left|right)\s*\.|\\(?:text)?color\s*\{[^{}]*\}", ""),
         (r"\\(?:(?:display|text|script)style|boxed|fbox|underline|bf|rm|it)(?![A-Za-z])", ""),
-        (r"(?<!\\)(?:\\[,;:> ]|\\q?quad(?![A-Za-z])|~|\\[()\[\]])", " "),
+        (r"(?<!\\)\\q?quad", "  "),  # also \quadx, an error of some data
+        (r"(?<!\\)(?:\\[,;:> ]|~|\\[()\[\]])", " "),
         (r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])\s*", ""),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\frac\s*\\pi\s*(?=[0-9{])", r"\\frac{\\pi}"),
@@ -46,41 +46,50 @@ _REPLACEMENTS = [
         (r"\\degrees?(?![A-Za-z])|\^\s*\{\s*\\circ\s*\}", r"^\\circ "),
         (r"\\text\s*\{\s*(?:percent(?:age)?|pct)\s*\}|\bpercent(?:age)?\b|\\%", "%"),
         (r"\{\s*([,:])\s*\}", r"\1"),
-        (r"\\frac\s*\{\s*(\\text\s*\{[^{}]*\}\s*)\}\s*\{\s*\\text\s*\{[^{}]*\}\s*\}", r"\1"),  # unit: m/s
         (r"\\varnothing(?![A-Za-z])", r"\\emptyset"),
         (r"\^\s*(?:\{\s*)?\\text\s*\{\s*(?:st|nd|rd|th)\s*\}(?:\s*\})?", ""),
         (r"(?<=[\w)}])\*\*(?=[-\w({])", "^"),
         (r"\*\*([^*]+)\*\*", r"\1"),
         (r"(?<![A-Za-z\\])(?=(?:sqrt|pi|sin|cos|tan|ln|log)(?![A-Za-z]))", r"\\"),
         (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
-        (r"\^\s*(-\s*(?:[0-9]+|[A-Za-z]))", r"^{\1}"),
+        (r"\^\s*(-\s*(?:[0-9]+|[A-Za-z])|[0-9]{2,})", r"^{\1}"),  # x^12: a person means x^{12}
+        (r"<=", r"\\le "),
+        (r">=", r"\\ge "),
+        (r"!=", r"\\ne "),
+        (r"\\gt(?![A-Za-z])", ">"),
+        (r"\\lt(?![A-Za-z])", "<"),
+        (r"\\mathbb\s*\{?\s*([A-Z])\s*\}?", r"\\mathbb \1"),
         (r"\\\$|[$£€¥¢₹]", ""),
     )
 ]
+_ABOUT = r"(?:just\s+)?(?:about|approximately|approx\.|roughly|around|exactly|just|only)"
 # What surrounds an answer: "approximately", a text that introduces it, relation signs; punctuation and a final `\`.
 _SURROUNDINGS = re.compile(
-    r"^(?:(?:\\approx|\\sim)(?![A-Za-z])|\\text\s*\{[^{}]*(?:\bis|[:=])\s*\}|[=:\s])+|(?<!\\)(?:\\$|[\s.,;:]+$)"
+    r"^(?:(?:\\approx|\\sim)(?![A-Za-z])|\\text\s*\{[^{}]*(?:\bis|[:=])\s*\}|[=:\s]"
+    rf"|\\text\s*\{{\s*{_ABOUT}\s*\}}|{_ABOUT}(?=\s+[-0-9\\(]))+|(?<!\\)(?:\\$|[\s.,;:]+$)",
+    re.I,
 )
-_AFTER_A_TERM = r"(?<=[^\s{(\[,=])"
-"""A unit needs a quantity before it: `cm` alone is a product of unknowns."""
-_POWER = r"(?:\^\s*\{?\s*[0-9]\s*\}?)?"
-# A unit as text, unless the text is a.m., p.m., "and" or "or"; or a known unit after a space.
-_UNIT = re.compile(
-    rf"{_AFTER_A_TERM}\s*\\text\s*\{{(?!\s*(?:(?i:[ap])\.?\s?(?i:m)\b|and\b|or\b))[^{{}}]*\}}\s*{_POWER}$"
-    rf"|{_AFTER_A_TERM}\s+(?:(?:square|sq\.?|cubic|cu\.?)\s+)?(?:{UNITS}|(?<=[0-9] )[mg])\s*{_POWER}$"
+_ROUNDED = re.compile(r"(?<=[^\s{(\[,])\s*\\approx(?![A-Za-z])[^,;]*$")
+"""`\\frac13 \\approx 0.33`: the exact value counts."""
+_CURRENCIES = {r"\$": "dollars", "$": "dollars", "£": "sterling", "€": "euros", "¥": "yen", "₹": "rupees", "¢": "cents"}
+_SUM_OF_MONEY = re.compile(
+    r"\s*(?P<sign>[-−+]?)\s*(?:(?P<before>\\\$|[$£€¥₹])\s*(?P<minus>[-−]?))?\s*(?P<number>[0-9.][0-9.,{}\\! ]*?)"
+    r"\s*(?P<after>\\\$|[$£€¥¢₹])?(?P<words>\s*(?:\\text\s*\{\s*)?(?:thousand|million|billion|trillion)\s*\}?)?\s*[.]?\s*"
 )
+"""An amount with a sign of its currency on one side."""
 _NUMBER_IN_PARENTHESES = re.compile(r"^\(([-+]?[0-9]+(?:\.[0-9]+)?)\)$")
-_DEGREES = re.compile(rf"{_AFTER_A_TERM}\s*\^\s*\\circ\s*[CF]?$")
-_TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _TEXT = re.compile(r"\\text\s*\{(?P<text>[^{}]*)\}")
-_SEPARATOR = re.compile(r"[,;]|\b(?:and|or)\b")
+_SEPARATOR = re.compile(r"[,;]|\\text\s*\{\s*,?\s*(?:and|or)\s*\}|\b(?:and|or)\b")
 _PLUS_MINUS = re.compile(r"\\pm(?![A-Za-z])")
 _BRACKET = re.compile(r"\\?[()\[\]{}]")
-_NAMED = re.compile(
-    r"(?P<name>(?:\\?[A-Za-z]+(?:_(?:\w|\{[^{}=]*\}))?|\\text\s*\{[^{}]*\}|\((?:[A-Za-z],\s*)+[A-Za-z]\))(?:\([A-Za-z]\))?)"
-    r"\s*(?:=|\\in(?![A-Za-z]))(?P<value>.*)",
-    re.S,
+NAME = (
+    r"(?:\\?[A-Za-z]+(?:_(?:\w|\{[^{}=]*\}))?'*|\\text\s*\{[^{}]*\}|\((?:[A-Za-z],\s*)+[A-Za-z]\))"
+    r"(?:\((?:\w+,\s*)*\w+\))?"
 )
+"""What an equation may define: a letter or word, with an index or arguments; a tuple of letters."""
+_NAMED = re.compile(rf"(?P<name>{NAME})\s*(?:=|\\in(?![A-Za-z]))(?P<value>.*)", re.S)
+_NAMED_AT_END = re.compile(rf"(?P<value>[^=]*[^=\s])\s*=\s*(?P<name>{NAME})", re.S)
+_FUNCTIONS = re.compile(r"\\(?:frac|sqrt|sin|cos|tan|cot|sec|csc|log|ln|pi|infty|emptyset|cdot|times|pm)(?![A-Za-z])")
 _RELATION = re.compile(r"[=<>]|\\(?:le|ge|ne|in)(?![A-Za-z])")
 
 
@@ -98,34 +107,35 @@ class Collection(NamedTuple):
 
 @lru_cache(_CACHE_SIZE)
 def normalize(answer: str) -> str:
-    """Return an answer in normalized notation: `$\\dfrac12\\text{ cm}$.` → `\\frac12`."""
+    """Return an answer in normalized notation: `$\\dfrac12\\text{ cm}$.` → `\\frac12 \\text{ cm}`."""
+    money = _SUM_OF_MONEY.fullmatch(answer) if len(answer) <= 80 else None
+    if money and (money["before"] or money["after"]) and not (money["before"] == money["after"] == "$"):
+        currency = _CURRENCIES[money["before"] or money["after"]]
+        words = money["words"] or ""
+        answer = f"{money['sign']}{money['minus'] or ''}{money['number']}{words}" + rf"\text{{ {currency}}}"
     text = unicodedata.normalize("NFKC", answer.translate(_SYMBOLS)).strip()
     if r"\begin" not in text:  # the rows of a matrix end in \\
         text = _ESCAPED_TWICE.sub(r"\\", text)
     for pattern, replacement in _REPLACEMENTS:
         text = pattern.sub(replacement, text)
-    text = _SURROUNDINGS.sub("", text)
+    text = _ROUNDED.sub("", _SURROUNDINGS.sub("", text))
     while text.startswith("{") and _end_of_brackets(text) == len(text):
         text = _SURROUNDINGS.sub("", text[1:-1])
-    if (whole := _TEXT.fullmatch(text)) and (not is_words(text) or read_exact_number(whole["text"])):
+    if (whole := _TEXT.fullmatch(text)) and (not is_words(text) or re.match(r"\s*[-+]?[0-9.]", whole["text"])):
         text = _SURROUNDINGS.sub("", whole["text"])  # `\text{5 hours}` is a number with a unit, not words
-    text = _NUMBER_IN_PARENTHESES.sub(r"\1", _UNIT.sub("", text))
-    if not _TRIGONOMETRY.search(text):  # \sin 30° differs from \sin 30, while an angle of 30° is stated as 30
-        text = _DEGREES.sub("", text)
-    return _SURROUNDINGS.sub("", text)
+    return _SURROUNDINGS.sub("", _NUMBER_IN_PARENTHESES.sub(r"\1", text))
 
 
 def align(answer: str, reference: str) -> tuple[str, str]:
     """Return normalized answer and reference in comparable notation.
 
-    A name is removed if the other side has none: compared with 4, `x = 4` becomes 4; compared with (1,2), `x=1, y=2`
-    becomes (1,2). Inequalities are put in ascending order, and become intervals if the other side has a union.
+    A name is removed if the other side has none or the same: compared with 4, `x = 4` becomes 4. A set in set-builder
+    notation becomes its condition. Inequalities are put in ascending order, and become intervals if the other side has
+    a union.
     """
-    answer, reference = ascending(answer), ascending(reference)
+    answer, reference = (ascending(without_set_builder(one)) for one in (answer, reference))
     if r"\cup" in answer + reference:
         answer, reference = as_union(answer) or answer, as_union(reference) or reference
-    if reference.startswith("(") or answer.startswith("("):
-        answer, reference = as_point(answer) or answer, as_point(reference) or reference
     left, right = _split_name(answer), _split_name(reference)
     if left and right:
         same_name = compact(left[0]) == compact(right[0])
@@ -143,7 +153,8 @@ def compact(text: str) -> str:
     if is_words(text):
         return " ".join(_TEXT.sub(r"\g<text>", text).split())
     text = re.sub(r"\s+", " ", _TEXT.sub(r"\g<text>", text)).rstrip(". ")
-    text = re.sub(r"(?<![A-Za-z]) | (?![A-Za-z])", "", text)
+    # A space between digits separates numbers, and one between letters words.
+    text = re.sub(r"(?<![A-Za-z0-9]) | (?![A-Za-z0-9])|(?<=[0-9]) (?=[A-Za-z])|(?<=[A-Za-z]) (?=[0-9])", "", text)
     return re.sub(r"\{([0-9A-Za-z])\}", r"\1", text)
 
 
@@ -155,7 +166,7 @@ def is_words(text: str) -> bool:
 
 def normalize_words(text: str) -> str:
     """Return words in lower case, without brackets, punctuation and a leading article."""
-    plain = re.sub(r"[^\w\s+-]", " ", _TEXT.sub(r" \g<text> ", text).replace(".", "")).lower()
+    plain = re.sub(r"[^\w\s.+-]", " ", re.sub(r"\.(?![0-9])", "", _TEXT.sub(r" \g<text> ", text))).lower()
     plain = re.sub(r"(?<=[0-9])(?=[a-z])", " ", plain)
     return re.sub(r"^(?:the|an?) (?=.)", "", " ".join(plain.split()))
 
@@ -204,9 +215,16 @@ def _expand_plus_minus(text: str) -> list[str]:
 
 
 def _split_name(text: str) -> tuple[str, str] | None:
-    """Return the name and the value of `name = value` or `name \\in value`; None if the value has a relation, too."""
+    """Return the name and the value of `name = value`, `value = name` or `name \\in value`.
+
+    Return None if the value has a relation, too, or contains the name.
+    """
     match = _NAMED.fullmatch(text)
-    if not match or _RELATION.search(match["value"]):
+    if not match or _FUNCTIONS.match(match["name"]):
+        match = _NAMED_AT_END.fullmatch(text)
+    if not match or _RELATION.search(match["value"]) or _FUNCTIONS.match(match["name"]):
+        return None
+    if len(match["name"]) == 1 and re.search(rf"(?<![\\A-Za-z]){match['name']}(?![A-Za-z])", match["value"]):
         return None
     return match["name"], match["value"].strip()
 

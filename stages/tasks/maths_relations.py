@@ -1,4 +1,4 @@
-r"""Inequalities and equations that state a set or a point, rewritten to one form each.
+r"""Inequalities and set-builder notation, rewritten to one form each.
 
 All functions work on text that `maths_normalization` has normalized.
 """
@@ -11,7 +11,18 @@ _ALTERNATIVES = re.compile(r"\\text\s*\{\s*,?\s*or\s*\}|,|;|\bor\b|\\(?:cup|lor|
 _ORDER = re.compile(r"\s*([<>]|\\(?:le|ge)(?![A-Za-z]))\s*")
 _REVERSED = {">": "<", r"\ge": r"\le", "<": ">", r"\le": r"\ge"}
 _UNKNOWN = re.compile(r"[A-Za-z]")
-_EQUATION = re.compile(r"\s*([A-Za-z])\s*=([^=<>]+)")
+_SET_BUILDER = re.compile(
+    r"\\\{\s*(?P<element>[^{}|:]*?)\s*(?:\\in\s*(?:\\mathbb\s*)?R\s*)?(?:\\mid(?![A-Za-z])|\||:)\s*(?P<condition>.*)\\\}",
+    re.S,
+)
+
+
+def without_set_builder(text: str) -> str:
+    r"""Return the condition of a set of reals: `\{x \mid x > 3\}` → `x > 3`. Any other text is returned unchanged."""
+    match = _SET_BUILDER.fullmatch(text)
+    if not match or r"\in" in match["element"] or not _UNKNOWN.fullmatch(match["element"]):
+        return text
+    return re.sub(r"[,;]\s*[A-Za-z]\s*\\in\s*\\mathbb\s*R\s*$", "", match["condition"]).strip()
 
 
 def ascending(text: str) -> str:
@@ -32,18 +43,6 @@ def as_union(text: str) -> str | None:
     if None in alternatives or len(unknowns) != 1:
         return None
     return r"\cup".join(interval for _, interval in filter(None, alternatives))
-
-
-def as_point(text: str) -> str | None:
-    """Return the values of several unknowns as a tuple in alphabetical order: `y = 3, x = 2` → `(2,3)`.
-
-    Return None if the text contains anything but such equations, or gives one unknown two values.
-    """
-    matches = [_EQUATION.fullmatch(part) for part in re.split(r"[,;]|\\text\s*\{\s*,?\s*and\s*\}|\band\b", text)]
-    values = {match[1]: match[2].strip() for match in matches if match}
-    if len(values) < 2 or len(values) != len(matches):
-        return None
-    return f"({','.join(values[unknown] for unknown in sorted(values))})"
 
 
 def _interval(inequality: str) -> tuple[str, str] | None:

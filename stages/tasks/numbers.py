@@ -34,24 +34,8 @@ _MAX_POWER = 1_000
 """Largest absolute exponent of ten: `1e999999999` would fill the memory with digits."""
 _THOUSANDS_SEPARATORS = str.maketrans("", "", ", ")
 _DECIMAL = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,3}(?: [0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+"
-UNITS = (
-    r"[cmk]m|ft|feet|foot|in|inch(?:es)?|yd|yards?|mi|miles?|met(?:er|re)s?|units?|degrees?|radians?|rad|hrs?|hours?|"
-    r"min|minutes?|sec|seconds?|ms|days?|weeks?|months?|years?|dollars?|USD|cents?|pounds?|lbs?|oz|[mk]g|grams?|mph|"
-    r"people|men|ways|m[lL]|lit(?:er|re)s?|gallons?"
-)
-"""Units that are recognized without a space before them. Other words count as a unit only after a space and with at
-least four letters: `5xy` is a product."""
 _ARGUMENT = r"\{\s*-?[0-9]+\s*\}|[0-9]"
-_QUANTITY = re.compile(
-    r"(?P<sign>[-+]?)(?P<body>(?:\\[a-z]+|[eE][-+]?[0-9]|[^%A-Za-z\\])+)(?P<percent>%?)"
-    rf"(?P<unit>(?:\s*(?:{UNITS})\b|\s+[A-Za-z]{{4,}}|(?<= )[mgshL])\.?(?:\s*/\s*[A-Za-z]+|(?:\s+[A-Za-z]{{2,}})*)"
-    r"(?:\s*\^\s*\{?[23]\}?)?)?"
-)
-_NOT_A_UNIT = re.compile(
-    r"\b(?:and|or|to|by|if|for|in|is|not|pi|sqrt|mod|times|less|more|than|over|plus|minus|divided|choose|squared|cubed|"
-    r"factorial|sin|cos|tan|log|ln)\b"
-)
-"""Words after a number that continue the statement, so that the number alone is not the answer."""
+_NUMBER = re.compile(r"(?P<sign>[-+]?)(?P<body>(?:\\[a-z]+|[eE][-+]?[0-9]|[^%A-Za-z\\])+)(?P<percent>%?)")
 
 
 class ExactNumber(NamedTuple):
@@ -79,10 +63,17 @@ def read_leading_number(text: str) -> str | None:
 
 def read_last_number(text: str) -> str | None:
     """Return the last number of a text's last 2,000 characters in canonical form; None if there is none."""
+    found = find_last_number(text)
+    return found[2] if found else None
+
+
+def find_last_number(text: str) -> tuple[int, int, str] | None:
+    """Return the start, the end and the canonical form of the last number of a text; None if there is none."""
     last = None
-    for match in _ANYWHERE.finditer(text[-_TAIL_CHARACTERS:]):
+    for match in _ANYWHERE.finditer(text, max(len(text) - _TAIL_CHARACTERS, 0)):
         last = match
-    return _canonical(last) if last else None
+    number = _canonical(last) if last else None
+    return (last.start(), last.end(), number) if last and number is not None else None
 
 
 def format_number(value: Fraction) -> str:
@@ -105,13 +96,13 @@ def format_number(value: Fraction) -> str:
 
 @lru_cache(maxsize=16_384)
 def read_exact_number(text: str) -> ExactNumber | None:
-    """Return the number that a whole text states, in LaTeX or plain, with or without a unit; None for any other text.
+    """Return the number that a whole text states, in LaTeX or plain, without a unit; None for any other text.
 
     Accepts decimals (thousands separated by commas or spaces), fractions, mixed numbers, repeating decimals and
     scientific notation, up to 300 characters and a power of ten of ±1,000.
     """
-    match = _QUANTITY.fullmatch(text.strip()) if len(text) <= _MAX_EXACT_CHARACTERS else None
-    if not match or (match["unit"] and _NOT_A_UNIT.search(match["unit"])):
+    match = _NUMBER.fullmatch(text.strip()) if len(text) <= _MAX_EXACT_CHARACTERS else None
+    if not match:
         return None
     body = match["body"].strip()
     value = _evaluate(body)

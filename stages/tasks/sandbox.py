@@ -34,8 +34,8 @@ class SandboxedFunction:
         self,
         function: str,
         *,
-        processor_seconds: float = 3.0,
-        clock_seconds: float = 10.0,
+        processor_seconds: float = 5.0,
+        clock_seconds: float = 120.0,
         memory: int = 2**31,
         workers: int | None = None,
     ) -> None:
@@ -45,7 +45,8 @@ class SandboxedFunction:
           function: `package.module:name`. Arguments and results must be JSON values. If the module has a function
             `warm_up()`, it runs once before the workers are forked.
           processor_seconds: processor time of a call.
-          clock_seconds: elapsed time of a call from its own start, including time without a processor.
+          clock_seconds: elapsed time of a call from its own start, including time without a processor. It is a guard
+            against a call that waits; a busy machine must not exceed it. A call that does is made once more, alone.
           memory: bytes of address space of a worker.
           workers: number of simultaneous calls; None: the number of processors of this process, at most 16.
         """

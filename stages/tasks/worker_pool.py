@@ -3,7 +3,8 @@
 The pool process reads one line of calls (JSON) from its input, distributes them among its workers, writes one line of
 results, and repeats until its input ends. Each worker makes one call at a time. A worker that exceeds a limit ends:
 the kernel kills it for processor time, the pool for elapsed time, and a failed allocation ends it for memory. Its call
-then has no result, and the pool forks a new worker for the next call.
+then has no result, and the pool forks a new worker for the next call. Only elapsed time depends on what else the
+machine does, so a call that exceeded it is made once more, after all others and alone.
 """
 
 from __future__ import annotations
@@ -113,14 +114,25 @@ class WorkerPool:
           EOFError: the input ended meanwhile.
         """
         results: list[Any] = [None] * len(calls)
+        for call in self._make_in_parallel(calls, list(range(len(calls))), results):
+            self._make_in_parallel(calls, [call], results)
+        return results
+
+    def _make_in_parallel(self, calls: list[list[Any]], chosen: list[int], results: list[Any]) -> list[int]:
+        """Store the results of the calls with the given indices; return those that exceeded the elapsed time.
+
+        Raises:
+          EOFError: the input ended meanwhile.
+        """
+        late: list[int] = []
         started = 0
         while True:
-            while started < len(calls) and (worker := self._idle_worker()):
-                worker.start_call(started, calls[started])
+            while started < len(chosen) and (worker := self._idle_worker()):
+                worker.start_call(chosen[started], calls[chosen[started]])
                 started += 1
             busy = [worker for worker in self._workers if worker.call is not None]
             if not busy:
-                return results
+                return late
             seconds_left = min(worker.deadline for worker in busy) - time.monotonic()
             ready = wait([self._requests.fileno(), *(worker.pipe for worker in busy)], max(seconds_left, 0))
             if self._requests.fileno() in ready:  # the parent writes no request before the reply: the input has ended
@@ -129,6 +141,8 @@ class WorkerPool:
                 if worker.pipe in ready:
                     self._receive(worker, results)
                 elif time.monotonic() > worker.deadline and not worker.pipe.poll():
+                    assert worker.call is not None
+                    late.append(worker.call)
                     self._remove(worker)
 
     def _idle_worker(self) -> WorkerProcess | None:
