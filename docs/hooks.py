@@ -93,10 +93,10 @@ def table(name: str, without: str = "") -> str:
       without: another table, whose keys are left out.
     """
     from spo_cli.help import default_in_words
+    from stages.configs.run import SEPARATE_TABLES, TABLES
     from stages.core.config import is_required
-    from stages.pipeline.planning import SLURM_TABLES, TABLES
 
-    tables = TABLES | SLURM_TABLES
+    tables = TABLES | SEPARATE_TABLES
     known = {field.name for field in dataclasses.fields(tables[without])} if without else set()
     rows = []
     for field in dataclasses.fields(tables[name]):

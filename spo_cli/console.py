@@ -7,6 +7,7 @@ few seconds. Rich reads `NO_COLOR`, `FORCE_COLOR` and `COLUMNS` itself.
 from __future__ import annotations
 
 import math
+import threading
 import traceback
 from collections import deque
 from collections.abc import Iterable
@@ -178,6 +179,7 @@ class Reporter:
         self.step: _Step | None = None
         self.bar: Progress | None = None
         self.printed = 0.0
+        self.turn = threading.RLock()  # several threads report where several workers sample
 
     def __enter__(self) -> Self:
         return self
@@ -187,33 +189,36 @@ class Reporter:
 
     def start(self, label: str, total: int, unit: str) -> None:
         """Close the previous step, and begin the next one."""
-        self._close_step()
-        self.step = _Step(label, total, unit, started=monotonic())
-        if self.console.is_terminal:
-            line = TextColumn("{task.fields[line]}", markup=False, table_column=Column(no_wrap=True))
-            columns = TextColumn("{task.description}"), BarColumn(24), line
-            self.bar = Progress(*columns, console=self.console, transient=True)
-            self.bar.add_task(label, total=total, line=f"0/{total:,} {unit}")
-            self.bar.start()
-        else:
-            self._plain(f"{label}: {total:,} {unit} to do")
+        with self.turn:
+            self._close_step()
+            self.step = _Step(label, total, unit, started=monotonic())
+            if self.console.is_terminal:
+                line = TextColumn("{task.fields[line]}", markup=False, table_column=Column(no_wrap=True))
+                columns = TextColumn("{task.description}"), BarColumn(24), line
+                self.bar = Progress(*columns, console=self.console, transient=True)
+                self.bar.add_task(label, total=total, line=f"0/{total:,} {unit}")
+                self.bar.start()
+            else:
+                self._plain(f"{label}: {total:,} {unit} to do")
 
     def advance(self, done: int = 0, tokens: int = 0, **figures: float) -> None:
         """Update the bar, or print a line if the last one is at least `PLAIN_INTERVAL` old."""
-        if self.step is None:
-            raise ValueError("advance() before start(): there is no step to advance")
-        self.step.advance(done, tokens, figures)
-        if self.bar is not None:
-            self.bar.update(self.bar.task_ids[0], completed=self.step.done, line=self.step.now())
-        elif monotonic() - self.printed >= PLAIN_INTERVAL:
-            percent = 100 * self.step.done // max(self.step.total, 1)
-            self._plain(f"{self.step.label}: {percent} % · {self.step.now()}")
+        with self.turn:
+            if self.step is None:
+                raise ValueError("advance() before start(): there is no step to advance")
+            self.step.advance(done, tokens, figures)
+            if self.bar is not None:
+                self.bar.update(self.bar.task_ids[0], completed=self.step.done, line=self.step.now())
+            elif monotonic() - self.printed >= PLAIN_INTERVAL:
+                percent = 100 * self.step.done // max(self.step.total, 1)
+                self._plain(f"{self.step.label}: {percent} % · {self.step.now()}")
 
     def note(self, line: str) -> None:
         """Print one line; the bar of an unfinished step stays below it."""
-        if self.step is not None and self.step.done >= self.step.total:
-            self._close_step()
-        self.console.print(one_line(line), markup=False, soft_wrap=True)
+        with self.turn:
+            if self.step is not None and self.step.done >= self.step.total:
+                self._close_step()
+            self.console.print(one_line(line), markup=False, soft_wrap=True)
 
     def _close_step(self) -> None:
         step, bar, self.step, self.bar = self.step, self.bar, None, None

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from stages.configs.run import SLURM_TABLES, TABLES
+from stages.configs.run import SEPARATE_TABLES, TABLES
 from stages.core.config import bare_type, field_types
 from stages.core.errors import UserError, did_you_mean
 
@@ -50,7 +50,7 @@ def translate_dotted(args: Sequence[str]) -> list[str]:
 
 def dotted_flags() -> list[str]:
     """Return every flag of a stage as `spo run` takes it, e.g. `--train.learning-rate`."""
-    return [f"--{table}.{key.replace('_', '-')}" for table in TABLES | SLURM_TABLES for key in _options(table)]
+    return [f"--{table}.{key.replace('_', '-')}" for table in TABLES | SEPARATE_TABLES for key in _options(table)]
 
 
 def _options(table: str) -> dict[str, Any]:
@@ -60,5 +60,5 @@ def _options(table: str) -> dict[str, Any]:
 
 
 def _own_options(table: str) -> dict[str, Any]:
-    config = (TABLES | SLURM_TABLES).get(table)
+    config = (TABLES | SEPARATE_TABLES).get(table)
     return {key: bare_type(kind) for key, kind in field_types(config).items()} if config else {}

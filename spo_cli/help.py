@@ -43,6 +43,7 @@ GROUPS = (
     "Sampling",
     "Submission",
     "Engine",
+    "Executor",
     "vLLM",
     "DeepSpeed",
     "Output",

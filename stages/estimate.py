@@ -17,7 +17,8 @@ from stages.core.errors import UserError
 from stages.core.progress import Progress, Silent, Summary
 from stages.estimators import Estimator, Prepare, PreparedPart
 from stages.responses import signal
-from stages.sampling.pool import SamplerPool, use_pool
+from stages.sampling.executors import overlap, use_pool
+from stages.sampling.pool import SamplerPool
 from stages.shards import schemas
 from stages.shards.lineage import Source, describe
 from stages.shards.origin import foreign_notes, trace_back
@@ -44,7 +45,7 @@ def run(config: Config, progress: Progress = Silent(), pool: SamplerPool | None 
     unlearnable = signal.check_signal(lack, fail=config.fail_on_no_signal)
     for line in unlearnable:  # before rollouts are sampled
         progress.note(line)
-    with use_pool(pool) as opened:
+    with use_pool(pool, config, config.out, progress) as opened:
         estimator = find_estimator(config.estimator)(config, cutpoints, trajectories, config.out, progress, opened)
         sampled, prefilled, written = 0, 0.0, []
         for part in [cutpoints.parts[i] for i in split(len(cutpoints.parts), *resolve_shards(config))]:
@@ -59,6 +60,7 @@ def run(config: Config, progress: Progress = Silent(), pool: SamplerPool | None 
                     usage = _estimate_part(estimator.read(part), part, writers, progress)
                     sampled, prefilled = sampled + usage[0], prefilled + usage[1]
             written.append(writers[0])
+        busy = opened.report()
     figures = _summarize_counts([writer.lineage.counts for writer in written])
     notes = _notes(figures)
     return Summary(
@@ -70,7 +72,7 @@ def run(config: Config, progress: Progress = Silent(), pool: SamplerPool | None 
         tokens_sampled=sampled,
         tokens_prefilled=int(prefilled),
         figures=figures,
-        notes=(*foreign_notes(cutpoints, trajectories), *estimator.notes, *notes, *unlearnable),
+        notes=(*foreign_notes(cutpoints, trajectories), *estimator.notes, *notes, *unlearnable, *busy),
     )
 
 
@@ -112,8 +114,7 @@ def _estimate_part(
     label = "estimate" if part.count == 1 else f"estimate {part.index}/{part.count}"
     progress.start(label, sum(map(len, (chunks[i] for i in numbers))), "trajectories")
     sampled, prefilled = 0, 0.0
-    for i in numbers:
-        result = prepared.estimate(chunks[i])
+    for i, result in overlap(prepared.sampler, numbers, lambda i: prepared.estimate(chunks[i])):
         for writer in (one for one, own in missing.items() if i in own):
             if writer is writers[0]:
                 writer.commit(i, result.table, result.counts, result.figures)

@@ -35,8 +35,9 @@ from stages.responses.prompts import (
     with_template,
 )
 from stages.sampling.engines import engine_packages, with_engine
-from stages.sampling.pool import SamplerPool, use_pool
-from stages.sampling.protocol import SamplingParams, engine_counts
+from stages.sampling.executors import overlap, use_pool
+from stages.sampling.pool import SamplerPool
+from stages.sampling.protocol import SamplingParams, Usage, engine_counts
 from stages.shards import sharding
 from stages.shards.lineage import describe, model_source, task_source
 from stages.shards.schemas import EVALUATION
@@ -74,8 +75,9 @@ def run(
       FingerprintMismatch: the part exists and was made with another configuration.
     """
     check_trackers(config.report_to)
-    with use_pool(pool) as opened:
+    with use_pool(pool, config, config.out, progress) as opened:
         summary = _run(config, progress, opened)
+        summary = dataclasses.replace(summary, notes=(*summary.notes, *opened.report()))
     _report(config, progress, metrics_log)
     return summary
 
@@ -167,10 +169,13 @@ def _sample_part(
     missing = list(part.missing([chunk.name for chunk in chunks]))
     progress.start("eval", sum(len(prompts[i].questions) for i in missing) * config.num_generations, "responses")
     sampled = prefilled = 0
-    for i in missing:
+
+    def answer(i: int) -> tuple[pa.Table, Usage]:
         sampling = Sampling(sampler, tokenizer, chunks[i].task, params, config.max_tokens[-1], (config.seed, "eval"))
         responses, usage = respond(*prompts[i], sampling, progress.advance, num_generations=config.num_generations)
-        rows = response_rows(responses, sampling, config.max_tokens)
+        return response_rows(responses, sampling, config.max_tokens), usage
+
+    for i, (rows, usage) in overlap(sampler, missing, answer):
         counts = {"sampled": usage.sampled, "ungradable": rows["reward"].null_count}
         counts |= count_overlong(written[i], prompts[i]) | engine_counts(sampler, rows.num_rows)
         part.commit(i, rows, counts, {"prefilled": usage.prefilled})

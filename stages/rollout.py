@@ -36,7 +36,8 @@ from stages.responses.prompts import (
     with_template,
 )
 from stages.sampling.engines import engine_packages, with_engine
-from stages.sampling.pool import SamplerPool, use_pool
+from stages.sampling.executors import overlap, use_pool
+from stages.sampling.pool import SamplerPool
 from stages.sampling.protocol import SamplingParams, Usage, engine_counts
 from stages.shards import sharding
 from stages.shards.files import read_columns
@@ -106,7 +107,7 @@ def run(config: Config, progress: Progress = Silent(), pool: SamplerPool | None 
     resolved = with_engine(resolved, progress)
     lineage = describe("rollout", TRAJECTORIES, resolved, inputs, model, engine_packages(resolved.engine))
     sampled, prefilled, written = 0, 0, []
-    with use_pool(pool) as samplers:
+    with use_pool(pool, config, config.out, progress) as samplers:
         for shard in shards:
             writer = open_part(
                 config.out,
@@ -124,13 +125,14 @@ def run(config: Config, progress: Progress = Silent(), pool: SamplerPool | None 
                     sampled, prefilled = sampled + usage[0], prefilled + usage[1]
                     part.finish(mode.statistics(part.committed(_STATISTICS_COLUMNS)))
             written.append(part)
+        busy = samplers.report()
     rows = pa.concat_tables(read_columns(part.path, list(signal.COLUMNS), TRAJECTORIES) for part in written)
     lack = signal.describe_lack_of_signal(rows)
     if lack and config.fail_on_no_signal:
         progress.note(f"{config.out} is complete")
     notes = signal.check_signal(lack, fail=config.fail_on_no_signal)
     summary = _summary(config, written, time.monotonic() - started, sampled, prefilled)
-    return dataclasses.replace(summary, notes=(*summary.notes, *notes))
+    return dataclasses.replace(summary, notes=(*summary.notes, *notes, *busy))
 
 
 def _summary(config: Config, parts: Sequence[PartWriter], seconds: float, sampled: int, prefilled: int) -> Summary:
@@ -177,8 +179,11 @@ def _commit_rows(
     questions_left = sum(len(prompts[i].questions) for i in missing)
     progress.start("rollout", questions_left * mode.per_question, mode.unit)
     sampled = prefilled = 0
-    for i in missing:
-        rows, usage = mode.answer(*prompts[i], sampling, progress.advance)
+
+    def answer(i: int) -> tuple[pa.Table, Usage]:
+        return mode.answer(*prompts[i], sampling, progress.advance)
+
+    for i, (rows, usage) in overlap(sampler, missing, answer):
         counts = {"sampled": usage.sampled, "ungradable": _count_ungradable(rows)}
         counts |= count_overlong(written[i], prompts[i]) | engine_counts(sampler, rows.num_rows)
         # How many tokens were prefilled depends on memory and crashes, so it goes to the log and not into the part.

@@ -13,16 +13,19 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
+from stages.cluster.environment import open_session
+from stages.configs.execution import Cluster
 from stages.configs.train import MAX_PER_QUESTION, Config
 from stages.core.config import results_config
-from stages.core.launcher import read_launch
+from stages.core.launcher import read_launch, require_single_process
 from stages.core.progress import Progress, Silent, Summary
 from stages.models import loading, saving
 from stages.optimization.batches import Example, Layout, padded, padded_fixed_batches
@@ -31,11 +34,11 @@ from stages.optimization.optimizer import AdamWConfig
 from stages.optimization.packing import packed
 from stages.optimization.ranks import Ranks
 from stages.optimization.step import Engine, update
-from stages.shards.lineage import Lineage, describe
+from stages.shards.lineage import Lineage, describe, read_lineage
 from stages.tracking.metrics_log import MetricsLog, open_stage_log
 from stages.training import mismatch, token_masks
 from stages.training.critic import CriticStart, CriticTrainer, find_critic
-from stages.training.execution import ExecutionPlan, plan_execution
+from stages.training.execution import ExecutionPlan, plan_execution, plan_remote_execution
 from stages.training.merging import write_merged_model
 from stages.training.models import Models
 from stages.training.pool import ExamplePool, fill_pool
@@ -43,6 +46,10 @@ from stages.training.resumable import ResumableRun, discard_partial, find_finish
 from stages.training.scores import FixedLogprobs
 from stages.training.starting_point import StartingPoint, find_starting_point
 from stages.training.steps import LearningRates, count_steps, plan_batches, summarize, take_steps
+from stages.training.workers import Receiver, SentMetrics, SentProgress
+
+if TYPE_CHECKING:
+    from stages.cluster.session import Session
 
 
 @dataclass(frozen=True)
@@ -64,17 +71,32 @@ class _Work:
     finished: Lineage | None
 
 
-def run(config: Config, progress: Progress = Silent(), metrics_log: MetricsLog | None = None) -> Summary:
+Make = Callable[["_Work", ExecutionPlan, Progress, MetricsLog | None], Lineage]
+"""Makes the output of a call; returns its lineage."""
+
+
+def run(
+    config: Config, progress: Progress = Silent(), metrics_log: MetricsLog | None = None, session: Session | None = None
+) -> Summary:
     """Train the policy on the advantages of one or several iterations.
 
     Args:
       metrics_log: log of the run that this call is part of; None: a log of this call, if one is requested.
+      session: the Ray of the run that this call is part of; None: the call starts its own, if one is requested.
 
     Raises:
       UserError: the options are wrong, the inputs fit neither together nor the model, or the output path is taken.
       IncompleteInput: parts of an input are missing or corrupt.
       FingerprintMismatch: the output exists and was made with another configuration.
     """
+    cluster = session.cluster if session else config.cluster()
+    if cluster and (session is None or cluster.trains_in_workers):
+        return _run_in_workers(config, cluster, progress, metrics_log, session)
+    return _run_here(config, progress, metrics_log)
+
+
+def _run_here(config: Config, progress: Progress, metrics_log: MetricsLog | None) -> Summary:
+    """Train in this process, which may be a rank."""
     plan = plan_execution(config, config.device, config.dtype, read_launch())
     if plan.ranks.rank:
         progress = Silent()  # rank 0 alone reports
@@ -82,14 +104,47 @@ def run(config: Config, progress: Progress = Silent(), metrics_log: MetricsLog |
         plan.ranks.propagate_errors(),
         open_stage_log(config.out, config.report_to, results_config(config), progress, metrics_log) as opened,
     ):
-        return _run(config, plan, progress, opened)
+        return _run(config, plan, progress, opened, _make_output)
 
 
-def _run(config: Config, plan: ExecutionPlan, progress: Progress, metrics_log: MetricsLog | None) -> Summary:
+def _run_in_workers(
+    config: Config, cluster: Cluster, progress: Progress, metrics_log: MetricsLog | None, session: Session | None
+) -> Summary:
+    """Train on ranks that Ray starts, unless the output is up to date."""
+    require_single_process("spo train --executor ray")
+    with ExitStack() as stack:
+        opened = stack.enter_context(
+            open_stage_log(config.out, config.report_to, results_config(config), progress, metrics_log)
+        )
+        logs = config.out.parent / "_logs" / config.out.name / "workers"  # a model directory holds no logs
+        session = session or stack.enter_context(open_session(cluster, logs, progress))
+        count = cluster.trainers or (1 if cluster.gpus_per_trainer == 0 else max(1, session.gpus))
+        plan = plan_remote_execution(config, config.dtype, count)
+        own = dataclasses.replace(config, executor="local", num_workers=None, address=None, report_to=())
+
+        def make(work: _Work, plan: ExecutionPlan, progress: Progress, metrics_log: MetricsLog | None) -> Lineage:
+            from stages.cluster.ranks import rank_group  # imports Ray
+
+            rank_group(session, "trainer", count).call(run_rank, own, on_report=Receiver(progress, metrics_log))
+            lineage = read_lineage(config.out)
+            assert lineage is not None
+            return lineage
+
+        return _run(config, plan, progress, opened, make)
+
+
+def run_rank(workspace: Any, report: Any, config: Config) -> None:
+    """Train as one rank in a worker; rank 0 sends progress and metrics by `report`."""
+    _run_here(config, SentProgress(report), cast("MetricsLog", SentMetrics(report)))
+
+
+def _run(
+    config: Config, plan: ExecutionPlan, progress: Progress, metrics_log: MetricsLog | None, make: Make
+) -> Summary:
     """Make the output unless it is up to date, and return the summary."""
     began = time.monotonic()
     work = plan.ranks.broadcast_from_main(lambda: _prepare(config, plan, progress, metrics_log))
-    lineage = work.finished or _make_output(work, plan, progress, metrics_log)
+    lineage = work.finished or make(work, plan, progress, metrics_log)
     plan.ranks.broadcast_from_main(lambda: _clean_up(config, progress))
     return Summary(
         stage="train",

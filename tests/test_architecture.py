@@ -17,6 +17,7 @@ LEVELS = (
     ("estimators", "training", "evaluation"),
     ("responses",),
     ("slurm", "sampling", "optimization", "tracking"),
+    ("cluster",),
     ("configs",),
     ("models", "shards", "tasks"),
     ("maths",),

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+from stages.configs.execution import ExecutorOptions
 from stages.configs.shared import EngineOptions, OutputOptions, SignalOptions
 from stages.core.config import flag, option, validate
 from stages.core.errors import UserError
@@ -257,7 +258,7 @@ def rollout_range(text: str | None) -> tuple[int, int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(EstimatorOptions, OutputOptions, SignalOptions):
+class Config(EstimatorOptions, ExecutorOptions, OutputOptions, SignalOptions):
     """The options of `spo estimate`."""
 
     GROUP = "Input"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from stages.configs import estimate, evaluate, rollout, segment, sft, train
+from stages.configs.execution import Cluster, Executor
 from stages.configs.resources import ArrayResources, RankResources, Resources
 from stages.configs.shared import ReportOptions
 from stages.core.config import option, validate
@@ -22,7 +23,7 @@ class Config:
     GROUP = "Recipe"
 
     recipe: AnyPath = option(
-        "TOML file with the tables run, sft, rollout, segment, estimate, train, eval and slurm.", argument=True
+        "TOML file with the tables run, sft, rollout, segment, estimate, train, eval, ray and slurm.", argument=True
     )
     out: AnyPath | None = option(
         "Directory of the run.",
@@ -48,6 +49,20 @@ class Config:
         default_text=_FROM_RECIPE,
         minimum=1,
         group="Output",
+        common=True,
+    )
+    executor: Executor | None = option(
+        "Run models in this process (local), or on workers that Ray starts (ray), as the table [ray] says.",
+        default=None,
+        default_text=f"{_FROM_RECIPE}, else local",
+        group="Executor",
+        common=True,
+    )
+    address: str | None = option(
+        "With --executor ray: address of a running Ray, as HOST:PORT or auto.",
+        default=None,
+        default_text="from [ray] of the recipe, else a Ray of this machine",
+        group="Executor",
         common=True,
     )
     overrides: tuple[str, ...] = option(
@@ -83,6 +98,10 @@ class RunTable(ReportOptions):
         default_text="all are kept",
         minimum=1,
     )
+    executor: Executor = option(
+        "Run models in this process (local), or on workers that Ray starts (ray), as the table [ray] says.",
+        default="local",
+    )
     keep_every: int | None = option(
         "Keep the weights of every N-th older checkpoint.", default=None, default_text="none", minimum=1
     )
@@ -114,3 +133,6 @@ SLURM_TABLES: dict[str, type] = {
     "slurm.eval": ArrayResources,
 }
 """Tables that only `spo slurm` reads → the class that defines their options."""
+
+SEPARATE_TABLES: dict[str, type] = {"ray": Cluster, **SLURM_TABLES}
+"""Tables that are no stage and take no option from [run] → the class that defines their options."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from stages.configs.execution import ExecutorOptions
 from stages.core.config import option
 from stages.core.paths import AnyPath
 from stages.models.adapters import LoraOptions
@@ -275,7 +276,7 @@ class TaskOptions(QuestionOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingOptions(QuestionOptions, EngineOptions, OutputOptions):
+class SamplingOptions(QuestionOptions, EngineOptions, ExecutorOptions, OutputOptions):
     """Model, selection of questions, and sampling: the common options of `spo rollout` and `spo eval`."""
 
     GROUP = "Sampling"

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
+from stages.configs.execution import ExecutorOptions
 from stages.configs.shared import ReportOptions, TrainingOptions
 from stages.core.config import option, validate
 from stages.core.errors import UserError
@@ -412,7 +413,7 @@ def resolve_training_engine(options: LearningOptions, ranks: int) -> Literal["to
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(LearningOptions, TrainingOptions, ReportOptions):
+class Config(LearningOptions, TrainingOptions, ExecutorOptions, ReportOptions):
     """The options of `spo train`."""
 
     GROUP = "Input"

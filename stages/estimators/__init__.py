@@ -26,6 +26,7 @@ from stages.configs.estimate import EstimatorOptions
 from stages.core.paths import AnyPath
 from stages.core.progress import Progress
 from stages.sampling.pool import SamplerPool
+from stages.sampling.protocol import Sampler
 from stages.shards.lineage import Source
 from stages.shards.parts import Artefact, Part
 
@@ -54,10 +55,12 @@ class PreparedPart:
     Attributes:
       chunks: ranges of its trajectories, in order; a chunk holds whole questions.
       estimate: computes the rows of one chunk.
+      sampler: what it samples with; None: it samples nothing.
     """
 
     chunks: Sequence[range]
     estimate: Callable[[range], EstimatedChunk]
+    sampler: Sampler | None = None
 
     @classmethod
     def single_chunk(cls, trajectories: int, result: EstimatedChunk) -> PreparedPart:

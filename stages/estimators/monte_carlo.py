@@ -112,6 +112,7 @@ def prepare(
         return PreparedPart(
             chunk_by_question(batch, options.chunk_trajectories),
             lambda chunk: estimate_chunk(options, batch, chunk, budget, sampling, rho),
+            sampling.sampler,
         )
 
     verifier = task_source(task_name, None, task.digest, out)

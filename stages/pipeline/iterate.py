@@ -14,9 +14,12 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from stages import estimate, evaluate, rollout, segment, sft, train
+from stages.cluster.environment import LOGS, open_session
 from stages.configs.train import resolve_training_engine
 from stages.core.errors import FingerprintMismatch
 from stages.core.launcher import read_launch, require_single_process
@@ -24,8 +27,12 @@ from stages.core.paths import AnyPath, as_path
 from stages.core.progress import Progress, Silent, Summary
 from stages.pipeline.planning import Config, Iteration, Plan, make_plan, open_tasks
 from stages.pipeline.retention import prune_run
+from stages.sampling.executors import remote_pool
 from stages.sampling.pool import SamplerPool
 from stages.tracking.metrics_log import MetricsLog, open_run_log
+
+if TYPE_CHECKING:
+    from stages.cluster.session import Session
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,8 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
     require_single_process("spo run")
     plan = make_plan(config)
     for iteration in plan.iterations:
-        resolve_training_engine(iteration.train, ranks=1)  # raises before any work where training would fail
+        ranks = (plan.cluster.trainers if plan.cluster else None) or 1
+        resolve_training_engine(iteration.train, ranks)  # raises before any work where training would fail
     try:
         done = list(run_plan(plan, progress))
     except FingerprintMismatch as error:
@@ -80,16 +88,15 @@ def run_plan(plan: Plan, progress: Progress = Silent()) -> Iterator[IterationRes
       SpoError: as the stages.
     """
     open_tasks(plan)
-    with (
-        SamplerPool(keep_while_training=True) as pool,
-        open_run_log(plan.out, plan.report_to, plan.settings, progress) as metrics_log,
-    ):
+    with ExitStack() as stack:
+        session = stack.enter_context(open_session(plan.cluster, plan.out / LOGS, progress)) if plan.cluster else None
+        pool = stack.enter_context(remote_pool(session) if session else SamplerPool(keep_while_training=True))
+        metrics_log = stack.enter_context(open_run_log(plan.out, plan.report_to, plan.settings, progress))
         warm_start = {"sft": sft.run(plan.start, progress, metrics_log)} if plan.start else {}
         yield _evaluate(plan, IterationResult(-1, warm_start), progress, metrics_log, pool)
         for number, iteration in enumerate(plan.iterations):
-            done = _evaluate(
-                plan, _run_iteration(number, iteration, progress, metrics_log, pool), progress, metrics_log, pool
-            )
+            done = _run_iteration(number, iteration, progress, metrics_log, pool, session)
+            done = _evaluate(plan, done, progress, metrics_log, pool)
             prune_checkpoints(plan, number, progress)
             yield done
 
@@ -99,7 +106,12 @@ _NOTABLE = 0.05  # smaller shares are left out of the line of an iteration
 
 
 def _run_iteration(
-    number: int, iteration: Iteration, progress: Progress, metrics_log: MetricsLog | None, pool: SamplerPool
+    number: int,
+    iteration: Iteration,
+    progress: Progress,
+    metrics_log: MetricsLog | None,
+    pool: SamplerPool,
+    session: Session | None,
 ) -> IterationResult:
     """Run the stages of one iteration, up to its checkpoint."""
     sampled = rollout.run(iteration.rollout, progress, pool)
@@ -115,7 +127,7 @@ def _run_iteration(
             figures = ({} if summary.reward is None else {"reward": summary.reward}) | summary.figures
             metrics_log.log_figures(summary.stage, as_path(summary.out), figures)
     pool.free_memory()  # training needs the memory of the sampling engine
-    stages["train"] = train.run(iteration.train, progress, metrics_log)
+    stages["train"] = train.run(iteration.train, progress, metrics_log, session)
     if metrics_log:
         metrics_log.steps += int(stages["train"].figures["steps"])
     done = IterationResult(number, stages)

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stages.configs import estimate, evaluate, rollout, segment, sft, train
-from stages.configs.run import SLURM_TABLES, TABLES, Config, RunTable
+from stages.configs.execution import Cluster
+from stages.configs.run import SEPARATE_TABLES, TABLES, Config, RunTable
 from stages.configs.train import CRITIC
 from stages.core.errors import UserError
 from stages.core.paths import AnyPath
@@ -49,6 +50,7 @@ class Plan:
       report_to: trackers of the metrics of all stages.
       settings: tables of the recipe, for the trackers.
       keep: which checkpoints are kept whole; None keeps all of them.
+      cluster: the workers of Ray; None: the run is one process.
     """
 
     out: AnyPath
@@ -58,6 +60,7 @@ class Plan:
     report_to: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
     keep: Retention | None = None
+    cluster: Cluster | None = None
 
 
 def open_tasks(plan: Plan) -> None:
@@ -79,10 +82,11 @@ def open_recipe(config: Config) -> Recipe:
     Raises:
       UserError: as `stages.pipeline.recipe.read_recipe`.
     """
-    given = {name: getattr(config, name) for name in ("out", "iterations", "keep_checkpoints")}
+    given = {name: getattr(config, name) for name in ("out", "iterations", "keep_checkpoints", "executor")}
     flags = [f"run.{name}={value}" for name, value in given.items() if value is not None]
     flags += [f"run.report_to={json.dumps(config.report_to)}"] * bool(config.report_to)
-    return read_recipe(config.recipe, [*config.overrides, *flags], TABLES, "run", SLURM_TABLES, config.unset)
+    flags += [f"ray.address={config.address}"] * bool(config.address)
+    return read_recipe(config.recipe, [*config.overrides, *flags], TABLES, "run", SEPARATE_TABLES, config.unset)
 
 
 def make_plan(config: Config) -> Plan:
@@ -93,6 +97,7 @@ def make_plan(config: Config) -> Plan:
     """
     recipe = open_recipe(config)
     table = recipe.config("run", RunTable)
+    cluster = _cluster(recipe, table)
     start = _warm_start(recipe, table)
     first = str(start.out) if start else str(table.model)
     policies = {-1: first} | {i: str(_directory(table.out, i) / "checkpoint") for i in range(table.iterations)}
@@ -106,7 +111,23 @@ def make_plan(config: Config) -> Plan:
         if "eval" in recipe.tables
     }
     keep = _retention(table, iterations[-1].train) if iterations else None
-    return Plan(table.out, start, iterations, evaluations, table.report_to, dict(recipe.tables), keep)
+    return Plan(table.out, start, iterations, evaluations, table.report_to, dict(recipe.tables), keep, cluster)
+
+
+def _cluster(recipe: Recipe, table: RunTable) -> Cluster | None:
+    """Return the workers of a run; None for a run in one process.
+
+    Raises:
+      UserError: an invalid table [ray], or an option of it in [run].
+    """
+    if misplaced := sorted({"num_workers", "address"} & set(recipe.tables.get("run", {}))):
+        raise UserError(f"{recipe.source}: [run] must not set {', '.join(misplaced)}: set samplers or address in [ray]")
+    return recipe.config("ray", Cluster) if table.executor == "ray" else None
+
+
+def _where(table: RunTable) -> dict[str, Any]:
+    """Return the options of a stage that say where its models run; [ray] holds the others."""
+    return {"executor": table.executor, "num_workers": None, "address": None}
 
 
 def _retention(table: RunTable, learn: train.Config) -> Retention | None:
@@ -140,7 +161,7 @@ def _iteration(recipe: Recipe, table: RunTable, number: int, policy: str, first:
       first: model that the run starts from: the reference of the KL term, and the start of a critic.
     """
     here = _directory(table.out, number)
-    sample = recipe.config("rollout", rollout.Config, model=policy, out=here / "trajectories", **WHOLE)
+    sample = recipe.config("rollout", rollout.Config, model=policy, out=here / "trajectories", **WHOLE, **_where(table))
     if sample.num_questions is None:
         raise UserError(f"{recipe.source}: [rollout] lacks num_questions, the number of questions of one iteration")
     questions = sample.num_questions
@@ -149,9 +170,11 @@ def _iteration(recipe: Recipe, table: RunTable, number: int, policy: str, first:
     )
     cut = recipe.config("segment", segment.Config, trajectories=sample.out, out=here / "cutpoints", **WHOLE)
     value = recipe.config(
-        "estimate", estimate.Config, cutpoints=cut.out, model=policy, out=here / "advantages", **WHOLE
+        "estimate", estimate.Config, cutpoints=cut.out, model=policy, out=here / "advantages", **WHOLE, **_where(table)
     )
-    learn = recipe.config("train", train.Config, advantages=(value.out,), model=policy, out=here / "checkpoint")
+    learn = recipe.config(
+        "train", train.Config, advantages=(value.out,), model=policy, out=here / "checkpoint", **_where(table)
+    )
     oldest = max(0, number + 1 - (learn.replay or 1))
     learn = dataclasses.replace(
         learn,

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.configs.resources import ArrayResources
+from stages.configs.run import SLURM_TABLES
 from stages.configs.slurm import Config
 from stages.core.errors import UserError
 from stages.core.progress import Progress, Silent
@@ -116,10 +117,8 @@ def plan_jobs(plan: planning.Plan, recipe: Recipe) -> list[Job]:
     Raises:
       UserError: an invalid `[slurm]` table.
     """
-    recipe.config("slurm", planning.SLURM_TABLES["slurm"])  # a mistake there is not one of the first stage
-    resources = {
-        name.partition(".")[2]: recipe.config(name, cls) for name, cls in planning.SLURM_TABLES.items() if "." in name
-    }
+    recipe.config("slurm", SLURM_TABLES["slurm"])  # a mistake there is not one of the first stage
+    resources = {name.partition(".")[2]: recipe.config(name, cls) for name, cls in SLURM_TABLES.items() if "." in name}
     shards = _count_shards(resources, recipe, plan)
     jobs, made = list[Job](), dict[str, str]()  # path of an output → name of the output in the run
     sampled = 1  # number of parts of the last trajectories

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -12,6 +13,9 @@ from stages.tasks import Task, Verdict
 
 if TYPE_CHECKING:  # transformers takes a second to import, and `spo show` reads trees without it
     from transformers import PreTrainedTokenizerBase
+
+
+_turn = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -72,10 +76,14 @@ def grade_texts(
 
 
 def verify_all(task: Task, responses: Sequence[str], references: Sequence[str]) -> list[Verdict]:
-    """Return the verdict on each response, from one call if the task implements `verify_all`."""
-    if isinstance(task, _BatchVerifier):
-        return task.verify_all(responses, references)
-    return [task.verify(*pair) for pair in zip(responses, references, strict=True)]
+    """Return the verdict on each response, from one call if the task implements `verify_all`.
+
+    Threads take turns, because a user's reward function may not be safe to call from several.
+    """
+    with _turn:
+        if isinstance(task, _BatchVerifier):
+            return task.verify_all(responses, references)
+        return [task.verify(*pair) for pair in zip(responses, references, strict=True)]
 
 
 @runtime_checkable

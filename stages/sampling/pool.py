@@ -5,8 +5,7 @@ torch and the engines are imported when a sampler is opened: a stage whose outpu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +15,10 @@ from stages.core.progress import Progress, Silent
 from stages.models import loading
 from stages.models.pruning import check_weights
 from stages.sampling.engines import EngineName, choose_engine
-from stages.sampling.protocol import ReloadableSampler, Sampler
+from stages.sampling.protocol import ReloadableSampler, Sampler, SharedSampler
+
+Remote = Callable[[Path, dict[str, Any]], ReloadableSampler]
+"""(model directory, arguments of `SamplerPool.open`) → a sampler in other processes."""
 
 
 @dataclass
@@ -36,18 +38,20 @@ class _Kept:
 class SamplerPool:
     """A place for one open sampler: stages that share a pool load a model once.
 
-    `spo run` holds one pool for the whole run and passes it to its stages; a single command makes its own (`use_pool`).
+    `spo run` holds one pool for the whole run and passes it to its stages; a single command makes its own
+    (`stages.sampling.executors`).
     Leaving the `with` block closes the sampler.
     """
 
-    def __init__(self, *, keep_while_training: bool = False) -> None:
+    def __init__(self, *, keep_while_training: bool = False, remote: Remote | None = None) -> None:
         """Make an empty pool.
 
         Args:
+          remote: opens samplers in other processes; None: they are opened in this one.
           keep_while_training: whether `free_memory` keeps the processes of a sampler that takes long to start (vLLM),
             which then loads the weights of the trained model in place.
         """
-        self.keep_while_training = keep_while_training
+        self.keep_while_training, self.remote = keep_while_training, remote
         self._kept: _Kept | None = None
 
     def open(
@@ -86,7 +90,7 @@ class SamplerPool:
         model = _identify(model_dir)
         shared = {"device": device, "dtype": dtype, "max_batch_rows": max_batch_rows, "max_model_len": max_model_len}
         settings = (engine, *shared.values())
-        if engine == "vllm":
+        if engine == "vllm" or self.remote:
             settings = (*settings, threads, *sorted(vllm.items()))
         elif threads is not None:
             import torch
@@ -95,7 +99,10 @@ class SamplerPool:
         if (sampler := self._reuse(settings, model, model_dir)) is not None:
             return sampler
         self.close()
-        if engine == "vllm":
+        if self.remote:
+            threads = threads or (None if engine == "vllm" else _own_threads())
+            sampler = self.remote(model_dir, {"engine": engine, **shared, "threads": threads, **vllm})
+        elif engine == "vllm":
             from stages.sampling.vllm.engine import VllmSampler
 
             sampler = VllmSampler.open(
@@ -128,11 +135,16 @@ class SamplerPool:
     def free_memory(self) -> None:
         """Free the sampler's memory for training; with `keep_while_training` its processes stay."""
         kept = self._kept
-        if self.keep_while_training and kept and isinstance(kept.sampler, ReloadableSampler):
+        if (self.keep_while_training or self.remote) and kept and isinstance(kept.sampler, ReloadableSampler):
             kept.sampler.free_memory()
             kept.model = None
         else:
             self.close()
+
+    def report(self) -> tuple[str, ...]:
+        """Return a line on how busy the workers were since the last call; none if this process samples."""
+        sampler = self._kept.sampler if self._kept else None
+        return (sampler.report(),) if isinstance(sampler, SharedSampler) and not sampler.closed else ()
 
     def close(self) -> None:
         """Close the sampler; the pool is empty then and may be used again."""
@@ -149,14 +161,11 @@ class SamplerPool:
         self.close()
 
 
-@contextmanager
-def use_pool(pool: SamplerPool | None) -> Iterator[SamplerPool]:
-    """Yield the caller's pool, which stays open, or a new one that is closed at the end."""
-    if pool is not None:
-        yield pool
-        return
-    with SamplerPool() as own:
-        yield own
+def _own_threads() -> int:
+    """Return the number of threads of this process, for workers: their samples then have the bits of this process."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 def _identify(model_dir: Path) -> object:

@@ -183,3 +183,17 @@ class ReloadableSampler(Sampler, Protocol):
     def close(self) -> None:
         """End it and its processes. A second call does nothing."""
         ...
+
+
+@runtime_checkable
+class SharedSampler(ReloadableSampler, Protocol):
+    """A sampler that shares its calls out to the engines of several workers."""
+
+    @property
+    def lanes(self) -> int:
+        """Number of calls of `sample`, by as many threads, that keep all workers busy."""
+        ...
+
+    def report(self) -> str:
+        """Return one line about the work since the last report: how busy each worker was."""
+        ...

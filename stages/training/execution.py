@@ -51,18 +51,30 @@ def plan_execution(options: LearningOptions, device: str, dtype: str, launch: La
     own_device = _device_of_rank(device, launch)
     ranks = join(launch, own_device.type)
     with ranks.propagate_errors():
-        require_deepspeed()
         # Rank 0 alone reads --deepspeed-config, so that all ranks use the same settings.
-        zero = ranks.broadcast_from_main(
-            lambda: plan_deepspeed(
-                options.deepspeed_config,
-                stage=options.zero_stage,
-                offload_optimizer=options.offload_optimizer,
-                offload_parameters=options.offload_parameters,
-                dtype=dtype,
-            )
-        )
+        zero = ranks.broadcast_from_main(lambda: _plan_zero(options, dtype))
     return ExecutionPlan(own_device, ranks, zero)
+
+
+def plan_remote_execution(options: LearningOptions, dtype: str, ranks: int) -> ExecutionPlan:
+    """Describe a call on ranks in other processes: what its lineage depends on.
+
+    Raises:
+      UserError: as `resolve_training_engine` and `plan_deepspeed`.
+    """
+    deepspeed = resolve_training_engine(options, ranks) == "deepspeed"
+    return ExecutionPlan(torch.device("cpu"), ALONE, _plan_zero(options, dtype) if deepspeed else None)
+
+
+def _plan_zero(options: LearningOptions, dtype: str) -> DeepSpeedSettings:
+    require_deepspeed()
+    return plan_deepspeed(
+        options.deepspeed_config,
+        stage=options.zero_stage,
+        offload_optimizer=options.offload_optimizer,
+        offload_parameters=options.offload_parameters,
+        dtype=dtype,
+    )
 
 
 def _device_of_rank(device: str, launch: Launch) -> torch.device:

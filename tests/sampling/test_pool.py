@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
+from stages.configs.execution import ExecutorOptions
+from stages.core.progress import Silent
 from stages.models.presets import make_byte_tokenizer
-from stages.sampling.pool import SamplerPool, use_pool
+from stages.sampling.executors import use_pool
+from stages.sampling.pool import SamplerPool
 from tests.sampling.sampling_models import make
 
 
@@ -113,10 +116,10 @@ def test_a_pool_of_the_caller_stays_open_and_a_pool_of_the_callee_is_closed(
 ) -> None:
     first, _ = directories(tmp_path)
     with SamplerPool() as outer:
-        with use_pool(outer) as pool:
+        with use_pool(outer, ExecutorOptions(), tmp_path, Silent()) as pool:
             assert pool is outer
             pool.open("transformers", first)
         assert not opened[0].closed
-    with use_pool(None) as pool:
+    with use_pool(None, ExecutorOptions(), tmp_path, Silent()) as pool:
         pool.open("transformers", first)
     assert [sampler.closed for sampler in opened] == [True, True]

@@ -1,0 +1,63 @@
+"""Run the Ray of this machine as long as its driver lives: `python guard.py FOLDER OPTIONS`.
+
+Ray leaves processes behind if its driver is killed. This process is the ancestor of all of them (on Linux, orphans
+become its children too), and its standard input is a pipe from the driver, which closes however the driver ends. Then
+all descendants are ended and the folder is deleted. On standard output it writes one line of JSON: the address of its
+Ray, or why there is none.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
+import psutil
+import ray
+
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def main(folder: Path, options: dict[str, Any]) -> None:
+    """Start Ray with arguments of `ray.init`; end all when standard input closes."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what Ray prints is no answer
+    try:
+        context = cast("Any", ray.init(address="local", _temp_dir=str(folder), **options))
+        answer = {"address": context.address_info["gcs_address"]}
+    except Exception as error:
+        answer = {"error": f"{type(error).__name__}: {error}"}
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # only the driver ends this process
+    with suppress(BrokenPipeError):
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+    sys.stdin.buffer.read()
+    _end_descendants()
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(0)  # Ray's own goodbye would wait for its servers, and write into the folder again
+
+
+def _end_descendants() -> None:
+    """Kill all descendants, and those that they start meanwhile, until none is left."""
+    while True:
+        for one in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        try:
+            if os.waitpid(-1, os.WNOHANG)[0] == 0:  # none has ended since the last look
+                time.sleep(0.02)
+        except ChildProcessError:
+            return
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))

@@ -1,0 +1,174 @@
+"""A sampler that shares a call out to the engines of many workers; results are those of one engine.
+
+A sample depends on its prefix, its key and the model alone, so where and in what company it is drawn does not matter.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stages.cluster.crew import Crew, Unit
+from stages.cluster.session import Session
+from stages.cluster.worker import Resources
+from stages.core.errors import UserError
+from stages.sampling.prefix_tree import build_paths
+from stages.sampling.protocol import Request, Sample, SamplingParams, Usage, check_request
+from stages.sampling.ray.engine import Opened, free_engine, open_engine, sample_requests
+from stages.sampling.ray.units import RequestUnit, divide_requests
+
+LEAST_SAMPLES = 16
+"""Smallest number of samples in a unit; a smaller one would leave most of an engine's batch empty."""
+
+
+MOST_LANES = 16
+"""Most calls at a time; each is a thread of this process, which also grades what is drawn."""
+
+
+@dataclass
+class _Tokens:
+    """Tokens drawn so far, and when counting began."""
+
+    drawn: int
+    since: float
+
+
+class RaySampler:
+    """Engines in the workers of a session; a `SharedSampler`. Several threads may call `sample`."""
+
+    def __init__(self, session: Session, model_dir: Path, options: dict[str, Any]) -> None:
+        """Start the workers and open the model in each.
+
+        Args:
+          options: arguments of `SamplerPool.open` except the model.
+
+        Raises:
+          UserError: the cluster has fewer GPUs than the workers ask for; else as `SamplerPool.open`.
+        """
+        cluster, gpus = session.cluster, session.gpus
+        each = cluster.gpus_per_sampler
+        if each is None:
+            each = 0 if options.get("device") == "cpu" or not gpus else options.get("tensor_parallel_size", 1)
+        if each > 1:
+            options = options | {"tensor_parallel_size": each}
+        count = cluster.samplers or (gpus // each if each else 1)
+        if count * each > gpus or not count:
+            needed = f"{count or 1} samplers with {each} GPUs each"
+            raise UserError(f"{needed} need more than the {gpus} GPUs that Ray has: ask for fewer")
+        self.closed = False
+        self.options = _worker_options(options)
+        self.crew = Crew(session, "sampler", count, [Resources(cluster.cpus, each, cluster.memory_bytes)] * count)
+        self._tokens = _Tokens(0, time.monotonic())
+        try:
+            self._opened = self._open(model_dir)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def context_length(self) -> int:
+        """See `Sampler.context_length`."""
+        return self._opened[0].context_length
+
+    @property
+    def caveat(self) -> str | None:
+        """See `Sampler.caveat`: of any worker."""
+        return next((one.caveat for one in self._opened if one.caveat), None)
+
+    @property
+    def is_plain(self) -> bool:
+        """See `Sampler.is_plain`: of all workers, which open the same model."""
+        return self._opened[0].is_plain
+
+    @property
+    def lanes(self) -> int:
+        """See `SharedSampler.lanes`. One worker takes one call at a time, as in the process of the command."""
+        return min(len(self.crew), MOST_LANES)
+
+    def sample(
+        self,
+        requests: Sequence[Request],
+        params: SamplingParams,
+        on_tokens: Callable[[int, int], None] | None = None,
+        *,
+        remember: bool = False,
+    ) -> tuple[list[list[Sample]], Usage]:
+        """See `Sampler.sample`."""
+        for request in requests:
+            check_request(request, self.context_length)
+        divided = divide_requests(requests, len(self.crew), LEAST_SAMPLES)
+        results = self.crew.run([self._unit(one, params, on_tokens, remember) for one in divided])
+        samples: list[list[Any]] = [[None] * len(request.keys) for request in requests]
+        for unit, (drawn, _) in zip(divided, results, strict=True):
+            for (index, start), group in zip(unit.places, drawn, strict=True):
+                samples[index][start : start + len(group)] = group
+        _, distinct = build_paths({i: request.prefix for i, request in enumerate(requests) if request.keys})
+        sampled, prefilled = (sum(getattr(usage, name) for _, usage in results) for name in ("sampled", "prefilled"))
+        return samples, Usage(sampled, prefilled, distinct)
+
+    def _unit(
+        self,
+        divided: RequestUnit,
+        params: SamplingParams,
+        on_tokens: Callable[[int, int], None] | None,
+        remember: bool,
+    ) -> Unit:
+        def count(report: tuple[int, int]) -> None:
+            finished, tokens = report
+            self._tokens.drawn += tokens
+            if on_tokens:
+                on_tokens(finished, tokens)
+
+        def undo(reports: list[tuple[int, int]]) -> None:
+            if on_tokens:
+                on_tokens(-sum(finished for finished, _ in reports), 0)
+
+        longest = max(len(request.prefix) for request in divided.requests)
+        label = f"a unit of {divided.samples} samples from {len(divided.requests)} prefixes of up to {longest} tokens"
+        arguments = (divided.requests, params, remember)
+        return Unit(sample_requests, arguments, label, count, undo, names=divided.roots)
+
+    def _open(self, model_dir: Path) -> list[Opened]:
+        share = self.crew.session.cluster.share_gpus
+        opened = self.crew.set_up(open_engine, str(model_dir.resolve()), self.options, share)
+        self.report()  # counting begins with the work
+        return opened
+
+    def reload(self, model_dir: Path) -> bool:
+        """See `ReloadableSampler.reload`; workers whose engine cannot load weights in place open another one."""
+        self._opened = self._open(model_dir)
+        return True
+
+    def free_memory(self) -> None:
+        """See `ReloadableSampler.free_memory`; does nothing where samplers and trainers have their own GPUs."""
+        if self.crew.session.cluster.share_gpus:
+            self.crew.everywhere(free_engine, label="freeing memory")
+
+    def report(self) -> str:
+        """Return one line about the work since the last report: how busy each worker was, tokens per second."""
+        seconds = max(time.monotonic() - self._tokens.since, 1e-9)
+        shares = sorted((one.busy / seconds for one in self.crew.statistics), reverse=True)
+        shown = shares if len(shares) <= 8 else [shares[0], shares[-1]]
+        each = (" " if shown is shares else " … ").join(f"{share:.0%}" for share in shown)
+        restarts = sum(one.restarts for one in self.crew.statistics)
+        line = f"{len(shares)} samplers busy {each} of {seconds:.0f} s, {self._tokens.drawn / seconds:,.0f} tokens/s"
+        for one in self.crew.statistics:
+            one.busy, one.units, one.restarts = 0.0, 0, 0
+        self._tokens = _Tokens(0, time.monotonic())
+        return line + (f", {restarts} started again" if restarts else "")
+
+    def close(self) -> None:
+        """End the workers. A second call does nothing."""
+        if not self.closed:
+            self.closed = True
+            self.crew.close()
+
+
+def _worker_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options for the engine of a worker: vLLM must start its own processes, not ask Ray for them."""
+    if options.get("engine") != "vllm" or any("distributed_executor_backend" in one for one in options["engine_arg"]):
+        return options
+    return options | {"engine_arg": (*options["engine_arg"], "distributed_executor_backend=mp")}

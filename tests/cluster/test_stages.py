@@ -1,0 +1,107 @@
+"""Stages on two workers of a real Ray write the bytes that one process writes."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from stages import estimate, evaluate, rollout
+from stages.cluster.environment import open_session
+from stages.configs.execution import Cluster
+from stages.core.progress import Silent, Summary
+from stages.pipeline import iterate
+from stages.sampling.engines import with_engine
+from stages.sampling.executors import remote_pool
+from stages.sampling.pool import SamplerPool
+from tests.chains import ARITHMETIC, cut, sample
+from tests.pipeline.test_iterate import RECIPE, artefacts
+from tests.shards.samples import files
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+
+SAMPLING: dict[str, Any] = {**ARITHMETIC, "max_tokens": 24, "threads": 1, "num_questions": 10, "chunk_questions": 4}
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SamplerPool]:
+    logs = tmp_path_factory.mktemp("workers")
+    with open_session(Cluster(samplers=2), logs, Silent()) as session, remote_pool(session) as opened:
+        yield opened
+
+
+def rolled(out: Path, policy: Path, pool: SamplerPool | None, **options: Any) -> Summary:
+    return rollout.run(rollout.Config(out=out, model=str(policy), **SAMPLING, **options), pool=pool)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"num_generations": 24}, {"tree": "3-3-2", "segment_tokens": 3}, {"num_generations": 3, "stop": ("8.",)}],
+    ids=["responses", "trees", "stop strings"],
+)
+def test_a_rollout_on_two_workers_has_the_bytes_of_one_process(
+    policy: Path, pool: SamplerPool, tmp_path: Path, options: dict[str, Any]
+):
+    summary = rolled(tmp_path / "workers", policy, pool, **options)
+    rolled(tmp_path / "process", policy, None, **options)
+    assert files(tmp_path / "workers") == files(tmp_path / "process")
+    (line,) = [note for note in summary.notes if "samplers busy" in note]
+    assert line.startswith("2 samplers busy ")
+
+
+@pytest.mark.parametrize(
+    "options", [{"rollouts": "6"}, {"rollouts": "2..6", "interval_width": 0.5}], ids=["N", "MIN..MAX"]
+)
+def test_an_estimation_on_two_workers_has_the_bytes_of_one_process(
+    chain: Path, pool: SamplerPool, tmp_path: Path, options: dict[str, Any]
+):
+    shared: dict[str, Any] = {"cutpoints": chain / "cutpoints", "threads": 1, "chunk_trajectories": 8, **options}
+    estimate.run(estimate.Config(out=tmp_path / "workers", **shared), pool=pool)
+    estimate.run(estimate.Config(out=tmp_path / "process", **shared))
+    assert files(tmp_path / "workers") == files(tmp_path / "process")
+
+
+def test_an_evaluation_survives_a_killed_worker_with_the_bytes_of_one_process(
+    policy: Path, pool: SamplerPool, tmp_path: Path
+):
+    shared = {**SAMPLING, "task": ("arithmetic",), "model": str(policy), "num_generations": 40, "temperature": 1.0}
+    shared["max_tokens"] = (24,)
+    config = evaluate.Config(out=tmp_path / "workers", **shared)
+    sampler: Any = pool.open(model_dir=policy, **with_engine(config, Silent()).engine_options())
+    before = [worker.call(_process) for worker in sampler.crew.workers]
+    os.kill(before[0], signal.SIGKILL)
+    summary = evaluate.run(config, pool=pool)
+    evaluate.run(evaluate.Config(out=tmp_path / "process", **shared))
+    assert files(tmp_path / "workers") == files(tmp_path / "process")
+    assert any("1 started again" in note for note in summary.notes)
+
+
+def _process(workspace: Any, report: Any) -> int:
+    return os.getpid()
+
+
+def test_a_run_on_workers_has_the_bytes_of_one_process(policy: Path, tmp_path: Path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(RECIPE + "\n[ray]\nsamplers = 2\n")
+    shared = {"recipe": recipe, "overrides": (f"run.model={policy}",)}
+    iterate.run(iterate.Config(out=tmp_path / "workers", executor="ray", **shared))
+    iterate.run(iterate.Config(out=tmp_path / "process", **shared))
+    found, expected = artefacts(tmp_path / "workers"), artefacts(tmp_path / "process")
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if expected[name] != found[name]] == []
+
+
+def test_grpo_on_workers_needs_no_sampler_and_starts_none(policy: Path, tmp_path: Path):
+    sample(tmp_path / "trajectories", policy)
+    cut(tmp_path / "cutpoints", tmp_path / "trajectories", partition="trajectory")
+    config = estimate.Config(
+        out=tmp_path / "advantages", cutpoints=tmp_path / "cutpoints", estimator="grpo", executor="ray", num_workers=2
+    )
+    before = len(psutil.Process().children())
+    estimate.run(config)
+    assert len(psutil.Process().children()) <= before
