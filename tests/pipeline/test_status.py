@@ -171,7 +171,7 @@ def test_a_directory_that_is_no_run_is_rejected(tmp_path: Path, capsys: pytest.C
     assert "holds no artefact of a run" in capsys.readouterr().err
     plan(tmp_path)
     (tmp_path / "_slurm" / "plan.json").write_text("{")
-    with pytest.raises(UserError, match=r"cannot read .*plan.json"):
+    with pytest.raises(UserError, match=r"plan.json is not JSON"):
         read_stages(tmp_path)
     (tmp_path / "_slurm" / "plan.json").unlink()
     submitted(tmp_path, "000-rollout 7")
