@@ -107,6 +107,12 @@ VERBS = {
         "Show an artefact: lineage, schema, statistics, a trajectory.",
         group="Inspection",
     ),
+    "report": Verb(
+        "stages.configs.report",
+        "stages.reporting.report",
+        "Write runs and artefacts as one HTML file to look into.",
+        group="Inspection",
+    ),
     "doctor": Verb(
         "stages.configs.doctor",
         "spo_cli.doctor",

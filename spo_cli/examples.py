@@ -70,5 +70,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "spo show runs/x/000/advantages --row 3",
         "spo show --schema",
     ),
+    "report": (
+        "spo report runs/x",
+        "spo report runs/x runs/y --out compare.html --json",
+        "spo report runs/x/000/advantages --max-trajectories 500",
+    ),
     "doctor": ("spo doctor", "spo doctor --model runs/quickstart/start/checkpoint --json"),
 }

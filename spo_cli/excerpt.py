@@ -10,21 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
-from tokenizers import Tokenizer
 
-from spo_cli.trajectory import Segment, Trajectory, readable_tokens, unlikely_tokens
-from stages.core.errors import UserError, first_line
-from stages.core.paths import AnyPath, is_path_reference, locate
-from stages.core.store import StorePath
-from stages.models.token_texts import Decode, decoder
-from stages.models.transfer import fetch
+from spo_cli.trajectory import Segment, Trajectory, unlikely_tokens
+from stages.core.errors import UserError
+from stages.core.paths import AnyPath
+from stages.reporting.tokens import find_decoder, readable_tokens
 from stages.responses.trees import are_trees
 from stages.shards.foreign import KEYS
 from stages.shards.origin import trace_back
@@ -63,7 +57,7 @@ def excerpt(
         selected = _leaf_below(responses, selected) if in_tree else selected
     path = _read_path(responses, selected)
     ids, logprobs = (list(chain.from_iterable(one[name] for one in path)) for name in ("token_ids", "logprobs"))
-    decode, note = _decoder(responses)
+    decode, note = find_decoder(responses)
     tokens, guessed = readable_tokens(ids, "".join(one["text"] or "" for one in path), decode)
     last = path[-1]
     facts = {name.replace("_", " "): _fact_text(last[name]) for name in _FACTS if last.get(name) is not None}
@@ -181,41 +175,6 @@ def _placed(rows: list[dict[str, Any]], before: int, length: int, branch: str | 
             }
             yield Segment(**{**row, **offsets, "cutpoints": tuple(before + offset for offset in row["cutpoints"])})
             position = row["end"]
-
-
-def _decoder(responses: Artefact) -> tuple[Decode | None, str]:
-    """Return the decoder of the model in the lineage, or None and a note if the model is not available locally."""
-    lineage = responses.lineage
-    if lineage is None or lineage.model is None:
-        return None, ""
-    directory = _model_directory(lineage.model.path, responses.directory)
-    if directory is None:
-        return None, f"The model {lineage.model.path} is not available here."
-    if (directory / "tokenizer.json").is_file():  # faster than the tokenizer classes of transformers
-        try:
-            fast = Tokenizer.from_file(str(directory / "tokenizer.json"))
-        except Exception as error:  # the library raises plain exceptions
-            raise UserError(f"the tokenizer in {directory} cannot be loaded: {first_line(error)}") from error
-        return lambda ids: fast.decode(list(ids), skip_special_tokens=False), ""
-    from stages.models.loading import load_tokenizer  # importing transformers takes seconds
-
-    return decoder(load_tokenizer(directory)), ""
-
-
-def _model_directory(path: str, base: AnyPath) -> Path | None:
-    """Return the directory of a local model, of one in a store, or of one in the local hub cache; no hub request."""
-    directory = locate(path, base)
-    if directory.is_dir():
-        if isinstance(directory, StorePath):
-            return fetch(directory, unwanted=("*.safetensors", "*.bin"))
-        return directory
-    if is_path_reference(path) or path.startswith("."):
-        return None
-    try:
-        cached = try_to_load_from_cache(path, "config.json")
-    except HFValidationError:  # no name on the hub
-        return None
-    return Path(cached).parent if isinstance(cached, str) else None
 
 
 def _fact_text(value: Any) -> str:

@@ -18,7 +18,6 @@ from stages.configs.segment import Config as SegmentConfig
 from stages.maths.advantages import NEGLIGIBLE
 from stages.maths.partition import find_cutpoints
 from stages.maths.ragged import Ragged
-from stages.models.token_texts import Decode, token_texts
 
 UNLIKELY = SegmentConfig.rho  # for trajectories, which have no ρ of their own
 _VISIBLE = {"\n": "⏎", "\t": "⇥"}
@@ -138,21 +137,6 @@ def printable(text: str) -> str:
         character if character.isprintable() else _VISIBLE.get(character, f"\\x{ord(character):02x}")
         for character in text
     )
-
-
-def readable_tokens(ids: Sequence[int], text: str | None, decode: Decode | None) -> tuple[list[str], str]:
-    """Return one text per token, and a note if token ids are shown instead.
-
-    Without `decode`, a text with as many bytes as tokens (or one fewer, for the end-of-text token) is read as one byte
-    per token; any other text is shown as token ids.
-    """
-    if decode is not None:
-        return token_texts(decode, ids), ""
-    data = (text or "").encode()
-    if data and len(data) in (len(ids), len(ids) - 1):
-        rest = ["<end>"] * (len(ids) - len(data))
-        return token_texts(lambda part: bytes(part).decode(errors="replace"), data) + rest, ""
-    return [f"{one} " for one in ids], "The tokenizer is not available: tokens are shown as ids."
 
 
 def unlikely_tokens(logprobs: Sequence[float]) -> frozenset[int]:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 VERBS = ("rollout", "segment", "estimate", "train", "evaluate", "sft", "grade")
 LEVELS = (
     ("spo_cli",),
-    ("pipeline",),
+    ("pipeline", "reporting"),
     VERBS,
     ("estimators", "training", "evaluation"),
     ("responses",),

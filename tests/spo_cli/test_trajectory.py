@@ -11,7 +11,6 @@ from spo_cli.trajectory import (
     advantage_style,
     draw,
     printable,
-    readable_tokens,
     unlikely_tokens,
 )
 
@@ -101,11 +100,3 @@ def test_markup_and_control_characters_of_a_response_are_shown_and_not_interpret
 
 def test_printable_keeps_other_scripts():
     assert printable("é数\r\u200b") == "é数\\x0d\\x200b"
-
-
-def test_without_a_tokenizer_bytes_are_read_from_the_text_else_ids_are_shown():
-    assert readable_tokens([1, 2, 3], "ab", None) == (["a", "b", "<end>"], "")
-    assert readable_tokens([1, 2], "ab", None) == (["a", "b"], "")
-    texts, note = readable_tokens([17, 5, 9, 4], "ab", None)
-    assert texts == ["17 ", "5 ", "9 ", "4 "]
-    assert "ids" in note

@@ -1,0 +1,178 @@
+"""Find what a report shows: the responses below each path, joined with the artefacts that were made from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from stages.core.errors import IncompleteInput, UserError
+from stages.core.paths import AnyPath
+from stages.models.checkpoints import METRICS_FILE
+from stages.shards.lineage import Lineage, read_lineage
+from stages.shards.origin import trace_back
+from stages.shards.parts import Artefact, open_artefact
+from stages.shards.schemas import CUTPOINTS, EVALUATION, TRAJECTORIES
+
+Kind = Literal["train", "eval"]
+START = -1
+"""Number of the iteration that comes before the first one: the warm start."""
+
+
+@dataclass(frozen=True)
+class Responses:
+    """A table of responses, with the segments that were cut from it and their advantages, where they exist.
+
+    Attributes:
+      run: index of the run.
+      iteration: number of the iteration; `START` is the start of the run.
+      kind: "train" for trajectories, "eval" for an evaluation.
+      label: name in the report, such as "003" or "start eval".
+      artefact: the trajectories or the evaluation.
+    """
+
+    run: int
+    iteration: int
+    kind: Kind
+    label: str
+    artefact: Artefact
+    cutpoints: Artefact | None = None
+    advantages: Artefact | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model that an iteration ended with.
+
+    Attributes:
+      lineage: of the model.
+      metrics: text of its metrics, one JSON object per optimizer step; "" if there are none.
+    """
+
+    run: int
+    iteration: int
+    lineage: Lineage
+    metrics: str
+
+
+@dataclass
+class Found:
+    """Everything below the paths of a report.
+
+    Attributes:
+      runs: (name, path) of each path that was given.
+      notes: what was left out, and why.
+    """
+
+    runs: list[tuple[str, str]] = field(default_factory=list)
+    responses: list[Responses] = field(default_factory=list)
+    checkpoints: list[Checkpoint] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def find(paths: Sequence[AnyPath]) -> Found:
+    """Return the contents of runs, iterations or single artefacts.
+
+    Raises:
+      UserError: a path does not exist, or there is nothing to show in it.
+      IncompleteInput: a single artefact is incomplete; incomplete artefacts of a run are left out with a note.
+    """
+    found = Found()
+    names = _distinct_names(paths)
+    for run, (name, path) in enumerate(zip(names, paths, strict=True)):
+        if not path.exists():
+            raise UserError(f"{path} does not exist; expected a run, an artefact or a part")
+        found.runs.append((name, str(path)))
+        before = len(found.responses)
+        if path.is_file() or _holds_parts(path):
+            found.responses += _of_artefacts([open_artefact(path)], run, 0, "", found.notes)
+        else:
+            for number, directory in _iterations(path):
+                _read_iteration(directory, run, number, found)
+        if len(found.responses) == before:
+            raise UserError(f"{path} contains no complete trajectories or evaluation; expected a run or an artefact")
+    return found
+
+
+def _read_iteration(directory: AnyPath, run: int, number: int, found: Found) -> None:
+    """Add the artefacts and the model of one iteration."""
+    artefacts = []
+    for child in sorted(directory.glob("[!._]*")):
+        if not child.is_dir():
+            continue
+        try:
+            if _holds_parts(child):
+                artefacts.append(open_artefact(child))
+            elif (lineage := read_lineage(child)) and lineage.stage == "train":
+                metrics = child / METRICS_FILE
+                text = metrics.read_text() if metrics.is_file() else ""
+                found.checkpoints.append(Checkpoint(run, number, lineage, text))
+        except (IncompleteInput, UserError) as error:
+            found.notes.append(f"left out: {error}")
+    found.responses += _of_artefacts(artefacts, run, number, _iteration_name(number), found.notes)
+
+
+def _of_artefacts(
+    artefacts: Sequence[Artefact], run: int, number: int, label: str, notes: list[str]
+) -> Iterator[Responses]:
+    """Yield the responses behind artefacts of one iteration: the most derived artefact of each kind leads."""
+    shown: set[str] = set()
+
+    def of(stage: str) -> list[Artefact]:
+        return [one for one in artefacts if one.schema.stage == stage and one.fingerprint() not in shown]
+
+    def traced(get: Callable[[], Artefact], source: Artefact) -> Artefact | None:
+        try:
+            found = get()
+        except (IncompleteInput, UserError) as error:
+            notes.append(f"{source.path}: {error}")
+            return None
+        shown.add(found.fingerprint())
+        return found
+
+    advantages = of("estimate")
+    for one in advantages:
+        trajectories = traced(lambda one=one: trace_back(one, TRAJECTORIES), one)
+        if trajectories is not None:
+            cutpoints = traced(lambda one=one: trace_back(one, CUTPOINTS), one)
+            name = f"{label} {one.directory.name}".strip() if len(advantages) > 1 or not label else label
+            yield Responses(run, number, "train", name, trajectories, cutpoints, one)
+    for one in of("segment"):
+        trajectories = traced(lambda one=one: trace_back(one, TRAJECTORIES), one)
+        if trajectories is not None:
+            yield Responses(run, number, "train", label or one.directory.name, trajectories, one)
+    for one in of("rollout"):
+        yield Responses(run, number, "train", label or one.directory.name, one)
+    for one in of(EVALUATION.stage):
+        yield Responses(run, number, "eval", f"{label} {one.directory.name}".strip(), one)
+
+
+def _iterations(path: AnyPath) -> Iterator[tuple[int, AnyPath]]:
+    """Yield the directories that hold artefacts, with their number: the start, numbered iterations, then others."""
+    directories = [child for child in sorted(path.glob("[!._]*")) if child.is_dir()]
+    if any(_holds_parts(child) for child in directories):
+        yield 0, path
+        return
+    numbered = [child for child in directories if child.name.isdigit()]
+    others = [child for child in directories if not child.name.isdigit() and child.name != "start"]
+    yield from ((START, child) for child in directories if child.name == "start")
+    yield from ((int(child.name), child) for child in numbered)
+    first = max((int(child.name) for child in numbered), default=START) + 1
+    yield from enumerate(others, first)
+
+
+def _holds_parts(directory: AnyPath) -> bool:
+    return any(directory.glob("[!._]*.parquet")) or any(directory.glob(".part-*"))
+
+
+def _iteration_name(number: int) -> str:
+    return "start" if number == START else f"{number:03d}"
+
+
+def _distinct_names(paths: Sequence[AnyPath]) -> list[str]:
+    """Return the last name of each path, with its parent where two are equal."""
+    names = [path.resolve().name for path in paths]
+    return [
+        name if names.count(name) == 1 else f"{path.resolve().parent.name}/{name}"
+        for name, path in zip(names, paths, strict=True)
+    ]
