@@ -15,12 +15,10 @@ from stages import estimate, evaluate, rollout
 from stages.cluster.environment import open_session
 from stages.configs.execution import Cluster
 from stages.core.progress import Silent, Summary
-from stages.pipeline import iterate
 from stages.sampling.engines import with_engine
 from stages.sampling.executors import remote_pool
 from stages.sampling.pool import SamplerPool
 from tests.chains import ARITHMETIC, cut, sample
-from tests.pipeline.test_iterate import RECIPE, artefacts
 from tests.shards.samples import files
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
@@ -83,17 +81,6 @@ def test_an_evaluation_survives_a_killed_worker_with_the_bytes_of_one_process(
 
 def _process(workspace: Any, report: Any) -> int:
     return os.getpid()
-
-
-def test_a_run_on_workers_has_the_bytes_of_one_process(policy: Path, tmp_path: Path):
-    recipe = tmp_path / "recipe.toml"
-    recipe.write_text(RECIPE + "\n[ray]\nsamplers = 2\n")
-    shared = {"recipe": recipe, "overrides": (f"run.model={policy}",)}
-    iterate.run(iterate.Config(out=tmp_path / "workers", executor="ray", **shared))
-    iterate.run(iterate.Config(out=tmp_path / "process", **shared))
-    found, expected = artefacts(tmp_path / "workers"), artefacts(tmp_path / "process")
-    assert found.keys() == expected.keys()
-    assert [name for name in expected if expected[name] != found[name]] == []
 
 
 def test_grpo_on_workers_needs_no_sampler_and_starts_none(policy: Path, tmp_path: Path):
