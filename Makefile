@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart families test vllm-cpu check format bench docs lock clean
+.PHONY: quickstart families test vllm-cpu check format bench mutations docs lock clean
 
 quickstart: $(VENV)/installed
 	@PATH="$(abspath $(BIN)):$$PATH" spo run examples/quickstart/recipe.toml
@@ -28,6 +28,9 @@ families: $(VENV)/installed
 format: $(VENV)/installed
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+mutations: $(VENV)/installed
+	@$(BIN)/python -m tests.tasks.mutations
 
 bench: $(VENV)/installed-bench
 	@$(BIN)/python -m tests.bench

@@ -106,6 +106,8 @@ def find_answer(response: str, is_list: Callable[[str], bool] | None = None) -> 
     if blank:
         steps = (Step("skip an empty box", text[blank[-1].start : blank[-1].end]),)
         boxes = [box for box in boxes if box not in blank]
+    if blank and not boxes:
+        text = "".join(_outside(text, blank))
     if boxes:
         final = _last_match(_FINAL_ANSWER, text, boxes[-1].end)
         said = _statement(text, final.end()) if final else ""
@@ -116,6 +118,12 @@ def find_answer(response: str, is_list: Callable[[str], bool] | None = None) -> 
         if (found := find(text)) is not None:
             return found._replace(steps=steps)
     return Stated(None, Place.NOWHERE, Reason.NO_ANSWER, steps)
+
+
+def _outside(text: str, boxes: list[Box]) -> list[str]:
+    """Return the parts of a text outside boxes."""
+    bounds = [0, *(bound for box in boxes for bound in (box.start, box.end)), len(text)]
+    return [text[start:end] for start, end in zip(bounds[::2], bounds[1::2], strict=True)]
 
 
 def find_announced(text: str) -> Stated | None:

@@ -76,6 +76,7 @@ def compare(answer: str, reference: str) -> Comparison:
         return Comparison(True, Reason.EQUAL, answer, reference)
     answer, reference = align(*align_solutions(answer, reference))
     stated, expected = read_quantity(answer), read_quantity(reference)
+    is_other_unit = False
     if _is_single(answer, stated) and _is_single(reference, expected):
         if stated is None or expected is None:
             is_equal = _compare_words(answer, reference) or False
@@ -84,10 +85,13 @@ def compare(answer: str, reference: str) -> Comparison:
         if value is None:
             return Comparison(False, Reason.DIFFERENT_UNIT, answer, reference)
         answer, reference = align(value, expected.body)
+        is_other_unit = value != stated.body and compact(stated.body) == compact(expected.body)
     is_equal = _compare_values_of(answer, reference)
     reason = Reason.EQUAL if is_equal else Reason.DIFFERENT
     if is_equal is None and _has_other_words(answer, reference):
         is_equal, reason = False, Reason.NOT_A_VALUE
+    elif is_equal is False and is_other_unit:
+        reason = Reason.DIFFERENT_UNIT
     elif is_equal is False and _is_hedged(answer, reference):
         reason = Reason.HEDGED
     return Comparison(is_equal, reason, answer, reference)
@@ -250,6 +254,8 @@ def _compare_collections(answer: str, reference: str) -> bool | None:
         single, collection = (answer, right) if left is None else (reference, left)
         return False if collection and _is_number_against_several(single, collection) else None
     if {left.brackets, right.brackets} == {"", "()"} and (is_list(answer) or is_list(reference)):
+        return False
+    if {left.brackets, right.brackets} == {r"\{\}", "()"}:
         return False
     if left.brackets != right.brackets:
         return None

@@ -5,14 +5,20 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
+from typing import Any
 
 
-def behave(what: str, argument: float) -> float:
+def behave(what: str, argument: Any) -> Any:
     """Return the argument or a process id, or fail as `what` says."""
     if what == "spin":  # a loop in C, in which Python runs no signal handler
         return len(str(9**9**9))
     if what == "sleep":
         time.sleep(argument)
+    elif what == "sleep_once":  # the argument is a file that records the first call
+        if not Path(argument).exists():
+            Path(argument).touch()
+            time.sleep(60)
     elif what == "eat":
         return len(bytearray(int(argument)))
     elif what == "raise":

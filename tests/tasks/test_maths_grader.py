@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -292,6 +294,32 @@ def test_a_verdict_is_cached(monkeypatch: pytest.MonkeyPatch):
 def test_an_answer_that_hangs_is_ungradable_and_affects_no_other():
     responses = [boxed(r"\sin^2 x"), boxed(r"\sum_{i=1}^{10^{12}} i^i"), boxed(r"\tan x")]
     assert [verdict.reward for verdict in verify_all(responses, [r"1-\cos^2 x"] * 3)] == [1.0, None, 0.0]
+
+
+ON_A_BUSY_MACHINE = [
+    (r"\sin^2 x", r"1-\cos^2 x", 1.0),
+    (r"\log_2 8", "3", 1.0),
+    (r"\log_2 8", "4", 0.0),
+    (r"\binom{5}{2}", "10", 1.0),
+    (r"F_n = \sum_{k=0}^{n-1} F_{n-k-1} F_k", r"F_n = \sum_{k=0}^{n-1} F_k F_{n-k-1}", 1.0),
+    (r"\frac{1}{1+i}", r"\frac{1-i}{2}", 1.0),
+    (r"\begin{pmatrix} 1 & 3 \\ 2 & 4 \end{pmatrix}", r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", 0.0),
+]
+
+
+@pytest.mark.usefixtures("limits")
+def test_verdicts_on_a_busy_machine_are_the_same(monkeypatch: pytest.MonkeyPatch):
+    """Sixteen processes take every processor while the default limits apply."""
+    monkeypatch.setattr(maths_grader, "_verdicts", {})
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(16)]
+    try:
+        responses, references = [boxed(case[0]) for case in ON_A_BUSY_MACHINE], [case[1] for case in ON_A_BUSY_MACHINE]
+        verdicts = verify_all(responses, references)
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert [verdict.reward for verdict in verdicts] == [case[2] for case in ON_A_BUSY_MACHINE]
 
 
 def test_golden_cases_are_graded_as_expected(shared: Path):

@@ -66,7 +66,7 @@ def have_ended(pids: list[int], seconds: float = 300.0) -> bool:
     ("failing", "clock_seconds"),
     [
         (("spin", 0), FOREVER),
-        (("sleep", FOREVER), 4.0),
+        (("sleep", FOREVER), 2.0),
         (("eat", 2**31), FOREVER),
         (("die", 0), FOREVER),
         (("raise", 0), FOREVER),
@@ -85,6 +85,13 @@ def test_the_clock_of_a_call_starts_with_the_call():
     with sandboxed(3.5) as behave:
         assert behave([("sleep", 0.5)] * 16) == [0.5] * 16
     assert time.monotonic() - began > 3.5
+
+
+def test_a_call_that_exceeds_the_clock_is_made_once_more_alone(tmp_path: Path):
+    """The call sleeps the first time only, as a process without a processor would."""
+    with sandboxed(4.0) as behave:
+        marker = str(tmp_path / "slept")
+        assert behave([("answer", 1), ("sleep_once", marker), ("answer", 2)]) == [1, marker, 2]
 
 
 def test_the_output_of_a_call_does_not_mix_with_results(behave: SandboxedFunction):
