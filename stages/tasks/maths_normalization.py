@@ -69,8 +69,10 @@ _SURROUNDINGS = re.compile(
     rf"|\\text\s*\{{\s*{_ABOUT}\s*\}}|{_ABOUT}(?=\s+[-0-9\\(]))+|(?<!\\)(?:\\$|[\s.,;:]+$)",
     re.I,
 )
-_ROUNDED = re.compile(r"(?<=[^\s{(\[,])\s*\\approx(?![A-Za-z])[^,;]*$")
-"""`\\frac13 \\approx 0.33`: the exact value counts."""
+_ROUNDED = re.compile(
+    r"(?<=[^\s{(\[,])\s*\\approx(?![A-Za-z])\s*[-0-9.][0-9.]*\s*(?P<unit>[A-Za-z]+|%|\\text\s*\{[^{}]*\})?$"
+)
+"""`\\frac13 \\approx 0.33 \\text{ cm}`: the exact value counts, with the unit."""
 _CURRENCIES = {r"\$": "dollars", "$": "dollars", "£": "sterling", "€": "euros", "¥": "yen", "₹": "rupees", "¢": "cents"}
 _SUM_OF_MONEY = re.compile(
     r"\s*(?P<sign>[-−+]?)\s*(?:(?P<before>\\\$|[$£€¥₹])\s*(?P<minus>[-−]?))?\s*(?P<number>[0-9.][0-9.,{}\\! ]*?)"
@@ -118,7 +120,7 @@ def normalize(answer: str) -> str:
         text = _ESCAPED_TWICE.sub(r"\\", text)
     for pattern, replacement in _REPLACEMENTS:
         text = pattern.sub(replacement, text)
-    text = _ROUNDED.sub("", _SURROUNDINGS.sub("", text))
+    text = _ROUNDED.sub(r" \g<unit>", _SURROUNDINGS.sub("", text)).strip()
     while text.startswith("{") and _end_of_brackets(text) == len(text):
         text = _SURROUNDINGS.sub("", text[1:-1])
     if (whole := _TEXT.fullmatch(text)) and (not is_words(text) or re.match(r"\s*[-+]?[0-9.]", whole["text"])):

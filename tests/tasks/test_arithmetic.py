@@ -149,7 +149,7 @@ def test_the_task_takes_no_data_and_no_option_twice():
         open_task("arithmetic", "questions.jsonl")
     with pytest.raises(UserError, match="each key once"):
         open_task("arithmetic", None, ["seed=1", "seed=2"])
-    with pytest.raises(UserError, match="expected one of arithmetic, gsm8k"):
+    with pytest.raises(UserError, match="must be one of arithmetic, gsm8k"):
         open_task("chess")
 
 
