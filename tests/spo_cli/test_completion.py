@@ -69,7 +69,7 @@ def test_an_unsupported_shell_is_a_user_error(words: list[str], got: str, capsys
 
 def test_bash_completes_commands_flags_and_choices(home: Path, capsys):
     assert spo(capsys, "--install-completion", "bash")[0] == 0
-    assert completed("spo", "r") == ["rollout", "run"]
+    assert completed("spo", "r") == ["rollout", "run", "report"]
     assert completed("spo", "rollout", "--max-t") == ["--max-tokens"]
     assert completed("spo", "rollout", "--engine", "") == ["auto", "transformers", "vllm"]
     assert completed("spo", "train", "--report-to", "w") == ["wandb"]
