@@ -55,7 +55,7 @@ def run(config: Config, progress: Progress = Silent()) -> Report:
         "Threads": _threads(torch),
         "Libraries": _libraries(torch),
         "GPUs": _gpus(torch),
-        "SLURM": {"sinfo": _command_output("sinfo", "--version") or NOT_INSTALLED},
+        "SLURM": {"sinfo": _command_output("sinfo", "--version")},
         f"Sampling with the preset {_PRESET}": _plan(None),
     }
     if config.model is not None:
@@ -137,7 +137,7 @@ def _gpus(torch: ModuleType | None) -> Section:
     if torch is None:
         return {"CUDA": "torch is not installed"}
     driver = _command_output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    found: Section = {"CUDA of torch": torch.version.cuda or "none", "driver": driver or "none"}
+    found: Section = {"CUDA of torch": torch.version.cuda or "none", "driver": driver}
     if not torch.cuda.is_available():
         return found | {"GPUs": "none"}
     for index in range(torch.cuda.device_count()):
@@ -150,15 +150,18 @@ def _gpus(torch: ModuleType | None) -> Section:
     return found
 
 
-def _command_output(*command: str) -> str | None:
-    """Return the first line that a command prints; None if it is missing, fails or does not end in time."""
+def _command_output(*command: str) -> str:
+    """Return the first line that a command prints, or why there is none: programs of a cluster fail outside of it."""
     if shutil.which(command[0]) is None:
-        return None
+        return NOT_INSTALLED
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_COMMAND_SECONDS, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip().partition("\n")[0] or None
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_COMMAND_SECONDS)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"installed, but fails: {first_line(error)}"
+    if done.returncode:
+        message = done.stderr.strip().partition("\n")[0] or f"exit code {done.returncode}"
+        return f"installed, but fails: {message}"
+    return done.stdout.strip().partition("\n")[0] or "installed, prints nothing"
 
 
 def _plan(model: str | None) -> Section:

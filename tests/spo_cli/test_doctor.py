@@ -83,10 +83,18 @@ def test_an_unreadable_model_is_reported_without_failing(capsys: pytest.CaptureF
     assert sections[f"Sampling with {tmp_path}"]["samples"].startswith("unknown: ")
 
 
-@pytest.mark.parametrize(("script", "expected"), [("echo slurm 24.05.1", "slurm 24.05.1"), ("exit 3", None)])
-def test_a_program_that_fails_is_reported_as_not_installed(
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("echo slurm 24.05.1", "slurm 24.05.1"),
+        ("exit 3", "installed, but fails: exit code 3"),
+        ("echo no cluster >&2; exit 1", "installed, but fails: no cluster"),
+        ("true", "installed, prints nothing"),
+    ],
+)
+def test_a_program_that_fails_is_reported_with_its_message(
     script: str,
-    expected: str | None,
+    expected: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -95,4 +103,4 @@ def test_a_program_that_fails_is_reported_as_not_installed(
     sinfo.write_text(f"#!/bin/sh\n{script}\n")
     sinfo.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    assert examine(capsys)[1]["SLURM"]["sinfo"] == (expected or doctor.NOT_INSTALLED)
+    assert examine(capsys)[1]["SLURM"]["sinfo"] == expected
