@@ -46,8 +46,8 @@ def test_a_killed_driver_leaves_no_process_and_the_same_command_resumes(policy: 
         found = psutil.Process(process.pid).children(recursive=True)
         assert any("guard.py" in " ".join(one.cmdline()) for one in found)
         process.send_signal(number)
-        assert process.wait(60) == code
-        _, alive = psutil.wait_procs(found, timeout=20)
+        assert process.wait(300) == code
+        _, alive = psutil.wait_procs(found, timeout=300)
         assert not alive, alive
     subprocess.run([*words, str(tmp_path / "killed")], check=True, stderr=subprocess.DEVNULL)
     shared: dict[str, Any] = {**ARITHMETIC, "max_tokens": 24, "threads": 1, "num_questions": 50, "num_generations": 8}
@@ -59,7 +59,7 @@ def count_chunks(out: Path) -> int:
     return len(list(out.glob(".part-*/chunk-*")))
 
 
-def until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+def until(condition: Callable[[], bool], seconds: float = 300.0) -> None:
     limit = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < limit, "it takes too long"
