@@ -21,8 +21,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stages.configs.rollout import SEGMENT_TOKENS, Config
-from stages.configs.shared import ResponseOptions
-from stages.core.config import option
 from stages.core.progress import Progress, Silent, Summary
 from stages.models import checkpoints, loading
 from stages.responses import chains, signal, trees
@@ -51,20 +49,6 @@ Answer = Callable[[Sequence[Question], Sequence[np.ndarray], Sampling, OnTokens]
 """(questions, their prompts as int32 [P] token ids, sampling, progress callback) → rows, token counts."""
 
 _STATISTICS_COLUMNS = ("trajectory_id", "parent_id", "question_id", "token_ids", "finish_reason", "answer", "reward")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _ResolvedConfig(ResponseOptions):
-    """A Config with its defaults resolved: what the lineage records and the fingerprint covers.
-
-    A class of its own because the lineage records other values than the user gives: the branches of a tree as a list
-    of numbers, and only the options of the mode in use (`--tree`, or independent responses).
-    """
-
-    num_generations: int | None = option("As given, or the default; None in a tree.")
-    tree: tuple[int, ...] | None = option("Branches per level.")
-    segment_tokens: int | None = option("As given, or the default; None without a tree.")
-    unfinished_reward: float = option("As given.")
 
 
 @dataclass(frozen=True)
@@ -96,7 +80,7 @@ def run(config: Config, progress: Progress = Silent(), pool: SamplerPool | None 
       FingerprintMismatch: the part exists and was made with another configuration.
     """
     started, shards = time.monotonic(), sharding.resolve_shards(config)
-    mode, resolved = _find_mode(config), with_template(_resolve(config))
+    mode, resolved = _find_mode(config), with_template(config.resolved())
     task = open_task(resolved.task, resolved.data, resolved.task_arg)
     questions = select_questions(
         task, resolved.split, resolved.num_questions, resolved.skip_questions, resolved.shuffle_seed
@@ -155,7 +139,7 @@ def _summary(config: Config, parts: Sequence[PartWriter], seconds: float, sample
 
 
 def _commit_rows(
-    config: _ResolvedConfig,
+    config: Config,
     mode: RolloutMode,
     task: Task,
     questions: Sequence[Question],
@@ -190,19 +174,6 @@ def _commit_rows(
         part.commit(i, rows, counts, {"prefilled": usage.prefilled})
         sampled, prefilled = sampled + usage.sampled, prefilled + usage.prefilled
     return sampled, prefilled
-
-
-def _resolve(config: Config) -> _ResolvedConfig:
-    """Return the configuration with its defaults resolved."""
-    shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(ResponseOptions)}
-    in_tree = config.branches is not None
-    return _ResolvedConfig(
-        **shared,
-        tree=config.branches,
-        num_generations=None if in_tree else config.responses_per_question,
-        segment_tokens=(config.segment_tokens or SEGMENT_TOKENS) if in_tree else None,
-        unfinished_reward=config.unfinished_reward,
-    )
 
 
 def _find_mode(config: Config) -> RolloutMode:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import importlib
 from functools import cache
 from pathlib import Path
 
@@ -193,3 +195,36 @@ def test_one_writer_creates_every_file_that_a_later_call_reads():
             assert name not in {"write_text", "write_bytes"}, f"{module}:{node.lineno}"
             assert not modes & {"w", "wb", "x", "xb", "w+", "w+b"}, f"{module}:{node.lineno}"
             assert "a" not in modes or module in APPENDERS, f"{module}:{node.lineno}"
+
+
+def option_classes() -> list[type]:
+    """Every dataclass of options: the groups that verbs share, and the Configs."""
+    found = []
+    for name in sorted(name for name in modules() if room(name) == "configs"):
+        classes = (value for value in vars(importlib.import_module(name)).values() if isinstance(value, type))
+        found += [value for value in classes if dataclasses.is_dataclass(value) and value.__module__ == name]
+    return found
+
+
+def is_group(options: type) -> bool:
+    return options.__name__.endswith("Options")
+
+
+def test_a_group_of_options_inherits_nothing_and_a_config_inherits_groups_or_one_config():
+    """So a reader finds an option of `spo train` in its Config or one step away.
+
+    A command that adds options to another one (`spo slurm` to `spo run`) extends the Config of that command.
+    """
+    for options in option_classes():
+        bases = [base for base in options.__bases__ if base is not object]
+        configs = [base for base in bases if not is_group(base)]
+        assert not (is_group(options) and bases), options
+        assert len(configs) <= 1, options
+        assert all(is_group(base) for config in configs for base in config.__bases__ if base is not object), options
+
+
+def test_no_group_repeats_an_option_of_another_one_in_the_same_config():
+    for options in option_classes():
+        groups = [base for base in options.__bases__ if base is not object]
+        names = [field.name for group in groups for field in dataclasses.fields(group)]
+        assert len(names) == len(set(names)), options

@@ -55,7 +55,7 @@ SAMPLING: dict[str, tuple[EstimatorName, ...]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class EstimatorOptions(EngineOptions):
+class EstimatorOptions:
     """The options of `spo estimate` except its inputs and outputs."""
 
     GROUP = "Values"
@@ -258,7 +258,7 @@ def rollout_range(text: str | None) -> tuple[int, int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(EstimatorOptions, ExecutorOptions, OutputOptions, SignalOptions):
+class Config(EstimatorOptions, EngineOptions, ExecutorOptions, OutputOptions, SignalOptions):
     """The options of `spo estimate`."""
 
     GROUP = "Input"

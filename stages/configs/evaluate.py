@@ -6,13 +6,24 @@ from dataclasses import dataclass
 from typing import Literal
 
 from stages.configs.choices import TaskChoice, pair_tasks
-from stages.configs.shared import DATA_HELP, TASK_ARG_HELP, TASK_HELP, ReportOptions, SamplingOptions, Split
+from stages.configs.execution import ExecutorOptions
+from stages.configs.shared import (
+    DATA_HELP,
+    TASK_ARG_HELP,
+    TASK_HELP,
+    EngineOptions,
+    OutputOptions,
+    QuestionOptions,
+    ReportOptions,
+    SamplingOptions,
+    Split,
+)
 from stages.core.config import option, validate
 from stages.core.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(SamplingOptions, ReportOptions):
+class Config(SamplingOptions, QuestionOptions, EngineOptions, ExecutorOptions, OutputOptions, ReportOptions):
     """The options of `spo eval`."""
 
     GROUP = "Sampling"

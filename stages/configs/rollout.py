@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from dataclasses import dataclass
 
-from stages.configs.shared import ResponseOptions, SignalOptions
+from stages.configs.execution import ExecutorOptions
+from stages.configs.shared import (
+    EngineOptions,
+    OutputOptions,
+    QuestionOptions,
+    SamplingOptions,
+    SignalOptions,
+    TaskOptions,
+)
 from stages.core.config import option, validate
 from stages.core.errors import UserError
 
 GENERATIONS, SEGMENT_TOKENS = 8, 30  # defaults of --num-generations and --segment-tokens
 
 
+def parse_branches(tree: str) -> tuple[int, ...]:
+    """Return the branches per node at each level of a tree: `6-6-6` → (6, 6, 6)."""
+    return tuple(map(int, tree.split("-")))
+
+
 @dataclass(frozen=True, kw_only=True)
-class Config(ResponseOptions, SignalOptions):
+class Config(
+    SamplingOptions, TaskOptions, QuestionOptions, EngineOptions, ExecutorOptions, OutputOptions, SignalOptions
+):
     """The options of `spo rollout`."""
 
     GROUP = "Sampling"
@@ -34,6 +50,7 @@ class Config(ResponseOptions, SignalOptions):
         default_text="independent responses",
         metavar="N-N-N",
         common=True,
+        record=parse_branches,
     )
     segment_tokens: int | None = option(
         "With --tree: tokens between two levels.",
@@ -43,6 +60,7 @@ class Config(ResponseOptions, SignalOptions):
         common=True,
     )
     unfinished_reward: float = option("Reward of a response that reaches --max-tokens without ending.", default=0.0)
+    max_tokens: int = option("Maximum length of a response, in tokens.", default=1024, minimum=1, common=True)
 
     def __post_init__(self) -> None:
         validate(self)
@@ -61,7 +79,16 @@ class Config(ResponseOptions, SignalOptions):
     @property
     def branches(self) -> tuple[int, ...] | None:
         """Branches per node at each level of a tree; None for independent responses."""
-        return tuple(map(int, self.tree.split("-"))) if self.tree else None
+        return None if self.tree is None else parse_branches(self.tree)
+
+    def resolved(self) -> Config:
+        """Return the configuration with its defaults resolved; the fingerprint covers only options of the mode in use.
+
+        A tree has no --num-generations, and independent responses have no --segment-tokens.
+        """
+        if self.tree is None:
+            return dataclasses.replace(self, num_generations=self.responses_per_question)
+        return dataclasses.replace(self, segment_tokens=self.segment_tokens or SEGMENT_TOKENS)
 
     @property
     def responses_per_question(self) -> int:

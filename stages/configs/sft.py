@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from stages.configs.shared import ReportOptions, TaskOptions, TrainingOptions
+from stages.configs.shared import QuestionOptions, ReportOptions, TaskOptions, TrainingOptions
 from stages.core.config import option, validate
 from stages.core.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(TrainingOptions, TaskOptions, ReportOptions):
+class Config(TrainingOptions, TaskOptions, QuestionOptions, ReportOptions):
     """The options of `spo sft`."""
 
     GROUP = "Optimization"

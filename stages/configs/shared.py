@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from stages.configs.execution import ExecutorOptions
 from stages.core.config import option
 from stages.core.paths import AnyPath
 from stages.models.adapters import LoraOptions
@@ -21,24 +20,28 @@ TASK_ARG_HELP = (
     "For data: question, answer, solution, id, subject and level name columns; grader (maths, number, exact) or "
     "reward (package.module:function) grades; subset and revision select on the hub."
 )
+VLLM_GROUP = "vLLM"
+"""Heading of the options that only vLLM reads."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class MachineOptions:
-    """Device and threads of a model."""
-
-    GROUP = "Engine"
-
-    device: str = option(
+def device_option() -> Any:
+    """Declare --device."""
+    return option(
         "Device of the model: auto (a GPU if there is one), cpu, cuda or cuda:N.",
         default="auto",
+        group="Engine",
         result=False,
         metavar="DEVICE",
     )
-    threads: int | None = option(
+
+
+def threads_option() -> Any:
+    """Declare --threads."""
+    return option(
         "CPU threads. A tiny model runs fastest with 1.",
         default=None,
         default_text="set by PyTorch",
+        group="Engine",
         result=False,
         minimum=1,
         maximum=4096,
@@ -46,32 +49,7 @@ class MachineOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VllmOptions:
-    """Options that only vLLM reads."""
-
-    GROUP = "vLLM"
-
-    tensor_parallel_size: int = option(
-        "Number of GPUs that share each layer of the model.", default=1, result=False, minimum=1
-    )
-    gpu_memory_utilization: float | None = option(
-        "Share of each GPU's memory that vLLM takes, from 0 to 1.",
-        default=None,
-        default_text="vLLM's own; on a CPU, up to 4 GiB",
-        result=False,
-        above=0,
-        maximum=1,
-    )
-    enforce_eager: bool = option(
-        "Neither compile the model nor capture graphs: vLLM starts sooner and samples slower.",
-        default=False,
-        result=False,
-    )
-    engine_arg: tuple[str, ...] = option("Any other argument of vLLM's engine.", default=(), metavar="KEY=VALUE")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineOptions(MachineOptions, VllmOptions):
+class EngineOptions:
     """The sampling engine. Samples differ across engines and dtypes."""
 
     GROUP = "Engine"
@@ -96,6 +74,29 @@ class EngineOptions(MachineOptions, VllmOptions):
         default=None,
         default_text="the model's own",
         minimum=2,
+    )
+    device: str = device_option()
+    threads: int | None = threads_option()
+    tensor_parallel_size: int = option(
+        "Number of GPUs that share each layer of the model.", default=1, result=False, minimum=1, group=VLLM_GROUP
+    )
+    gpu_memory_utilization: float | None = option(
+        "Share of each GPU's memory that vLLM takes, from 0 to 1.",
+        default=None,
+        default_text="vLLM's own; on a CPU, up to 4 GiB",
+        result=False,
+        above=0,
+        maximum=1,
+        group=VLLM_GROUP,
+    )
+    enforce_eager: bool = option(
+        "Neither compile the model nor capture graphs: vLLM starts sooner and samples slower.",
+        default=False,
+        result=False,
+        group=VLLM_GROUP,
+    )
+    engine_arg: tuple[str, ...] = option(
+        "Any other argument of vLLM's engine.", default=(), metavar="KEY=VALUE", group=VLLM_GROUP
     )
 
     def engine_options(self) -> dict[str, Any]:
@@ -168,7 +169,7 @@ class ReportOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingOptions(MachineOptions):
+class TrainingOptions:
     """The options of `spo sft` and `spo train`: optimization, LoRA, output. Weights are kept in float32."""
 
     GROUP = "Optimization"
@@ -227,6 +228,8 @@ class TrainingOptions(MachineOptions):
         result=False,
         group="LoRA",
     )
+    device: str = device_option()
+    threads: int | None = threads_option()
 
     def adapter(self) -> LoraOptions:
         """Return the adapter that these options describe, as `stages.models.lora.plan` takes it."""
@@ -258,7 +261,7 @@ class QuestionOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskOptions(QuestionOptions):
+class TaskOptions:
     """One task with its data and options."""
 
     GROUP = "Input"
@@ -276,8 +279,8 @@ class TaskOptions(QuestionOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingOptions(QuestionOptions, EngineOptions, ExecutorOptions, OutputOptions):
-    """Model, selection of questions, and sampling: the common options of `spo rollout` and `spo eval`."""
+class SamplingOptions:
+    """Model, selection of questions, and sampling: the options that `spo rollout` and `spo eval` share."""
 
     GROUP = "Sampling"
 
@@ -330,12 +333,3 @@ class SamplingOptions(QuestionOptions, EngineOptions, ExecutorOptions, OutputOpt
         result=False,
         group="Output",
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResponseOptions(SamplingOptions, TaskOptions):
-    """Responses to the questions of one task, with one maximum length; `spo rollout` adds their number."""
-
-    GROUP = "Sampling"
-
-    max_tokens: int = option("Maximum length of a response, in tokens.", default=1024, minimum=1, common=True)

@@ -16,7 +16,7 @@ import math
 import operator
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args, get_origin
 
 from stages.core.errors import UserError, one_of
@@ -41,6 +41,7 @@ def option(
     maximum: float | None = None,
     above: float | None = None,
     below: float | None = None,
+    record: Callable[[Any], Any] | None = None,
 ) -> Any:
     """Declare a field of a Config class.
 
@@ -58,6 +59,7 @@ def option(
       metavar: name of the value in the help, such as "KEY=VALUE". Default: named after the type (see `spo_cli.help`).
       minimum, maximum: inclusive bounds of a number.
       above, below: exclusive bounds of a number.
+      record: how the fingerprint and the footer hold a value that is not None. Default: as given.
     """
     metadata = {
         "help": help,
@@ -73,6 +75,7 @@ def option(
         "maximum": maximum,
         "above": above,
         "below": below,
+        "record": record,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -158,10 +161,16 @@ def results_config(config: Any) -> dict[str, Any]:
     """
     hints = field_types(type(config))
     return {
-        field.name: _json_value(getattr(config, field.name), bare_type(hints[field.name]))
+        field.name: _json_value(_recorded(config, field), bare_type(hints[field.name]))
         for field in dataclasses.fields(config)
         if field.metadata["result"] and not (field.metadata["added"] and getattr(config, field.name) == field.default)
     }
+
+
+def _recorded(config: Any, field: dataclasses.Field[Any]) -> Any:
+    """Return the value of a field in the form that its `record` gives it."""
+    value, record = getattr(config, field.name), field.metadata["record"]
+    return value if record is None or value is None else record(value)
 
 
 def to_arguments(config: Any) -> list[list[str]]:

@@ -22,7 +22,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from stages.configs.estimate import EstimatorOptions
+from stages.configs.estimate import Config
 from stages.core.paths import AnyPath
 from stages.core.progress import Progress
 from stages.sampling.pool import SamplerPool
@@ -83,7 +83,7 @@ class Estimator:
       keeps_rollouts: whether every chunk has the rows of its rollouts.
     """
 
-    options: EstimatorOptions
+    options: Config
     recorded: tuple[str, ...]
     read: Callable[[Part], PreparedPart]
     inputs: tuple[Source, ...] = ()
@@ -98,7 +98,7 @@ class Prepare(Protocol):
 
     def __call__(
         self,
-        options: EstimatorOptions,
+        options: Config,
         cutpoints: Artefact,
         trajectories: Artefact,
         out: AnyPath,

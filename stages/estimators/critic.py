@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stages.configs.estimate import EstimatorOptions
+from stages.configs.estimate import Config
 from stages.core.errors import UserError
 from stages.core.paths import AnyPath
 from stages.core.progress import Progress
@@ -33,7 +33,7 @@ RECORDED = ("estimator", "gae_lambda", "gamma", "dtype")
 
 
 def prepare(
-    options: EstimatorOptions,
+    options: Config,
     cutpoints: Artefact,
     trajectories: Artefact,
     out: AnyPath,
@@ -80,7 +80,7 @@ def check_states(batch: SegmentBatch, directory: Path) -> None:
             raise UserError(f"trajectory {batch.trajectories['trajectory_id'][row]} has {problem}")
 
 
-def estimate(options: EstimatorOptions, batch: SegmentBatch, chunk: range, critic: Critic) -> EstimatedChunk:
+def estimate(options: Config, batch: SegmentBatch, chunk: range, critic: Critic) -> EstimatedChunk:
     """Estimate the rows of a chunk of trajectories."""
     segments, earned = batch.segments_of(chunk), batch.rewards_of(chunk)
     offsets = offsets_of(np.bincount(segments.trajectory, minlength=len(chunk)))

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike
 
-from stages.configs.estimate import EstimatorName, EstimatorOptions
+from stages.configs.estimate import Config, EstimatorName
 from stages.core.errors import UserError
 from stages.core.paths import AnyPath
 from stages.core.progress import Progress
@@ -38,7 +38,7 @@ RECORDED = ("estimator", "best_of")
 
 
 def prepare(
-    options: EstimatorOptions,
+    options: Config,
     cutpoints: Artefact,
     trajectories: Artefact,
     out: AnyPath,
@@ -71,7 +71,7 @@ def check_one_segment_each(batch: SegmentBatch, part: Part, estimator: str) -> N
         )
 
 
-def estimate(options: EstimatorOptions, batch: SegmentBatch, group: pa.Table) -> EstimatedChunk:
+def estimate(options: Config, batch: SegmentBatch, group: pa.Table) -> EstimatedChunk:
     """Estimate one row per response of a part.
 
     Args:

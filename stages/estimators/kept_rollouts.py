@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
-from stages.configs.estimate import EstimatorOptions
+from stages.configs.estimate import Config
 from stages.core.errors import UserError
 from stages.estimators.rollouts import KeptRollout, RolloutState
 from stages.estimators.segments import SegmentBatch
@@ -26,7 +26,7 @@ from stages.shards.schemas import ROLLOUTS
 from stages.shards.tables import list_array
 
 
-def find_rho(options: EstimatorOptions, cutpoints: Artefact) -> float | None:
+def find_rho(options: Config, cutpoints: Artefact) -> float | None:
     """Return ρ of the cutpoints, which also makes the mask of the rollouts; None if no rollouts are kept.
 
     Raises:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from stages.configs.estimate import (
     CONFIDENCE,
     INTERVAL_WIDTH,
-    EstimatorOptions,
+    Config,
     rollout_range,
 )
 from stages.core.errors import UserError
@@ -75,7 +75,7 @@ RECORDED = (
 
 
 def prepare(
-    options: EstimatorOptions,
+    options: Config,
     cutpoints: Artefact,
     trajectories: Artefact,
     out: AnyPath,
@@ -123,7 +123,7 @@ def prepare(
     return Estimator(options, RECORDED, read, (verifier, *all_cutpoints), model, packages, notes, options.keep_rollouts)
 
 
-def complete(options: EstimatorOptions, trajectories: Artefact) -> EstimatorOptions:
+def complete(options: Config, trajectories: Artefact) -> Config:
     """Fill in the options that default to the values recorded with the trajectories.
 
     Raises:
@@ -157,14 +157,14 @@ def resolved(value: T | None) -> T:
     return value
 
 
-def sampling_params(options: EstimatorOptions) -> SamplingParams:
+def sampling_params(options: Config) -> SamplingParams:
     """Return the sampling parameters of options that `complete` has filled in."""
     return SamplingParams(
         resolved(options.temperature), resolved(options.top_p), resolved(options.top_k), resolved(options.stop)
     )
 
 
-def make_budget(options: EstimatorOptions, cutpoints: Artefact, trajectories: Artefact) -> RolloutBudget:
+def make_budget(options: Config, cutpoints: Artefact, trajectories: Artefact) -> RolloutBudget:
     """Return how many rollouts each state may have.
 
     Raises:
@@ -178,7 +178,7 @@ def make_budget(options: EstimatorOptions, cutpoints: Artefact, trajectories: Ar
 
 
 def estimate_chunk(
-    options: EstimatorOptions,
+    options: Config,
     batch: SegmentBatch,
     chunk: range,
     budget: RolloutBudget,

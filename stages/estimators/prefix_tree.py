@@ -18,7 +18,7 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 
-from stages.configs.estimate import EstimatorOptions
+from stages.configs.estimate import Config
 from stages.core.paths import AnyPath
 from stages.core.progress import Progress
 from stages.estimators import EstimatedChunk, Estimator, PreparedPart
@@ -37,7 +37,7 @@ RECORDED = ("estimator", "baseline", "keep_zero", "best_of")
 
 
 def prepare(
-    options: EstimatorOptions,
+    options: Config,
     cutpoints: Artefact,
     trajectories: Artefact,
     out: AnyPath,
@@ -55,7 +55,7 @@ def prepare(
     return Estimator(options, RECORDED, read)
 
 
-def estimate(options: EstimatorOptions, batch: SegmentBatch, group: pa.Table) -> EstimatedChunk:
+def estimate(options: Config, batch: SegmentBatch, group: pa.Table) -> EstimatedChunk:
     """Estimate one row per segment of a part.
 
     Args:

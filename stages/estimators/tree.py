@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.configs.estimate import EstimatorOptions
+from stages.configs.estimate import Config
 from stages.core.errors import UserError
 from stages.core.paths import AnyPath
 from stages.core.progress import Progress
@@ -41,7 +41,7 @@ RECORDED = ("estimator", "baseline", "normalize_by", "credit", "node_value", "ke
 
 
 def prepare(
-    options: EstimatorOptions,
+    options: Config,
     cutpoints: Artefact,
     trajectories: Artefact,
     out: AnyPath,
@@ -96,7 +96,7 @@ def check_whole_nodes(rows: pa.Table, nodes: pa.Table, part: Part) -> None:
         )
 
 
-def estimate(options: EstimatorOptions, rows: pa.Table, nodes: pa.Table, parent: np.ndarray) -> EstimatedChunk:
+def estimate(options: Config, rows: pa.Table, nodes: pa.Table, parent: np.ndarray) -> EstimatedChunk:
     """Estimate one row per node of a part, tree by tree, in pre-order.
 
     Args:
@@ -127,7 +127,7 @@ def estimate(options: EstimatorOptions, rows: pa.Table, nodes: pa.Table, parent:
     )
 
 
-def assign_credit(options: EstimatorOptions, parent: np.ndarray, tree: np.ndarray, reward: np.ndarray) -> Advantages:
+def assign_credit(options: Config, parent: np.ndarray, tree: np.ndarray, reward: np.ndarray) -> Advantages:
     """Return V at both ends of each node and its advantage under the rule of --credit.
 
     Args:

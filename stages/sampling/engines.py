@@ -7,8 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Literal, TypeVar
 
-from stages.configs.shared import EngineOptions, VllmOptions
-from stages.core.config import flag
+from stages.configs.shared import VLLM_GROUP, EngineOptions
+from stages.core.config import flag, group_of
 from stages.core.errors import UserError
 from stages.core.progress import Progress, Silent
 
@@ -79,7 +79,8 @@ def with_engine(config: C, progress: Progress) -> C:
       UserError: vllm is requested and not installed, or an option of vLLM is given with the other engine.
     """
     engine = choose_engine(config.engine, config.device, progress)
-    given = [field for field in fields(VllmOptions) if getattr(config, field.name) != field.default]
+    vllm_options = [field for field in fields(EngineOptions) if group_of(EngineOptions, field) == VLLM_GROUP]
+    given = [field for field in vllm_options if getattr(config, field.name) != field.default]
     if engine != "vllm" and given:
         raise UserError(f"{flag(given[0])} is an option of vLLM: pass --engine vllm with it, or omit it")
     return replace(config, engine=engine)

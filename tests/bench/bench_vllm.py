@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -176,9 +176,12 @@ def main() -> None:
 
 def vllm_options() -> dict[str, Any]:
     """Return the default options of `spo`."""
-    from stages.configs.shared import VllmOptions
+    from stages.configs.shared import VLLM_GROUP, EngineOptions
+    from stages.core.config import group_of
 
-    return vars(VllmOptions())
+    options = EngineOptions()
+    named = [field.name for field in fields(options) if group_of(EngineOptions, field) == VLLM_GROUP]
+    return {name: getattr(options, name) for name in named}
 
 
 def prompts_of(trajectories: Path) -> list[list[int]]:
