@@ -20,10 +20,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.configs.rollout import SEGMENT_TOKENS, Config
+from stages.configs.rollout import RHO, SEGMENT_TOKENS, Config
 from stages.core.progress import Progress, Silent, Summary
 from stages.models import checkpoints, loading
-from stages.responses import chains, signal, trees
+from stages.responses import branching, chains, signal, trees
 from stages.responses.generation import OnTokens, Sampling
 from stages.responses.prompts import (
     check_vocabulary,
@@ -156,7 +156,8 @@ def _commit_rows(
     written = [make_prompts(tokenizer, chunk, task, config) for chunk in chunks]
     check_vocabulary(written, loading.vocabulary_size(loading.load_config(model_dir)))
     prompts = leave_out_overlong(written, sampler.context_length, config.overlong_prompts)
-    params = SamplingParams(config.temperature, config.top_p, config.top_k, config.stop)
+    doubt = config.branch_at == "entropy"
+    params = SamplingParams(config.temperature, config.top_p, config.top_k, config.stop, entropies=doubt)
     key = (config.seed, "rollout")
     sampling = Sampling(sampler, tokenizer, task, params, config.max_tokens, key, config.unfinished_reward)
     missing = list(part.missing([f"questions {i * size}-{i * size + len(chunk)}" for i, chunk in enumerate(chunks)]))
@@ -181,9 +182,18 @@ def _find_mode(config: Config) -> RolloutMode:
     if config.branches is None:
         count = config.responses_per_question
         return RolloutMode(partial(chains.answer, num_generations=count), count, "responses", chains.statistics)
+    if config.branch_at:
+        options = {"branches": config.branches, "branch_at": config.branch_at, "rho": _rho(config)}
+        nodes = branching.max_nodes(config.branches)
+        return RolloutMode(partial(branching.answer, **options), nodes, "nodes", trees.statistics)
     tokens = config.segment_tokens or SEGMENT_TOKENS
     answer = partial(trees.answer, branches=config.branches, segment_tokens=tokens)
     return RolloutMode(answer, trees.max_nodes(config.branches), "nodes", trees.statistics)
+
+
+def _rho(config: Config) -> float:
+    """Return the probability below which a token is a cutpoint."""
+    return RHO if config.rho is None else config.rho
 
 
 def _count_ungradable(rows: pa.Table) -> int:

@@ -5,7 +5,7 @@ set -euo pipefail
 here=$(dirname "$0")
 methods=("$@")
 if [ ${#methods[@]} -eq 0 ]; then
-    methods=(spo-chain spo-chain-kept spo-tree grpo grpo-mask rloo dr-grpo vineppo naive-k ppo prefix-tree adaptive
+    methods=(spo-chain spo-chain-kept spo-tree branch-at grpo grpo-mask rloo dr-grpo vineppo naive-k ppo prefix-tree adaptive
              tempo treerpo treerl treepo treeadv tree-grpo grpo-entropy grpo-random gspo segment-ratio cispo dppo sapo)
 fi
 

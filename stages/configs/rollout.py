@@ -6,6 +6,7 @@ import dataclasses
 import math
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from stages.configs.execution import ExecutorOptions
 from stages.configs.shared import (
@@ -19,7 +20,7 @@ from stages.configs.shared import (
 from stages.core.config import option, validate
 from stages.core.errors import UserError
 
-GENERATIONS, SEGMENT_TOKENS = 8, 30  # defaults of --num-generations and --segment-tokens
+GENERATIONS, SEGMENT_TOKENS, RHO = 8, 30, 0.9  # defaults of --num-generations, --segment-tokens and --rho
 
 
 def parse_branches(tree: str) -> tuple[int, ...]:
@@ -59,14 +60,41 @@ class Config(
         minimum=1,
         common=True,
     )
+    branch_at: Literal["entropy", "surprisal", "cutpoints"] | None = option(
+        "With --tree: grow it from whole responses, which branch again at the tokens of the largest entropy, of the "
+        "largest surprisal, or at evenly spread cutpoints. The branches run to the end.",
+        default=None,
+        added=True,
+        default_text="after every --segment-tokens",
+        common=True,
+    )
+    rho: float | None = option(
+        "With --branch-at cutpoints: a token is a cutpoint if its probability is below this.",
+        default=None,
+        added=True,
+        default_text=f"{RHO:g}",
+        above=0,
+        maximum=1,
+    )
+    num_trees: int | None = option(
+        "With --tree: trees per question. They share the prompt, so 4 trees 1-3-3 are one tree 4-3-3.",
+        default=None,
+        added=True,
+        default_text="1",
+        minimum=1,
+        maximum=100_000,
+    )
     unfinished_reward: float = option("Reward of a response that reaches --max-tokens without ending.", default=0.0)
     max_tokens: int = option("Maximum length of a response, in tokens.", default=1024, minimum=1, common=True)
 
     def __post_init__(self) -> None:
         validate(self)
         if self.tree is None:
-            if self.segment_tokens is not None:
-                raise UserError("--segment-tokens requires --tree: pass both, or neither")
+            for name in ("segment_tokens", "branch_at", "num_trees"):
+                if getattr(self, name) is not None:
+                    raise UserError(f"--{name.replace('_', '-')} requires --tree: pass both, or neither")
+        self._check_branching()
+        if self.tree is None:
             return
         if self.num_generations is not None:
             raise UserError("--tree determines the number of responses: omit --num-generations")
@@ -76,21 +104,42 @@ class Config(
                 f"got {self.tree!r}"
             )
 
+    def _check_branching(self) -> None:
+        """Check the options that say where a tree branches."""
+        if self.branch_at and self.segment_tokens is not None:
+            raise UserError(f"--branch-at {self.branch_at} determines where trees branch: omit --segment-tokens")
+        if self.branch_at != "cutpoints" and self.rho is not None:
+            raise UserError("--rho defines the cutpoints of --branch-at cutpoints: pass both, or neither")
+        if self.branch_at == "entropy" and self.engine == "vllm":
+            raise UserError("vLLM reports no entropies: pass --branch-at surprisal, or --engine transformers")
+
     @property
     def branches(self) -> tuple[int, ...] | None:
-        """Branches per node at each level of a tree; None for independent responses."""
-        return None if self.tree is None else parse_branches(self.tree)
+        """Branches at each level of a question's trees, which share the prompt; None for independent responses."""
+        if self.tree is None:
+            return None
+        first, *others = parse_branches(self.tree)
+        return (first * (self.num_trees or 1), *others)
 
     def resolved(self) -> Config:
         """Return the configuration with its defaults resolved; the fingerprint covers only options of the mode in use.
 
-        A tree has no --num-generations, and independent responses have no --segment-tokens.
+        A tree has no --num-generations, and independent responses have no --segment-tokens. Several trees are one.
         """
-        if self.tree is None:
+        if self.branches is None:
             return dataclasses.replace(self, num_generations=self.responses_per_question)
-        return dataclasses.replace(self, segment_tokens=self.segment_tokens or SEGMENT_TOKENS)
+        tree = dataclasses.replace(self, tree="-".join(map(str, self.branches)), num_trees=None)
+        if self.branch_at == "cutpoints":
+            return dataclasses.replace(tree, rho=RHO if self.rho is None else self.rho)
+        if self.branch_at:
+            return tree
+        return dataclasses.replace(tree, segment_tokens=self.segment_tokens or SEGMENT_TOKENS)
 
     @property
     def responses_per_question(self) -> int:
         """Responses per question; with --tree, the maximum number of leaves."""
-        return math.prod(self.branches) if self.branches else self.num_generations or GENERATIONS
+        if not self.branches:
+            return self.num_generations or GENERATIONS
+        if self.branch_at:
+            return self.branches[0] * (1 + sum(count - 1 for count in self.branches[1:]))
+        return math.prod(self.branches)

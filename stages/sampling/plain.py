@@ -21,7 +21,7 @@ from stages.maths.randomness import uniforms
 from stages.models import loading
 from stages.models.silence import silenced_transformers
 from stages.models.split import MODEL_FAILURES, Split
-from stages.sampling.draws import draw_tokens
+from stages.sampling.draws import draw_tokens, entropies
 from stages.sampling.prefix_tree import build_paths
 from stages.sampling.protocol import Request, Sample, SamplingParams, Usage, check_request
 from stages.sampling.self_check import SelfCheck, trial_requests
@@ -150,6 +150,7 @@ class _Rows:
         self.limits = np.array([min(r.max_new_tokens, sampler.context_length - self.start) for r in self.requests])
         self.tokens = np.zeros((len(samples), int(self.limits.max())), np.int32)
         self.logprobs = np.zeros(self.tokens.shape, np.float32)
+        self.entropies = np.zeros(self.tokens.shape, np.float32) if params.entropies else None
         self.counts, self.stopped = np.zeros(len(samples), np.int64), np.zeros(len(samples), bool)
 
     def run(self) -> list[Sample]:
@@ -171,10 +172,7 @@ class _Rows:
                 logits_processor=LogitsProcessorList([cast("Any", self._draw)]),
                 stopping_criteria=StoppingCriteriaList([cast("Any", self._ended)]),
             )
-        return [
-            Sample(self.tokens[row, :count].copy(), self.logprobs[row, :count].copy(), self._reason(row))
-            for row, count in enumerate(self.counts)
-        ]
+        return [self._sample(row, count) for row, count in enumerate(self.counts.tolist())]
 
     def _draw(self, ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """Draw the next token of every row, and return scores [B, V] whose maximum is that token."""
@@ -186,6 +184,8 @@ class _Rows:
         if not np.isfinite(scores[running]).all():
             raise UserError("the model's logits are not finite; its weights are damaged, or overflow in this dtype")
         self.tokens[running, step], self.logprobs[running, step] = drawn[running], scores[running]
+        if self.entropies is not None:
+            self.entropies[running, step] = entropies(logits, self.params).cpu().numpy()[running]
         self.counts[running] += 1
         self.stopped[running] = self.sampler.is_end[drawn[running]]
         for row in running if self.params.stop else ():
@@ -203,5 +203,7 @@ class _Rows:
     def _running(self) -> np.ndarray:
         return ~self.stopped & (self.counts < self.limits)
 
-    def _reason(self, row: int) -> Any:
-        return "stop" if self.stopped[row] else "length"
+    def _sample(self, row: int, count: int) -> Sample:
+        reason = "stop" if self.stopped[row] else "length"
+        doubt = None if self.entropies is None else self.entropies[row, :count].copy()
+        return Sample(self.tokens[row, :count].copy(), self.logprobs[row, :count].copy(), reason, doubt)

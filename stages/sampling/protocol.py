@@ -26,12 +26,14 @@ class SamplingParams:
       top_p: keeps the smallest set of most probable tokens whose probability reaches top_p; 1 keeps all.
       top_k: keeps the k most probable tokens; 0 keeps all.
       stop: a sample ends after the token that completes one of these strings. End-of-text tokens always end it.
+      entropies: whether samples have entropies. vLLM does not report them.
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     stop: tuple[str, ...] = ()
+    entropies: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
@@ -71,11 +73,13 @@ class Sample:
       logprobs: float32 [T], natural logs under the temperature-scaled distribution over the full vocabulary, also
         where top-p or top-k narrowed the choice.
       finish_reason: "stop" (end of text or a stop string) or "length" (max_new_tokens or the context length).
+      entropies: float32 [T], in nats, of the distribution that each log-probability is of; None unless requested.
     """
 
     token_ids: np.ndarray
     logprobs: np.ndarray
     finish_reason: Literal["stop", "length"]
+    entropies: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

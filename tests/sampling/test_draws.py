@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.sampling.draws import draw_tokens
+from stages.sampling.draws import draw_tokens, entropies
 from stages.sampling.protocol import SamplingParams
 
 LAST = float(np.nextafter(1.0, 0.0))
@@ -48,3 +48,14 @@ def test_top_p_may_keep_more_tokens_than_it_sorts_first() -> None:
 
 def test_greedy_takes_the_first_of_equally_probable_tokens() -> None:
     assert draw([0.1, 0.4, 0.4, 0.1], [LAST], temperature=0.0) == [1]
+
+
+def test_the_entropy_is_that_of_the_tempered_distribution() -> None:
+    logits = torch.tensor([[0.5, 0.25, 0.25, 0.0], [1.0, 0.0, 0.0, 0.0]]).log()
+    found = entropies(logits, SamplingParams())
+    np.testing.assert_allclose(found, [1.5 * np.log(2), 0], atol=1e-6)
+    squared = np.array([4, 1, 1]) / 6  # temperature 1/2 squares the weights 2 : 1 : 1
+    np.testing.assert_allclose(
+        entropies(logits, SamplingParams(temperature=0.5))[0], -(squared * np.log(squared)).sum(), atol=1e-6
+    )
+    assert torch.equal(entropies(logits, SamplingParams(temperature=0)), found)

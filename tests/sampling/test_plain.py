@@ -33,12 +33,16 @@ def test_it_draws_the_tokens_that_the_embedded_engine_draws() -> None:
     model = make("qwen2", context=64)
     prefixes = random_prefixes([5, 30, 30, 9])
     requests = [request(prefix, 3, 40, name) for name, prefix in enumerate(prefixes)]
-    for params in (SamplingParams(temperature=0.7, top_p=0.9), SamplingParams(temperature=0), SamplingParams(top_k=5)):
+    tempered = SamplingParams(temperature=0.7, top_p=0.9, entropies=True)
+    for params in (tempered, SamplingParams(temperature=0), SamplingParams(top_k=5)):
         (found, usage), (expected, _) = plain(model).sample(requests, params), sampler(model).sample(requests, params)
         for one, other in zip(chain(*found), chain(*expected), strict=True):
             assert one.token_ids.tolist() == other.token_ids.tolist()
             assert one.finish_reason == other.finish_reason
             np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-4)
+            assert (one.entropies is None) == (other.entropies is None) == (not params.entropies)
+            if one.entropies is not None:
+                np.testing.assert_allclose(one.entropies, other.entropies, atol=1e-4)  # pyright: ignore
         assert usage.sampled == sum(len(sample.token_ids) for sample in chain(*found))
     assert (usage.prefilled, usage.distinct_prefix_tokens) == (3 * 74, 74)
 

@@ -7,6 +7,7 @@ with low entropy.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 
 from stages.maths.randomness import uniforms
 from stages.models.split import Split
-from stages.sampling.draws import draw_tokens
+from stages.sampling.draws import draw_tokens, entropies
 from stages.sampling.embedded.forward import Forward, Spans
 from stages.sampling.embedded.invariance import ROWS, whole_blocks
 from stages.sampling.embedded.kv_cache import KeyValueRows
@@ -61,7 +62,8 @@ class Batch:
 
     On the host, per sample: `sample` (its index), `key`, `limit`, `row`. On the host, per row: `start` (prefix length),
     `drawn` (tokens so far), `last` (the last token). On the device, per row: keys and values, the additive mask `bias`,
-    `hidden` (the hidden state that the next token is drawn from), `tokens`, `logprobs`. There are as many rows as
+    `hidden` (the hidden state that the next token is drawn from), `tokens`, `logprobs`, and `entropies` if they are
+    requested. There are as many rows as
     samples may be in flight; the first `rows` of them are computed. A row without samples is never read.
     """
 
@@ -100,6 +102,7 @@ class Batch:
         self.hidden = torch.zeros(max_rows, split.width, device=self.device, dtype=model.dtype)
         self.tokens = torch.zeros(max_rows, max_drawn, device=self.device, dtype=torch.int32)
         self.logprobs = torch.zeros(max_rows, max_drawn, device=self.device)
+        self.entropies = torch.zeros_like(self.logprobs) if params.entropies else None
         self.last = np.zeros(max_rows, np.int64)
 
     def __len__(self) -> int:
@@ -139,16 +142,30 @@ class Batch:
         numbers[self.row, rank] = uniforms(self.key, self.drawn[self.row])
         on_device = torch.from_numpy(numbers).to(self.device)
         size = max(ROWS, _LOGITS // self.vocabulary // ROWS * ROWS)
-        drawn = [
-            draw_tokens(self.head(hidden), uniform, self.params)
-            for hidden, uniform in zip(self.hidden[: self.rows].split(size), on_device.split(size), strict=True)
-        ]
-        tokens, logprobs = (torch.cat(column).cpu().numpy()[self.row, rank] for column in zip(*drawn, strict=True))
-        self._append(tokens, logprobs)
+        parts = zip(self.hidden[: self.rows].split(size), on_device.split(size), strict=True)
+        drawn = [self._draw(self.head(hidden), uniform) for hidden, uniform in parts]
+        tokens, *figures = (torch.cat(column).cpu().numpy()[self.row, rank] for column in zip(*drawn, strict=True))
+        self._append(tokens, figures)
         return tokens
 
-    def _append(self, tokens: np.ndarray, logprobs: np.ndarray) -> None:
-        """Append the drawn tokens [N] to the samples' rows, and copy the rows whose samples drew different tokens."""
+    def _draw(self, logits: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the tokens drawn from some rows and what is recorded of each (`_figures`): [B, K] each."""
+        tokens, logprobs = draw_tokens(logits, uniform, self.params)
+        if self.entropies is None:
+            return tokens, logprobs
+        return tokens, logprobs, entropies(logits, self.params)[:, None].expand(uniform.shape)
+
+    @property
+    def _figures(self) -> tuple[torch.Tensor, ...]:
+        """What is recorded of each drawn token, per row: log-probabilities, and entropies if they are requested."""
+        return (self.logprobs,) if self.entropies is None else (self.logprobs, self.entropies)
+
+    def _append(self, tokens: np.ndarray, figures: Sequence[np.ndarray]) -> None:
+        """Append the drawn tokens [N] to the samples' rows, and copy the rows whose samples drew different tokens.
+
+        Args:
+          figures: of each token, [N] each, in the order of `_figures`.
+        """
         _, first, which = np.unique(self.row * self.vocabulary + tokens, return_index=True, return_inverse=True)
         source = self.row[first]
         rows = source.copy()
@@ -159,7 +176,8 @@ class Batch:
         self.row = rows[which]
         places, step = self._on_device(rows), self._on_device(self.drawn[rows])
         self.tokens[places, step] = self._on_device(tokens[first].astype(np.int32))
-        self.logprobs[places, step] = self._on_device(logprobs[first])
+        for column, values in zip(self._figures, figures, strict=True):
+            column[places, step] = self._on_device(values[first])
         self.last[rows] = tokens[first]
         self.drawn[rows] += 1
 
@@ -175,22 +193,27 @@ class Batch:
         last = self._on_device(self.last[: self.rows])[:, None]
         self.hidden[: self.rows] = self.forward(last, bias, self.cache, spans)[:, 0]
 
-    def release(self, ended: np.ndarray) -> list[tuple[int, np.ndarray, np.ndarray]]:
+    def release(self, ended: np.ndarray) -> list[tuple[int, np.ndarray, list[np.ndarray]]]:
         """Remove samples from the batch.
 
         Args:
           ended: positions of the samples among those in flight.
 
         Returns:
-          The index, token ids int32 [T] and log-probabilities float32 [T] of each sample.
+          The index and token ids int32 [T] of each sample, and what is recorded of its tokens, float32 [T] each:
+          log-probabilities, and entropies if they are requested.
         """
         rows = self.row[ended]
         longest = int(self.drawn[rows].max())
         index = self._on_device(rows)
         tokens = self.tokens[index, :longest].cpu().numpy()
-        logprobs = self.logprobs[index, :longest].cpu().numpy()
+        figures = [column[index, :longest].cpu().numpy() for column in self._figures]
         found = [
-            (int(self.sample[one]), tokens[i, : self.drawn[row]].copy(), logprobs[i, : self.drawn[row]].copy())
+            (
+                int(self.sample[one]),
+                tokens[i, : self.drawn[row]].copy(),
+                [values[i, : self.drawn[row]].copy() for values in figures],
+            )
             for i, (one, row) in enumerate(zip(ended, rows, strict=True))
         ]
         for name in ("sample", "key", "limit", "row"):
@@ -224,7 +247,7 @@ class Batch:
         for column in (self.start, self.drawn, self.last):
             column[target] = column[source]
         targets, sources = self._on_device(target), self._on_device(source)
-        for column in (self.bias, self.tokens, self.logprobs, self.hidden):
+        for column in (self.bias, self.tokens, *self._figures, self.hidden):
             column[targets] = column[sources]
         self.cache.copy(targets, self.cache, sources, int(length.max()))
 

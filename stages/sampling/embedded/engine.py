@@ -269,10 +269,10 @@ class _Call:
         if not len(ended):
             return
         rows, drawn = self.batch.row[ended], self.batch.release(ended)
-        for one, (number, token_ids, logprobs) in zip(ended, drawn, strict=True):
+        for one, (number, token_ids, (logprobs, *entropies)) in zip(ended, drawn, strict=True):
             if not np.isfinite(logprobs).all():
                 raise UserError("the model's logits are not finite; its weights are damaged, or overflow in this dtype")
-            self.samples[number] = Sample(token_ids, logprobs, "stop" if stopped[one] else "length")
+            self.samples[number] = Sample(token_ids, logprobs, "stop" if stopped[one] else "length", *entropies)
         if self.memory:
             continuable = {row: drawn[i] for i, row in enumerate(rows) if not stopped[ended[i]]}
             prefixes = (self.requests[self.request_of[number]].prefix for number, _, _ in continuable.values())

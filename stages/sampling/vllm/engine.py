@@ -179,7 +179,12 @@ class VllmSampler:
 
         vLLM's cache keeps prefixes in any case, so `remember` has no effect. A sequence that vLLM preempts for lack of
         memory is computed again, and those tokens are not counted.
+
+        Raises:
+          UserError: entropies are requested, which vLLM does not report.
         """
+        if params.entropies:
+            raise UserError("vLLM reports no entropies: pass --branch-at surprisal, or --engine transformers")
         for request in requests:
             check_request(request, self.context_length)
         model = self.model
