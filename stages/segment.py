@@ -242,7 +242,7 @@ def _cut_by_function(name: str, function: Callable[..., Sequence[int]], batch: T
         cutpoints = np.flatnonzero(batch.is_cutpoint[begin:end])
         try:
             found = np.asarray(function(batch.token_ids[row], batch.logprobs[row], cutpoints))
-        except Exception as error:  # a user's function may raise anything
+        except (Exception, SystemExit) as error:  # a user's function may raise anything, or call sys.exit
             raise UserError(f"--partition {name} failed: {type(error).__name__}: {error}") from error
         if found.ndim != 1 or (found.size and not np.issubdtype(found.dtype, np.integer)):
             raise UserError(f"--partition {name} must return a list of token offsets; got {found.tolist()!r}")

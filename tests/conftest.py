@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from stages.shards import sharding
 from tests.environment import fix_environment
+
+if TYPE_CHECKING:
+    from tests.command_server import Commands
 
 fix_environment()
 
@@ -40,6 +45,15 @@ def shared() -> Path:
 def forget_signals(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget signals that earlier tests sent to this process, so that a new one is not taken for a repetition."""
     monkeypatch.setattr(sharding, "_interrupted_at", -math.inf)
+
+
+@pytest.fixture(scope="module")
+def spo() -> Iterator[Commands]:
+    """Return a process that runs commands of `spo`, so that each need not import torch again."""
+    from tests.command_server import Commands
+
+    with Commands() as commands:
+        yield commands
 
 
 @pytest.fixture(scope="session")

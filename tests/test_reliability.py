@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.command_server import CommandResult, Commands
-
-
-@pytest.fixture(scope="module")
-def spo() -> Iterator[Commands]:
-    with Commands() as commands:
-        yield commands
 
 
 @pytest.fixture

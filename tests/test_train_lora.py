@@ -25,42 +25,20 @@ from stages.shards.parts import open_artefact
 from stages.shards.schemas import TRAJECTORIES
 from stages.train import Config, run
 from tests.chains import ARITHMETIC, cut, sample, value
+from tests.recipes import small_recipe
 from tests.shards.samples import Notes
 from tests.test_train import Stop, attempt, metrics
 
-RECIPE = """
-[run]
-out = "unused"
-iterations = 2
-task = "arithmetic"
-task_arg = ["operations=1"]
-max_tokens = 16
-threads = 1
-
-[sft]
-preset = "tiny"
-steps = 3
-
-[rollout]
-num_questions = 3
-num_generations = 2
-
-[segment]
-interval = 2
-
-[estimate]
-rollouts = 2
-
-[train]
-learning_rate = 1e-2
-lora_r = 4
-lora_target_modules = ["q_proj", "v_proj"]
-mask = "all"
-merge = true
-
-[eval]
-num_questions = 2
-"""
+RECIPE = small_recipe(
+    sft={"preset": "tiny", "steps": 3},
+    train={
+        "learning_rate": 1e-2,
+        "lora_r": 4,
+        "lora_target_modules": ["q_proj", "v_proj"],
+        "mask": "all",
+        "merge": True,
+    },
+)
 
 
 @pytest.fixture(scope="module")

@@ -119,7 +119,7 @@ class Crew:
             self._changed.notify_all()
         try:
             return [unit.result.result() for unit in units]
-        except BaseException:
+        except BaseException:  # after an interrupt, too: nobody waits for the units that have not begun
             with self._changed:
                 own = set(map(id, units))
                 self._waiting = [unit for unit in self._waiting if id(unit) not in own]
@@ -156,7 +156,7 @@ class Crew:
                 if unit.undo and reports:
                     unit.undo(reports)
                 self._retry(slot, unit, error)
-            except BaseException as error:
+            except BaseException as error:  # `run` raises it where it waits; this thread serves the next unit
                 _fail(unit, error)
             else:
                 self.statistics[slot].units += 1

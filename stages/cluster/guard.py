@@ -34,7 +34,7 @@ def main(folder: Path, options: dict[str, Any]) -> None:
     try:
         context = cast("Any", ray.init(address="local", _temp_dir=str(folder), **options))
         answer = {"address": context.address_info["gcs_address"]}
-    except Exception as error:
+    except Exception as error:  # Ray raises many classes; the driver reads the reason from this line
         answer = {"error": f"{type(error).__name__}: {error}"}
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # only the driver ends this process
     with suppress(BrokenPipeError):

@@ -58,7 +58,7 @@ class RankGroup:
                 lost = error
                 self.end()
                 continue
-            except BaseException:
+            except BaseException:  # the other ranks wait in an exchange for one that failed or was interrupted
                 self.end()
                 raise
             if self.session.cluster.share_gpus and self.gpus:

@@ -13,7 +13,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import ray
@@ -72,7 +71,7 @@ class Session:
                 self._guard = _start_guard(self.cluster, folder)
                 address = _await_address(self._guard)
             _join(address, folder)
-        except BaseException:
+        except BaseException:  # an interrupt, too, must not leave a Ray behind
             self._end_guard()
             raise
         self._begun = True
@@ -134,9 +133,7 @@ class Session:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -73,7 +73,7 @@ class Process:
             try:
                 report: Callable[[Any], None] = lambda one: messages.put(_Message("reports", one))  # noqa: E731
                 messages.put(_Message("done", function(self._workspace, report, *arguments)))
-            except BaseException as error:
+            except BaseException as error:  # the caller waits for an answer, whatever ends the thread
                 messages.put(_Message("failed", error if isinstance(error, SpoError | WorkerLost) else _lost(error)))
 
         threading.Thread(target=work, daemon=True).start()

@@ -22,7 +22,7 @@ from typing import Any, Literal, get_args, get_origin
 from stages.core.errors import UserError, one_of
 
 _LARGEST, _LARGEST_SEED = 2**31 - 1, 2**63 - 1
-"""The largest whole numbers that an option takes: what the libraries below count with."""
+"""The largest whole numbers that an option takes: the libraries below use integers of these sizes."""
 
 
 def option(
@@ -47,7 +47,7 @@ def option(
 
     Args:
       help: one sentence that describes the effect of the value. `--help` appends the default to it.
-      default: value where the user gives none; an option without a default is required.
+      default: value if the user gives none; an option without a default is required.
       result: whether the value can change the rows that are written. If so, it enters the fingerprint.
       added: whether the option came later than other options of its stage. It enters the fingerprint only where its
         value is not the default, so that earlier work stays up to date.
@@ -106,7 +106,7 @@ def group_of(config: type, field: dataclasses.Field[Any]) -> str:
 
     A class that redeclares an inherited field without a `GROUP` leaves the field in the group of its ancestor.
     """
-    # `vars` and not `getattr`: a subclass must not lend its GROUP to the fields that it inherits, and vice versa.
+    # `vars` and not `getattr`: a subclass must not apply its GROUP to inherited fields.
     class_groups = (vars(one)["GROUP"] for one in declaring_classes(config, field) if "GROUP" in vars(one))
     return field.metadata["group"] or next(class_groups, "Options")
 

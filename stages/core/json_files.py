@@ -1,4 +1,4 @@
-"""Read JSON that may be torn, damaged or hostile: each failure is one line that names the place."""
+"""Read JSON that may be torn, damaged or hostile: each failure is a one-line error that names the file."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def parse_json(text: str | bytes, where: str) -> Any:
     """Return the value of a JSON text.
 
     Args:
-      where: the place of the text, for the message.
+      where: the source of the text, for the message.
 
     Raises:
-      UserError: the text is not JSON, is not UTF-8, nests too deep, or has a number of too many digits.
+      UserError: the text is not JSON, is not UTF-8, nests too deep, or has a number with too many digits.
     """
     try:
         return json.loads(text)
@@ -47,7 +47,7 @@ def read_json_lines(path: AnyPath) -> list[dict[str, Any]]:
     """Return the objects of a file with one JSON object per line.
 
     Raises:
-      UserError: the file cannot be read, or a line is no JSON object.
+      UserError: the file cannot be read, or a line is not a JSON object.
     """
     lines = [line for line in _read(path).split(b"\n") if line.strip()]
     objects = [parse_json(line, f"{path} line {number}") for number, line in enumerate(lines, start=1)]

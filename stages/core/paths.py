@@ -1,7 +1,8 @@
-"""Say where data is: `AnyPath` is a local path or an address in an object store (`s3://bucket/key`, `gs://bucket/key`).
+"""Represent locations of data: `AnyPath` is a local path or an address in an object store (`s3://bucket/key`,
+`gs://bucket/key`).
 
-A signature names what a function takes: `AnyPath` where a store will do, `Path` where the file must be on this machine
-(a lock, a memory map, a library that opens files by name), `StorePath` where it must be in a store.
+A signature names what a function takes: `AnyPath` where a store is accepted, `Path` where the file must be on this
+machine (a lock, a memory map, a library that opens files by name), `StorePath` where it must be in a store.
 """
 
 from __future__ import annotations
@@ -80,6 +81,6 @@ def cache_directory() -> Path:
 def is_path_reference(name: str) -> bool:
     """Return whether a model name from a lineage can only be a path, and not a name on the Hugging Face hub.
 
-    The lineage of a model that has been moved or deleted still names its path; the file system cannot decide then.
+    The lineage of a model that has been moved or deleted still names its path, so the file system cannot decide.
     """
     return name.startswith("..") or "://" in name or os.path.isabs(name)

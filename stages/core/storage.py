@@ -17,7 +17,7 @@ from stages.core.paths import AnyPath
 from stages.core.store import StorePath, upload
 
 _CLOCK_TICK_NS = 3 * 10**9
-"""Longer than a tick of any clock that dates files: 2 s on FAT, 1 s in object stores and on old NFS."""
+"""Longer than the resolution of any file system's timestamps: 2 s on FAT, 1 s in object stores and on old NFS."""
 _DIGEST_BYTES = 16  # 128 bits: accidental collisions are out of the question
 
 
@@ -29,9 +29,9 @@ def digest(content: bytes) -> str:
 def file_digest(path: AnyPath) -> str:
     """Return the `digest` of a file's bytes, cached while its inode, size and times stay the same.
 
-    Every stage of an iteration needs the digest of the model, whose weights take seconds to read. A file that was
-    written a moment ago is read again at each call: it can be rewritten within one tick of the file system's clock, and
-    then has the same size and times with other bytes.
+    Every stage of an iteration needs the digest of the model, whose weights take seconds to read. A file written within
+    the last seconds is read again at each call: it can be rewritten within one tick of the file system's clock and then
+    has the same size and times with other bytes.
     """
     status = path.stat()
     times = status.st_mtime_ns, status.st_ctime_ns
@@ -91,7 +91,7 @@ def replacing(target: AnyPath, temporary: AnyPath | None = None) -> Iterator[Bin
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
-    except BaseException:
+    except BaseException:  # after an interrupt, too, no temporary file stays
         with suppress(FileNotFoundError):
             temporary.unlink()
         raise

@@ -4,8 +4,8 @@ Stores are accessed through the file systems of pyarrow, which read endpoint, re
 places (`AWS_ENDPOINT_URL`, `AWS_PROFILE`, `~/.aws`, `GOOGLE_APPLICATION_CREDENTIALS` …).
 
 Writing an object is atomic: its bytes are written in one call, in a thread that no signal interrupts, and a store never
-shows an upload that was cut short. A store has no directories of its own: a directory exists while an object's key
-begins with its name.
+exposes an interrupted upload. A store has no directories of its own: a directory exists while an object's key begins
+with its name.
 
 pyarrow is imported inside functions because this module is imported for `--help`.
 """
@@ -48,10 +48,10 @@ _DOWNLOAD_BYTES = 1 << 24
 
 @dataclass(frozen=True, order=True, slots=True, repr=False)
 class StorePath:
-    """An address in an object store, with those methods of `pathlib.Path` that the stages use.
+    """An address in an object store, with the methods of `pathlib.Path` that the stages use.
 
-    It is no `os.PathLike`: passing it to a function that needs a file of this machine is a type error, for the type
-    checker and at run time.
+    It is not an `os.PathLike`: passing it to a function that needs a local file is a type error, for the type checker
+    and at run time.
     """
 
     scheme: str
@@ -287,7 +287,7 @@ def _call_in_thread(function: Callable[..., T], *arguments: Any) -> T:
     def call() -> None:
         try:
             outcome.set_result(function(*arguments))
-        except BaseException as error:  # passed on to the caller
+        except BaseException as error:  # raised in the thread of the caller
             outcome.set_exception(error)
 
     thread = Thread(target=call)
@@ -301,7 +301,7 @@ def _call_in_thread(function: Callable[..., T], *arguments: Any) -> T:
         return outcome.result()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
-        if thread.ident is not None:  # `join` alone would not do: interrupted once, it takes the thread for ended
+        if thread.ident is not None:  # after an interrupt, `join` alone treats the thread as ended
             wait((outcome,))
             thread.join()
 

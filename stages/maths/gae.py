@@ -124,4 +124,4 @@ def value_loss(
         worst = torch.maximum(squared, (clipped_values - returns).square())
     with torch.no_grad():
         sums = ValueSums(values.sum(), (values - returns).sum(), squared.sum(), (worst > squared).sum())
-    return 0.5 * worst.sum() / max(states, 1), sums  # without states the sum is 0 and can still be differentiated
+    return 0.5 * worst.sum() / max(states, 1), sums  # without states the sum is 0 and still differentiable

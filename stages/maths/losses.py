@@ -242,7 +242,7 @@ def policy_loss(losses: Tensor, divisors: Tensor | float) -> Tensor:
     """Return the contribution of a micro-batch to the loss of the batch: Σ_i ℓ_i / divisor_i.
 
     Args:
-      losses: [M] of tokens, or [S] of segments. Without any, the result is 0 and can still be differentiated.
+      losses: [M] of tokens, or [S] of segments. With none, the result is 0 and is still differentiable.
       divisors: [M] from `token_divisors`, or one number for all; counts of the *whole* optimizer batch.
     """
     return (losses / divisors).sum()

@@ -1,4 +1,4 @@
-"""Tell responses without an answer from wrong ones, and find out whether rewards leave anything to learn."""
+"""Distinguish responses without an answer from wrong ones, and find out whether rewards leave anything to learn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compute the policy losses beside PPO-clip, and weights that correct for a sampler that is not the trainer.
+"""Compute the policy losses other than PPO-clip, and weights that correct for a sampler that is not the trainer.
 
 Tensors are flat over the kept tokens of a micro-batch, [M], as in `stages.maths.losses`, and so are the results: the
 loss of each token, and sums for logging. d_t = log π_θ(y_t) − log π_old(y_t), clamped to ±10, and r_t = exp(d_t).
@@ -67,7 +67,7 @@ def dppo(
         ℓ_t = − m_t sg( min(r_t, 20) ) A_t log π_θ(y_t)
         m_t = 1[π_θ(y_t) − π_old(y_t) ≤ high] for A_t > 0, else 1[π_old(y_t) − π_θ(y_t) ≤ low]
 
-    A bound of the ratio drops tokens of low probability first, although their part of the divergence is small.
+    A bound of the ratio drops tokens of low probability first, although they contribute little to the divergence.
     """
     ratio = _ratio(logprobs, old_logprobs, advantages)
     change = logprobs.detach().exp() - old_logprobs.exp()

@@ -51,7 +51,7 @@ class Lora:
 
 @dataclass(frozen=True)
 class LoraOptions:
-    """What the command line says about an adapter; None and () for options that are not given.
+    """The adapter options of the command line; None and () for options that are not given.
 
     Attributes:
       r, alpha, targets: as in `Lora`.

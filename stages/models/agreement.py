@@ -1,7 +1,7 @@
 """Compare log-probabilities with those of the model's own forward pass, one whole sequence at a time.
 
-The engines sample and score in other ways than the model's forward pass (shared prefixes, caches, padding). Each of
-them compares itself with it when it opens and on real responses, and refuses to go on if they disagree.
+The engines sample and score differently from the model's forward pass (shared prefixes, caches, padding). Each engine
+compares its results with that pass when it opens and on real responses, and stops if they disagree.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def affordable_tokens(model: torch.nn.Module) -> int:
 
 
 def check_lengths(config: PreTrainedConfig, context_length: int, affordable: int) -> list[int]:
-    """Return lengths of sequences to compare: unlike, the longest beyond every window or switch that is affordable."""
+    """Return different lengths of sequences to compare; the longest exceeds every window that the check can afford."""
     text = config.get_text_config(decoder=True)
     values = [value for name, value in _flat(text.to_dict()) if _is_switch(name) and isinstance(value, int)]
     switch = max((value for value in values if 0 < value < context_length), default=0)
@@ -93,12 +93,12 @@ def check_tokens(config: PreTrainedConfig, vocabulary: int, lengths: Sequence[in
 
 
 def _is_switch(name: str) -> bool:
-    """Return whether a field of a configuration is a distance at which a model may compute something else."""
+    """Return whether a field of a configuration is a distance beyond which a model may compute differently."""
     return "window" in name or name in {"attention_chunk_size", "original_max_position_embeddings"}
 
 
 def _flat(fields: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Return the fields of a configuration, with those of its parts."""
+    """Return the fields of a configuration, and of its nested configurations."""
     found: list[tuple[str, Any]] = []
     for name, value in fields.items():
         found += _flat(cast("dict[str, Any]", value)) if isinstance(value, dict) else [(str(name), value)]

@@ -23,8 +23,8 @@ WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 VALUE_HEAD_FILE = "value_head.state"
 """The value head of a critic, next to the backbone's weights (`stages.optimization.critic`).
 
-It and the optimizer's state have the format of safetensors and another suffix, because other programs (vLLM) load every
-`*.safetensors` file of a directory as weights.
+Like the optimizer's state, it is in the safetensors format under another suffix, because other programs (vLLM) load
+every `*.safetensors` file of a directory as weights.
 """
 OPTIMIZER_FILE = "optimizer.state"
 """AdamW's state by parameter name (`stages.optimization.optimizer`)."""
@@ -70,7 +70,7 @@ def resolve(model: str, *, whole: bool = False) -> Path:
         raise UserError(f"model {model} is a file; expected a Hugging Face model directory")
     if not directory.is_dir():
         directory = _download(model)
-    for file in _matching(directory, _JSON):  # torn, transformers would replace some of them by defaults in silence
+    for file in _matching(directory, _JSON):  # transformers would silently replace some corrupt ones by defaults
         read_json(file)
     if adapters.is_adapter(directory):
         base_of(directory)

@@ -46,7 +46,7 @@ def guarded(what: str, directory: Path) -> Iterator[None]:
             yield
     except (SpoError, Interrupted, MemoryError, KeyboardInterrupt, GeneratorExit):
         raise
-    except BaseException as error:  # the tokenizers library panics with a class of its own, below BaseException
+    except BaseException as error:  # a panic of tokenizers (pyo3) derives from BaseException only
         reason = f"{' '.join(str(error).split()):.300}"
         named = reason if reason.startswith(type(error).__name__) else f"{type(error).__name__}: {reason}"
         raise UserError(f"the {what} in {directory} cannot be loaded: {named}") from error
@@ -74,11 +74,11 @@ def check_sizes(config: PretrainedConfig, directory: Path) -> None:
 
 
 def check_tensors(missing: Iterable[str], unexpected: Iterable[str], directory: Path) -> None:
-    """Check that the weights are those of the configuration.
+    """Check that the weights match the configuration.
 
     Raises:
       UserError: tensors are missing (transformers would fill them with random numbers), or left over (it would ignore
-        them: a configuration of one layer less would give another model).
+        them, so a configuration with one layer fewer would load another model).
     """
     if absent := sorted(missing):
         raise UserError(f"the weights in {directory} lack {len(absent)} tensors, the first is {absent[0]}")

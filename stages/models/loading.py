@@ -1,6 +1,6 @@
 """Load models, configurations and tokenizers from model directories (`stages.models.checkpoints` finds them).
 
-Code that a model brings along is never run (`trust_remote_code=False`). `transformers` is imported as a module: it
+Code from a model's repository is never run (`trust_remote_code=False`). `transformers` is imported as a module: it
 imports torch only when one of its classes is looked up, so stages that need no model start fast.
 """
 
@@ -76,7 +76,7 @@ def load_model(directory: Path, device: torch.device, dtype: torch.dtype) -> Pre
 
 
 def _untie_adapted(model: Any) -> None:
-    """Give embedding and output head weights of their own if an adapter changes one of them alone."""
+    """Untie the embedding and the output head if an adapter changes only one of them."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     adapted = any(hasattr(module, "base_layer") for module in (embedding, head))
     own, other = (getattr(module, "base_layer", module) for module in (head, embedding))

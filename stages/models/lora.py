@@ -42,7 +42,7 @@ def plan(policy: Path | None, options: LoraOptions) -> Lora | None:
             )
         return None
     if policy is None:
-        raise UserError("--lora-r needs an existing model to adapt: pass --model, or leave --lora-r out")
+        raise UserError("--lora-r needs an existing model to adapt: pass --model, or omit --lora-r")
     adapters.require_peft()
     return Lora(options.r, options.alpha or 2.0 * options.r, _choose_targets(policy, options.targets))
 
@@ -53,8 +53,8 @@ def _plan_to_continue(policy: Path, options: LoraOptions) -> Lora:
     wanted = Lora(options.r or own.r, options.alpha or own.alpha, tuple(sorted(options.targets)) or own.targets)
     if wanted != own:
         raise UserError(
-            f"{policy} is an adapter of rank {own.r}, alpha {own.alpha:g} on {', '.join(own.targets)}: leave "
-            "--lora-r, --lora-alpha and --lora-target-modules out to continue it, or start another one from the "
+            f"{policy} is an adapter of rank {own.r}, alpha {own.alpha:g} on {', '.join(own.targets)}: omit "
+            "--lora-r, --lora-alpha and --lora-target-modules to continue it, or start another one from the "
             f"merged model (--merge writes it to {adapters.MERGED}/)"
         )
     return own

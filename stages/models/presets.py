@@ -32,8 +32,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_attention_heads": 4,
         "num_key_value_heads": 4,
         # Four heads, a small rope_theta (positions differ at short range), and initial weights above the usual 0.02.
-        # With fewer heads or the usual values, so narrow a network spends most of its steps, depending on the seed, on
-        # the plateau before it learns to copy.
+        # With fewer heads or the usual values, such a narrow network spends most of its steps, depending on the seed,
+        # on the plateau before it learns to copy.
         "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
         "initializer_range": 0.08,
     },

@@ -87,10 +87,10 @@ def check_saving(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
         try:
             model.config.save_pretrained(scratch)
             _write_companions(Path(scratch), model, tokenizer)
-        except Exception as error:  # whatever transformers raises for files that it has read
+        except Exception as error:  # transformers and tokenizers raise many classes for odd settings
             raise UserError(
-                f"the {model.config.model_type} model could not be written after training: {first_line(error)}; mend "
-                f"its configuration in {model.name_or_path}"
+                f"the {model.config.model_type} model could not be written after training: {first_line(error)}; "
+                f"correct its configuration in {model.name_or_path}"
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""Keep what transformers prints while it reads and writes models off the terminal; the command line draws its own."""
+"""Keep the output of transformers off the terminal; the command line draws its own progress."""
 
 from __future__ import annotations
 

@@ -28,8 +28,8 @@ MODEL_FAILURES = (
     NotImplementedError,
     AssertionError,
 )
-"""What the code of a model raises if it is called in a way for which it is not made."""
-_PROBES = 64  # hidden states that the head is tried on
+"""Exceptions that model code raises for an unsupported call."""
+_PROBES = 64  # hidden states to try the head on
 _LARGE = 200.0  # largest logits of the probes: a soft cap bends logits of this size, whatever their usual size
 
 

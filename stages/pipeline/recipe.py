@@ -94,50 +94,17 @@ def read_recipe(
       overrides: texts `table.key=value`.
       stages: name of a table → its Config class.
       shared_in: name of the table whose options all stages share.
-      unset: names of tables, and keys as `table.key`, to leave out of the recipe.
       separate: further tables, which do not inherit from `shared_in`; a nested table is named `a.b`.
+      unset: names of tables, and keys as `table.key`, to leave out of the recipe.
 
     Raises:
       UserError: no such file, not TOML, an unknown table, or an override of another form.
     """
-    try:
-        content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"the recipe {path} cannot be read: {error.strerror}") from error
-    except RecursionError as error:
-        raise UserError(f"the recipe {path} cannot be read: its tables nest too deep") from error
-    except ValueError as error:
-        raise UserError(f"the recipe {path} is not TOML: {error}") from error
     classes = {**stages, **separate}
-    known = ", ".join(f"[{name}]" for name in classes if "." not in name)
-    tables = dict[str, Table]()
-    for name, table in content.items():
-        if not isinstance(table, dict):
-            raise UserError(f"the recipe {path} has {name}; expected the tables {known}")
-        tables |= _flatten(name, table, path)
-    for name in tables:
-        if name not in classes:
-            message = f"the recipe {path} has {name}; expected the tables {known}"
-            raise UserError(_with_guesses(message, [name], classes))
-    for place in unset:
-        name, _, key = place.rpartition(".")
-        if place in tables:
-            del tables[place]
-        elif key.replace("-", "_") in tables.get(name, {}):
-            tables[name] = {one: value for one, value in tables[name].items() if one != key.replace("-", "_")}
-        else:
-            known = [*tables, *(f"{name}.{key}" for name, table in tables.items() for key in table)]
-            raise UserError(_with_guesses(f"the recipe {path} has no {place} to unset", [place], known))
+    tables = _unset(_read_tables(path, classes), unset, path)
     options = {key: hint for cls in stages.values() for key, hint in field_types(cls).items()}
     for override in overrides:
-        target, equals, text = override.partition("=")
-        name, dot, key = target.rpartition(".")
-        key = key.replace("-", "_")
-        if not (equals and dot and name in classes):
-            message = f"an override is table.key=value with one of {known}; got {override!r}"
-            raise UserError(_with_guesses(message, [name] * (name not in classes), classes))
-        hints = options if name == shared_in else field_types(classes[name])
-        tables.setdefault(name, {})[key] = _read_value(text, hints.get(key))
+        _override(tables, override, classes, shared_in, options)
     if unknown := sorted(set(tables.get(shared_in, {})) - set(options)):
         message = f"the recipe {path} sets {', '.join(unknown)} in [{shared_in}], which no stage has"
         raise UserError(_with_guesses(message, unknown, options))
@@ -147,6 +114,66 @@ def read_recipe(
             message = f"the recipe {path} sets {', '.join(unknown)} in [{name}], which takes {takes}"
             raise UserError(_with_guesses(message, unknown, field_types(cls)))
     return Recipe(str(path), tables, shared_in)
+
+
+def _read_tables(path: AnyPath, classes: Mapping[str, type]) -> dict[str, Table]:
+    """Return the tables of a recipe by name; each must be one of `classes`."""
+    try:
+        content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"the recipe {path} cannot be read: {error.strerror}") from error
+    except RecursionError as error:
+        raise UserError(f"the recipe {path} cannot be read: its tables nest too deep") from error
+    except ValueError as error:
+        raise UserError(f"the recipe {path} is not TOML: {error}") from error
+    tables = dict[str, Table]()
+    for name, table in content.items():
+        if not isinstance(table, dict):
+            raise UserError(f"the recipe {path} has {name}; expected the tables {_brackets(classes)}")
+        tables |= _flatten(name, table, path)
+    for name in tables:
+        if name not in classes:
+            message = f"the recipe {path} has {name}; expected the tables {_brackets(classes)}"
+            raise UserError(_with_guesses(message, [name], classes))
+    return tables
+
+
+def _unset(tables: dict[str, Table], unset: Sequence[str], path: AnyPath) -> dict[str, Table]:
+    """Return the tables without those named, and without the keys named as `table.key`."""
+    tables = dict(tables)
+    for place in unset:
+        name, _, key = place.rpartition(".")
+        if place in tables:
+            del tables[place]
+        elif key.replace("-", "_") in tables.get(name, {}):
+            tables[name] = {one: value for one, value in tables[name].items() if one != key.replace("-", "_")}
+        else:
+            known = [*tables, *(f"{name}.{key}" for name, table in tables.items() for key in table)]
+            raise UserError(_with_guesses(f"the recipe {path} has no {place} to unset", [place], known))
+    return tables
+
+
+def _override(
+    tables: dict[str, Table], override: str, classes: Mapping[str, type], shared_in: str, shared: Mapping[str, Any]
+) -> None:
+    """Set one value of `tables` by a text `table.key=value`.
+
+    Args:
+      shared: types of the options that the table `shared_in` takes.
+    """
+    target, equals, text = override.partition("=")
+    name, dot, key = target.rpartition(".")
+    key = key.replace("-", "_")
+    if not (equals and dot and name in classes):
+        message = f"an override is table.key=value with one of {_brackets(classes)}; got {override!r}"
+        raise UserError(_with_guesses(message, [name] * (name not in classes), classes))
+    hints = shared if name == shared_in else field_types(classes[name])
+    tables.setdefault(name, {})[key] = _read_value(text, hints.get(key))
+
+
+def _brackets(classes: Mapping[str, type]) -> str:
+    """Return the names of the tables as a recipe spells them: `[run], [sft]`."""
+    return ", ".join(f"[{name}]" for name in classes if "." not in name)
 
 
 def _with_guesses(message: str, given: Iterable[str], known: Collection[str]) -> str:

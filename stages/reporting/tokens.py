@@ -28,7 +28,7 @@ def find_decoder(responses: Artefact) -> tuple[Decode | None, str]:
     if (directory / "tokenizer.json").is_file():  # faster than the tokenizer classes of transformers
         try:
             fast = Tokenizer.from_file(str(directory / "tokenizer.json"))
-        except Exception as error:  # the library raises plain exceptions
+        except Exception as error:  # tokenizers raises Exception itself, no class of its own
             raise UserError(f"the tokenizer in {directory} cannot be loaded: {first_line(error)}") from error
         return lambda ids: fast.decode(list(ids), skip_special_tokens=False), ""
     from stages.models.loading import load_tokenizer  # importing transformers takes seconds

@@ -188,6 +188,6 @@ def _render_chat(tokenizer: PreTrainedTokenizerBase, question: Question, text: s
     try:
         with time_limit(_TEMPLATE_SECONDS, "it"):
             return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    except Exception as error:  # a template is code of the model's author, and may raise anything
+    except Exception as error:  # a template is code from the model's author and may raise anything
         reason = first_line(error) if isinstance(error, TemplateError | ValueError) else repr(error)
         raise UserError(f"the tokenizer's chat template rejects question {question.id}: {reason}") from error

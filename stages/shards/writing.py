@@ -86,7 +86,7 @@ def open_part(
         except Interrupted as error:
             part._log.end(f"interrupted: {error}")
             raise Interrupted(f"{error} ({part.path}: {part._progress()})") from error
-        except BaseException as error:
+        except BaseException as error:  # the log says how the work ended, whatever ended it
             part._log.end(f"failed: {type(error).__name__}: {error}")
             raise
 

@@ -75,7 +75,7 @@ class SandboxedFunction:
         with self._lock:
             try:
                 return self._exchange(json.dumps(list(calls)).encode())
-            except BaseException:  # after an interrupt between request and reply, the next reply would be the wrong one
+            except BaseException:  # an interrupt between request and reply: the next reply would be the wrong one
                 self._end()
                 raise
 

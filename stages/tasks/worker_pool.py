@@ -189,7 +189,7 @@ def _run_worker(pipe: Connection, function: Callable[..., Any], settings: Settin
             result = function(*arguments)
             signal.setitimer(signal.ITIMER_PROF, 0)
             pipe.send(result)
-    except BaseException:  # end of input, MemoryError, or whatever untrusted input provokes
+    except BaseException:  # end of input, MemoryError, or anything that untrusted input causes
         os._exit(1)
     os._exit(0)
 

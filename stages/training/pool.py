@@ -10,7 +10,7 @@ from stages.configs.train import LearningOptions
 from stages.core.errors import UserError
 from stages.optimization.batches import Example
 from stages.optimization.torch import TorchEngine
-from stages.training.experience import load_experience
+from stages.training.experience import Experience, load_experience
 from stages.training.kept_rollouts import load_rollouts
 from stages.training.replay import limit_questions, limit_samples, select_by_age
 from stages.training.starting_point import Iteration
@@ -79,34 +79,10 @@ def fill_pool(options: LearningOptions, iterations: Sequence[Iteration], *, reco
     Raises:
       UserError: as `load_experience`.
     """
-    mask = "cutpoints" if options.mask == "cutpoints" else "all"  # the others thin all tokens (`token_masks`)
-    # The correction needs the recorded log-probabilities of every iteration.
-    corrected = options.mismatch_correction in ("tis", "mis")
     left_out: dict[str, int] = {}
     selections = []
     for iteration in iterations:
-        experience = load_experience(
-            iteration.advantages,
-            iteration.trajectories,
-            mask,
-            recorded=recorded,
-            compared=iteration.sampled_by_policy or corrected,
-            drop_uniform=options.drop_uniform_groups,
-            drop_unfinished=options.mask_truncated_completions,
-        )
-        if iteration.rollouts and options.train_rollouts != "none":
-            experience = experience.joined(
-                load_rollouts(
-                    iteration.rollouts,
-                    iteration.trajectories,
-                    mask,
-                    only_signal=options.train_rollouts == "signal",
-                    per_state=options.rollouts_per_state,
-                    recorded=recorded,
-                    compared=iteration.sampled_by_policy or corrected,
-                    drop_unfinished=options.mask_truncated_completions,
-                )
-            )
+        experience = _load_iteration(options, iteration, recorded=recorded)
         for reason, number in experience.left_out.items():
             left_out[reason] = left_out.get(reason, 0) + number
         selections.append(select_by_age(experience, iteration.age, options.replay, options.max_per_question))
@@ -131,6 +107,35 @@ def fill_pool(options: LearningOptions, iterations: Sequence[Iteration], *, reco
         shares_prefixes=any(one.experience.shares_prefixes for one in selections),
         counts=counts,
     )
+
+
+def _load_iteration(options: LearningOptions, iteration: Iteration, *, recorded: bool) -> Experience:
+    """Return the experience of an iteration, with its kept rollouts if --train-rollouts asks for them."""
+    mask = "cutpoints" if options.mask == "cutpoints" else "all"  # the others thin all tokens (`token_masks`)
+    # The correction needs the recorded log-probabilities of every iteration.
+    compared = iteration.sampled_by_policy or options.mismatch_correction in ("tis", "mis")
+    experience = load_experience(
+        iteration.advantages,
+        iteration.trajectories,
+        mask,
+        recorded=recorded,
+        compared=compared,
+        drop_uniform=options.drop_uniform_groups,
+        drop_unfinished=options.mask_truncated_completions,
+    )
+    if iteration.rollouts is None or options.train_rollouts == "none":
+        return experience
+    rollouts = load_rollouts(
+        iteration.rollouts,
+        iteration.trajectories,
+        mask,
+        only_signal=options.train_rollouts == "signal",
+        per_state=options.rollouts_per_state,
+        recorded=recorded,
+        compared=compared,
+        drop_unfinished=options.mask_truncated_completions,
+    )
+    return experience.joined(rollouts)
 
 
 def _with_age(names: Sequence[str], age: int) -> list[str]:

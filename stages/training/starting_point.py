@@ -41,7 +41,7 @@ class Iteration:
     advantages: Artefact
     trajectories: Artefact
     age: int
-    sampler: Path | None
+    sampler: Path | None = None
     sampled_by_policy: bool = False
     rollouts: Artefact | None = None
 
@@ -119,61 +119,77 @@ def find_starting_point(
       IncompleteInput: parts of an input are missing.
     """
     opened, notes = _open_inputs(advantages, trajectories, replay_window)
-    newest = opened[-1][1]
-    name = model or _sampling_model(newest)
-    policy = checkpoints.resolve(name, whole=continue_optimizer).resolve()
-    if out.resolve() in (policy, origin(policy)):
-        raise UserError(f"--out {out} is the policy to start from; expected another directory")
-    policy_source = model_source(name, checkpoints.digest(policy), out)
+    newest = opened[-1].trajectories
+    policy, policy_source = _find_policy(model or _sampling_model(newest), out, whole=continue_optimizer)
     trained = lora.plan(policy, adapter)
     base = checkpoints.base_of(policy).resolve() if trained else None
     notes += [f"training an adapter of rank {trained.r}; the weights in {base} do not change"] if trained else []
-    notes += [*foreign_notes(*(artefact for rows, sampled, _ in opened for artefact in (rows, sampled)))]
+    notes += foreign_notes(*(artefact for one in opened for artefact in (one.advantages, one.trajectories)))
     notes += check_sampling_model(newest, policy_source, named=model is not None)
-    iterations = tuple(
-        Iteration(
-            rows,
-            sampled,
-            age,
-            None if recorded else _find_sampler(sampled, policy, policy_source, age),
-            _is_sampled_by_policy(sampled, policy_source, age, recorded),
-            open_rollouts(rows, sampled) if with_rollouts else None,
-        )
-        for rows, sampled, age in opened
-    )
-    inputs = [artefact_source(artefact, out) for rows, sampled, _ in opened for artefact in (rows, sampled)]
-    kept = [iteration.rollouts for iteration in iterations if iteration.rollouts]
-    inputs += [artefact_source(rollouts, out) for rollouts in kept]
+    iterations = [_complete(one, policy, policy_source, recorded, with_rollouts) for one in opened]
+    kept = [one.rollouts for one in iterations if one.rollouts]
+    read = [*(artefact for one in opened for artefact in (one.advantages, one.trajectories)), *kept]
     reference, reference_source = _find_reference(reference_model, policy, policy_source, out, base)
-    inputs += [reference_source] if reference_source else []
-    state, before = policy / OPTIMIZER_FILE, None
-    # The state beside whole weights is not one of an adapter: a new adapter starts with a fresh optimizer.
-    content = digest_of(state, "optimizer") if trained is None or is_adapter(policy) else None
-    continues = continue_optimizer and content is not None
-    if content and continues:
-        inputs.append(Source(relative_path(origin(policy) / state.name, out), content, "optimizer"))
-        before = read_lineage(policy)
+    state = _find_optimizer_state(policy, out, trained) if continue_optimizer else None
+    before = read_lineage(policy) if state else None
     if temperature is None:
-        temperature = _sampling_temperature([*(sampled for _, sampled, _ in opened), *kept])
+        temperature = _sampling_temperature([*(one.trajectories for one in opened), *kept])
     return StartingPoint(
-        iterations=iterations,
+        iterations=tuple(iterations),
         policy=policy,
         reference=reference,
         adapter=trained,
         base=base,
-        resumes_optimizer=continues,
+        resumes_optimizer=state is not None,
         steps_before=before.counts.get(SCHEDULE_STEPS, 0) if before else 0,
         temperature=temperature,
         model=policy_source,
-        inputs=tuple(inputs),
+        inputs=(*(artefact_source(one, out) for one in read), *filter(None, (reference_source, state))),
         notes=tuple(dict.fromkeys(notes)),
     )
 
 
+def _find_policy(name: str, out: AnyPath, *, whole: bool) -> tuple[Path, Source]:
+    """Return the directory of the policy to start from, and its source for the lineage.
+
+    Args:
+      whole: get the optimizer state with the weights (see `checkpoints.resolve`).
+
+    Raises:
+      UserError: the output would replace the policy.
+    """
+    policy = checkpoints.resolve(name, whole=whole).resolve()
+    if out.resolve() in (policy, origin(policy)):
+        raise UserError(f"--out {out} is the policy to start from; expected another directory")
+    return policy, model_source(name, checkpoints.digest(policy), out)
+
+
+def _complete(opened: Iteration, policy: Path, policy_source: Source, recorded: bool, with_rollouts: bool) -> Iteration:
+    """Return an iteration with the model that sampled it and its kept rollouts, if they are needed."""
+    rows, sampled, age = opened.advantages, opened.trajectories, opened.age
+    return dataclasses.replace(
+        opened,
+        sampler=None if recorded else _find_sampler(sampled, policy, policy_source, age),
+        sampled_by_policy=_is_sampled_by_policy(sampled, policy_source, age, recorded),
+        rollouts=open_rollouts(rows, sampled) if with_rollouts else None,
+    )
+
+
+def _find_optimizer_state(policy: Path, out: AnyPath, adapter: Lora | None) -> Source | None:
+    """Return the source of the optimizer state in the policy's directory; None if there is none to continue.
+
+    The state beside whole weights is not one of an adapter: a new adapter starts with a fresh optimizer.
+    """
+    if adapter is not None and not is_adapter(policy):
+        return None
+    content = digest_of(policy / OPTIMIZER_FILE, "optimizer")
+    return Source(relative_path(origin(policy) / OPTIMIZER_FILE, out), content, "optimizer") if content else None
+
+
 def _open_inputs(
     advantages: Sequence[AnyPath], trajectories: Sequence[AnyPath] | None, replay_window: int | None
-) -> tuple[list[tuple[Artefact, Artefact, int]], list[str]]:
-    """Return advantages, their trajectories and their age, oldest first; and notes for the user."""
+) -> tuple[list[Iteration], list[str]]:
+    """Return the advantages, trajectories and age of each iteration, oldest first; and notes for the user."""
     if trajectories and len(trajectories) != len(advantages):
         raise UserError(
             f"{len(advantages)} advantages but {len(trajectories)} --trajectories; expected one for each of the "
@@ -181,14 +197,15 @@ def _open_inputs(
         )
     if str(advantages[-1]) == LOST:
         raise UserError(f"the last of the advantages is the current iteration; expected a path, got {LOST}")
-    opened: list[tuple[Artefact, Artefact, int]] = []
+    opened: list[Iteration] = []
     for index, path in enumerate(advantages):
         age = len(advantages) - 1 - index
         if str(path) != LOST and (replay_window is None or age < replay_window):
             rows = open_artefact(path, ADVANTAGES)
-            opened.append((rows, trace_back(rows, TRAJECTORIES, trajectories[index] if trajectories else None), age))
+            sampled = trace_back(rows, TRAJECTORIES, trajectories[index] if trajectories else None)
+            opened.append(Iteration(rows, sampled, age))
     seen: dict[str, AnyPath] = {}
-    for rows, _, _ in opened:
+    for rows in (one.advantages for one in opened):
         first = seen.setdefault(rows.fingerprint(), rows.path)
         if first is not rows.path:
             raise UserError(f"{first} and {rows.path} are the same advantages; expected every iteration once")

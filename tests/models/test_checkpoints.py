@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -20,12 +19,6 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("models") / "tiny"
     saving.save_directory(directory, *make_model("tiny", 0), lambda unfinished: write_lineage(unfinished, LINEAGE))
     return directory
-
-
-@pytest.fixture
-def directory(original: Path, tmp_path: Path) -> Path:
-    """A copy that a test may damage."""
-    return Path(shutil.copytree(original, tmp_path / "model"))
 
 
 def test_the_digest_covers_weights_configuration_and_tokenizer_only(directory: Path):

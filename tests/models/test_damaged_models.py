@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stages.core.errors import SpoError, UserError
-from stages.models import checkpoints, loading, saving
-from stages.models.presets import make_model
+from stages.models import checkpoints, loading
 from stages.optimization.optimizer import load_state
 from stages.sampling.transformers import open_sampler
 from stages.shards.lineage import read_lineage
@@ -23,19 +21,6 @@ from stages.training.resumable import read_metrics
 
 CPU = torch.device("cpu")
 Damage = Callable[[Path], object]
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("models") / "tiny"
-    saving.save_directory(directory, *make_model("tiny", 0))
-    return directory
-
-
-@pytest.fixture
-def directory(original: Path, tmp_path: Path) -> Path:
-    """A copy that a test may damage."""
-    return Path(shutil.copytree(original, tmp_path / "model"))
 
 
 def update(name: str, **values: Any) -> Damage:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,24 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stages.core.errors import UserError
-from stages.models import checkpoints, loading, saving
+from stages.models import checkpoints, loading
 from stages.models.presets import make_byte_tokenizer, make_model
 
 CPU = torch.device("cpu")
 TOKENIZER = make_byte_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("models") / "tiny"
-    saving.save_directory(directory, *make_model("tiny", 0))
-    return directory
-
-
-@pytest.fixture
-def directory(original: Path, tmp_path: Path) -> Path:
-    """A copy that a test may damage."""
-    return Path(shutil.copytree(original, tmp_path / "model"))
 
 
 def test_the_tokenizer_survives_saving(directory: Path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,55 +17,26 @@ from stages.core.progress import Summary
 from stages.pipeline import iterate
 from tests.chains import footer, rows
 from tests.command_server import Commands
+from tests.recipes import small_recipe, write_recipe
 from tests.shards.samples import Notes, files
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
-RECIPE = """
-[run]
-out = "unused"
-iterations = 2
-eval_every = 1
-task = "arithmetic"
-task_arg = ["operations=1"]
-max_tokens = 16
-threads = 1
-seed = 5
-
-[rollout]
-num_questions = 3
-num_generations = 2
-temperature = 0.9
-
-[segment]
-interval = 2
-
-[estimate]
-rollouts = 2
-
-[train]
-learning_rate = 1e-3
-lr_scheduler_type = "linear"
-per_device_batch_size = 2
-gradient_accumulation_steps = 2
-epochs = 2
-
-[eval]
-num_questions = 2
-"""
+RECIPE = small_recipe(
+    run={"eval_every": 1, "seed": 5},
+    rollout={"temperature": 0.9},
+    train={
+        "lr_scheduler_type": "linear",
+        "per_device_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "epochs": 2,
+    },
+)
 
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
-    path = tmp_path / "recipe.toml"
-    path.write_text(RECIPE)
-    return path
-
-
-@pytest.fixture(scope="module")
-def spo() -> Iterator[Commands]:
-    with Commands() as commands:
-        yield commands
+    return write_recipe(tmp_path, RECIPE)
 
 
 def config(recipe: Path, out: Path | None = None, *overrides: str, **options: Any) -> iterate.Config:

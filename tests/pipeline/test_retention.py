@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,48 +20,15 @@ from stages.models.pruning import PRUNED_FILE, lost
 from stages.pipeline import iterate, retention
 from stages.pipeline.retention import Retention, prune
 from tests.command_server import Commands
+from tests.recipes import small_recipe, write_recipe
 from tests.shards.samples import Notes, files
 
-RECIPE = """
-[run]
-out = "unused"
-iterations = 4
-task = "arithmetic"
-task_arg = ["operations=1"]
-max_tokens = 16
-threads = 1
-
-[rollout]
-num_questions = 3
-num_generations = 2
-
-[segment]
-interval = 2
-
-[estimate]
-rollouts = 2
-
-[train]
-learning_rate = 1e-3
-per_device_batch_size = 4
-gradient_accumulation_steps = 1
-
-[eval]
-num_questions = 2
-"""
+RECIPE = small_recipe(run={"iterations": 4}, train={"per_device_batch_size": 4, "gradient_accumulation_steps": 1})
 
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
-    path = tmp_path / "recipe.toml"
-    path.write_text(RECIPE)
-    return path
-
-
-@pytest.fixture(scope="module")
-def spo() -> Iterator[Commands]:
-    with Commands() as commands:
-        yield commands
+    return write_recipe(tmp_path, RECIPE)
 
 
 def run(recipe: Path, out: Path, policy: Path, *overrides: str, progress: Any = None, **options: Any) -> Summary:

@@ -20,58 +20,20 @@ from stages.pipeline import iterate
 from stages.tracking.metrics_log import MetricsLog, open_stage_log
 from tests.chains import ARITHMETIC
 from tests.command_server import Commands
+from tests.recipes import small_recipe, write_recipe
 from tests.shards.samples import Notes
 
-RECIPE = """
-[run]
-out = "unused"
-iterations = 2
-eval_every = 1
-task = "arithmetic"
-task_arg = ["operations=1"]
-max_tokens = 16
-threads = 1
-
-[sft]
-preset = "tiny"
-steps = 3
-save_steps = 1
-per_device_batch_size = 8
-
-[rollout]
-num_questions = 3
-num_generations = 2
-
-[segment]
-interval = 2
-
-[estimate]
-rollouts = 2
-
-[train]
-learning_rate = 1e-3
-per_device_batch_size = 2
-gradient_accumulation_steps = 1
-epochs = 2
-save_steps = 2
-
-[eval]
-num_questions = 2
-"""
+RECIPE = small_recipe(
+    run={"eval_every": 1},
+    sft={"preset": "tiny", "steps": 3, "save_steps": 1, "per_device_batch_size": 8},
+    train={"per_device_batch_size": 2, "gradient_accumulation_steps": 1, "epochs": 2, "save_steps": 2},
+)
 STEPS = 6  # 6 responses, 2 a step, 2 epochs
 
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
-    path = tmp_path / "recipe.toml"
-    path.write_text(RECIPE)
-    return path
-
-
-@pytest.fixture(scope="module")
-def spo() -> Iterator[Commands]:
-    with Commands() as commands:
-        yield commands
+    return write_recipe(tmp_path, RECIPE)
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ class RaySampler:
         self._tokens = _Tokens(0, time.monotonic())
         try:
             self._opened = self._open(model_dir)
-        except BaseException:
+        except BaseException:  # after an interrupt, too, no worker stays
             self.close()
             raise
 

@@ -40,6 +40,14 @@ if TYPE_CHECKING:
 _CPU_BLOCK = 32  # tokens; the minimum on a CPU: with small blocks fewer tokens of a prefix are outside whole blocks
 _CPU_CACHE = 4 * 2**30  # bytes; a quarter of the memory if that is less
 _WORKER = "stages.sampling.vllm.worker"
+_EXTENSIONS = {
+    "logits_processors": [f"{_WORKER}:KeyedChoice"],
+    "worker_extension_cls": f"{_WORKER}.Worker",
+    "scheduler_cls": "stages.sampling.vllm.scheduler.make_scheduler",
+    "scheduling_policy": "priority",
+    "logprobs_mode": "processed_logits",
+}
+"""Arguments that make vLLM choose tokens by key, and share prefixes token by token."""
 _IGNORED = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
 """Entries of config.json that may differ between two models when the weights of one are loaded into the other."""
 
@@ -147,11 +155,7 @@ class VllmSampler:
             **({"max_model_len": limit} if (limit := min(whole, max_model_len or whole)) < loading.NO_LIMIT else {}),
             "tensor_parallel_size": tensor_parallel_size,
             "enforce_eager": enforce_eager,
-            "logits_processors": [f"{_WORKER}:KeyedChoice"],
-            "worker_extension_cls": f"{_WORKER}.Worker",
-            "scheduler_cls": "stages.sampling.vllm.scheduler.make_scheduler",
-            "scheduling_policy": "priority",
-            "logprobs_mode": "processed_logits",
+            **_EXTENSIONS,
             **({"max_num_seqs": max_batch_rows} if max_batch_rows else {}),
             **({"gpu_memory_utilization": gpu_memory_utilization} if gpu_memory_utilization else {}),
         }
@@ -160,9 +164,9 @@ class VllmSampler:
         try:
             with environment(bound), log.redirect_output():
                 llm = LLM(**arguments)
-        except Exception as error:
+        except Exception as error:  # vLLM and what it loads raise many classes
             raise describe_failure(error, log) from error
-        except BaseException:
+        except BaseException:  # an interrupt
             log.close()
             raise
         return cls(llm, model, _architecture(model_dir), log, merged)
@@ -193,7 +197,7 @@ class VllmSampler:
         )
         try:
             return call.run()
-        except BaseException as error:
+        except BaseException as error:  # an interrupt, too, leaves requests in vLLM
             self._end(error)
             raise
 
@@ -225,7 +229,7 @@ class VllmSampler:
                 self.llm.wake_up(tags=["kv_cache"])
             if not self.llm.reset_prefix_cache():
                 raise RuntimeError("vLLM did not clear the cache of the old model")  # it always can when nothing runs
-        except Exception as error:
+        except BaseException as error:  # after a failure or an interrupt the weights may be half loaded
             self._end(error)
             raise
         self.asleep = False
