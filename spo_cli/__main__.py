@@ -33,7 +33,7 @@ def _open_streams() -> None:
 
 def _stop(number: int, frame: FrameType | None) -> None:
     """End the process before the command begins, or after it ended, with the exit code of an interruption."""
-    line = f"spo: stopped by {signal.Signals(number).name}; nothing was begun, or all is done\n"
+    line = f"spo: stopped by {signal.Signals(number).name}; no work was in progress\n"
     try:
         os.write(2, line.encode())
     finally:

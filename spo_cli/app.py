@@ -92,7 +92,7 @@ VERBS = {
     "status": Verb(
         "stages.configs.status",
         "spo_cli.status",
-        "Show how far a run is: parts done, running, queued, failed.",
+        "Show the progress of a run: parts done, running, queued, failed.",
         group="Runs",
     ),
     "grade": Verb(
@@ -110,7 +110,7 @@ VERBS = {
     "report": Verb(
         "stages.configs.report",
         "stages.reporting.report",
-        "Write runs and artefacts as one HTML file to look into.",
+        "Write runs and artefacts as one HTML file for the browser.",
         group="Inspection",
     ),
     "doctor": Verb(

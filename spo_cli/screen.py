@@ -1,4 +1,4 @@
-"""The two streams that `spo` prints to: text from outside is made visible, and a stream that is lost ends nothing.
+"""The two streams that `spo` prints to: invisible text from outside is escaped, and the loss of a stream is survived.
 
 Artefacts, models and data come from anywhere. An id may hold terminal control sequences, or characters that turn the
 direction of writing. `_Console` is the only way to the terminal, and replaces them by escapes such as `\\u001b`, which
@@ -35,7 +35,7 @@ def visible(text: str) -> str:
 
 
 def one_line(message: str) -> str:
-    """Return a message without line breaks; what is too long to be read is cut in its middle."""
+    """Return a message without line breaks; a very long one is cut in the middle."""
     words = [_cut(word, _LONGEST_WORD) for word in _BREAK.sub(" ", message).split(" ")]
     return _cut(" ".join(words), _LONGEST_LINE)
 
@@ -59,7 +59,7 @@ codecs.register_error("visible", _escape_error)
 
 
 class ReaderLeft(SystemExit):
-    """The reader of stdout has left (`spo show … | head`), which is no failure: the exit code is 0."""
+    """The reader of stdout has closed it (`spo show … | head`), which is not a failure: the exit code is 0."""
 
     def __init__(self) -> None:
         super().__init__(0)

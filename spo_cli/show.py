@@ -62,7 +62,7 @@ def run(config: Config, progress: Progress = Silent()) -> None:
     """Print the schema of all tables, or the description of a path.
 
     Raises:
-      UserError: the path does not exist, or is no artefact, model or run.
+      UserError: the path does not exist, or is not an artefact, model or run.
       IncompleteInput: an artefact lacks parts; each of its parts can still be shown.
     """
     if config.path is None:

@@ -110,7 +110,7 @@ def _describe(config: Config, task: Task, base: Path | None, adapter: Lora | Non
         inputs=(task_source(config.task, config.data, task.digest, config.out),),
         model=model_source(config.model, checkpoints.digest(base), config.out) if config.model and base else None,
         packages=("torch", "transformers"),
-        # Batch size and accumulation are no part of the lineage: only their product changes more than rounding.
+        # Batch size and accumulation are not part of the lineage: only their product changes more than rounding.
         derived={"examples_per_step": config.batch_size},
     )
 

@@ -205,7 +205,7 @@ def _resolve(config: Config, start: StartingPoint) -> Config:
 
 
 def _whitening(config: Config) -> Literal["batch", "micro-batch", "none"]:
-    """Return over what advantages are whitened: as given, else the default of the loss."""
+    """Return the scope in which advantages are whitened: as given, else the default of the loss."""
     return config.whiten or ("none" if config.loss == "distill" else "batch")
 
 
@@ -219,9 +219,9 @@ def _mismatch_correction(config: Config, start: StartingPoint) -> Literal["tis",
 
 
 def _derived_values(config: Config, start: StartingPoint, plan: ExecutionPlan) -> dict[str, Any]:
-    """Return what can change the result and is no option, for the lineage; `config` is resolved."""
+    """Return what can change the result and is not an option, for the lineage; `config` is resolved."""
     return {
-        # Batch size and accumulation are no part of the lineage: only their product changes more than rounding. If
+        # Batch size and accumulation are not part of the lineage: only their product changes more than rounding. If
         # advantages are whitened within each forward pass, the size of a pass does too.
         "trajectories_per_step": config.batch_size,
         "trajectories_per_pass": config.per_device_batch_size if config.whiten == "micro-batch" else None,

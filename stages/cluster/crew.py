@@ -1,4 +1,4 @@
-"""Share small units of work out to workers, restart workers that are lost, and do their units again."""
+"""Distribute small units of work to workers, restart workers that are lost, and repeat their units."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Unit:
       label: names the unit in messages.
       on_report: receives the reports of the call.
       undo: called with the reports of a call whose worker was lost, before the call is made again.
-      names: of what it is about; a worker that has had the first one before is preferred.
+      names: names of its data, such as prompts; a worker that has had the first one before is preferred.
       slot: number of the worker that must do it; None: any.
       failures: number of workers that it has lost.
     """

@@ -50,7 +50,7 @@ def open_session(cluster: Cluster, logs: AnyPath, progress: Progress) -> Iterato
 
 
 def prepare_environment(cluster: Cluster) -> None:
-    """Set the variables of a Ray of this machine, for this process and its children, unless another one is joined.
+    """Set the variables of a local Ray cluster, for this process and its children, unless an existing one is joined.
 
     Raises:
       UserError: Ray is not installed, or was imported too early.
@@ -61,7 +61,7 @@ def prepare_environment(cluster: Cluster) -> None:
         os.environ.update(_LOCAL)
         if "ray" in sys.modules and "RAY_AUTH_TOKEN" not in os.environ:
             raise UserError(
-                "this process has imported Ray already, so that it cannot start one with a key of its own: give the "
-                "address of yours, or import Ray later"
+                "this process has already imported Ray, so it cannot start a cluster with a key of its own: pass the "
+                "address of a running one, or import Ray later"
             )
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # other users of this machine lack it

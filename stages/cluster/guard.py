@@ -30,7 +30,7 @@ def main(folder: Path, options: dict[str, Any]) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what Ray prints is no answer
+    os.dup2(2, 1)  # keeps Ray's output apart from the answer
     try:
         context = cast("Any", ray.init(address="local", _temp_dir=str(folder), **options))
         answer = {"address": context.address_info["gcs_address"]}
@@ -43,7 +43,7 @@ def main(folder: Path, options: dict[str, Any]) -> None:
     sys.stdin.buffer.read()
     _end_descendants()
     shutil.rmtree(folder, ignore_errors=True)
-    os._exit(0)  # Ray's own goodbye would wait for its servers, and write into the folder again
+    os._exit(0)  # Ray's own shutdown would wait for its servers, and write into the folder again
 
 
 def _end_descendants() -> None:

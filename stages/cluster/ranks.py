@@ -77,7 +77,7 @@ class RankGroup:
             self._group = None
 
     def _start(self) -> None:
-        """Start the ranks, and tell them of each other."""
+        """Start the ranks, and give each the address of rank 0."""
         names = [f"{self.name}-{rank}" for rank in range(self.count)]
         places = self._places()
         self._workers = [self.session.start(name, *place) for name, place in zip(names, places, strict=True)]
@@ -125,7 +125,7 @@ class RankGroup:
             ]
             wait(calls, return_when=FIRST_EXCEPTION)
             if any(call.done() and isinstance(call.exception(), WorkerLost) for call in calls):
-                for worker in self._workers:  # the others may wait for the lost one for ever
+                for worker in self._workers:  # the others may wait for the lost one forever
                     self.session.end(worker)
             wait(calls, timeout=_END_SECONDS)
         finally:

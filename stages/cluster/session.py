@@ -1,4 +1,4 @@
-"""Start or join a Ray, and start workers in it. A Ray of this machine listens on the loopback interface only."""
+"""Start or join a Ray cluster, and start workers in it. A local cluster listens on the loopback interface only."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _STORE = 256 * 2**20  # bytes of shared memory for results on their way; those o
 
 
 class Session:
-    """A Ray, and the workers that this process starts in it: the one at the cluster's address, or one of this machine.
+    """A Ray cluster, at an address or local, and the workers that this process starts in it.
 
     It begins with the first worker and ends with the `with` block. `environment.prepare_environment` comes first.
     """

@@ -23,7 +23,7 @@ _REPORT_SECONDS = 0.5
 
 
 class WorkerLost(Exception):
-    """The process of a worker ended, or failed in a way that a new process may not."""
+    """The process of a worker ended, or failed with an error that a new process may not repeat."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Worker:
             num_gpus=resources.gpus,
             **{name: value for name, value in optional.items() if value is not None},
         ).remote(str(log) if log else None, environment)
-        self._actor = cast("Any", actor)  # Ray's types know nothing of generators
+        self._actor = cast("Any", actor)  # Ray's types lack generators
 
     def call(
         self, function: Callable[..., Any], *arguments: Any, on_report: Callable[[Any], None] | None = None

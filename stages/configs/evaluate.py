@@ -66,7 +66,7 @@ class Config(SamplingOptions, QuestionOptions, EngineOptions, ExecutorOptions, O
 
     def __post_init__(self) -> None:
         validate(self)
-        _ = self.tasks  # raises where the tasks and their data do not match
+        _ = self.tasks  # raises if the tasks and their data do not match
         if not self.max_tokens:
             raise UserError("--max-tokens must name at least one budget")
 

@@ -11,7 +11,7 @@ from stages.core.errors import UserError
 
 Executor = Literal["local", "ray"]
 _ADDRESS_HELP = "Address of a running Ray, as HOST:PORT or auto."
-_ADDRESS_DEFAULT = "a Ray of this machine that starts and ends with the command"
+_ADDRESS_DEFAULT = "a local Ray cluster that starts and ends with the command"
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 

@@ -61,7 +61,7 @@ class Config:
     address: str | None = option(
         "With --executor ray: address of a running Ray, as HOST:PORT or auto.",
         default=None,
-        default_text="from [ray] of the recipe, else a Ray of this machine",
+        default_text="from [ray] of the recipe, else a local Ray cluster",
         group="Executor",
         common=True,
     )
@@ -135,4 +135,4 @@ SLURM_TABLES: dict[str, type] = {
 """Tables that only `spo slurm` reads → the class that defines their options."""
 
 SEPARATE_TABLES: dict[str, type] = {"ray": Cluster, **SLURM_TABLES}
-"""Tables that are no stage and take no option from [run] → the class that defines their options."""
+"""Tables that are not stages and take no option from [run] → the class that defines their options."""

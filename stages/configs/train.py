@@ -278,7 +278,7 @@ class LearningOptions:
         common=True,
     )
     zero_stage: int | None = option(
-        "ZeRO stage, what the ranks share out: 0 nothing, 1 the optimizer state, 2 also gradients, 3 also weights.",
+        "ZeRO stage: the ranks divide 0 nothing, 1 the optimizer state, 2 also gradients, 3 also weights.",
         default=None,
         default_text="from --deepspeed-config, else 2",
         result=False,

@@ -152,7 +152,7 @@ def complete(options: Config, trajectories: Artefact) -> Config:
 
 
 def resolved(value: T | None) -> T:
-    """Return an option that `complete` has filled in, with the type that says so."""
+    """Return an option that `complete` has filled in, with a type that excludes None."""
     assert value is not None
     return value
 

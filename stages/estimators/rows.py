@@ -99,8 +99,7 @@ def check_probabilities(values: NDArray[np.floating], trajectory_ids: pa.Chunked
     if wrong.any():
         i = int(wrong.argmax())
         raise UserError(
-            f"--best-of needs values from 0 to 1, but trajectory {trajectory_ids[i]} has {values[i]:g}: "
-            "leave --best-of out"
+            f"--best-of needs values from 0 to 1, but trajectory {trajectory_ids[i]} has {values[i]:g}: omit --best-of"
         )
 
 

@@ -1,4 +1,4 @@
-"""Exchange Python values and errors between the ranks of a training call; gradients take another way.
+"""Exchange Python values and errors between the ranks of a training call; gradients are reduced separately.
 
 All exchanges are `all_gather_object`; user errors travel with the values. A rank that meets such an error sends it in
 place of the value that the others wait for, and all ranks end with that one error. The exchanges use gloo, which

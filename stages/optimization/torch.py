@@ -193,7 +193,7 @@ class TorchEngine:
         del self.model, self._split, self.optimizer
 
     def _check_scores(self) -> None:
-        """Compare the scores of padded sequences of unlike lengths with the model's own pass over each of them."""
+        """Compare the scores of padded sequences of different lengths with the model's own pass over each of them."""
         affordable = agreement.affordable_tokens(self.model)
         lengths = agreement.check_lengths(self.model.config, self.context_length, affordable)
         sequences = agreement.check_tokens(self.model.config, self.vocabulary, lengths)

@@ -111,8 +111,8 @@ def plan_deepspeed(
       dtype: `--dtype`.
 
     Raises:
-      UserError: the file cannot be read or is no JSON object; it sets what flags decide, or contradicts them; DeepSpeed
-        or this engine does not support the combination.
+      UserError: the file cannot be read or is not a JSON object; it sets what flags decide, or contradicts them;
+        DeepSpeed or this engine does not support the combination.
     """
     more = _without_auto(_read(path)) if path else {}
     for name, flags in _DECIDED_BY_FLAGS.items():

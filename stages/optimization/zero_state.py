@@ -67,7 +67,7 @@ class ZeroState:
             put(parameter, value, *named)
             return
         # Stage 3 partitions each parameter. DeepSpeed's setters for full tensors read beyond the end of a tensor whose
-        # size is no multiple of the number of ranks, so this rank's slice is cut here, padded, and set locally.
+        # size is not a multiple of the number of ranks, so this rank's slice is cut here, padded, and set locally.
         partitioned: Any = parameter
         size = partitioned.partition_numel()
         first = size * self._optimizer._get_param_partition_rank(parameter)

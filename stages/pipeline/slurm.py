@@ -117,7 +117,7 @@ def plan_jobs(plan: planning.Plan, recipe: Recipe) -> list[Job]:
     Raises:
       UserError: an invalid `[slurm]` table.
     """
-    recipe.config("slurm", SLURM_TABLES["slurm"])  # a mistake there is not one of the first stage
+    recipe.config("slurm", SLURM_TABLES["slurm"])  # a mistake there must not be reported for the first stage
     resources = {name.partition(".")[2]: recipe.config(name, cls) for name, cls in SLURM_TABLES.items() if "." in name}
     shards = _count_shards(resources, recipe, plan)
     jobs, made = list[Job](), dict[str, str]()  # path of an output → name of the output in the run

@@ -37,14 +37,14 @@ def run(config: Config, progress: Progress = Silent()) -> Status:
     """Return the progress of a run.
 
     Raises:
-      UserError: the path does not exist, or is no run.
+      UserError: the path does not exist, or is not a run.
     """
     if isinstance(config.run, StorePath):
         raise UserError(
             f"{config.run} is in an object store; expected a local run. `spo show` describes one in a store"
         )
     if not config.run.is_dir():
-        raise UserError(f"{config.run} is no directory; expected the directory of a run, such as runs/gsm8k")
+        raise UserError(f"{config.run} is not a directory; expected the directory of a run, such as runs/gsm8k")
     planned, submitted = read_plan(config.run), read_submitted(config.run)
     names = {work.name for work in planned}
     works = [*planned, *(work for work in states.works_on_disk(config.run) if work.name not in names)]

@@ -1,1 +1,1 @@
-"""What `spo report` is made of: artefacts become one compact data set, and the page that shows it one HTML file."""
+"""The parts of `spo report`: artefacts are packed into one compact data set, and its page into one HTML file."""

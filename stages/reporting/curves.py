@@ -39,8 +39,8 @@ _PREFILLED = re.compile(r"^\S+ chunk .*\bprefilled ([0-9.e+]+)", re.MULTILINE)
 def iterations(found: Found) -> list[dict[str, Any]]:
     """Return the figures of every iteration of every run, in order.
 
-    A figure is a number, or [mean, standard error]; `stages` has seconds and tokens per stage. Figures that nothing on
-    disk tells are absent.
+    A figure is a number, or [mean, standard error]; `stages` has seconds and tokens per stage. Figures that are not
+    recorded on disk are absent.
     """
     points: dict[tuple[int, int], dict[str, Any]] = {}
 

@@ -1,4 +1,4 @@
-"""`spo report`: write what runs and artefacts hold as one HTML file to look into, and optionally as JSON."""
+"""`spo report`: write the contents of runs and artefacts as one HTML file, and optionally as JSON."""
 
 from __future__ import annotations
 

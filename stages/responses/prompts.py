@@ -148,7 +148,7 @@ def write_prompts(
     template = flags.prompt_template or (task.chat_message if flags.chat_template else task.template)
     if flags.chat_template and not tokenizer.chat_template:
         raise UserError(
-            "the model's tokenizer has no chat template: leave out --chat-template; if the model needs turns, write "
+            "the model's tokenizer has no chat template: omit --chat-template; if the model needs turns, write "
             "them into a --prompt-template"
         )
     written = []
@@ -183,7 +183,7 @@ def _render_chat(tokenizer: PreTrainedTokenizerBase, question: Question, text: s
     messages = [{"role": role, "content": content} for role, content in (*question.history, ("user", text))]
     if system is not None:
         if messages[0]["role"] == "system":
-            raise UserError(f"question {question.id} has a system message of its own: leave out --system-prompt")
+            raise UserError(f"question {question.id} has a system message of its own: omit --system-prompt")
         messages.insert(0, {"role": "system", "content": system})
     try:
         with time_limit(_TEMPLATE_SECONDS, "it"):

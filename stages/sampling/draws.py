@@ -21,7 +21,7 @@ def draw_tokens(
     Args:
       logits: [B, V], any float type.
       uniforms: float64 [B, K] in [0, 1), for K draws from each row.
-      params: temperature, top-p, top-k. At temperature 0 the most probable token is taken, of equals the first.
+      params: temperature, top-p, top-k. At temperature 0 the most probable token is chosen, the first among equals.
 
     Returns:
       Token ids int64 [B, K], and their log-probabilities float32 [B, K] under softmax(logits / temperature) over all V

@@ -17,7 +17,7 @@ EngineName = Literal["auto", "transformers", "vllm"]
 C = TypeVar("C", bound=EngineOptions)
 
 _reported: set[str] = set()
-"""Lines that this process has reported: every stage of a run chooses, and the user reads the choice once."""
+"""Lines that this process has reported: every stage of a run chooses an engine, and the first reports it."""
 
 
 def choose_engine(engine: EngineName, device: str = "auto", progress: Progress = Silent()) -> EngineName:

@@ -1,4 +1,4 @@
-"""Where a stage samples: a pool of its own process or of workers; and how many chunks it works on at a time."""
+"""Open the pool that a stage samples with, in its own process or in workers, and work on several chunks at a time."""
 
 from __future__ import annotations
 

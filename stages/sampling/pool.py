@@ -35,7 +35,7 @@ class _Kept:
 
 
 class SamplerPool:
-    """A place for one open sampler: stages that share a pool load a model once.
+    """Hold one open sampler, so that stages that share a pool load a model once.
 
     `spo run` holds one pool for the whole run and passes it to its stages; a single command makes its own
     (`stages.sampling.executors`).

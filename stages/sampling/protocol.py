@@ -191,7 +191,7 @@ class ReloadableSampler(Sampler, Protocol):
 
 @runtime_checkable
 class SharedSampler(ReloadableSampler, Protocol):
-    """A sampler that shares its calls out to the engines of several workers."""
+    """A sampler that distributes its calls over the engines of several workers."""
 
     @property
     def lanes(self) -> int:

@@ -88,7 +88,7 @@ class SelfCheck:
 
 
 def trial_requests(model: PreTrainedModel, vocabulary: int, context_length: int) -> list[Request]:
-    """Return requests for a few tokens after random prefixes of unlike lengths."""
+    """Return requests for a few tokens after random prefixes of different lengths."""
     room = max(1, min(_TRIAL_TOKENS, context_length // 2))
     affordable = max(2, agreement.affordable_tokens(model) - room)
     lengths = agreement.check_lengths(model.config, max(2, context_length - room), affordable)

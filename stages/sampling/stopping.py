@@ -25,7 +25,7 @@ def end_tokens(settings: object, tokenizer: PreTrainedTokenizerBase, vocabulary:
       vocabulary: V, number of logits.
 
     Raises:
-      UserError: an end-of-text token is no whole number.
+      UserError: an end-of-text token is not a whole number.
     """
     ends = np.zeros(vocabulary, bool)
     ids = getattr(settings, "eos_token_id", None)

@@ -4,7 +4,7 @@
     spo.footer   digest of the footer's bytes, in which the digest itself is replaced by zeros
 
 Another tool that reads a part and writes changed rows often copies our lineage along. These checksums then no longer
-fit, so the rows cannot pass as those that the lineage describes.
+match, so the rows cannot pass as those that the lineage describes.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class _Values:
 
 
 class RowsDigest:
-    """The digests of the columns of a table that arrives in pieces."""
+    """The digests of the columns of a table that arrives a few rows at a time."""
 
     def __init__(self, schema: pa.Schema) -> None:
         self._types = {field.name: field.type for field in schema}

@@ -1,4 +1,4 @@
-"""Reading one Parquet file: its footer, its lineage, its columns; which errors a corrupt or foreign file raises."""
+"""Read one Parquet file: its footer, lineage and columns; define the errors of a corrupt or foreign file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading Parquet that another tool wrote: the right columns, no lineage.
+"""Read Parquet that another tool wrote: the right columns, no lineage.
 
 Columns are cast to the types of the schema, missing ones are derived where possible, and values are checked. Errors
 name the column, the file and the row.

@@ -134,7 +134,7 @@ def describe(
         questions of a task (`task_source`).
       model: the model directory and the digest of its weights (`model_source`).
       packages: distributions that can influence the rows, e.g. ("torch", "transformers"); their versions are recorded.
-      derived: further JSON values that can change the result and are no options, e.g. the age of an input. They are
+      derived: further JSON values that can change the result and are not options, e.g. the age of an input. They are
         recorded with the options.
       recorded: names of the options to record, for work that reads some of the options alone. Default: all options that
         can change the rows.

@@ -1,4 +1,4 @@
-"""Reading an artefact: find its parts, check that all of them are complete and belong together, read their columns."""
+"""Read an artefact: find its parts, check that all of them are complete and belong together, read their columns."""
 
 from __future__ import annotations
 

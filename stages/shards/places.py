@@ -1,4 +1,4 @@
-"""Check that an output may be written where the user wants it: nothing of another kind lives there."""
+"""Check that an output may be written where the user wants it: no data of another kind is there."""
 
 from __future__ import annotations
 

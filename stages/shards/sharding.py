@@ -93,7 +93,7 @@ def resolve_shards(options: ShardOptions, environment: Mapping[str, str] = os.en
     """
     if options.shard is not None and options.num_shards is not None:
         raise UserError(
-            f"--shard {options.shard} already gives the number of shards: leave out --num-shards {options.num_shards}, "
+            f"--shard {options.shard} already gives the number of shards: omit --num-shards {options.num_shards}, "
             "or --shard"
         )
     if options.shards_per_task > 1 and options.num_shards is None:

@@ -1,4 +1,4 @@
-"""Conversion between Arrow columns and the arrays of `stages.maths`: list columns ↔ ragged batches, names → numbers."""
+"""Convert between Arrow columns and the arrays of `stages.maths`: list columns ↔ ragged batches, names → numbers."""
 
 # pyarrow.compute creates its functions at import time, which the type checker cannot see.
 # pyright: reportAttributeAccessIssue=false

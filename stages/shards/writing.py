@@ -1,4 +1,4 @@
-"""Writing one part: skip it if it is up to date, refuse to replace other work, commit chunks, resume, publish.
+"""Write one part: skip it if it is up to date, refuse to replace other work, commit chunks, resume, publish.
 
     with open_part(out, index, count, lineage, TRAJECTORIES, overwrite=False, progress=progress) as part:
         if not part.up_to_date:

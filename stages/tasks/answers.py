@@ -1,4 +1,4 @@
-r"""Finds the answer that a response states, for every grader that reads running text.
+r"""Find the answer that a response states, for every grader that reads running text.
 
 A response may state its answer in a box, in `<answer>` tags, after `####`, after "the answer is", or in a last sentence
 that concludes with it. `find_answer` returns the text of the statement without reading its value.
@@ -71,7 +71,7 @@ class Stated(NamedTuple):
     Attributes:
       text: the statement; None if there is none.
       place: where it is.
-      reason: `EQUAL` while nothing speaks against the answer, else why it cannot count.
+      reason: `EQUAL` if nothing rules the answer out, else why it cannot count.
       steps: how it was found.
     """
 

@@ -1,4 +1,4 @@
-"""Reads the reference of a question, and defines the canonical form in which a mathematical answer is stored."""
+"""Read the reference of a question, and define the canonical form in which a mathematical answer is stored."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ _CONTEXT_CHARACTERS = 60
 _HEDGED_BEFORE = re.compile(
     r"\b(?:or|either|not|than|between|least|most|over|under|above|below)\s+(?:\w+\s+){0,1}\$?$|n't\s+\$?$", re.I
 )
-"""What before the last number of a text makes it no answer."""
+"""Words before the last number of a text that show that it is not the answer."""
 _MULTIPLIER_AFTER = re.compile(rf"\s*(?:{'|'.join(MULTIPLIERS)})s?\b", re.I)
 _NUMBER = re.compile(r"[-−]?\$?(?:[0-9]|\.(?=[0-9]))[0-9,]*(?:\.[0-9]+)?(?:/[0-9]+)?%?")
 _CHANGES_VALUE = re.compile(

@@ -76,7 +76,7 @@ def _value(words: list[str]) -> Fraction | None:
 
 
 def _share(words: list[str], below: int) -> Fraction | None:
-    """Return so many parts: `three` of 10 → 3/10, `a` of 4 → 1/4. Alone, only `half` and `quarter` are no ordinals."""
+    """Return so many parts: `three` of 10 → 3/10, `a` of 4 → 1/4. Alone, only `half` and `quarter` are not ordinals."""
     if words in (["a"], ["an"]) or (not words and below in (2, 4)):
         return Fraction(1, below)
     above = _cardinal(words)

@@ -1,4 +1,4 @@
-r"""Splits an answer into its value and what the words beside it say: `30 \text{ cm}` → `30` and a length.
+r"""Split an answer into its value and the meaning of the words beside it: `30 \text{ cm}` → `30` and a length.
 
 The text is normalized (`maths_normalization`). `read_quantity` is the only place that decides which words beside a
 number are dropped, which are compared, and which make it no value; docs/tasks.md states the policy.
@@ -40,7 +40,7 @@ _WORDY = re.compile(r"\s*(?:\\text\s*\{)?\s*(?P<words>[A-Za-z0-9.,'’\s-]*[A-Za
 _MAX_CHARACTERS = 400
 _IN_FORMULAS = frozenset({"and", "or", "if", "to", "in", "by", "pi", "sqrt", "sin", "cos", "tan", "log", "ln", "mod"})
 NOT_A_VALUE_WORDS = CHANGING_WORDS - _IN_FORMULAS
-"""Words that make a formula no value, wherever they are in it."""
+"""Words that show that a text is not a value, wherever they are in it."""
 
 
 class Quantity(NamedTuple):

@@ -131,13 +131,13 @@ CHANGING_WORDS = frozenset(
         "quarter", "double", "triple", "twice", "thrice", "plus-minus",
     }
 )  # fmt: skip
-"""Words that make a number another value, or no statement of one."""
+"""Words that change the value of a number, or show that none is stated."""
 _TOKEN = re.compile(r"[A-Za-zμ°][A-Za-zμ'’-]*|\^\s*\{?\s*(?P<power>-?[0-9])\s*\}?|/|[0-9]|\S")
 
 
 @lru_cache(maxsize=4_096)
 def parse_unit(text: str) -> Unit | None:
-    """Return what the words beside a number say; None if they change the value or are no words.
+    """Return what the words beside a number say; None if they change the value or are not words.
 
     Args:
       text: plain words with `/` and `^2`, without LaTeX commands.
@@ -218,7 +218,7 @@ def _add(dimension: dict[str, int], unit: dict[str, int], times: int) -> None:
 
 
 def _lookup(word: str) -> tuple[Fraction, dict[str, int]] | None:
-    """Return a known unit. Abbreviations are read with their case, since `mW` is no `MW`."""
+    """Return a known unit. Abbreviations are read with their case, since `mW` is not `MW`."""
     if word in _UNITS:
         return _UNITS[word]
     lowered = word.lower()

@@ -71,13 +71,13 @@ def find_critic(
     *older, iteration = iterations
     if older:
         raise UserError(
-            f"a critic is trained on the current iteration alone: expected one ADVANTAGES, got {1 + len(older)}; leave "
-            "out the older ones, or --critic-learning-rate"
+            f"a critic is trained on the current iteration alone: expected one ADVANTAGES, got {1 + len(older)}; omit "
+            "the older ones, or --critic-learning-rate"
         )
     if iteration.trajectories.read_all(["parent_id"])["parent_id"].null_count < iteration.trajectories.rows:
         raise UserError(
-            f"{iteration.trajectories.path} holds nodes of trees, and a critic is trained on whole responses: leave "
-            "--critic-learning-rate out"
+            f"{iteration.trajectories.path} holds nodes of trees, and a critic is trained on whole responses: omit "
+            "--critic-learning-rate"
         )
     advantages = iteration.advantages
     critics = {
@@ -89,7 +89,7 @@ def find_critic(
     if critic is None and len(critics) != 1:
         raise UserError(
             f"{advantages.path} was not made by one critic (`spo estimate --estimator critic`), so there is none to "
-            "train: leave --critic-learning-rate out, or pass --critic"
+            "train: omit --critic-learning-rate, or pass --critic"
         )
     located, fingerprint, name = next(iter(critics)) if critic is None else (as_path(critic), None, critic)
     if located.exists():

@@ -1,4 +1,4 @@
-"""Decide on what a training call runs: one process with the torch engine, or the ranks of DeepSpeed."""
+"""Choose what a training call runs on: one process with the torch engine, or the ranks of DeepSpeed."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def load_rollouts(
       recorded, compared, drop_unfinished: as in `load_experience`.
 
     Raises:
-      UserError: a rollout starts from an unknown trajectory or behind its end, or an advantage is infinite.
+      UserError: a rollout starts from an unknown trajectory or after its end, or an advantage is infinite.
     """
     table = rollouts.read_all(ROLLOUTS.names)
     sampled = trajectories.read_all(["trajectory_id", "prompt_token_ids", "token_ids"])

@@ -1,7 +1,7 @@
 """Report the mismatch between sampler and trainer (`stages.maths.mismatch`): a summary of a call, and a warning.
 
 Only kept tokens that the policy itself sampled are compared. Tokens of older policies (replay) or of another model
-differ because those models differ, which is not a fault.
+differ because those models differ, as expected.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ _MEAN = "mismatch/logp_difference_mean"
 _MEANS = (_MEAN, "mismatch/kl", "mismatch/truncated")
 _REMEDY = (
     "the sampler is not the policy that is trained. Use one --dtype for both (float32 shows whether rounding is the "
-    "cause); check that --temperature is the one of the trajectories, that log-probabilities of another engine are of "
-    "the whole vocabulary at that temperature and not of what top-p or top-k left, and that the sampler had the newest "
-    "weights of the policy. --mismatch-correction tis weights the loss by truncated ratios of the two"
+    "cause); check that --temperature is the one of the trajectories, that log-probabilities of another engine are "
+    "over the whole vocabulary at that temperature, not over the tokens that top-p or top-k kept, and that the sampler "
+    "had the newest weights of the policy. --mismatch-correction tis weights the loss by truncated ratios of the two"
 )
 
 
 def samplers_differ(iterations: Sequence[Iteration], dtype: str) -> bool:
     """Return whether some trajectories come from another engine or number format than the trainer's.
 
-    The embedded engine computes as the trainer does. What a file of another tool does not record is no difference.
+    The embedded engine computes as the trainer does. A value that a file of another tool does not record does not count
+    as a difference.
 
     Args:
       dtype: the value of `--dtype` of the trainer.

@@ -176,7 +176,7 @@ def find_finished(
     if found and not transfer.is_whole(out):
         return None
     if found is None:
-        raise UserError(f"{out} exists and is no model directory made by spo: choose another --out, or move it away")
+        raise UserError(f"{out} exists and is not a model directory made by spo: choose another --out, or move it away")
     if found.fingerprint == lineage.fingerprint:
         progress.note(f"{out} is up to date")
         if metrics_log:
@@ -245,7 +245,7 @@ def _clear_other_work(directory: Path, lineage: Lineage, overwrite: bool) -> Non
     if found and _checkpoints(directory) and not overwrite:
         raise FingerprintMismatch(
             f"{directory} holds unfinished work of another configuration ({'; '.join(differences(found, lineage))}): "
-            "finish that, or pass --overwrite to drop it"
+            "finish that work, or pass --overwrite to discard it"
         )
     for entry in directory.iterdir():
         if entry.is_dir():

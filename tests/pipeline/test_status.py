@@ -163,7 +163,7 @@ def test_the_printed_and_the_json_report(
 
 
 def test_a_directory_that_is_no_run_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(UserError, match="is no directory"):
+    with pytest.raises(UserError, match="is not a directory"):
         read_stages(tmp_path / "nothing")
     with pytest.raises(SystemExit) as exited:
         main(["status", str(tmp_path)])

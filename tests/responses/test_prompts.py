@@ -107,12 +107,12 @@ def test_a_conversation_keeps_its_earlier_messages():
     assert text == "<s><system>Add.\n<user>2 + 2?\n<assistant>4\n<user>1 + 1?\n<assistant>\n"
     with pytest.raises(UserError, match="q-0 is a conversation of several messages: pass --chat-template"):
         written(make_tokenizer(CHAT), question)
-    with pytest.raises(UserError, match="q-0 has a system message of its own: leave out --system-prompt"):
+    with pytest.raises(UserError, match="q-0 has a system message of its own: omit --system-prompt"):
         written(make_tokenizer(CHAT), question, chat_template=True, system_prompt="Subtract.")
 
 
 def test_chat_templates_that_are_missing_or_reject_the_messages_are_errors():
-    with pytest.raises(UserError, match="has no chat template: leave out --chat-template"):
+    with pytest.raises(UserError, match="has no chat template: omit --chat-template"):
         written(make_tokenizer(), chat_template=True)
     with pytest.raises(UserError, match="rejects question q-0: no system role here"):
         written(make_tokenizer(NO_SYSTEM_ROLE), chat_template=True, system_prompt="Be brief.")

@@ -123,7 +123,7 @@ def test_the_flag_takes_precedence_over_the_array(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (ShardOptions("0/3", num_shards=3), "leave out --num-shards 3, or --shard"),
+        (ShardOptions("0/3", num_shards=3), "omit --num-shards 3, or --shard"),
         (ShardOptions(shards_per_task=2), "needs the number of shards: pass --num-shards"),
         (ShardOptions("0/3", shards_per_task=2), "needs the number of shards"),
     ],

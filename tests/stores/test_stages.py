@@ -224,7 +224,7 @@ def test_a_directory_that_spo_did_not_write_is_not_replaced(runs: Runs, capsys: 
     runs.bucket.put("precious/data.bin", b"years of work")
     out = f"s3://{runs.bucket.name}/precious"
     assert spo("train", f"{runs.stored}/advantages", "--threads", "1", "--overwrite", "--out", out) == 2
-    assert "is no model directory made by spo" in " ".join(capsys.readouterr().err.split())
+    assert "is not a model directory made by spo" in " ".join(capsys.readouterr().err.split())
     assert runs.bucket.objects()["precious/data.bin"] == b"years of work"
 
 

@@ -208,7 +208,7 @@ def test_the_number_of_passes_changes_the_critic_by_rounding_only(chain: Path, p
 
 def test_invalid_inputs_are_refused_before_any_work(chain: Path, policy: Path, ppo: Path, tmp_path: Path) -> None:
     out = tmp_path / "policy"
-    with pytest.raises(UserError, match=r"was not made by one critic.*leave --critic-learning-rate out"):
+    with pytest.raises(UserError, match=r"was not made by one critic.*omit --critic-learning-rate"):
         train.run(settings(chain / "advantages", out))
     with pytest.raises(UserError, match="--critic requires --critic-learning-rate"):
         settings(ppo / "advantages", out, critic_learning_rate=None, critic=str(policy))

@@ -132,7 +132,7 @@ class Batch:
         self.hidden[places] = queue.hidden[self._on_device(state[first])]
 
     def draw(self) -> np.ndarray:
-        """Draw the next token of every sample and append it to its row; samples that drew different tokens part.
+        """Draw the next token of every sample and append it to its row; split rows whose samples drew different tokens.
 
         Returns:
           The tokens, int64 [N], in the order of the samples in flight.
@@ -221,7 +221,7 @@ class Batch:
         return found
 
     def arrange(self) -> None:
-        """Sort the rows into blocks of similar length and drop blocks without samples, if that pays.
+        """Sort the rows into blocks of similar length and drop blocks without samples, if that saves work.
 
         Attention of a block spans its longest row. Rows that are in their block already stay where they are.
         """

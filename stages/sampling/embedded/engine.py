@@ -45,7 +45,7 @@ _SAMPLES_PER_ROW = 4  # maximum number of samples in flight per row to fill: sam
 
 
 class CannotSample(UserError):
-    """The engine cannot sample from a model as the model's own forward pass would; the message says what it has."""
+    """The engine cannot reproduce this model's forward pass; the message names the feature that prevents it."""
 
 
 class TransformersSampler:
@@ -71,7 +71,7 @@ class TransformersSampler:
           max_model_len: upper limit of the context length, in tokens; None: the model's own.
 
         Raises:
-          CannotSample: the model does something else than the engine; the model is as before.
+          CannotSample: the engine cannot compute this model, which is unchanged.
           UserError: max_batch_rows is below 1.
         """
         if max_batch_rows is not None and max_batch_rows < 1:
@@ -94,7 +94,7 @@ class TransformersSampler:
             problem = self._trial()
         except UserError:
             raise
-        except MODEL_FAILURES:  # of the model's own code, which this engine calls in a way of its own
+        except MODEL_FAILURES:  # raised by the model's own code, which the engine calls in an unusual way
             problem = "layers that the embedded engine cannot run"
         if problem:
             self._modules.remove()

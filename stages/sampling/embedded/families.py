@@ -8,10 +8,11 @@ _CAPS = ("attn_logit_softcapping", "attn_logit_cap", "logits_soft_cap")
 
 
 def find_obstacle(model: PreTrainedModel, context_length: int) -> str | None:
-    """Return what a model has that is no plain softmax over its whole context; None if its configuration says nothing.
+    """Return the feature of a model that is not plain softmax over its whole context; None if its configuration has
+    none.
 
-    The engine also tries each model (`TransformersSampler`), which finds what no configuration says. But a trial is
-    short, and what is found here may only show in long sequences.
+    The engine also tries each model (`TransformersSampler`), which finds features that no configuration names. A trial
+    is short, though, and the features found here may show only in long sequences.
     """
     config = getattr(model.get_decoder(), "config", None)
     if config is None:

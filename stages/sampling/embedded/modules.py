@@ -1,4 +1,4 @@
-"""Put the engine's attention and linear layers into a model, take them out again, and set them aside for a while."""
+"""Install the engine's attention and linear layers in a model, remove them, and suspend them for a while."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What a sampling worker runs: one engine, kept open from call to call. Functions for `cluster.worker.Worker.call`."""
+"""The code of a sampling worker: one engine, kept open from call to call. Functions for
+`cluster.worker.Worker.call`."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ _POOL, _SAMPLER = "pool", "sampler"
 
 
 class Opened(NamedTuple):
-    """What the driver must know of the engine of a worker; as in `Sampler`."""
+    """Properties of a worker's engine that the driver needs; as in `Sampler`."""
 
     context_length: int
     caveat: str | None
@@ -54,7 +55,7 @@ def sample_requests(
     """Sample as `Sampler.sample`; the reports are (samples finished, tokens drawn).
 
     Raises:
-      WorkerLost: the engine has ended itself, so that this worker is of no more use.
+      WorkerLost: the engine has ended itself, so this worker must be replaced.
     """
     sampler: Sampler = workspace.kept[_SAMPLER]
     try:

@@ -1,6 +1,7 @@
-"""A sampler that shares a call out to the engines of many workers; results are those of one engine.
+"""A sampler that distributes a call over the engines of many workers; results equal those of one engine.
 
-A sample depends on its prefix, its key and the model alone, so where and in what company it is drawn does not matter.
+A sample depends on its prefix, its key and the model alone, so it does not matter which worker draws it, nor in which
+batch.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ LEAST_SAMPLES = 16
 
 
 MOST_LANES = 16
-"""Most calls at a time; each is a thread of this process, which also grades what is drawn."""
+"""Maximum number of concurrent calls; each is a thread of this process, which also grades the samples."""
 
 
 @dataclass
@@ -168,7 +169,8 @@ class RaySampler:
 
 
 def _worker_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options for the engine of a worker: vLLM must start its own processes, not ask Ray for them."""
+    """Return the options for the engine of a worker: vLLM must start its own processes instead of asking Ray for
+    them."""
     if options.get("engine") != "vllm" or any("distributed_executor_backend" in one for one in options["engine_arg"]):
         return options
     return options | {"engine_arg": (*options["engine_arg"], "distributed_executor_backend=mp")}

@@ -67,7 +67,7 @@ def _take(
         index, start = pieces[0]
         keys = requests[index].keys[start:]
         if taken and len(keys) > room and 2 * room <= size:
-            break  # full enough: the next prefix goes elsewhere as a whole
+            break  # full enough: the next prefix goes to another unit as a whole
         pieces.popleft()
         if len(keys) > 2 * room:
             keys = keys[:room]
