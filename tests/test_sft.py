@@ -145,7 +145,7 @@ def test_training_starts_from_the_weights_of_a_given_model(tmp_path: Path):
 def test_an_output_path_with_other_files_is_refused(tmp_path: Path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "thesis.txt").touch()
-    with pytest.raises(UserError, match="no model directory made by spo"):
+    with pytest.raises(UserError, match="not a model directory made by spo"):
         run(settings(tmp_path / "model", overwrite=True))
     assert (tmp_path / "model" / "thesis.txt").exists()
 

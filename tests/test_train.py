@@ -196,7 +196,7 @@ def test_files_of_another_tool_are_never_replaced(chain: Path, tmp_path: Path) -
     out = tmp_path / "thesis"
     out.mkdir()
     (out / "chapter1.tex").write_text("…", encoding="utf-8")
-    with pytest.raises(UserError, match="no model directory made by spo"):
+    with pytest.raises(UserError, match="not a model directory made by spo"):
         run(settings(chain, out, overwrite=True))
     assert (out / "chapter1.tex").exists()
 
