@@ -23,9 +23,10 @@ import pyarrow.compute as pc
 from stages.configs.rollout import RHO, SEGMENT_TOKENS, Config
 from stages.core.progress import Progress, Silent, Summary
 from stages.models import checkpoints, loading
-from stages.responses import branching, chains, signal, trees
+from stages.responses import branching, chains, refill, signal, trees
 from stages.responses.generation import OnTokens, Sampling
 from stages.responses.prompts import (
+    Prompts,
     check_vocabulary,
     count_overlong,
     leave_out_overlong,
@@ -43,7 +44,7 @@ from stages.shards.lineage import describe, model_source, task_source
 from stages.shards.schemas import TRAJECTORIES
 from stages.shards.writing import PartWriter, open_part
 from stages.tasks import Question, Task, open_task
-from stages.tasks.selection import select_questions
+from stages.tasks.selection import select_questions, select_replacements
 
 Answer = Callable[[Sequence[Question], Sequence[np.ndarray], Sampling, OnTokens], tuple[pa.Table, Usage]]
 """(questions, their prompts as int32 [P] token ids, sampling, progress callback) → rows, token counts."""
@@ -85,6 +86,7 @@ def run(config: Config, progress: Progress = Silent(), pool: SamplerPool | None 
     questions = select_questions(
         task, resolved.split, resolved.num_questions, resolved.skip_questions, resolved.shuffle_seed
     )
+    spares = _find_replacements(resolved, task)
     model_dir = checkpoints.resolve(resolved.model)
     inputs = (task_source(resolved.task, resolved.data, task.digest, resolved.out),)
     model = model_source(resolved.model, checkpoints.digest(model_dir), resolved.out)
@@ -104,8 +106,9 @@ def run(config: Config, progress: Progress = Silent(), pool: SamplerPool | None 
             )
             with writer as part:
                 if not part.up_to_date:
-                    own = [questions[i] for i in sharding.split(len(questions), shard)]
-                    usage = _commit_rows(resolved, mode, task, own, model_dir, part, progress, samplers)
+                    places = sharding.split(len(questions), shard)
+                    rounds = [[(i, one[i]) for i in places if i < len(one)] for one in (questions, *spares)]
+                    usage = _commit_rows(resolved, mode, task, rounds, model_dir, part, progress, samplers)
                     sampled, prefilled = sampled + usage[0], prefilled + usage[1]
                     part.finish(mode.statistics(part.committed(_STATISTICS_COLUMNS)))
             written.append(part)
@@ -122,7 +125,8 @@ def run(config: Config, progress: Progress = Silent(), pool: SamplerPool | None 
 def _summary(config: Config, parts: Sequence[PartWriter], seconds: float, sampled: int, prefilled: int) -> Summary:
     """Return the summary of a call that was responsible for these parts; with statistics if there is only one part."""
     figures = dict(parts[0].lineage.summary) if len(parts) == 1 else {}
-    ungradable = sum(part.lineage.counts.get("ungradable", 0) for part in parts)
+    counts = [part.lineage.counts for part in parts]
+    ungradable = sum(one.get("ungradable", 0) for one in counts)
     notes = [f"{ungradable:,} responses could not be graded: left out of every mean, not trained on"] * bool(ungradable)
     return Summary(
         stage="rollout",
@@ -134,7 +138,7 @@ def _summary(config: Config, parts: Sequence[PartWriter], seconds: float, sample
         tokens_prefilled=prefilled,
         reward=figures.pop("reward", None),
         figures=figures,
-        notes=(*overlong_notes(part.lineage.counts for part in parts), *notes),
+        notes=(*overlong_notes(counts), *refill.refill_notes(counts, config.refill or 0), *notes),
     )
 
 
@@ -142,39 +146,85 @@ def _commit_rows(
     config: Config,
     mode: RolloutMode,
     task: Task,
-    questions: Sequence[Question],
+    rounds: Sequence[Sequence[tuple[int, Question]]],
     model_dir: Path,
     part: PartWriter,
     progress: Progress,
     pool: SamplerPool,
 ) -> tuple[int, int]:
-    """Commit the rows of all questions, chunk by chunk; return the tokens sampled and prefilled by this call."""
+    """Commit the rows of all questions, chunk by chunk; return the tokens sampled and prefilled by this call.
+
+    Args:
+      rounds: the questions of the part with their places in the batch, then those that may replace them (--refill).
+    """
+    questions = [question for _, question in rounds[0]]
     tokenizer = loading.load_tokenizer(model_dir)
     sampler = pool.open(model_dir=model_dir, **config.engine_options(), progress=progress)
     size = config.chunk_questions
     chunks = [questions[i : i + size] for i in range(0, len(questions), size)]
     written = [make_prompts(tokenizer, chunk, task, config) for chunk in chunks]
-    check_vocabulary(written, loading.vocabulary_size(loading.load_config(model_dir)))
+    vocabulary = loading.vocabulary_size(loading.load_config(model_dir))
+    check_vocabulary(written, vocabulary)
     prompts = leave_out_overlong(written, sampler.context_length, config.overlong_prompts)
+    write = partial(make_prompts, tokenizer, task=task, flags=config)
+    tries = _candidates_by_chunk(rounds, size, write, vocabulary, sampler.context_length) if config.refill else []
     doubt = config.branch_at == "entropy"
     params = SamplingParams(config.temperature, config.top_p, config.top_k, config.stop, entropies=doubt)
     key = (config.seed, "rollout")
     sampling = Sampling(sampler, tokenizer, task, params, config.max_tokens, key, config.unfinished_reward)
     missing = list(part.missing([f"questions {i * size}-{i * size + len(chunk)}" for i, chunk in enumerate(chunks)]))
     questions_left = sum(len(prompts[i].questions) for i in missing)
-    progress.start("rollout", questions_left * mode.per_question, mode.unit)
+    progress.start("rollout", questions_left * mode.per_question * len(rounds), mode.unit)
     sampled = prefilled = 0
 
-    def answer(i: int) -> tuple[pa.Table, Usage]:
-        return mode.answer(*prompts[i], sampling, progress.advance)
+    def attempt(questions: Sequence[Question], token_ids: Sequence[np.ndarray]) -> tuple[pa.Table, Usage]:
+        return mode.answer(questions, token_ids, sampling, progress.advance)
 
-    for i, (rows, usage) in overlap(sampler, missing, answer):
-        counts = {"sampled": usage.sampled, "ungradable": _count_ungradable(rows)}
+    def answer(i: int) -> refill.Refilled:
+        return refill.answer_with_signal(attempt, tries[i]) if tries else refill.Refilled(*attempt(*prompts[i]), {})
+
+    for i, found in overlap(sampler, missing, answer):
+        rows, usage = found.rows, found.usage
+        counts = {"sampled": usage.sampled, "ungradable": _count_ungradable(rows), **found.counts}
         counts |= count_overlong(written[i], prompts[i]) | engine_counts(sampler, rows.num_rows)
         # How many tokens were prefilled depends on memory and crashes, so it goes to the log and not into the part.
         part.commit(i, rows, counts, {"prefilled": usage.prefilled})
         sampled, prefilled = sampled + usage.sampled, prefilled + usage.prefilled
     return sampled, prefilled
+
+
+def _find_replacements(config: Config, task: Task) -> list[Sequence[Question]]:
+    """Return the questions that may replace those without a signal, in rounds; [] without --refill."""
+    if not config.refill or config.num_questions is None:
+        return []
+    return select_replacements(
+        task, config.split, config.num_questions, config.skip_questions, config.shuffle_seed, config.refill
+    )
+
+
+def _candidates_by_chunk(
+    rounds: Sequence[Sequence[tuple[int, Question]]],
+    size: int,
+    write: Callable[[Sequence[Question]], Prompts],
+    vocabulary: int,
+    context_length: int,
+) -> list[list[refill.Candidates]]:
+    """Return the candidates of each chunk by round, as `refill.answer_with_signal` takes them.
+
+    Args:
+      rounds: as `_commit_rows` takes them; all begin at the same place.
+      size: number of places of a chunk.
+      write: makes the prompts of questions.
+      vocabulary, context_length: of the model.
+    """
+    chunks: list[list[refill.Candidates]] = []
+    for first in range(0, len(rounds[0]), size):
+        own = [one[first : first + size] for one in rounds]
+        prompts = [write([question for _, question in one]) for one in own]
+        check_vocabulary(prompts, vocabulary)
+        places = [[place for place, _ in one] for one in own]
+        chunks.append([refill.candidates(*pair, context_length) for pair in zip(prompts, places, strict=True)])
+    return chunks
 
 
 def _find_mode(config: Config) -> RolloutMode:

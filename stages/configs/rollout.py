@@ -84,6 +84,15 @@ class Config(
         minimum=1,
         maximum=100_000,
     )
+    refill: int | None = option(
+        "Replace a question whose responses have equal rewards by the question --num-questions further on, at most "
+        "this often; a place without any question that has a signal stays empty.",
+        default=None,
+        added=True,
+        default_text="off",
+        minimum=1,
+        maximum=1000,
+    )
     unfinished_reward: float = option("Reward of a response that reaches --max-tokens without ending.", default=0.0)
     max_tokens: int = option("Maximum length of a response, in tokens.", default=1024, minimum=1, common=True)
 
@@ -94,6 +103,8 @@ class Config(
                 if getattr(self, name) is not None:
                     raise UserError(f"--{name.replace('_', '-')} requires --tree: pass both, or neither")
         self._check_branching()
+        if self.refill is not None and self.num_questions is None:
+            raise UserError("--refill takes the questions after the first --num-questions: pass both, or neither")
         if self.tree is None:
             return
         if self.num_generations is not None:

@@ -164,7 +164,7 @@ def _iteration(recipe: Recipe, table: RunTable, number: int, policy: str, first:
     sample = recipe.config("rollout", rollout.Config, model=policy, out=here / "trajectories", **WHOLE, **_where(table))
     if sample.num_questions is None:
         raise UserError(f"{recipe.source}: [rollout] lacks num_questions, the number of questions of one iteration")
-    questions = sample.num_questions
+    questions = sample.num_questions * (1 + (sample.refill or 0))  # replacements are no questions of later iterations
     sample = dataclasses.replace(
         sample, skip_questions=sample.skip_questions + number * questions, seed=sample.seed + number
     )
@@ -200,12 +200,13 @@ def _scheduled_steps(recipe: Recipe, table: RunTable, sample: rollout.Config, le
     """
     if learn.lr_scheduler_type == "constant" and learn.warmup_ratio == 0 and not learn.warmup_steps:
         return None
-    rollouts = learn.train_rollouts != "none"
-    if sample.num_questions is None or sample.tree or rollouts or learn.replay or learn.drop_uniform_groups:
+    varies = sample.num_questions is None or sample.tree or sample.refill
+    if varies or learn.train_rollouts != "none" or learn.replay or learn.drop_uniform_groups:
         raise UserError(
-            f"{recipe.source}: [train] lacks total_steps: with trees, rollouts, replay or dropped groups the length of "
-            "the learning-rate schedule is not known in advance"
+            f"{recipe.source}: [train] lacks total_steps: with trees, refill, rollouts, replay or dropped groups the "
+            "length of the learning-rate schedule is not known in advance"
         )
+    assert sample.num_questions is not None, "checked above"
     trajectories = sample.num_questions * sample.responses_per_question
     return table.iterations * learn.epochs * math.ceil(trajectories / learn.batch_size)
 

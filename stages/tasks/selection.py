@@ -35,6 +35,22 @@ def select_questions(
     return _select_shuffled(task, split, questions, count, skip, shuffle_seed)
 
 
+def select_replacements(
+    task: Task, split: Split, count: int, skip: int, shuffle_seed: int | None, rounds: int
+) -> list[Sequence[Question]]:
+    """Return the questions that follow a selection, in rounds of `count`: question i of a round may replace question i.
+
+    The last rounds hold fewer questions, or none, where the split has no more.
+
+    Args:
+      count, skip, shuffle_seed: of the selection, as `select_questions` takes them.
+    """
+    total = len(task.questions(split))
+    most = total - (skip if shuffle_seed is None else 0)
+    following = select_questions(task, split, min(count * (1 + rounds), most), skip, shuffle_seed)[count:]
+    return [following[i * count : (i + 1) * count] for i in range(rounds)]
+
+
 def _select_in_order(
     task: Task, split: Split, questions: Sequence[Question], count: int | None, skip: int
 ) -> Sequence[Question]:
