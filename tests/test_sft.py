@@ -264,7 +264,7 @@ def test_an_epoch_has_every_example_once_in_batches_of_similar_length():
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"stage": "sf', b"\xff\xfe"])
-def test_a_torn_lineage_of_work_without_a_step_means_to_begin_anew(torn: bytes, tmp_path: Path):
+def test_work_with_a_torn_lineage_and_no_step_starts_over(torn: bytes, tmp_path: Path):
     """A full disk or a power loss can leave it; refused, the output could never be made."""
     partial = tmp_path / ".model.partial"
     partial.mkdir()

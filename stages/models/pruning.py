@@ -68,6 +68,6 @@ def check_optimizer(directory: AnyPath) -> None:
     if lost(directory, "optimizer"):
         raise UserError(
             f"the optimizer's state in {directory} was pruned to make room ([run] keep_checkpoints): pass "
-            "--optimizer-state fresh to start anew, or use a checkpoint that still has it, such as the last one of the "
+            "--optimizer-state fresh to start over, or use a checkpoint that still has it, such as the last one of the "
             "run"
         )

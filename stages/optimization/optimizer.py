@@ -60,11 +60,11 @@ def load_state(path: Path, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor
         with guarded(path.name, path.parent):
             state = load_file(path)
     except UserError as error:
-        raise UserError(f"{error}; pass --optimizer-state fresh to start anew") from error
+        raise UserError(f"{error}; pass --optimizer-state fresh to start over") from error
     for key, value in state.items():
         what, _, name = key.partition(".")
         if name not in shapes or (what != "step" and value.shape != shapes[name]):
-            raise UserError(f"{path} belongs to another model ({name}); pass --optimizer-state fresh to start anew")
+            raise UserError(f"{path} belongs to another model ({name}); pass --optimizer-state fresh to start over")
     return state
 
 

@@ -151,7 +151,7 @@ def _note_splits(submissions: Sequence[Submission], progress: Progress) -> None:
             if job.work.parts != requested:
                 progress.note(
                     f"{job.work.output} is divided into {job.work.parts} on disk, not into {requested} as num_shards "
-                    "says: its jobs continue there; delete it to start anew"
+                    "says: its jobs continue there; delete it to start over"
                 )
 
 

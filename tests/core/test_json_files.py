@@ -13,7 +13,7 @@ TORN = [b"", b"{", b"\xff\xfe", b'{"a": ' + 5000 * b"[" + 5000 * b"]" + b"}", b'
 
 
 @pytest.mark.parametrize("content", [*TORN, b"null", b"[]", b'"text"', b"3"])
-def test_whatever_is_no_object_is_one_line(content: bytes, tmp_path: Path):
+def test_any_value_but_an_object_is_a_one_line_error(content: bytes, tmp_path: Path):
     (tmp_path / "spo.json").write_bytes(content)
     with pytest.raises(UserError, match=r"spo\.json") as caught:
         read_json(tmp_path / "spo.json")

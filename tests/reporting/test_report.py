@@ -39,7 +39,7 @@ def test_a_single_artefact_is_shown_with_what_it_was_made_from(chain: Path, tmp_
         assert table["segments"] is (name != "trajectories")
 
 
-def test_a_report_of_some_questions_says_by_which_rule_they_were_chosen(chain: Path, tmp_path: Path):
+def test_a_partial_report_names_the_rule_that_chose_its_questions(chain: Path, tmp_path: Path):
     out = tmp_path / "report.html"
     summary = report.run(Config(paths=(chain,), out=out, json=True, max_trajectories=13))
     twin = json.loads(out.with_suffix(".json").read_text())

@@ -208,7 +208,7 @@ def test_only_the_columns_that_are_read_are_transferred(bucket: Bucket, endpoint
     assert bytes_sent() - before < size
 
 
-def test_a_torn_object_and_a_foreign_file_are_errors_of_their_own(bucket: Bucket):
+def test_a_torn_object_and_a_foreign_file_raise_different_errors(bucket: Bucket):
     write_part(bucket.path("t"))
     content = bucket.objects()["t/part-00000-of-00001.parquet"]
     bucket.put("t/part-00000-of-00001.parquet", content[: len(content) // 2])

@@ -28,7 +28,7 @@ from stages.tasks.verdicts import Reason
         ("1" * 3_000, "5", Reason.TOO_LONG),
     ],
 )
-def test_a_comparison_says_why(answer: str, reference: str, reason: Reason):
+def test_a_comparison_has_a_reason(answer: str, reference: str, reason: Reason):
     compared = compare(normalize(answer), normalize(reference))
     assert compared.reason is reason
     assert compared.is_equal is (reason is Reason.EQUAL)

@@ -29,7 +29,7 @@ ROLES = "Ann is a knight, Bob is a knave"
         ("math", r"so \boxed{x+1}", "18", Place.BOX, Reason.DIFFERENT),
     ],
 )
-def test_every_task_says_where_the_answer_was_and_why_it_is_right_or_wrong(
+def test_every_verdict_has_the_place_of_the_answer_and_a_reason(
     task: str, response: str, reference: str, place: Place, reason: Reason
 ):
     verdict = open_task(task).verify(response, reference)
