@@ -59,6 +59,23 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
+_OTHER_NAMES = {
+    "dataset-name": "data",
+    "max-completion-length": "max-tokens",
+    "max-new-tokens": "max-tokens",
+    "model-name-or-path": "model",
+    "n": "num-generations",
+    "num-iterations": "epochs",
+    "num-train-epochs": "epochs",
+    "peft-config": "lora-r",
+    "reward": "task-arg",
+    "reward-funcs": "task-arg",
+    "train-dataset": "data",
+    "use-vllm": "engine",
+}
+"""Name of an option in TRL, transformers or vLLM → our name for it."""
+
+
 def did_you_mean(given: str, names: Iterable[str]) -> str:
     """Return ` Did you mean 'NAME'?` for the most similar name, or "" if no name is similar."""
     names = list(names)
@@ -70,7 +87,10 @@ def did_you_mean(given: str, names: Iterable[str]) -> str:
         return f" Did you mean {initials[short]!r}?"
     # Compare without dashes, else every two flags are similar by their leading `--`.
     bare = {name.lstrip("-").replace("_", "-").lower(): name for name in names}
-    found = get_close_matches(given.lstrip("-").replace("_", "-").lower(), bare, n=1)
+    word = given.lstrip("-").replace("_", "-").lower()
+    if _OTHER_NAMES.get(word) in bare:
+        return f" Did you mean {bare[_OTHER_NAMES[word]]!r}?"
+    found = get_close_matches(word, bare, n=1)
     return f" Did you mean {bare[found[0]]!r}?" if found else ""
 
 

@@ -1,7 +1,7 @@
 """Run one policy step, the same on every optimization engine; define the protocol of those engines.
 
-An engine scores chosen tokens, accumulates gradients, steps and saves. It does not depend on advantages and ratios, which
-`stages.optimization.objective` turns into a loss.
+An engine scores chosen tokens, accumulates gradients, steps and saves. It does not depend on advantages and ratios,
+which `stages.optimization.objective` turns into a loss.
 """
 
 from __future__ import annotations
