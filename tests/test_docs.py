@@ -182,6 +182,14 @@ def test_all_files_in_the_text_exist(path: Path):
     assert not missing
 
 
+def test_the_guides_to_additions_name_code_that_exists():
+    guides = CONTRIBUTING.read_text().partition("## How to add")[2].partition("## Axis legend")[0]
+    names = {name for name in re.findall(r"`([A-Za-z_.]+)(?:\([^`]*)?`", guides) if "NAME" not in name}
+    code = "\n".join(path.read_text() for path in (ROOT / "stages").rglob("*.py"))
+    assert {"PARTITIONS", "find_estimator", "_LOSSES", "make_task", "SamplerPool"} <= names
+    assert not [name for name in names if not re.search(rf"\b{name.rpartition('.')[2]}\b", code)]
+
+
 def test_the_readme_is_short():
     assert len(README.read_bytes()) <= 8192
 
