@@ -71,7 +71,7 @@ def test_torn_settings_and_endless_templates(inputs: Path, policy: Path, spo: Co
         refused(spo.run("rollout", "-m", model, *task, "--out", tmp_path / "out"), 2)
 
 
-def test_no_output_is_written_where_something_else_lives(policy: Path, chain: Path, spo: Commands, tmp_path: Path):
+def test_no_output_replaces_data_of_another_kind(policy: Path, chain: Path, spo: Commands, tmp_path: Path):
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
     (tmp_path / "file").write_text("mine")

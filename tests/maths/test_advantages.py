@@ -191,7 +191,7 @@ def test_groups_of_one_and_names_as_groups():
     assert rloo([1.0, 0.5, 0.0], ["a", "b", "b"]).advantage.tolist() == [0, 0.5, -0.5]
 
 
-def test_a_reward_that_is_unknown_is_no_member_of_its_group():
+def test_an_unknown_reward_does_not_count_in_its_group():
     rewards, groups = [1.0, NAN, 0.0, 0.5, 1.0, NAN, NAN], [0, 0, 0, 0, 1, 1, 2]
     # group 0 by hand: 1, 0, 0.5 → mean 0.5, std √(1/6); group 1 has a single known reward, group 2 none
     np.testing.assert_array_equal(dr_grpo(rewards, groups).advantage, [0.5, NAN, -0.5, 0, 0, NAN, NAN])

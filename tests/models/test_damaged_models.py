@@ -81,7 +81,7 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_damage_is_one_line(name: str, directory: Path, monkeypatch: pytest.MonkeyPatch):
+def test_damage_is_reported_in_one_line(name: str, directory: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(directory.parent)
     damage, problem = DAMAGE[name]
     damage(directory)

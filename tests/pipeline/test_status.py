@@ -162,7 +162,7 @@ def test_the_printed_and_the_json_report(
     assert report["stages"][3]["parts"][1]["state"] == "failed"
 
 
-def test_a_directory_that_is_no_run_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_directory_that_is_not_a_run_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(UserError, match="is not a directory"):
         read_stages(tmp_path / "nothing")
     with pytest.raises(SystemExit) as exited:

@@ -126,7 +126,7 @@ def test_work_goes_on_without_stderr(lost: str, artefact: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("command", ["rollout --help", "show {}"])
-def test_a_reader_that_leaves_is_no_failure(command: str, artefact: Path):
+def test_a_reader_that_stops_reading_is_not_a_failure(command: str, artefact: Path):
     line = f"set -o pipefail; {sys.executable} -m spo_cli {command.format(artefact)} | true"
     result = subprocess.run(["bash", "-c", line], cwd=REPOSITORY, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")

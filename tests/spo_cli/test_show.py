@@ -92,7 +92,7 @@ def test_a_moved_input_is_reported_as_missing(run_directory, capsys):
     assert "‹2›+3" in drawn
 
 
-def test_an_input_that_is_no_table_or_is_truncated_is_named_and_not_followed(run_directory, capsys):
+def test_an_input_that_is_not_a_table_or_is_truncated_is_named_and_not_followed(run_directory, capsys):
     model = run_directory / "start"
     (model / "optimizer.state").write_bytes(b"\xc0 no Parquet")
     state = Source("optimizer.state", "5747" * 8, "optimizer")

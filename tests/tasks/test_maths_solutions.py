@@ -24,7 +24,7 @@ def test_named_values_are_points_or_a_list(text: str, values: list[str]):
 
 
 @pytest.mark.parametrize("text", ["x=2", "2,3", "x=2, 3", "x=2, y>3", "p=1,q=2;p=3"])
-def test_other_texts_are_no_named_values(text: str):
+def test_other_texts_are_not_named_values(text: str):
     assert read_solutions(text) is None
 
 

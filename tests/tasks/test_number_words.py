@@ -34,5 +34,5 @@ def test_a_number_in_words_is_read_exactly(text: str, value: Fraction):
 @pytest.mark.parametrize(
     "text", ["12", "", "five six", "two and three", "third", "million million", "no one", "one-to-one", "five apples"]
 )
-def test_other_words_are_no_number(text: str):
+def test_other_words_are_not_a_number(text: str):
     assert read_number_words(text) is None

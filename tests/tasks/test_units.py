@@ -75,5 +75,5 @@ def test_other_units_and_nouns_exclude_each_other(answer: str, reference: str):
         "dollars million",
     ],
 )
-def test_words_that_change_a_value_are_no_unit(text: str):
+def test_words_that_change_a_value_are_not_a_unit(text: str):
     assert parse_unit(text) is None
