@@ -123,7 +123,9 @@ def test_trajectories_are_graded_by_their_own_task(policy: Path, tmp_path: Path,
         (ROWS, {"task": "arithmetik"}, "--task must be one of .* Did you mean 'arithmetic'"),
     ],
 )
-def test_a_mistake_is_reported_in_one_line(tmp_path: Path, records: list[dict[str, Any]], options: dict[str, Any], message: str):
+def test_a_mistake_is_reported_in_one_line(
+    tmp_path: Path, records: list[dict[str, Any]], options: dict[str, Any], message: str
+):
     with pytest.raises(UserError, match=message):
         graded(write(tmp_path / "r.json", records), **options)
 

@@ -252,7 +252,7 @@ def _choose_jobs(
 
 
 def _queued_inputs(
-    job: Job, stages: Mapping[str, StageProgress], submissions: Mapping[str, Submission], cancelled: Collection[str]
+    job: Job, stages: Mapping[str, StageProgress], submissions: Mapping[str, Submission], canceled: Collection[str]
 ) -> tuple[str, ...]:
     """Return the jobs and tasks in the queue that a job must wait for.
 
@@ -263,7 +263,7 @@ def _queued_inputs(
     for output in job.after:
         for part in stages[output].parts:
             if part.task and part.state in ("running", "queued"):
-                awaited |= {} if part.task.job in cancelled else {part.task.name: None}
+                awaited |= {} if part.task.job in canceled else {part.task.name: None}
             elif part.state != "done" and output not in submissions:
                 raise UserError(
                     f"{job.work.name} reads {output}, which is {part.state} (part {part.index}) and not among these "

@@ -46,11 +46,11 @@ def divide_requests(requests: Sequence[Request], workers: int, least: int) -> li
     first = {root: position for position, root in reversed(list(enumerate(root_of.values())))}
     used.sort(key=lambda index: (first[root_of[index]], sortable_bytes(requests[index].prefix)))
     left = sum(len(requests[index].keys) for index in used)
-    pieces = deque((index, 0) for index in used)
+    waiting = deque((index, 0) for index in used)
     units: list[RequestUnit] = []
-    while pieces:
+    while waiting:
         size = left if workers == 1 else max(least, -(-left // (2 * workers)))
-        taken = _take(requests, pieces, size)
+        taken = _take(requests, waiting, size)
         roots = tuple(dict.fromkeys(root_of[index] for _, (index, _) in taken))
         units.append(RequestUnit(tuple(one for one, _ in taken), tuple(place for _, place in taken), roots))
         left -= units[-1].samples
@@ -58,20 +58,20 @@ def divide_requests(requests: Sequence[Request], workers: int, least: int) -> li
 
 
 def _take(
-    requests: Sequence[Request], pieces: deque[tuple[int, int]], size: int
+    requests: Sequence[Request], waiting: deque[tuple[int, int]], size: int
 ) -> list[tuple[Request, tuple[int, int]]]:
-    """Take about `size` samples from the front of the pieces (request, first key): requests, and their places."""
+    """Take about `size` samples from the front of `waiting` (request, its first key): requests, and their places."""
     taken: list[tuple[Request, tuple[int, int]]] = []
     room = size
-    while pieces and room > 0:
-        index, start = pieces[0]
+    while waiting and room > 0:
+        index, start = waiting[0]
         keys = requests[index].keys[start:]
         if taken and len(keys) > room and 2 * room <= size:
             break  # full enough: the next prefix goes to another unit as a whole
-        pieces.popleft()
+        waiting.popleft()
         if len(keys) > 2 * room:
             keys = keys[:room]
-            pieces.appendleft((index, start + room))
+            waiting.appendleft((index, start + room))
         taken.append((replace(requests[index], keys=keys), (index, start)))
         room -= len(keys)
     return taken
