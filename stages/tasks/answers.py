@@ -10,39 +10,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import NamedTuple
 
 from stages.tasks.boxes import Box, after_thinking, find_boxes, is_blank
+from stages.tasks.statements import (
+    FORMULA,
+    MAX_ANSWER_CHARACTERS,
+    TAIL_CHARACTERS,
+    Stated,
+    find_announced,
+    find_final_answer,
+    find_marked,
+    formula_content,
+    without_delimiters,
+)
 from stages.tasks.verdicts import Place, Reason, Step
 
-MAX_ANSWER_CHARACTERS = 2_000
-"""A longer answer is wrong without being read: every reference is far shorter."""
-_TAIL_CHARACTERS = 2_000
-"""Without a box or an announcement, the answer is searched for in this much of the end of a response."""
-_STATEMENT_CHARACTERS = 400
-"""The longest statement after "the answer is"."""
-ANSWER_MARK = "####"
-"""GSM8K's solutions end with this mark and the answer."""
-
 _TAG = re.compile(r"<answer>(?P<content>[^<]*+(?:<(?!/?answer>)[^<]*+)*+)</answer>", re.I)
-_FORMULA = re.compile(r"\$\$([^$]+)\$\$|\$([^$\n]+)\$|\\\(((?:[^\\]|\\[^)])+?)\\\)|\\\[((?:[^\\]|\\[^\]])+?)\\\]")
-_BECOMES = r"(?:is|are)(?:\s+(?:therefore|thus|then|hence|simply|just|indeed|clearly|now|also|equal\s+to))?\b"
-_ANNOUNCEMENT = re.compile(
-    r"\b(?P<noun>answer|option|choice)\b(?:\s+(?:to|for|of)\s[^.\n$]{1,60}?)?"
-    rf"(?:\s+{_BECOMES}\s*:?|\s*[:=]|\s*\*+\s*:?|\s*\n|\s+(?=\$|\\\(|\\\[))",
-    re.I,
-)
-_FINAL_ANSWER = re.compile(r"final answer is:?\s*+(?=\$|\\[(\[]|[-+]?[0-9])", re.I)
-_REMARK = re.compile(
-    r"(?:also\s+)?(?:correct|right|reasonable|valid|consistent|plausible|verified|positive|as follows)\b", re.I
-)
-"""What follows "the answer is" in a remark about an answer that was stated before."""
-_STATEMENT_END = re.compile(r"[.!?](?=[\s*\"”)]|$)|\n|,?\s(?:since|because|which|as|so|but|I hope)\b")
 _CONCLUSION = re.compile(
     r"\s*(?:so|thus|therefore|hence|consequently|finally|in conclusion|in total|altogether)\b", re.I
 )
 _LEADS_TO_VALUE = re.compile(
-    r"(?:\b(?:is|are|was|be|equals?|equal to|gets?|have|has|obtain|find|gives?|yields?|makes?|costs?|by|answer|result"
+    r"(?:\b(?:is|are|was|be|equals?|equal to|gets?|have|has|obtain|find"
+    r"|(?:find|get|have|see|obtain)\s+that|gives?|yields?|makes?|costs?|by|answer|result"
     r"|solution|value|total|of|so|thus|therefore|hence)\s*(?:just|about|approximately|only|exactly)?|[:=,])\s*[*\"“(]*$",
     re.I,
 )
@@ -57,28 +46,26 @@ _AFTER_FORMULA = re.compile(
 )
 """What may follow the last formula: "is our answer", or the signature of a solution."""
 _UNITS_AFTER_FORMULA = re.compile(r"\s*(?P<unit>%|[A-Za-z°]{1,15}(?:\s[a-z]{1,12})?)[\s.!*]*")
+_CLOSING = re.compile(
+    r"(?:\s*(?:(?:please\s+)?let me know|I hope|hope (?:this|that|it)|feel free|if you (?:have|need|would)|happy to"
+    r"|thank)\b[^.!?\n]*+[.!?]*+)+\s*$",
+    re.I,
+)
+"""What chat models say after their answer: "Let me know if you have questions!"."""
+_THERE_ARE = re.compile(
+    r"\bthere (?:is|are|were) (?:exactly |only |just |a total of )?(?P<number>[0-9][0-9,]*) [a-z]", re.I
+)
+_CHOICE_AT_END = re.compile(
+    r"\b(?:is|it['’]?s|choose|pick|select|option|choice)\s+(?:(?:option|choice)\s+)?\(?(?P<letter>[A-J])\)?[.!*\s]*$"
+)
+_CHOICE_FIRST = re.compile(r"\(?(?P<letter>[A-HJ])[).:]\s+[^\n$\\]{1,200}")
+_CLAUSE_BREAK = re.compile(r"[,;]\s+|\b(?:so|thus|therefore|hence)\b", re.I)
 _SENTENCE_BREAK = re.compile(r"(?<=[.!?])(?:\$\$?|\\[)\]])?[\s*]+|\n+")
 # What may separate the boxes of one list: punctuation, "and" or "or", and up to three other words.
 _SEPARATION = re.compile(r"(?:[\s$.,;:*+()]|\\[()\[\],;! ]|\\text\s*\{|[{}]|\\q?quad)*", re.S)
 _EITHER = re.compile(r"\b(?:either|maybe|perhaps|possibly|might|could|not sure)\b", re.I)
 """A word that makes two boxes alternatives. Without it the last box counts: solutions of MATH box `$-2$ and $1$`."""
 _WORD = re.compile(r"[A-Za-z]+")
-
-
-class Stated(NamedTuple):
-    """The answer that a response states.
-
-    Attributes:
-      text: the statement; None if there is none.
-      place: where it is.
-      reason: `EQUAL` if nothing rules the answer out, else why it cannot count.
-      steps: how it was found.
-    """
-
-    text: str | None
-    place: Place
-    reason: Reason = Reason.EQUAL
-    steps: tuple[Step, ...] = ()
 
 
 def find_answer(response: str, is_list: Callable[[str], bool] | None = None) -> Stated:
@@ -109,10 +96,11 @@ def find_answer(response: str, is_list: Callable[[str], bool] | None = None) -> 
     if blank and not boxes:
         text = "".join(_outside(text, blank))
     if boxes:
-        final = _last_match(_FINAL_ANSWER, text, boxes[-1].end)
-        said = _statement(text, final.end()) if final else ""
+        said = find_final_answer(text, boxes[-1].end)
         return Stated(said, Place.ANNOUNCED, steps=steps) if said else _from_boxes(text, boxes, is_list, steps)
     if tag:
+        if announced := find_announced(tag):
+            return announced._replace(place=Place.TAG, steps=steps)
         return Stated(tag.strip()[: MAX_ANSWER_CHARACTERS + 1], Place.TAG, steps=steps)
     for find in (find_announced, find_marked, find_concluded):
         if (found := find(text)) is not None:
@@ -126,40 +114,23 @@ def _outside(text: str, boxes: list[Box]) -> list[str]:
     return [text[start:end] for start, end in zip(bounds[::2], bounds[1::2], strict=True)]
 
 
-def find_announced(text: str) -> Stated | None:
-    """Return what the last "the answer is" or "the correct option is" announces; None without an announcement."""
-    text = text[-20 * _TAIL_CHARACTERS :]
-    for match in reversed(list(_ANNOUNCEMENT.finditer(text))):
-        said = _statement(text, match.end())
-        if said and not _REMARK.match(said) and not is_blank(said):
-            place = Place.ANNOUNCED if match["noun"].lower() == "answer" else Place.OPTION
-            return Stated(said, place)
-    return None
-
-
-def find_marked(text: str) -> Stated | None:
-    """Return the line after the last `####`; None without a mark or if the line is empty."""
-    _, mark, tail = text.rpartition(ANSWER_MARK)
-    line = tail[:_STATEMENT_CHARACTERS].partition("\n")[0].strip(" \t:*")
-    return Stated(_plain(line), Place.MARK) if mark and line else None
-
-
 def find_concluded(text: str) -> Stated | None:
     """Return what the end of a text concludes, such as `Therefore $x = 4$.`; None if it concludes nothing.
 
     A sentence that is cut off, hedges, or only mentions a number concludes nothing. A whole text of one formula or word
     is the answer.
     """
-    tail = text[-_TAIL_CHARACTERS:].strip()
+    tail = text[-TAIL_CHARACTERS:].strip()
+    tail = _CLOSING.sub("", tail) or tail
     if not tail:
         return None
     if tail == text.strip() and len(tail) <= 200 and _is_bare(tail):
-        return Stated(_plain(tail), Place.WHOLE_TEXT)
-    return _concluding_formula(tail) or _concluding_number(tail)
+        return _concluding_choice(tail) or Stated(without_delimiters(tail), Place.WHOLE_TEXT)
+    return _concluding_formula(tail) or _concluding_number(tail) or _concluding_choice(tail)
 
 
 def _concluding_formula(tail: str) -> Stated | None:
-    formulas = list(_FORMULA.finditer(tail))
+    formulas = list(FORMULA.finditer(tail))
     if not formulas:
         return None
     last = formulas[-1]
@@ -172,21 +143,34 @@ def _concluding_formula(tail: str) -> Stated | None:
     concludes = not lead.strip(" *") or _LEADS_TO_VALUE.search(lead) or _CONCLUSION.match(lead) or is_display
     if not concludes or _HEDGE.search(lead + " " + after):
         return None
-    content = next(group for group in last.groups() if group is not None).strip()
+    content = formula_content(last)
     return Stated(f"{content} {unit['unit']}" if unit else content, Place.FORMULA)
 
 
 def _concluding_number(tail: str) -> Stated | None:
     sentence = _SENTENCE_BREAK.split(tail)[-1]
     number = _NUMBER_AT_END.search(sentence)
-    if not number or _HEDGE.search(sentence):
+    if _HEDGE.search(sentence):
         return None
+    if not number:
+        counted = _THERE_ARE.search(sentence) if _CONCLUSION.match(sentence) and sentence.endswith((".", "!")) else None
+        return Stated(counted["number"], Place.LAST_NUMBER) if counted else None
     lead = sentence[: number.start()]
     is_whole = re.fullmatch(r"\s*(?:(?:it is|just|about|approximately|so)\s*)*", lead, re.I)
-    is_complete = sentence.rstrip('*" ').endswith((".", "!"))
+    is_complete = sentence.rstrip('*" ').endswith((".", "!")) or sentence.endswith("**")
     if is_whole or (is_complete and _CONCLUSION.match(lead) and _LEADS_TO_VALUE.search(lead)):
         return Stated(number["number"].strip(), Place.LAST_NUMBER)
     return None
+
+
+def _concluding_choice(tail: str) -> Stated | None:
+    """Return the letter that a last clause chooses (`therefore I think it's B`), or that a short text begins with."""
+    if first := _CHOICE_FIRST.fullmatch(tail):
+        return Stated(first["letter"], Place.OPTION)
+    sentence = _SENTENCE_BREAK.split(tail.rstrip())[-1]
+    clause = _CLAUSE_BREAK.split(sentence)[-1]
+    chosen = None if _HEDGE.search(clause) else _CHOICE_AT_END.search(clause)
+    return Stated(chosen["letter"], Place.OPTION) if chosen else None
 
 
 def join_boxes(text: str, boxes: list[Box]) -> str:
@@ -251,45 +235,12 @@ def _last_tag(text: str) -> str | None:
     return tags[-1] if tags and not is_blank(tags[-1]) else None
 
 
-def _last_match(pattern: re.Pattern[str], text: str, start: int) -> re.Match[str] | None:
-    last = None
-    for match in pattern.finditer(text, start):
-        last = match
-    return last
-
-
-def _statement(text: str, start: int) -> str:
-    """Return the statement that starts at a position: up to the end of the sentence or line, without delimiters."""
-    rest = text[start : start + _STATEMENT_CHARACTERS].lstrip(' \t\n:*"“')
-    pieces, position = [], 0
-    while position < len(rest):
-        formula = _FORMULA.search(rest, position)
-        end = _STATEMENT_END.search(rest, position)
-        if formula and (not end or formula.start() < end.start()):
-            pieces.append(rest[position : formula.start()])
-            pieces.append(next(group for group in formula.groups() if group is not None).strip())
-            position = formula.end()
-            continue
-        pieces.append(rest[position : end.start() if end else len(rest)])
-        break
-    return _plain("".join(pieces))
-
-
-def _plain(text: str) -> str:
-    """Return a statement without emphasis, quotes, and the delimiters of one formula around it."""
-    text = text.strip().strip('*"“” \t')
-    formula = _FORMULA.fullmatch(text.rstrip(".,"))
-    if formula:
-        return next(group for group in formula.groups() if group is not None).strip()
-    return text.replace("**", "").strip()
-
-
 def _is_bare(text: str) -> bool:
     """Return whether a text is a formula, a number with a unit, or at most two words, rather than a sentence."""
-    if _FORMULA.fullmatch(text.rstrip(". ")):
+    if FORMULA.fullmatch(text.rstrip(". ")):
         return True
     if "$" in text.strip("$") or "\n" in text or _HEDGE.search(text):
         return False
     plain = re.sub(r"\\text\s*\{[^{}]*\}|\\[A-Za-z]+", " ", text)
-    words = [word for word in _WORD.findall(plain) if len(word) > 1]
+    words = re.findall(r"[^\W\d_]{2,}", plain)
     return not words or (len(words) <= 2 and (not re.search("[0-9]", plain) or bool(re.match(r"[-+$]*[0-9]", plain))))

@@ -12,6 +12,10 @@ from typing import NamedTuple
 # prevent backtracking, which would take quadratic time on hostile text.
 _TOKENS = re.compile(r"\\(?:\\{0,2}(?:boxed|fbox)(?:(?P<open>\s*+\{)|\s++(?P<word>[^\s${}\\]++))|.)|\{|\}", re.S)
 _END_OF_THINKING = "</think>"
+_CONTROL_TOKENS = re.compile(
+    r"(?:\s*+(?:<\|[a-z_]{1,30}\|>(?:user|assistant|system)?+|</?s>|<end_of_turn>|<eos>))++\s*+$"
+)
+_MAX_CONTROL_CHARACTERS = 200
 _BLANK = re.compile(
     r"(?:[\s.…_?~]|\\[ldc]?dots(?![A-Za-z])|\\[,;:! ])*"
     r"|(?:\\text\s*\{)?\s*[<\[]?(?:(?:your|the|final|correct)[ _])*(?:answer|result)(?:[ _]here)?[>\]]?\s*\}?",
@@ -33,8 +37,10 @@ class Box(NamedTuple):
 
 
 def after_thinking(text: str) -> str:
-    """Return the text after the last `</think>`; the whole text if there is none."""
-    return text.rpartition(_END_OF_THINKING)[2]
+    """Return the text after the last `</think>`, else the whole text, without control tokens of a chat at its end."""
+    text = text.rpartition(_END_OF_THINKING)[2]
+    control = _CONTROL_TOKENS.search(text, max(len(text) - _MAX_CONTROL_CHARACTERS, 0))
+    return text[: control.start()] if control else text
 
 
 def is_blank(content: str) -> bool:

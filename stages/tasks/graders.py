@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from stages.tasks import maths_grader, number_grader
-from stages.tasks.answers import ANSWER_MARK
 from stages.tasks.boxes import after_thinking, find_boxes, last_box
 from stages.tasks.numbers import read_leading_number
+from stages.tasks.statements import ANSWER_MARK
 from stages.tasks.verdicts import Place, Verdict, judge, no_answer
 
 _CALCULATOR = re.compile(r"<<[^<>]*>>")

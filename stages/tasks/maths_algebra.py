@@ -87,7 +87,9 @@ def _ignores_difference(answer: str, reference: str) -> bool:
     start = _common_length(answer, reference)
     end = len(answer) - _common_length(answer[start:][::-1], reference[start:][::-1])
     # A digit before a bracket would be a factor of an interval, which the parser drops.
-    positions = [at for at in {start, end} if re.match(r"[\w+-]", answer[at:]) or re.search(r"[\w+-]$", answer[:at])]
+    # A digit after `^\circ` would merge with the angle's conversion to radians.
+    touches = re.compile(r"(?<!\\circ)(?:(?=[\w+-])|(?<=[\w+-]))")
+    positions = [at for at in {start, end} if touches.match(answer, at)]
     return any(_equal_as_read(f"{answer[:at]}7{answer[at:]}", reference) for at in positions)
 
 

@@ -15,11 +15,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from stages.tasks.answers import MAX_ANSWER_CHARACTERS, Stated, find_answer
+from stages.tasks.answers import find_answer
 from stages.tasks.maths_answers import canonical_form, read_reference
 from stages.tasks.maths_normalization import is_list, normalize
 from stages.tasks.maths_shortcuts import Comparison, compare
+from stages.tasks.numbers import ascii_digits
 from stages.tasks.sandbox import SandboxedFunction
+from stages.tasks.statements import MAX_ANSWER_CHARACTERS, Stated, value_in_sentence
 from stages.tasks.verdicts import Reason, Step, Verdict
 
 _CACHE_SIZE = 50_000
@@ -75,16 +77,14 @@ def close() -> None:
 def _verify_cheaply(response: str, reference: str) -> Verdict | _Undecided:
     """Return the verdict if it needs no algebra, else the comparison that algebra has to make."""
     expected = read_reference(reference)
-    stated = find_answer(response, _is_list if is_list(expected) else None)
+    stated = find_answer(ascii_digits(response), _is_list if is_list(expected) else None)
     if stated.text is None:
         return Verdict(None, 0.0, stated.reason, stated.place, None, stated.steps)
     compared = compare(normalize(stated.text), expected)
-    steps = (
-        *stated.steps,
-        Step("read the answer", stated.text[:MAX_ANSWER_CHARACTERS]),
-        Step("compare", compared.answer),
-        Step("with the reference", compared.reference),
-    )
+    steps = (*stated.steps, Step("read the answer", stated.text[:MAX_ANSWER_CHARACTERS]))
+    if not compared.is_equal and (value := value_in_sentence(stated.text)) is not None:
+        compared, steps = compare(normalize(value), expected), (*steps, Step("read the value in the sentence", value))
+    steps = (*steps, Step("compare", compared.answer), Step("with the reference", compared.reference))
     if compared.is_equal is None:
         return _Undecided(compared, stated, expected, steps)
     return _verdict(compared.is_equal, compared.reason, stated, expected, steps)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
-from stages.tasks.maths_relations import as_union, ascending, without_set_builder
+from stages.tasks.maths_relations import as_union, ascending, conjunction, in_symbols, without_set_builder
 
 _CACHE_SIZE = 16_384
 _SYMBOLS = str.maketrans(
@@ -25,6 +25,8 @@ _SYMBOLS = str.maketrans(
     }
 )  # fmt: skip
 """Unicode symbols → LaTeX. A command ends in a space, so that it does not merge with a letter after it."""
+_COUNTERS = "个|個|页|頁|颗|顆|本|只|件|人|天|元|美元|公斤|千克|米|厘米|分钟|小时|岁|次|种|块|张|条|名|円|년|개|명|원"
+"""Chinese, Japanese and Korean units and counters after a number."""
 _ESCAPED_TWICE = re.compile(r"(?<!\\)\\\\(?=[A-Za-z])")
 """`\\\\frac` for `\\frac`, as in data that was escaped once too often."""
 # The order matters: a later pattern relies on the notation that earlier ones produce.
@@ -44,7 +46,7 @@ _REPLACEMENTS = [
         (r"\\(?:[mh]box|text[a-z]+|emph|operatorname|math(?:rm|bf|it|sf|tt))\s*(?=\{)", r"\\text"),
         (r"\\(ge|le|ne)q(?:slant)?(?![A-Za-z])", r"\\\1"),
         (r"\\degrees?(?![A-Za-z])|\^\s*\{\s*\\circ\s*\}", r"^\\circ "),
-        (r"\\text\s*\{\s*(?:percent(?:age)?|pct)\s*\}|\bpercent(?:age)?\b|\\%", "%"),
+        (r"\\text\s*\{\s*(?:percent(?:age)?|pct)\s*\}|\bper\s?cent(?:age)?\b|\\%", "%"),
         (r"\{\s*([,:])\s*\}", r"\1"),
         (r"\\varnothing(?![A-Za-z])", r"\\emptyset"),
         (r"\^\s*(?:\{\s*)?\\text\s*\{\s*(?:st|nd|rd|th)\s*\}(?:\s*\})?", ""),
@@ -56,10 +58,15 @@ _REPLACEMENTS = [
         (r"<=", r"\\le "),
         (r">=", r"\\ge "),
         (r"!=", r"\\ne "),
+        (r"\.([0-9]{0,6}?)([0-9]{1,6}?)\2{2,40}(?:\.{3}|\\[cl]?dots(?![A-Za-z]))", r".\1\\overline{\2}"),  # 0.333...
+        (r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
+        (r"\{\s*([^{}\\]+?)\s*\\choose\s*([^{}\\]+?)\s*\}", r"\\binom{\1}{\2}"),
+        (r"^([0-9.]+)\s*(?:\\text\s*\{\s*to\s*\}|to)\s*([0-9.]+)$", r"\1:\2"),  # a ratio
         (r"\\gt(?![A-Za-z])", ">"),
         (r"\\lt(?![A-Za-z])", "<"),
         (r"\\mathbb\s*\{?\s*([A-Z])\s*\}?", r"\\mathbb \1"),
         (r"\\\$|[$£€¥¢₹]", ""),
+        (rf"(?<=[0-9])\s*(?:{_COUNTERS})$", ""),
     )
 ]
 _ABOUT = r"(?:just\s+)?(?:about|approximately|approx\.|roughly|around|exactly|just|only)"
@@ -89,8 +96,10 @@ NAME = (
     r"(?:\((?:\w+,\s*)*\w+\))?"
 )
 """What an equation may define: a letter or word, with an index or arguments; a tuple of letters."""
-_NAMED = re.compile(rf"(?P<name>{NAME})\s*(?:=|\\in(?![A-Za-z]))(?P<value>.*)", re.S)
+_NAMED = re.compile(rf"(?P<name>{NAME}(?:\s*:\s*{NAME})*)\s*(?:=|\\in(?![A-Za-z]))(?P<value>.*)", re.S)
 _NAMED_AT_END = re.compile(rf"(?P<value>[^=]*[^=\s])\s*=\s*(?P<name>{NAME})", re.S)
+_NAME_ABOUT = re.compile(rf"(?P<name>{NAME})\s*\\approx(?![A-Za-z])")
+_VECTOR = re.compile(r"\\begin\s*\{[bp]?matrix\}(?P<items>[^&]*|(?:(?!\\\\).)*)\\end\s*\{[bp]?matrix\}", re.S)
 _FUNCTIONS = re.compile(r"\\(?:frac|sqrt|sin|cos|tan|cot|sec|csc|log|ln|pi|infty|emptyset|cdot|times|pm)(?![A-Za-z])")
 _RELATION = re.compile(r"[=<>]|\\(?:le|ge|ne|in)(?![A-Za-z])")
 
@@ -120,6 +129,8 @@ def normalize(answer: str) -> str:
         text = _ESCAPED_TWICE.sub(r"\\", text)
     for pattern, replacement in _REPLACEMENTS:
         text = pattern.sub(replacement, text)
+    if (about := _NAME_ABOUT.match(text)) and about["name"] not in ("e", "i") and not _FUNCTIONS.match(about["name"]):
+        text = f"{about['name']}={text[about.end() :]}"
     text = _ROUNDED.sub(r" \g<unit>", _SURROUNDINGS.sub("", text)).strip()
     while text.startswith("{") and _end_of_brackets(text) == len(text):
         text = _SURROUNDINGS.sub("", text[1:-1])
@@ -135,8 +146,8 @@ def align(answer: str, reference: str) -> tuple[str, str]:
     notation becomes its condition. Inequalities are put in ascending order, and become intervals if the other side has
     a union.
     """
-    answer, reference = (ascending(without_set_builder(one)) for one in (answer, reference))
-    if r"\cup" in answer + reference:
+    answer, reference = (ascending(conjunction(without_set_builder(in_symbols(one)))) for one in (answer, reference))
+    if r"\cup" in answer + reference or r"\setminus" in answer + reference:
         answer, reference = as_union(answer) or answer, as_union(reference) or reference
     left, right = _split_name(answer), _split_name(reference)
     if left and right:
@@ -207,6 +218,12 @@ def parse_collection(text: str) -> Collection | None:
         return None
     items = [item for item in items if item]
     return Collection(brackets, list(dict.fromkeys(items)) if brackets == r"\{\}" else items)
+
+
+def vector_items(text: str) -> list[str] | None:
+    """Return the items of a matrix with one row or one column; None for any other text."""
+    match = _VECTOR.fullmatch(text)
+    return [item.strip() for item in re.split(r"\\\\|&", match["items"]) if item.strip()] if match else None
 
 
 def _expand_plus_minus(text: str) -> list[str]:

@@ -6,15 +6,62 @@ All functions work on text that `maths_normalization` has normalized.
 from __future__ import annotations
 
 import re
+from itertools import pairwise
+
+from stages.tasks.maths_values import approximate
 
 _ALTERNATIVES = re.compile(r"\\text\s*\{\s*,?\s*or\s*\}|,|;|\bor\b|\\(?:cup|lor|vee)(?![A-Za-z])")
 _ORDER = re.compile(r"\s*([<>]|\\(?:le|ge)(?![A-Za-z]))\s*")
 _REVERSED = {">": "<", r"\ge": r"\le", "<": ">", r"\le": r"\ge"}
 _UNKNOWN = re.compile(r"[A-Za-z]")
+_CONJUNCTION = re.compile(r"\\text\s*\{\s*and\s*\}|\band\b|\\(?:land|wedge)(?![A-Za-z])")
+_ALL_REALS = r"(-\infty,\infty)"
+_WORDS = [
+    (re.compile(pattern), symbols)
+    for pattern, symbols in (
+        (r"(?:the )?(?:empty|null) set|(?:there (?:is|are) )?no (?:real )?solutions?(?: exists?)?", r"\emptyset"),
+        (
+            r"(?:the set of )?(?:all )?(?:the )?real(?: number)?s|all real (?:values of )?[a-z]|\\mathbb r",
+            r"(-\infty,\infty)",
+        ),
+        (r"(?:positive |\+\s*)?infinity", r"\infty"),
+        (r"(?:negative |minus |-\s*)infinity", r"-\infty"),
+        (r"dne|(?:the limit )?does not exist", r"\text{does not exist}"),
+    )
+]
+"""Words for sets and limits → the symbols."""
+_ALL_BUT = re.compile(
+    r"(?:\\mathbb\s*R|\(-\\infty,\s*\\infty\))\s*(?:\\setminus|\\backslash|-|\\)\s*\\\{(?P<items>[^{}]*)\\\}"
+)
+_UNEQUAL = re.compile(r"(?P<unknown>[A-Za-z])\s*\\ne\s*(?P<items>[^=<>,;]+)")
 _SET_BUILDER = re.compile(
     r"\\\{\s*(?P<element>[^{}|:]*?)\s*(?:\\in\s*(?:\\mathbb\s*)?R\s*)?(?:\\mid(?![A-Za-z])|\||:)\s*(?P<condition>.*)\\\}",
     re.S,
 )
+
+
+def in_symbols(text: str) -> str:
+    r"""Return the symbols for words that name a set or infinity: `\text{all real numbers}` → `(-\infty,\infty)`.
+
+    Any other text is returned unchanged.
+    """
+    words = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text).strip(" .").lower() if len(text) <= 60 else text
+    return next((symbols for pattern, symbols in _WORDS if pattern.fullmatch(words)), text)
+
+
+def conjunction(text: str) -> str:
+    r"""Return two bounds that "and" connects as a chain: `x>3 \text{ and } x<5` → `3<x<5`; any other text unchanged."""
+    parts = _CONJUNCTION.split(text)
+    terms = [_ORDER.split(part.strip()) for part in parts]
+    if len(parts) != 2 or any(len(one) != 3 for one in terms):
+        return text
+    for one in terms:
+        if _UNKNOWN.fullmatch(one[2]):
+            one[:] = [one[2], _REVERSED[one[1]], one[0]]
+    low, high = terms if terms[0][1] in (">", r"\ge") else reversed(terms)
+    if low[0] != high[0] or not _UNKNOWN.fullmatch(low[0]) or low[1] not in (">", r"\ge") or high[1] in (">", r"\ge"):
+        return text
+    return f"{low[2]} {_REVERSED[low[1]]} {low[0]} {high[1]} {high[2]}"
 
 
 def without_set_builder(text: str) -> str:
@@ -38,11 +85,24 @@ def as_union(text: str) -> str | None:
 
     Return None if an alternative is not an inequality, or they have different unknowns.
     """
+    if (without := _ALL_BUT.fullmatch(text) or _UNEQUAL.fullmatch(text)) is not None:
+        return _all_but(without["items"])
     alternatives = [_interval(alternative) for alternative in _ALTERNATIVES.split(text)]
     unknowns = {unknown for unknown, _ in filter(None, alternatives)}
     if None in alternatives or len(unknowns) != 1:
         return None
     return r"\cup".join(interval for _, interval in filter(None, alternatives))
+
+
+def _all_but(items: str) -> str | None:
+    """Return the reals without some points as a union of intervals; None if the value of a point is unknown."""
+    points = [item.strip() for item in items.split(",")]
+    values = [approximate(point) for point in points]
+    if any(value is None or value.imag for value in values):
+        return None
+    ordered = [point for _, point in sorted(zip([v.real for v in values if v is not None], points, strict=True))]
+    bounds = [r"-\infty", *ordered, r"\infty"]
+    return r"\cup".join(f"({low},{high})" for low, high in pairwise(bounds))
 
 
 def _interval(inequality: str) -> tuple[str, str] | None:

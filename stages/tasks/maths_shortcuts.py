@@ -10,8 +10,7 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-from stages.tasks.answers import MAX_ANSWER_CHARACTERS
-from stages.tasks.maths_equations import compare_equations, sides, value_of_chain
+from stages.tasks.maths_equations import compare_equations, compare_inequalities, sides, value_of_chain
 from stages.tasks.maths_normalization import (
     Collection,
     align,
@@ -21,11 +20,15 @@ from stages.tasks.maths_normalization import (
     nesting_depth,
     normalize_words,
     parse_collection,
+    vector_items,
 )
+from stages.tasks.maths_notations import compare_decimal_comma, compare_in_base, compare_ratios, compare_times
 from stages.tasks.maths_solutions import align_solutions, compare_families
 from stages.tasks.maths_values import approximate, compare_exactly
 from stages.tasks.numbers import ExactNumber, read_exact_number
 from stages.tasks.quantities import NOT_A_VALUE_WORDS, Quantity, compare_quantities, read_quantity
+from stages.tasks.statements import MAX_ANSWER_CHARACTERS
+from stages.tasks.units import singular
 from stages.tasks.verdicts import Reason
 
 _INVERSE_TOLERANCE = 10**9
@@ -36,12 +39,7 @@ _DECIMAL = re.compile(r"[0-9]\.[0-9]|(?<![0-9])\.[0-9]")
 _MAX_NESTING = 30
 """A deeper nested answer is wrong without being parsed: every reference is far shallower."""
 _CHOICE_LETTER = re.compile(r"\(?(?:\\text\s*\{\s*)?\(?(?P<letter>[A-J])\)?\s*\}?\)?")
-_CHOICE = re.compile(r"\(?(?P<letter>[A-Za-z])(?:[).:](?!.*\([A-Za-z]\))|$)")
-_TIME = re.compile(r"(?P<time>[0-9]{1,2}\s*:\s*[0-9]{2})\s*(?:\{?\s*(?P<half>[ap])\.?\s*m\.?\s*\}?)?", re.I)
-_BASE = re.compile(
-    r"\(?(?P<digits>-?[0-9A-Fa-f]+)\)?_(?:(?P<base>[0-9])|\{\s*(?:\\text\s*\{)?(?P<long>\w+)\s*\}?\s*\})"
-)
-_BASES = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+_CHOICE = re.compile(r"(?:(?:[Oo]ption|[Cc]hoice)\s+)?\(?(?P<letter>[A-Za-z])(?:[).:](?!.*\([A-Za-z]\))|$)")
 _PROSE = re.compile(r"\\text\s*\{([^{}]*[A-Za-z]{2}[^{}]*)\}")
 _CONNECTING = re.compile(
     r"\b(?:and|or|if|for|where|when|otherwise|is|an?|any|all|integers?|even|odd|with)\b|[^A-Za-z ]"
@@ -108,8 +106,10 @@ def _compare_values_of(answer: str, reference: str) -> bool | None:
         return True
     for one in (
         _compare_numbers,
-        _compare_in_base,
-        _compare_times,
+        compare_decimal_comma,
+        compare_in_base,
+        compare_times,
+        compare_ratios,
         _compare_words,
         compare_families,
         _compare_unions,
@@ -117,8 +117,9 @@ def _compare_values_of(answer: str, reference: str) -> bool | None:
     ):
         if (verdict := one(answer, reference)) is not None:
             return verdict
-    if (verdict := compare_equations(answer, reference)) is not None:
-        return verdict
+    for one in (compare_equations, compare_inequalities):
+        if (verdict := one(answer, reference)) is not None:
+            return verdict
     stated, expected = sides(answer), sides(reference)
     if len(stated) > 1 and len(expected) == 1:
         return _compare_equation_with_value(answer, reference)
@@ -201,25 +202,6 @@ def _is_hedged(answer: str, reference: str) -> bool:
     return len(items) > 1 and any(compare_cheaply(item, reference) for item in items)
 
 
-def _compare_in_base(answer: str, reference: str) -> bool | None:
-    """Compare numbers in a base, such as `101_2`: by digits, and by base if both name one."""
-    left, right = _BASE.fullmatch(answer), _BASE.fullmatch(reference)
-    if not left and not right:
-        return None
-    named = [match["base"] or match["long"] for match in (left, right) if match]
-    bases = {str(_BASES.index(name) + 2) if name in _BASES else name for name in named}
-    return len(bases) == 1 and (left["digits"] if left else answer) == (right["digits"] if right else reference)
-
-
-def _compare_times(answer: str, reference: str) -> bool | None:
-    """Compare times of day in any notation of a.m. and p.m.; the answer may state it where the reference does not."""
-    left, right = (_TIME.fullmatch(re.sub(r"\\text\s*", "", text)) for text in (answer, reference))
-    if not left or not right or not left["half"]:
-        return None
-    halves = {match["half"].lower() for match in (left, right) if match["half"]}
-    return compact(left["time"]) == compact(right["time"]) and len(halves) == 1
-
-
 def _compare_words(answer: str, reference: str) -> bool | None:
     """Compare words without case and brackets, and a choice by its letter; None if neither side is words alone."""
     choice = _CHOICE_LETTER.fullmatch(reference)
@@ -229,9 +211,13 @@ def _compare_words(answer: str, reference: str) -> bool | None:
         return False
     if not is_words(reference) and not (is_words(answer) and re.fullmatch("[A-Za-z][A-Za-z ]+", reference)):
         return None
-    stated, expected = normalize_words(answer), normalize_words(reference)
+    stated, expected = (re.sub(r"[a-z]+", _singular, normalize_words(text)) for text in (answer, reference))
     choice = _CHOICE.match(re.sub(r"\\text\s*|[{}]", "", answer)) if len(expected) == 1 else None
     return stated == expected or bool(choice and choice["letter"].lower() == expected)
+
+
+def _singular(word: re.Match[str]) -> str:
+    return singular(word[0])
 
 
 def _compare_unions(answer: str, reference: str) -> bool | None:
@@ -252,6 +238,12 @@ def _compare_collections(answer: str, reference: str) -> bool | None:
         return None
     if left is None or right is None:
         single, collection = (answer, right) if left is None else (reference, left)
+        if collection and collection.brackets == "()" and (items := vector_items(single)):
+            return (
+                _compare_in_order(items, collection.items)
+                if left is None
+                else _compare_in_order(collection.items, items)
+            )
         return False if collection and _is_number_against_several(single, collection) else None
     if {left.brackets, right.brackets} == {"", "()"} and (is_list(answer) or is_list(reference)):
         return False
@@ -263,10 +255,14 @@ def _compare_collections(answer: str, reference: str) -> bool | None:
         return False if left.brackets or _are_known([*left.items, *right.items]) else None
     if left.brackets in ("", r"\{\}"):
         return _compare_in_any_order(left.items, right.items)
-    verdicts = [compare_cheaply(a, b) for a, b in zip(left.items, right.items, strict=True)]
-    if False in verdicts:
+    return _compare_in_order(left.items, right.items)
+
+
+def _compare_in_order(answers: list[str], references: list[str]) -> bool | None:
+    if len(answers) != len(references):
         return False
-    return True if all(verdicts) else None
+    verdicts = [compare_cheaply(a, b) for a, b in zip(answers, references, strict=True)]
+    return False if False in verdicts else True if all(verdicts) else None
 
 
 def _is_number_against_several(single: str, collection: Collection) -> bool:

@@ -12,13 +12,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from stages.tasks.answers import ANSWER_MARK, Stated, find_announced, find_answer, find_marked
+from stages.tasks.answers import find_answer
 from stages.tasks.boxes import after_thinking, find_boxes, is_blank
 from stages.tasks.maths_answers import canonical_form
 from stages.tasks.maths_normalization import normalize
 from stages.tasks.maths_shortcuts import compare
 from stages.tasks.number_words import MULTIPLIERS
-from stages.tasks.numbers import find_last_number, read_leading_number
+from stages.tasks.numbers import ascii_digits, find_last_number, read_leading_number
+from stages.tasks.statements import ANSWER_MARK, Stated, find_announced, find_marked, value_in_sentence
 from stages.tasks.verdicts import Place, Reason, Step, Verdict, judge, no_answer
 
 _CONTEXT_CHARACTERS = 60
@@ -27,12 +28,6 @@ _HEDGED_BEFORE = re.compile(
 )
 """Words before the last number of a text that show that it is not the answer."""
 _MULTIPLIER_AFTER = re.compile(rf"\s*(?:{'|'.join(MULTIPLIERS)})s?\b", re.I)
-_NUMBER = re.compile(r"[-−]?\$?(?:[0-9]|\.(?=[0-9]))[0-9,]*(?:\.[0-9]+)?(?:/[0-9]+)?%?")
-_CHANGES_VALUE = re.compile(
-    rf"\b(?:{'|'.join(MULTIPLIERS)}|not|no|or|either|less|more|fewer|than|least|most|between|cannot|half|twice|times|and"
-    r"|x|plus|minus|per)\b|n't\b|[*+=/^×÷]",
-    re.I,
-)
 
 
 def verify_all(responses: Sequence[str], references: Sequence[str]) -> list[Verdict]:
@@ -42,7 +37,7 @@ def verify_all(responses: Sequence[str], references: Sequence[str]) -> list[Verd
 
 def verify(response: str, reference: str) -> Verdict:
     """Compare the number that a response states with its reference."""
-    stated = _find(after_thinking(response))
+    stated = _find(after_thinking(ascii_digits(response)))
     if stated.text is None:
         return no_answer(*stated.steps) if stated.reason is Reason.NO_ANSWER else _without_answer(stated)
     gold = read_leading_number(reference) or reference
@@ -51,13 +46,14 @@ def verify(response: str, reference: str) -> Verdict:
         return Verdict(canonical_form(stated.text), 0.0, stated.reason, stated.place, stated.text, steps)
     compared = compare(normalize(stated.text), gold)
     answer = canonical_form(stated.text)
-    if not compared.is_equal and (number := _only_number(stated.text)) is not None:
-        answer, steps = number, (*steps, Step("read the only number in it", number))
-        return judge(answer, answer == gold, stated.place, stated.text, *steps)
+    if not compared.is_equal and (value := value_in_sentence(stated.text)) is not None:
+        compared, steps = compare(normalize(value), gold), (*steps, Step("read the value in the sentence", value))
+        answer = canonical_form(value)
     steps = (*steps, Step("compare", compared.answer), Step("with the reference", compared.reference))
     if compared.is_equal:
         return judge(gold, True, stated.place, stated.text, *steps)
-    return Verdict(answer or None, 0.0, compared.reason, stated.place, stated.text, steps)
+    reason = Reason.DIFFERENT if compared.is_equal is None else compared.reason
+    return Verdict(answer or None, 0.0, reason, stated.place, stated.text, steps)
 
 
 def _find(text: str) -> Stated:
@@ -86,16 +82,6 @@ def _last_number(text: str, stated: Stated) -> Stated:
         number += multiplier[0]
     is_hedged = _HEDGED_BEFORE.search(text[max(start - _CONTEXT_CHARACTERS, 0) : start])
     return Stated(number, Place.LAST_NUMBER, Reason.HEDGED if is_hedged else Reason.EQUAL, stated.steps)
-
-
-def _only_number(statement: str) -> str | None:
-    """Return the number in a sentence that has one and no word that changes it, such as `that she has 18 eggs`."""
-    if not re.match(r"\s*[A-Za-z]{2}", statement):
-        return None
-    numbers = _NUMBER.findall(statement)
-    if len(numbers) != 1 or "\\" in statement or _CHANGES_VALUE.search(statement):
-        return None
-    return read_leading_number(numbers[0])
 
 
 def _without_answer(stated: Stated) -> Verdict:

@@ -8,6 +8,7 @@ linear time.
 from __future__ import annotations
 
 import re
+import unicodedata
 from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache
@@ -29,12 +30,17 @@ _ANYWHERE = re.compile(
     rf"(?<![0-9A-Za-z_.])(?P<sign>(?<![0-9)] )(?<![0-9)])[-−]?+)\$?+(?P<inner>)"
     rf"(?P<digits>{_DIGITS})(?:/(?P<below>[0-9]++))?+(?![0-9])"
 )
+_OTHER_DIGIT = re.compile(r"(?![0-9])\d")
 _MAX_EXACT_CHARACTERS = 300
 _MAX_POWER = 1_000
 """Largest absolute exponent of ten: `1e999999999` would fill the memory with digits."""
 _THOUSANDS_SEPARATORS = str.maketrans("", "", ", ")
 _DECIMAL = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,3}(?: [0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+"
 _ARGUMENT = r"\{\s*-?[0-9]+\s*\}|[0-9]"
+_DECIMAL_COMMA = re.compile(
+    r"(?P<sign>-?)(?:(?P<whole>[0-9]+|[0-9]{1,3}(?:\.[0-9]{3})+),(?P<decimals>[0-9]+)"
+    r"|(?P<grouped>[0-9]{1,3}(?:\.[0-9]{3}){2,}))"
+)
 _NUMBER = re.compile(r"(?P<sign>[-+]?)(?P<body>(?:\\[a-z]+|[eE][-+]?[0-9]|[^%A-Za-z\\])+)(?P<percent>%?)")
 
 
@@ -50,6 +56,13 @@ class ExactNumber(NamedTuple):
     value: Fraction
     decimal: bool
     percent: bool
+
+
+def ascii_digits(text: str) -> str:
+    """Return a text with the decimal digits of every script as `0` to `9`: `٥`, `５` and `५` become 5."""
+    if text.isascii():
+        return text
+    return _OTHER_DIGIT.sub(lambda digit: str(unicodedata.decimal(digit[0])), text)
 
 
 def read_leading_number(text: str) -> str | None:
@@ -109,6 +122,22 @@ def read_exact_number(text: str) -> ExactNumber | None:
     if value is None:
         return None
     return ExactNumber(-value if match["sign"] == "-" else value, "." in body, bool(match["percent"]))
+
+
+def read_decimal_comma(text: str) -> Fraction | None:
+    """Return the number that a text states with a decimal comma, or with several points between thousands.
+
+    `3,14` → 3.14, `1.234,5` → 1234.5, `1.234.567` → 1234567. Return None for `1,234`, which may have thousands, and for
+    any other text.
+    """
+    match = _DECIMAL_COMMA.fullmatch(text) if len(text) <= _MAX_EXACT_CHARACTERS else None
+    if not match:
+        return None
+    whole, decimals = match["whole"] or match["grouped"], match["decimals"] or ""
+    if len(decimals) == 3 and "." not in whole and whole != "0":
+        return None
+    value = Fraction(f"{whole.replace('.', '')}.{decimals or 0}")
+    return -value if match["sign"] else value
 
 
 def _evaluate(body: str) -> Fraction | None:

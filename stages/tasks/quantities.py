@@ -87,10 +87,23 @@ def read_quantity(text: str) -> Quantity | None:
 
 def compare_quantities(answer: Quantity, reference: Quantity) -> str | None:
     """Return the answer's value in the unit of the reference; None if the units exclude each other."""
+    if _is_in_degrees(answer) and _is_in_radians(reference):
+        return rf"\frac{{\pi}}{{180}}\cdot({answer.body})"
+    if _is_in_radians(answer) and _is_in_degrees(reference):
+        return rf"\frac{{180}}{{\pi}}\cdot({answer.body})"
     if answer.is_compound != reference.is_compound and not (answer.unit.is_named and reference.unit.is_named):
         return None
     factor = compare_units(answer.unit, reference.unit)
     return None if factor is None else scale(answer.body, factor)
+
+
+def _is_in_degrees(quantity: Quantity) -> bool:
+    return quantity.unit.dimension == (("degree", 1),)
+
+
+def _is_in_radians(quantity: Quantity) -> bool:
+    """Return whether a quantity is an angle in radians: it says so, or is a multiple of π without a unit."""
+    return quantity.unit.dimension == (("radian", 1),) or (r"\pi" in quantity.body and not quantity.unit.is_named)
 
 
 def scale(body: str, factor: Fraction) -> str:
@@ -109,7 +122,7 @@ def _plain_unit(text: str) -> re.Match[str] | None:
         return None
     first = re.findall(r"[A-Za-z]+", match["unit"])[0]
     unit = parse_unit(first)
-    is_known = (unit is not None and bool(unit.dimension)) or first.lower() in MULTIPLIERS
+    is_known = (unit is not None and bool(unit.dimension)) or first.lower() in (*MULTIPLIERS, "per")
     return match if is_known or len(first) > 3 or re.fullmatch(GLUED_UNITS, first) or unit is None else None
 
 

@@ -144,9 +144,9 @@ def parse_unit(text: str) -> Unit | None:
     """
     tokens = [match for match in _TOKEN.finditer(text.replace("’", "'")) if match[0] not in ".,()*~"]
     scale = Fraction(1)
-    while tokens and (factor := MULTIPLIERS.get(_singular(tokens[0][0].lower()))):
+    while tokens and (factor := MULTIPLIERS.get(singular(tokens[0][0].lower()))):
         scale, tokens = scale * factor, tokens[1:]
-    words = frozenset(_singular(match[0]).lower() for match in tokens if match[0][0].isalpha()) - _GENERIC
+    words = frozenset(singular(match[0]).lower() for match in tokens if match[0][0].isalpha()) - _GENERIC
     known = _parse_known(tokens)
     if known is not None:
         return Unit(*known, words if known[0] else frozenset(), scale)
@@ -222,12 +222,12 @@ def _lookup(word: str) -> tuple[Fraction, dict[str, int]] | None:
     if word in _UNITS:
         return _UNITS[word]
     lowered = word.lower()
-    singular = _singular(lowered)
-    names = (singular, lowered, lowered.removesuffix("s"))
+    names = (singular(lowered), lowered, lowered.removesuffix("s"))
     return next((_UNITS[name] for name in names if len(name) > 1 and name in _UNITS), None)
 
 
-def _singular(word: str) -> str:
+def singular(word: str) -> str:
+    """Return the singular of a word that ends like an English plural, or the word."""
     lowered = word.lower()
     if lowered in _IRREGULAR:
         return _IRREGULAR[lowered]

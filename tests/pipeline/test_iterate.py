@@ -188,6 +188,19 @@ def test_an_error_in_the_last_table_stops_a_run_before_sampling(recipe: Path, po
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_with_fail_on_no_signal_ends_with_code_5_before_it_estimates(
+    recipe: Path, spo: Commands, policy: Path, tmp_path: Path
+):
+    """Two tokens are too few for an answer: every response is truncated."""
+    out = tmp_path / "run"
+    overrides = (f"run.model={policy}", "run.max_tokens=2", "run.eval_every=0", "rollout.fail_on_no_signal=true")
+    for _ in range(2):  # the second time, the trajectories are up to date
+        result = spo.run("run", recipe, *overrides, "--out", out)
+        assert result.code == 5
+        assert "100% of the responses are truncated. Raise --max-tokens" in result.stderr
+        assert [path.name for path in (out / "000").iterdir() if path.is_dir()] == ["trajectories"]
+
+
 def test_a_finished_run_can_be_extended_by_more_iterations(recipe: Path, policy: Path, tmp_path: Path):
     constant = ("train.lr_scheduler_type=constant", "run.eval_every=0")
     run(recipe, tmp_path / "run", policy, *constant, iterations=1)

@@ -30,6 +30,12 @@ from tests.pace import within
         ("Therefore $x = 4$.", "x = 4", Place.FORMULA),
         ("Thus the total is 12.", "12", Place.LAST_NUMBER),
         ("-15", "-15", Place.WHOLE_TEXT),
+        ("<answer>The answer is 6.</answer>", "6", Place.TAG),
+        ("Thus, $x = 5$. Let me know if you have questions!", "x = 5", Place.FORMULA),
+        ("So x = **5**", "5", Place.LAST_NUMBER),
+        ("Therefore, there are 12 ways to sit.", "12", Place.LAST_NUMBER),
+        ("It's not A, therefore I think it's B", "B", Place.OPTION),
+        ("B. The others are odd.", "B", Place.OPTION),
     ],
 )
 def test_the_statement_is_found(response: str, text: str, place: Place):
@@ -45,6 +51,8 @@ def test_the_statement_is_found(response: str, text: str, place: Place):
         ("There remain 3 cases, and each would split into 5", Reason.NO_ANSWER),
         ("Each would split into $5$", Reason.NO_ANSWER),
         ("It is either (B) or (C).", Reason.NO_ANSWER),
+        ("It is not B", Reason.NO_ANSWER),
+        ("So x = **5", Reason.NO_ANSWER),
         ("Suppose that $x = 5$.", Reason.NO_ANSWER),
         (r"The answer is \boxed{ }.", Reason.NO_ANSWER),
         (r"The answer is \boxed{4", Reason.OPEN_BOX),
@@ -68,7 +76,7 @@ def test_boxes_of_a_reference_are_joined_over_few_words(text: str, joined: str):
     assert join_boxes(text, find_boxes(text)[0]) == joined
 
 
-@pytest.mark.parametrize("fragment", ["answer is ", "$x$ ", "<answer>", "#### ", "option is (A) ", r"\[ ", "is 5. "])
+@pytest.mark.parametrize("fragment", ["answer is ", "$x$ ", "<answer>", "#### ", "option is (A) ", r"\[ ", "is 5. ", "thank \n", "it's A, "])
 def test_hostile_text_is_searched_in_linear_time(fragment: str):
     with within(5):
         find_answer(fragment * 50_000)

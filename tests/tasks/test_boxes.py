@@ -46,6 +46,12 @@ def test_a_text_without_an_end_of_thinking_counts_whole():
     assert after_thinking("a</think>b</think>c") == "c"
 
 
+def test_control_tokens_at_the_end_are_left_out():
+    assert after_thinking("5<|im_end|>\n<|im_start|>user") == "5"
+    assert after_thinking("5</s></s>") == "5"
+    assert after_thinking("<|a|> 5") == "<|a|> 5"
+
+
 @given(st.text(alphabet=r"\{} boxed4", max_size=80))
 def test_boxes_are_outermost_in_order_and_balanced(text: str):
     boxes, _ = find_boxes(text)

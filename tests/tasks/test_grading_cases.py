@@ -19,8 +19,10 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-OWN = read(CASES / "grading.jsonl")
+OWN = [*read(CASES / "grading.jsonl"), *read(CASES / "kinds.jsonl")]
 PUBLIC = read(CASES / "public_suites.jsonl")
+"""Pairs of gold and prediction, and the verdict of the suite where it is right by the texts alone; `source` names
+repository and commit. Long responses are shortened to their box. `policy` says why our verdict is another."""
 
 
 def wrongly_judged(grader: str, cases: list[tuple[str, str, bool]]) -> list[tuple[str, str, float | None]]:
@@ -41,14 +43,21 @@ def test_every_kind_has_right_and_wrong_cases():
 
 @pytest.mark.parametrize("kind", sorted({case["kind"] for case in OWN}))
 def test_cases_of_a_kind_are_judged_as_expected(kind: str):
-    chosen = [case for case in OWN if case["kind"] == kind]
-    assert not wrongly_judged(chosen[0]["grader"], [(c["response"], c["gold"], c["right"]) for c in chosen])
+    for grader in ("maths", "number"):
+        chosen = [case for case in OWN if (case["kind"], case["grader"]) == (kind, grader)]
+        assert not wrongly_judged(grader, [(c["response"], c["gold"], c["right"]) for c in chosen])
 
 
 @pytest.mark.parametrize("source", sorted({case["source"] for case in PUBLIC}))
 def test_cases_of_public_suites_are_judged_as_expected(source: str):
     chosen = [case for case in PUBLIC if case["source"] == source]
     assert not wrongly_judged("maths", [(c["response"], c["gold"], c["right"]) for c in chosen])
+
+
+def test_a_public_case_with_another_verdict_names_the_policy():
+    policies = {case["policy"] for case in PUBLIC if "policy" in case}
+    assert "a rounded decimal is another value" in policies
+    assert len(PUBLIC) > 300
 
 
 @pytest.mark.parametrize(("kind", "grader"), [("math", "maths"), ("gsm8k", "number")])
