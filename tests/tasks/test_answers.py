@@ -76,7 +76,9 @@ def test_boxes_of_a_reference_are_joined_over_few_words(text: str, joined: str):
     assert join_boxes(text, find_boxes(text)[0]) == joined
 
 
-@pytest.mark.parametrize("fragment", ["answer is ", "$x$ ", "<answer>", "#### ", "option is (A) ", r"\[ ", "is 5. ", "thank \n", "it's A, "])
+@pytest.mark.parametrize(
+    "fragment", ["answer is ", "$x$ ", "<answer>", "#### ", "option is (A) ", r"\[ ", "is 5. ", "thank \n", "it's A, "]
+)
 def test_hostile_text_is_searched_in_linear_time(fragment: str):
     with within(5):
         find_answer(fragment * 50_000)
