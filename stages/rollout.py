@@ -25,6 +25,7 @@ from stages.core.progress import Progress, Silent, Summary
 from stages.models import checkpoints, loading
 from stages.responses import branching, chains, refill, signal, trees
 from stages.responses.generation import OnTokens, Sampling
+from stages.responses.grading import LengthPenalty
 from stages.responses.prompts import (
     Prompts,
     check_vocabulary,
@@ -171,7 +172,10 @@ def _commit_rows(
     doubt = config.branch_at == "entropy"
     params = SamplingParams(config.temperature, config.top_p, config.top_k, config.stop, entropies=doubt)
     key = (config.seed, "rollout")
-    sampling = Sampling(sampler, tokenizer, task, params, config.max_tokens, key, config.unfinished_reward)
+    penalty = None
+    if config.overlong_buffer is not None:
+        penalty = LengthPenalty(config.max_tokens, config.overlong_buffer, config.overlong_penalty)
+    sampling = Sampling(sampler, tokenizer, task, params, config.max_tokens, key, config.unfinished_reward, penalty)
     missing = list(part.missing([f"questions {i * size}-{i * size + len(chunk)}" for i, chunk in enumerate(chunks)]))
     questions_left = sum(len(prompts[i].questions) for i in missing)
     progress.start("rollout", questions_left * mode.per_question * len(rounds), mode.unit)

@@ -222,9 +222,9 @@ def _derived_values(config: Config, start: StartingPoint, plan: ExecutionPlan) -
     """Return what can change the result and is not an option, for the lineage; `config` is resolved."""
     return {
         # Batch size and accumulation are not part of the lineage: only their product changes more than rounding. If
-        # advantages are whitened within each forward pass, the size of a pass does too.
+        # a loss depends on what shares a forward pass, the size of a pass does too.
         "trajectories_per_step": config.batch_size,
-        "trajectories_per_pass": config.per_device_batch_size if config.whiten == "micro-batch" else None,
+        "trajectories_per_pass": config.per_device_batch_size if config.depends_on_passes else None,
         "steps_before": start.steps_before,
         "ages": [iteration.age for iteration in start.iterations],
         "deepspeed": plan.zero.numerical_settings() if plan.zero else None,
@@ -295,10 +295,10 @@ def _train(work: _Work, plan: ExecutionPlan, resumable: ResumableRun, progress: 
 
 def _choose_layout(config: Config, pool: ExamplePool) -> Layout:
     """Return how examples share forward passes; `config` is resolved."""
-    if config.packing or (config.packing is None and pool.shares_prefixes and config.whiten != "micro-batch"):
+    if config.packing or (config.packing is None and pool.shares_prefixes and not config.depends_on_passes):
         return packed
-    # Whitening by forward pass depends on which examples share one: the number of ranks must not change that.
-    return padded_fixed_batches if config.whiten == "micro-batch" else padded
+    # If a loss depends on which examples share a forward pass, the number of ranks must not change that.
+    return padded_fixed_batches if config.depends_on_passes else padded
 
 
 def _thinned(
@@ -414,6 +414,8 @@ def _objective(config: Config, temperature: float) -> Objective:
         correction_level=config.mismatch_level,
         correction_cap=config.mismatch_cap,
         entropy_bonus=config.entropy_bonus,
+        cov_fraction=config.cov_fraction,
+        kl_cov_weight=config.kl_cov_weight,
         importance_cap=config.importance_cap if config.old_logprobs == "recorded" else None,
         beta=config.beta,
         kl=config.kl,

@@ -94,6 +94,17 @@ class Config(
         maximum=1000,
     )
     unfinished_reward: float = option("Reward of a response that reaches --max-tokens without ending.", default=0.0)
+    overlong_buffer: int | None = option(
+        "Lower the reward of a response that ends in this many tokens before --max-tokens: from 0 to "
+        "--overlong-penalty at the maximum.",
+        default=None,
+        added=True,
+        default_text="off",
+        minimum=1,
+    )
+    overlong_penalty: float = option(
+        "With --overlong-buffer: what a response of --max-tokens tokens loses.", default=1.0, added=True, minimum=0
+    )
     max_tokens: int = option("Maximum length of a response, in tokens.", default=1024, minimum=1, common=True)
 
     def __post_init__(self) -> None:
@@ -103,6 +114,12 @@ class Config(
                 if getattr(self, name) is not None:
                     raise UserError(f"--{name.replace('_', '-')} requires --tree: pass both, or neither")
         self._check_branching()
+        if self.overlong_buffer is None and self.overlong_penalty != 1.0:
+            raise UserError("--overlong-penalty requires --overlong-buffer: pass both, or neither")
+        if self.overlong_buffer is not None and self.overlong_buffer > self.max_tokens:
+            raise UserError(
+                f"--overlong-buffer must be at most --max-tokens, {self.max_tokens}; got {self.overlong_buffer}"
+            )
         if self.refill is not None and self.num_questions is None:
             raise UserError("--refill takes the questions after the first --num-questions: pass both, or neither")
         if self.tree is None:

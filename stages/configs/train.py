@@ -85,8 +85,8 @@ class LearningOptions:
     )
 
     # Objective of a step.
-    loss: Literal["ppo", "gspo", "segment-ratio", "cispo", "dppo", "sapo", "distill"] = option(
-        "Loss of a step; distill fits --beta times the log-ratio to the advantage.",
+    loss: Literal["ppo", "gspo", "segment-ratio", "cispo", "dppo", "sapo", "clip-cov", "kl-cov", "distill"] = option(
+        "Loss of a step; see docs/methods.md.",
         default="ppo",
         common=True,
         group="Loss",
@@ -176,6 +176,18 @@ class LearningOptions:
         default="token",
         added=True,
         group="Loss",
+    )
+    cov_fraction: float = option(
+        "With clip-cov and kl-cov: share of the tokens, those of the largest covariance of log-probability and "
+        "advantage, that get no gradient (clip-cov) or a penalty (kl-cov).",
+        default=2e-4,
+        added=True,
+        above=0,
+        maximum=1,
+        group="Loss",
+    )
+    kl_cov_weight: float = option(
+        "With kl-cov: weight of the penalty |log-ratio|.", default=1.0, added=True, minimum=0, group="Loss"
     )
     max_ratio: float = option(
         "Skip a step whose mean probability ratio is above this.", default=10.0, above=0, group="Loss"
@@ -311,6 +323,11 @@ class LearningOptions:
         """Trajectories (segments of trees) per optimizer step."""
         return self.per_device_batch_size * self.gradient_accumulation_steps
 
+    @property
+    def depends_on_passes(self) -> bool:
+        """Whether the loss of an example depends on the examples that share its forward pass."""
+        return self.whiten == "micro-batch" or self.loss in ("clip-cov", "kl-cov")
+
 
 def check_combinations(options: LearningOptions) -> None:
     """Check that options which depend on each other agree.
@@ -333,9 +350,13 @@ def check_combinations(options: LearningOptions) -> None:
         f"--loss {options.loss} has no truncated ratios: expected --old-logprobs recompute": (
             options.loss not in ("ppo", "distill") and options.old_logprobs == "recorded"
         ),
-        "--loss sapo clips no ratio: omit --epsilon and --epsilon-high": (
-            options.loss == "sapo" and bool(given & {"epsilon", "epsilon_high"})
+        f"--loss {options.loss} clips no ratio: omit --epsilon and --epsilon-high": (
+            options.loss in ("sapo", "kl-cov") and bool(given & {"epsilon", "epsilon_high"})
         ),
+        "--cov-fraction requires --loss clip-cov or kl-cov": (
+            options.loss not in ("clip-cov", "kl-cov") and "cov_fraction" in given
+        ),
+        "--kl-cov-weight requires --loss kl-cov": options.loss != "kl-cov" and "kl_cov_weight" in given,
         "--dual-clip requires --loss ppo, gspo or segment-ratio": (
             options.loss not in ("ppo", "gspo", "segment-ratio") and options.dual_clip is not None
         ),
@@ -371,6 +392,8 @@ def check_combinations(options: LearningOptions) -> None:
         "--packing chooses the examples of a forward pass: pass --whiten batch or none, or --no-packing": (
             bool(options.packing) and options.whiten == "micro-batch"
         ),
+        f"--packing chooses the examples of a forward pass, within which --loss {options.loss} takes covariances: pass "
+        "--no-packing": bool(options.packing) and options.loss in ("clip-cov", "kl-cov"),
         "--critic requires --critic-learning-rate: pass both, or neither": (
             options.critic is not None and options.critic_learning_rate is None
         ),

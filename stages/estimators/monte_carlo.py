@@ -40,6 +40,7 @@ from stages.maths.advantages import Advantages, chain_advantages
 from stages.maths.ragged import gather_ranges
 from stages.maths.values import monte_carlo_values
 from stages.models import checkpoints, loading
+from stages.responses.grading import LengthPenalty
 from stages.sampling.engines import engine_packages, with_engine
 from stages.sampling.pool import SamplerPool
 from stages.sampling.protocol import SamplingParams, engine_counts
@@ -107,6 +108,7 @@ def prepare(
             max_tokens,
             resolved(options.unfinished_reward),
             progress,
+            _length_penalty(trajectories, max_tokens),
             keep=options.keep_rollouts,
         )
         return PreparedPart(
@@ -121,6 +123,14 @@ def prepare(
     notes = check_sampling_model(trajectories, model, named=named_model)
     packages = engine_packages(options.engine)
     return Estimator(options, RECORDED, read, (verifier, *all_cutpoints), model, packages, notes, options.keep_rollouts)
+
+
+def _length_penalty(trajectories: Artefact, max_tokens: int) -> LengthPenalty | None:
+    """Return the penalty of long responses that was recorded with the trajectories; None if there was none."""
+    recorded = trajectories.lineage.config if trajectories.lineage else {}
+    if recorded.get("overlong_buffer") is None:
+        return None
+    return LengthPenalty(max_tokens, recorded["overlong_buffer"], recorded.get("overlong_penalty", 1.0))
 
 
 def complete(options: Config, trajectories: Artefact) -> Config:

@@ -16,7 +16,7 @@ from stages.maths.allocation import additional_rollouts, grant_rollouts
 from stages.maths.ragged import Ragged
 from stages.maths.randomness import random_key
 from stages.maths.values import monte_carlo_values
-from stages.responses.grading import Grade, grade
+from stages.responses.grading import Grade, LengthPenalty, grade
 from stages.sampling.protocol import Request, Sample, Sampler, SamplingParams, Usage
 from stages.tasks import Task
 
@@ -76,6 +76,7 @@ class RolloutSampling:
     Attributes:
       max_tokens: maximum length of a response, including the tokens before the state.
       unfinished_reward: reward of a rollout that reaches the limit without ending.
+      penalty: of long responses, that of the trajectories; None: none.
       keep: return the tokens of the rollouts too, not only their rewards.
     """
 
@@ -86,6 +87,7 @@ class RolloutSampling:
     max_tokens: int
     unfinished_reward: float
     progress: Progress
+    penalty: LengthPenalty | None = None
     keep: bool = False
 
 
@@ -189,6 +191,7 @@ def _sample_round(
         [sample.finish_reason for _, sample in rollouts],
         [states[i].reference for i, _ in rollouts],
         unfinished_reward=sampling.unfinished_reward,
+        penalty=sampling.penalty,
     )
     for (i, sample), graded in zip(rollouts, grades, strict=True):
         if graded.reward is not None:

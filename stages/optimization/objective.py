@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stages.maths import losses, surrogates
+from stages.maths import covariance_losses, losses, surrogates
 from stages.maths.mismatch_sums import TRUNCATION_CAP, mismatch_sums
 from stages.optimization.batches import Example
 from stages.optimization.head import Scored
 
-Loss = Literal["ppo", "gspo", "segment-ratio", "cispo", "dppo", "sapo", "distill"]
+Loss = Literal["ppo", "gspo", "segment-ratio", "cispo", "dppo", "sapo", "clip-cov", "kl-cov", "distill"]
 Whitening = Literal["batch", "micro-batch", "none"]
 MAX_METRIC = "mismatch/logp_difference_max"
 """The one metric that is a maximum over micro-batches and ranks; all others are sums."""
@@ -31,7 +31,7 @@ class Objective:
 
     Attributes:
       loss: a surrogate over the kept tokens plus β · KL (PPO-clip, also with one ratio for a sequence or a segment,
-        CISPO, DPPO, SAPO), or the distillation of segment advantages, where β is part of the loss itself.
+        CISPO, DPPO, SAPO, Clip-Cov, KL-Cov), or the distillation of segment advantages, where β is part of the loss.
       temperature: τ of the distribution that log-probabilities are taken of; the same as in sampling.
       epsilon, epsilon_high: clip range of the ratio; with DPPO, of the difference of probabilities.
       dual_clip: bound of the loss of tokens with A < 0, in |A|; PPO-clip only.
@@ -40,6 +40,8 @@ class Objective:
       correction, correction_level, correction_cap: weights of the token losses for the mismatch between sampler and
         trainer; None: no weights.
       entropy_bonus: weight of the mean entropy over the kept tokens, which the loss rewards.
+      cov_fraction: share of the tokens that Clip-Cov and KL-Cov restrain.
+      kl_cov_weight: weight of the penalty of KL-Cov.
       beta, kl: β, and the estimator of the KL divergence to the reference policy.
       normalization, constant: how token losses are summed (`losses.token_divisors`); not for distillation.
       whiten: whiten advantages over the kept tokens of the optimizer batch, of each micro-batch (as the code released
@@ -57,6 +59,8 @@ class Objective:
     correction_level: surrogates.CorrectionLevel = "token"
     correction_cap: float = TRUNCATION_CAP
     entropy_bonus: float = 0.0
+    cov_fraction: float = covariance_losses.FRACTION
+    kl_cov_weight: float = 1.0
     beta: float = 0.0
     kl: losses.KLKind = "k3"
     normalization: losses.Normalization = "tokens"
@@ -221,6 +225,10 @@ def _surrogate(
         return surrogates.dppo(current, old, advantages, low, high)
     if name == "sapo":
         return surrogates.sapo(current, old, advantages)
+    if name == "clip-cov":
+        return covariance_losses.clip_cov(current, old, advantages, low, high, objective.cov_fraction)
+    if name == "kl-cov":
+        return covariance_losses.kl_cov(current, old, advantages, objective.cov_fraction, objective.kl_cov_weight)
     if name in ("gspo", "segment-ratio"):
         members, count = _sequences(group) if name == "gspo" else _segments(group)
         old = surrogates.shared_ratio(current, old, members.to(current.device), count)
@@ -293,6 +301,6 @@ def _distill(
 
 
 _LOSSES: dict[Loss, Callable[[Objective, MicroBatchExamples, _LogProbs, BatchTotals], LossAndMetrics]] = {
-    **dict.fromkeys(("ppo", "gspo", "segment-ratio", "cispo", "dppo", "sapo"), _policy),
+    **dict.fromkeys(("ppo", "gspo", "segment-ratio", "cispo", "dppo", "sapo", "clip-cov", "kl-cov"), _policy),
     "distill": _distill,
 }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stages.maths.randomness import random_key
-from stages.responses.grading import Grade, grade
+from stages.responses.grading import Grade, LengthPenalty, grade
 from stages.sampling.protocol import Request, Sample, Sampler, SamplingParams, Usage
 from stages.tasks import Question, Task
 
@@ -30,6 +30,7 @@ class Sampling:
       max_tokens: maximum length of a response, in tokens.
       key: prefix of every random key, e.g. (seed, "rollout"); question id and response number follow it.
       unfinished_reward: reward of a response that reaches its limit without ending.
+      penalty: of long responses; None: none.
     """
 
     sampler: Sampler
@@ -39,6 +40,7 @@ class Sampling:
     max_tokens: int
     key: tuple[int | str, ...]
     unfinished_reward: float = 0.0
+    penalty: LengthPenalty | None = None
 
 
 @dataclass(frozen=True)
@@ -91,5 +93,6 @@ def respond(
         [sample.finish_reason for *_, sample in sampled],
         [question.reference for question, *_ in sampled],
         sampling.unfinished_reward,
+        sampling.penalty,
     )
     return [Response(*row, result) for row, result in zip(sampled, grades, strict=True)], usage

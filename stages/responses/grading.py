@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
+from stages.maths.length_penalty import soft_overlong_penalty
 from stages.tasks import Task, Verdict
 
 if TYPE_CHECKING:  # transformers takes a second to import, and `spo show` reads trees without it
@@ -33,6 +34,19 @@ class Grade:
     reward: float | None
 
 
+@dataclass(frozen=True)
+class LengthPenalty:
+    """The soft penalty of responses that end in the last `buffer` tokens before `max_tokens`."""
+
+    max_tokens: int
+    buffer: int
+    weight: float
+
+    def of(self, lengths: Sequence[int]) -> list[float]:
+        """Return what is added to the rewards of responses with these numbers of tokens."""
+        return soft_overlong_penalty(lengths, self.max_tokens, self.buffer, self.weight).tolist()
+
+
 def grade(
     tokenizer: PreTrainedTokenizerBase,
     task: Task,
@@ -40,9 +54,17 @@ def grade(
     finish_reasons: Sequence[str],
     references: Sequence[str],
     unfinished_reward: float = 0.0,
+    penalty: LengthPenalty | None = None,
 ) -> list[Grade]:
-    """Decode whole responses (int32 [T] each) and verify them, as `grade_texts` does."""
-    return grade_texts(task, decode(tokenizer, responses), finish_reasons, references, unfinished_reward)
+    """Decode whole responses (int32 [T] each) and verify them, as `grade_texts` does, and add the length penalty."""
+    grades = grade_texts(task, decode(tokenizer, responses), finish_reasons, references, unfinished_reward)
+    if penalty is None:
+        return grades
+    added = penalty.of([response.size for response in responses])
+    return [
+        one if one.reward is None else replace(one, reward=one.reward + extra)
+        for one, extra in zip(grades, added, strict=True)
+    ]
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, responses: Sequence[np.ndarray]) -> list[str]:

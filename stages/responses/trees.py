@@ -147,6 +147,7 @@ def tree_table(
         [nodes[i].finish_reason for i in leaves],
         [questions[nodes[i].question].reference for i in leaves],
         sampling.unfinished_reward,
+        sampling.penalty,
     )
     graded = dict(zip(leaves, grades, strict=True))
     node_questions = [questions[node.question] for node in nodes]

@@ -58,6 +58,20 @@ def test_micro_batches_add_up_to_the_batch(loss: Loss, correction: Any):
     np.testing.assert_allclose(whole[1], parts[1], atol=1e-12)
 
 
+@pytest.mark.parametrize("loss", ["clip-cov", "kl-cov"])
+def test_losses_by_covariance_restrain_tokens_within_a_forward_pass(loss: Loss):
+    plain = gradient(Objective(loss="ppo", epsilon=0.9, epsilon_high=99.0), [[0, 1, 2]])[1]
+    found = gradient(Objective(loss=loss, epsilon=0.9, epsilon_high=99.0, cov_fraction=0.25), [[0, 1, 2]])[1]
+    assert (found != plain).sum() == (2 if loss == "kl-cov" else min(2, _candidates()))
+
+
+def _candidates() -> int:
+    """Return the number of tokens whose covariance lies between the bounds of Clip-Cov."""
+    logprobs, advantages = torch.cat(CURRENT).numpy(), np.concatenate([one.advantages for one in BATCH])
+    covariance = (advantages - advantages.mean()) * (logprobs - logprobs.mean())
+    return int(((covariance > 1) & (covariance < 5)).sum())
+
+
 def test_a_response_of_one_segment_has_the_ratio_of_gspo():
     batch = [dataclasses.replace(one, segment_ids=np.zeros(one.kept.size, np.int64)) for one in BATCH]
     found = [gradient(Objective(loss=loss), [[0, 1, 2]], batch) for loss in ("segment-ratio", "gspo")]
