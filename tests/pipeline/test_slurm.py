@@ -336,7 +336,7 @@ def test_queued_tasks_are_kept_and_become_dependencies(monkeypatch: pytest.Monke
     assert 'submit 000-rollout "" --array=2)' in outcome.files["submit.sh"]
     assert "scancel 8 # 000-segment waits for tasks that failed" in outcome.files["submit.sh"]
     assert dependencies(outcome)["000-segment"] == ["000-rollout", "7_1", "7_3"]
-    assert dependencies(outcome)["000-estimate"] == ["000-segment"], "canceled jobs are no dependencies"
+    assert dependencies(outcome)["000-estimate"] == ["000-segment"], "canceled jobs are not dependencies"
 
 
 def test_nothing_is_submitted_when_every_task_is_done_or_queued(monkeypatch: pytest.MonkeyPatch):

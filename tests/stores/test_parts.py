@@ -155,7 +155,7 @@ def test_a_store_that_fails_for_a_while_loses_no_work(bucket: Bucket, monkeypatc
     for here in (begun, done):
         with pytest.raises(StoreUnreachable, match="cannot be reached: AWS Error SLOW_DOWN"):
             write_part(here, 1, 2, table=trajectories(23), chunk=12, overwrite=True)
-    assert artefact(bucket) == before, "neither are chunks taken for torn, nor the part for other work"
+    assert artefact(bucket) == before, "chunks are not treated as torn, nor the part as other work"
 
 
 def test_a_signal_is_reported_even_if_the_log_cannot_be_written(bucket: Bucket, monkeypatch: pytest.MonkeyPatch):

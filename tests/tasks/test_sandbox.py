@@ -46,7 +46,7 @@ def alive(pid: int) -> bool:
 
 
 def runs(pid: int) -> bool:
-    """Return whether a process exists and is no zombie: a container may lack an init process that reaps orphans."""
+    """Return whether a process exists and is not a zombie: a container may lack an init process that reaps orphans."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):

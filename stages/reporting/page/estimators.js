@@ -1,7 +1,7 @@
 // Advantages of the segments of one response under an estimator, from the rewards in the file (stages/maths/advantages.py).
 //
 // Each function returns segments {start, end, valueStart, valueEnd, advantage, rewards, why}: `why` has the numbers that
-// the formula panel shows. A value that nothing in the file tells is NaN.
+// the formula panel shows. A value that the file does not determine is NaN.
 import { average, commonPrefix, cutpointFlags, partitionStarts, rangesOf } from "./maths.js";
 
 export const ESTIMATOR_NAMES = {

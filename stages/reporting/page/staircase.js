@@ -1,4 +1,4 @@
-// The value staircase: V̂ along the response with its Wilson interval, one dot a rollout, and the doubt of each token.
+// The value staircase: V̂ along the response with its Wilson interval, one dot per rollout, and the doubt of each token.
 import { el, excerpt, figure, visible } from "./dom.js";
 import { average, wilson } from "./maths.js";
 import { change } from "./state.js";

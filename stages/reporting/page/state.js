@@ -1,4 +1,4 @@
-// What the page shows: one object of choices, who listens to it, and its copy in the address (#view=reader&q=…&r=…&t=…).
+// What the page shows: one object of choices, its listeners, and its copy in the address (#view=reader&q=…&r=…&t=…).
 
 const INITIAL_STATE = {
   view: "overview", row: null, token: null, question: null, table: null, iterations: null, runs: null, axis: "iteration",
@@ -9,7 +9,7 @@ const listeners = new Set();
 
 export const state = { ...INITIAL_STATE };
 
-/** Change choices and call everyone who listens, with the names that changed. */
+/** Change choices and call every listener with the names that changed. */
 export function change(values) {
   const names = Object.keys(values).filter((name) => JSON.stringify(state[name]) !== JSON.stringify(values[name]));
   if (!names.length) return;
