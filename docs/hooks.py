@@ -1,4 +1,4 @@
-"""Hooks of the documentation's build (mkdocs.yml): generated parts of pages, and formulas as MathML.
+"""Hooks of the documentation's build (mkdocs.yml): generated parts of pages, formulas as MathML, search in files.
 
 A page asks for a generated part by a comment on a line of its own:
 
@@ -203,3 +203,9 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 def on_page_content(content: str, **_: Any) -> str:
     """Draw a page's formulas."""
     return formulas(content)
+
+
+def on_post_build(*, config: Any) -> None:
+    """Write the search index as a script, too: a page that is opened as a file may load scripts, but no JSON."""
+    index = Path(config.site_dir) / "search/search_index.json"
+    index.with_suffix(".js").write_text(f"var __index = {index.read_text(encoding='utf-8')}", encoding="utf-8")

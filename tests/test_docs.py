@@ -17,6 +17,7 @@ import pytest
 from spo_cli.app import VERBS, load_command
 from stages.pipeline import planning
 from stages.shards.schemas import BY_STAGE
+from tests.browser import Browser, find_browser
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -200,13 +201,20 @@ def test_the_readme_links_to_every_guide():
     assert pages - linked == {"docs/index.md", "docs/contributing.md"}
 
 
-def test_the_site_builds_without_a_warning_and_loads_nothing_from_other_servers(tmp_path: Path):
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the built pages; a warning of the build is an error."""
     pytest.importorskip("mkdocs", reason="needs the extra docs")
     pytest.importorskip("material", reason="needs the extra docs")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    directory = tmp_path_factory.mktemp("docs") / "site"
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(directory)]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stdout + built.stderr
-    pages = sorted((tmp_path / "site").rglob("*.html"))
+    return directory
+
+
+def test_the_site_loads_nothing_from_other_servers(site: Path):
+    pages = sorted(site.rglob("*.html"))
     assert len(pages) >= len(PAGES)
     for page in pages:
         html = page.read_text(encoding="utf-8")
@@ -218,4 +226,21 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_other_servers(
         )
         assert "<!-- generate:" not in html
         assert 'class="arithmatex"' not in html
-    assert (tmp_path / "site/search/search_index.json").stat().st_size > 10_000
+    assert (site / "search/search_index.json").stat().st_size > 10_000
+
+
+def test_pages_that_are_opened_as_files_can_be_searched(site: Path, tmp_path: Path):
+    if find_browser() is None:
+        pytest.skip("needs Chromium")
+    with Browser(tmp_path) as browser:
+        browser.call("Page.navigate", url=(site / "commands/train.html").as_uri())
+        browser.wait("document.readyState === 'complete' && document.querySelector('[name=query]') !== null")
+        browser.run("document.querySelector('#__search').click()")
+        browser.run(
+            "(() => { const field = document.querySelector('[name=query]'); field.focus(); "
+            "field.value = 'leave-one-out'; field.dispatchEvent(new Event('keyup', {bubbles: true})); })()"
+        )
+        browser.wait("document.querySelectorAll('.md-search-result__item').length > 2")
+        found = browser.run("[...document.querySelectorAll('.md-search-result__link')].map((link) => link.href)")
+        assert any(link.startswith(f"{site.as_uri()}/") for link in found)
+        assert not browser.console

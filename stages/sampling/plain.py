@@ -36,6 +36,8 @@ _ROWS = {"cpu": 32, "cuda": 128}  # samples in flight
 class PlainSampler:
     """A sampler of any causal language model that transformers can run."""
 
+    is_plain = True
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -81,8 +83,6 @@ class PlainSampler:
         requests = trial_requests(self.model, self.vocabulary, self.context_length)
         samples, _ = self.sample(requests, SamplingParams(), check=False)
         return self._check.compare(requests, samples, SamplingParams(), must_agree=must_agree)
-
-    is_plain = True
 
     @property
     def caveat(self) -> str:

@@ -1,4 +1,4 @@
-"""The page of a report in a headless Chromium: it makes no request, computes what the stages computed, and interprets no text."""
+"""The page of a report in a headless Chromium: it makes no request, computes what the stages do, and runs no text."""
 
 from __future__ import annotations
 
