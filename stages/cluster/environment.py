@@ -28,6 +28,14 @@ _LOCAL = {
     "RAY_AUTH_MODE": "token",
     "RAY_enable_worker_prestart": "0",  # start no more processes than workers
     "RAY_prestart_worker_first_driver": "0",
+    "RAY_worker_niceness": "0",  # added to that of the command; Ray's 15 would let workers wait for everything else
+    # A busy machine may start a process in minutes: then Ray's own limits would end it. `guard` ends all processes.
+    "RAY_worker_register_timeout_seconds": "1800",
+    "RAY_agent_register_timeout_ms": "1800000",
+    "RAY_py_gcs_connect_timeout_s": "600",
+    "RAY_gcs_server_request_timeout_seconds": "600",
+    "RAY_gcs_rpc_server_connect_timeout_s": "600",
+    "RAY_health_check_failure_threshold": "200",
 }
 
 
