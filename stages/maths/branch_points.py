@@ -10,8 +10,8 @@ def most_doubtful(doubt: ArrayLike, count: int) -> NDArray[np.int64]:
     """Return the offsets of the `count` tokens of a response with the largest doubt, in increasing order.
 
     Doubt is the surprisal −log π(y_t | s_t) (TreeRL, arXiv 2506.11902, section 3.1) or the entropy of π(· | s_t) (FR3E,
-    arXiv 2507.07017). Of equal ones, the first is taken. Two kinds of tokens are no candidates: the first one, where a
-    branch is another response to the prompt, and tokens without doubt, which every branch would repeat.
+    arXiv 2507.07017). Among equal ones, the first is chosen. Two kinds of tokens are not candidates: the first one,
+    where a branch is another response to the prompt, and tokens without doubt, which every branch would repeat.
 
     Args:
       doubt: [T] at least 0, in nats.
@@ -34,7 +34,7 @@ def most_doubtful(doubt: ArrayLike, count: int) -> NDArray[np.int64]:
 def spread_cutpoints(is_cutpoint: ArrayLike, count: int) -> NDArray[np.int64]:
     """Return the offsets of `count` cutpoints that divide the cutpoints of a response into equal shares.
 
-    Branch i of `count` is at cutpoint ⌊i · C / (count + 1)⌋ of C, counted from 0. The first token is no candidate.
+    Branch i of `count` is at cutpoint ⌊i · C / (count + 1)⌋ of C, counted from 0. The first token is not a candidate.
 
     Args:
       is_cutpoint: [T] bool, as `partition.find_cutpoints` returns.

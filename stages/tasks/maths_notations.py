@@ -71,7 +71,7 @@ def _terms(text: str) -> list[Fraction] | None:
 
 
 def compare_decimal_comma(answer: str, reference: str) -> bool | None:
-    """Return True if an answer with a decimal comma is the reference, which is no integer: `3,14` for 3.14.
+    """Return True if an answer with a decimal comma is the reference, which is not an integer: `3,14` for 3.14.
 
     Any other text with a comma is a list, or has thousands.
     """

@@ -1,4 +1,4 @@
-r"""Reads what a text announces as its answer: after "the answer is" in many languages, or after `####`.
+r"""Read what a text announces as its answer: after "the answer is" in many languages, or after `####`.
 
     find_announced("So the answer is $4$, since 2 + 2 = 4.").text     # "4"
     value_in_sentence("The largest n is 34")                         # "34"
@@ -52,7 +52,7 @@ _STATEMENT_END = re.compile(
     r"|,\s(?:and\s)?(?:not|it|this|that|these|we|he|she|they|I|there|rather|instead)\b"
     rf"|{_REMARK_IN_PARENTHESES}"
 )
-"""The end of a sentence, or the begin of a remark: "5, since …", "5, not 6", "5 (as shown above)"."""
+"""The end of a sentence, or the start of a remark: "5, since …", "5, not 6", "5 (as shown above)"."""
 _FILLER = re.compile(r"(?:for sure|of course|definitely|clearly|obviously|surely)[\s,:]+", re.I)
 _BEGINS_WITH_WORD = re.compile(r"\s*(?:[A-Za-z]{2,}|[AI])[\s,]")
 _LAST_COPULA = re.compile(r".*\b(?:is|are|was|were|equals?|becomes?)\s*:?\s+(?P<value>\S.*)", re.S)
