@@ -335,23 +335,26 @@ def check_combinations(options: LearningOptions) -> None:
     Raises:
       UserError: the message names the conflicting options and the remedy.
     """
-    distill, constant = options.loss == "distill", options.loss_normalization == "constant"
-    corrected = options.mismatch_correction in ("tis", "mis")
     given = {field.name for field in dataclasses.fields(options) if getattr(options, field.name) != field.default}
-    conflicts = {
+    for conflicts in (_loss_conflicts, _ratio_conflicts, _data_conflicts):
+        for problem in (problem for problem, holds in conflicts(options, given).items() if holds):
+            raise UserError(problem)
+
+
+def _loss_conflicts(options: LearningOptions, given: set[str]) -> dict[str, bool]:
+    """Return problem → whether it exists, for --loss and its parameters; `given` are the options off their defaults."""
+    distill, constant = options.loss == "distill", options.loss_normalization == "constant"
+    return {
         "--loss distill multiplies the log-ratio by --beta: expected --beta greater than 0": distill
         and not options.beta,
         "--loss distill is a mean over segments: omit --loss-normalization": (
             distill and options.loss_normalization != "tokens"
         ),
-        "--loss distill clips no ratio: omit --epsilon and --epsilon-high": (
-            distill and bool(given & {"epsilon", "epsilon_high"})
-        ),
         f"--loss {options.loss} has no truncated ratios: expected --old-logprobs recompute": (
             options.loss not in ("ppo", "distill") and options.old_logprobs == "recorded"
         ),
         f"--loss {options.loss} clips no ratio: omit --epsilon and --epsilon-high": (
-            options.loss in ("sapo", "kl-cov") and bool(given & {"epsilon", "epsilon_high"})
+            options.loss in ("distill", "sapo", "kl-cov") and bool(given & {"epsilon", "epsilon_high"})
         ),
         "--cov-fraction requires --loss clip-cov or kl-cov": (
             options.loss not in ("clip-cov", "kl-cov") and "cov_fraction" in given
@@ -361,6 +364,19 @@ def check_combinations(options: LearningOptions) -> None:
             options.loss not in ("ppo", "gspo", "segment-ratio") and options.dual_clip is not None
         ),
         "--loss distill has no entropy term: omit --entropy-bonus": distill and options.entropy_bonus > 0,
+        "--loss-normalization constant requires a length: pass --loss-constant": (
+            constant and options.loss_constant is None
+        ),
+        "--loss-constant requires --loss-normalization constant: pass both, or neither": (
+            not constant and options.loss_constant is not None
+        ),
+    }
+
+
+def _ratio_conflicts(options: LearningOptions, given: set[str]) -> dict[str, bool]:
+    """Return problem → whether it exists, for the ratios to old policies and to the sampler."""
+    distill, corrected = options.loss == "distill", options.mismatch_correction in ("tis", "mis")
+    return {
         "--mismatch-correction weights the loss of a token: omit it with --loss distill": distill and corrected,
         "--old-logprobs recorded takes ratios to the sampler already: omit --mismatch-correction": (
             options.old_logprobs == "recorded" and corrected
@@ -371,14 +387,14 @@ def check_combinations(options: LearningOptions) -> None:
         "--importance-cap requires --old-logprobs recorded: pass both, or neither": (
             options.old_logprobs == "recompute" and "importance_cap" in given
         ),
+    }
+
+
+def _data_conflicts(options: LearningOptions, given: set[str]) -> dict[str, bool]:
+    """Return problem → whether it exists, for segments, tokens, forward passes and the critic."""
+    return {
         "--value-clip requires --critic-learning-rate: pass both, or neither": (
             options.critic_learning_rate is None and "value_clip" in given
-        ),
-        "--loss-normalization constant requires a length: pass --loss-constant": (
-            constant and options.loss_constant is None
-        ),
-        "--loss-constant requires --loss-normalization constant: pass both, or neither": (
-            not constant and options.loss_constant is not None
         ),
         "--max-per-question requires --replay: pass both, or neither": (
             options.replay is None and options.max_per_question is not None
@@ -404,8 +420,6 @@ def check_combinations(options: LearningOptions) -> None:
             options.critic_learning_rate is not None and options.replay is not None
         ),
     }
-    if problem := next((problem for problem, wrong in conflicts.items() if wrong), None):
-        raise UserError(problem)
 
 
 def resolve_training_engine(options: LearningOptions, ranks: int) -> Literal["torch", "deepspeed"]:
