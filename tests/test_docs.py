@@ -244,3 +244,12 @@ def test_pages_that_are_opened_as_files_can_be_searched(site: Path, tmp_path: Pa
         found = browser.run("[...document.querySelectorAll('.md-search-result__link')].map((link) => link.href)")
         assert any(link.startswith(f"{site.as_uri()}/") for link in found)
         assert not browser.console
+
+
+def test_code_and_pages_avoid_words_that_readers_must_translate():
+    odd = re.compile(r"\b(told|owns|nobody|mend|mends|mended|anew|in truth|but for|company|stretch)\b", re.IGNORECASE)
+    code = [path for folder in ("stages", "spo_cli", "examples") for path in (ROOT / folder).rglob("*.*")]
+    texts = [path for path in code if path.suffix in {".py", ".js", ".css", ".toml", ".sh"}]
+    for path in (*texts, *PAGES, README, CONTRIBUTING, ROOT / "CHANGELOG.md"):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert not [line for line in lines if odd.search(line)], name_of(path)

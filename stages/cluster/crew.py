@@ -119,7 +119,7 @@ class Crew:
             self._changed.notify_all()
         try:
             return [unit.result.result() for unit in units]
-        except BaseException:  # after an interrupt, too: nobody waits for the units that have not begun
+        except BaseException:  # after an interrupt, too: no caller waits for the units that have not begun
             with self._changed:
                 own = set(map(id, units))
                 self._waiting = [unit for unit in self._waiting if id(unit) not in own]
