@@ -17,6 +17,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "spo rollout -m runs/x/start --task arithmetic --num-questions 64 \\\n"
         "    --max-tokens 64 --out runs/x/trajectories",
         "spo rollout -m MODEL --task gsm8k --data hub --tree 6-6-6 --engine vllm \\\n    --out runs/x/trees",
+        "spo rollout -m MODEL --task custom --data data --chat-template \\\n"
+        "    --task-arg question=problem reward=rewards:score --out runs/x/own",
     ),
     "segment": (
         "spo segment runs/x/trajectories --interval 4 --out runs/x/cutpoints",

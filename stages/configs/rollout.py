@@ -66,7 +66,6 @@ class Config(
         default=None,
         added=True,
         default_text="after every --segment-tokens",
-        common=True,
     )
     rho: float | None = option(
         "With --branch-at cutpoints: a token is a cutpoint if its probability is below this.",

@@ -17,8 +17,8 @@ DATA_HELP = (
 )
 TASK_HELP = f"Source of questions and rewards: {', '.join(TASKS)}."
 TASK_ARG_HELP = (
-    "For data: question, answer, solution, id, subject and level name columns; grader (maths, number, exact) or "
-    "reward (package.module:function) grades; subset and revision select on the hub."
+    "For data: question=COLUMN, likewise answer, solution, id, subject and level; grader=maths, number or exact; "
+    "reward=package.module:function; subset and revision of a data set on the hub."
 )
 VLLM_GROUP = "vLLM"
 """Heading of the options that only vLLM reads."""
@@ -275,7 +275,9 @@ class TaskOptions:
         common=True,
         metavar="PLACE",
     )
-    task_arg: tuple[str, ...] = option(f"Option of the task. {TASK_ARG_HELP}", default=(), metavar="KEY=VALUE")
+    task_arg: tuple[str, ...] = option(
+        f"Option of the task. {TASK_ARG_HELP}", default=(), metavar="KEY=VALUE", common=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
