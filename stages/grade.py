@@ -26,12 +26,12 @@ from stages.responses.grading import verify_all
 from stages.shards.parts import Artefact, open_artefact
 from stages.shards.schemas import EVALUATION, TRAJECTORIES
 from stages.tasks import Task, open_task
-from stages.tasks.columns import ROLES
+from stages.tasks.columns import ROLES, read_response
 from stages.tasks.data import read_rows
 from stages.tasks.datasets import Dataset
 from stages.tasks.verdicts import Place, Reason, Verdict
 
-RESPONSE_COLUMNS = ("text", "response", "completion", "output", "prediction", "generated_text")
+RESPONSE_COLUMNS = ("text", "response", "completion", "output", "prediction", "generated_text", "resps")
 """Names of a column of responses; the first that exists is used."""
 _LOOSE_PLACES = (Place.WHOLE_TEXT, Place.LAST_NUMBER, Place.NOWHERE)
 _TAIL = 300  # characters at the end of a response in which an overlooked reference is searched
@@ -194,10 +194,10 @@ def _read(config: Config) -> tuple[list[Given], Mapping[str, Any] | None]:
         wanted, found = column or " or ".join(RESPONSE_COLUMNS), list(records[0])
         guess = did_you_mean(column, found) if column else " Name yours with --response-column"
         raise UserError(f"{path} has no column {wanted}; found {', '.join(found)}.{guess}")
-    for i, record in enumerate(records):
-        if not isinstance(record[str(column)], str):
-            raise UserError(f"{path} row {i}: column {column} must be a text; got {record[str(column)]!r:.60}")
-    return [Given(None, record[str(column)], record) for record in records], None
+    if not records:
+        raise UserError(f"{path} has no rows; expected responses to grade")
+    texts = [read_response(record[str(column)], f"{path} row {i}: column {column}") for i, record in enumerate(records)]
+    return [Given(None, text, record) for text, record in zip(texts, records, strict=True)], None
 
 
 def _is_artefact(path: AnyPath) -> bool:

@@ -73,6 +73,51 @@ def test_columns_are_named_and_fields_have_dotted_names(tmp_path: Path):
     assert graded(tmp_path / "r.parquet", response_column="out", task_arg=("answer=gold",)).counts == {"wrong": 1}
 
 
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"text": "It is 5.", "answer": 5},
+        {"prompt": "2 + 3", "completion": "It is 5.", "answer": 5.0},
+        {"completion": [{"role": "assistant", "content": "It is 5."}], "ground_truth": ["5"]},
+        {"completion": [{"role": "assistant", "content": [{"type": "text", "text": "It is 5."}]}], "answer": "５"},
+        {"response": "It is 5.", "reward_model": {"ground_truth": "5", "style": "rule"}},
+        {"doc_id": 0, "target": "2 + 3\n#### 5", "resps": [["It is 5."]], "filtered_resps": ["5"]},
+        {"response": "答案是５。", "answer": "5"},
+    ],
+)
+def test_files_of_other_tools_are_read(tmp_path: Path, record: dict[str, Any]):
+    assert graded(write(tmp_path / "r.json", [record]), grader="number").counts == {"right": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("r.json", '[{"text": "5", "answer": "5"},]', "is not JSON"),
+        ("r.json", "[1, 2]", "row 0 must be a JSON object; got 1"),
+        ("r.json", "[]", "has no rows"),
+        ("r.jsonl", '{"text": "5", "answer": "5"}\n{"text":', "line 2 is not JSON"),
+        ("r.jsonl", '{"text": "5", "answer": NaN}', "column answer must be a text or a number; got nan"),
+        ("r.jsonl", '{"text": "5", "answer": null}', "must be a non-empty text; got None"),
+        ("r.jsonl", '{"text": "5", "answer": ""}', "must be a non-empty text; got ''"),
+        ("r.jsonl", '{"text": "5", "answer": ["5", "7"]}', "column answer must hold one answer"),
+        ("r.jsonl", '{"text": "5", "answer": {"value": "5"}}', "must be a text or a number; got {'value'"),
+        ("r.jsonl", '{"text": null, "answer": "5"}', "column text must be a text; got None"),
+        ("r.jsonl", '{"text": [{"role": "user", "content": "5"}], "answer": "5"}', "got the role user"),
+        ("r.csv", "text,answer\n", "has no rows"),
+        ("r.csv", 'text,answer\n"5,5\n', "is not CSV"),
+        ("r.csv", "text,answer\n5,5,5\n", "row 0 has more fields than the header names"),
+        ("r.csv", "text,answer,answer\n5,5,5\n", "names the column answer twice"),
+        ("r.csv", "text;answer\n5;5\n", "has no column text or .*; found text;answer"),
+        ("r.parquet", "PAR1", "cannot be read as Parquet"),
+    ],
+)
+def test_broken_data_is_reported_in_one_line(tmp_path: Path, name: str, content: str, message: str):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message) as error:
+        graded(tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
 def test_a_reward_function_gets_the_columns_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "rewards_to_try.py").write_text(

@@ -43,14 +43,14 @@ class Config:
     response_column: str | None = option(
         "Column of the responses.",
         default=None,
-        default_text="text, response, completion, output, prediction or generated_text",
+        default_text="text, response, completion, output, prediction, generated_text or resps",
         metavar="COLUMN",
         common=True,
     )
     answer_column: str | None = option(
         "Column of the reference answers, short for --task-arg answer=COLUMN.",
         default=None,
-        default_text="reference, answer, final_answer or reward_model.ground_truth",
+        default_text="answer, final_answer, reference, reward_model.ground_truth, ground_truth or target",
         metavar="COLUMN",
         common=True,
     )

@@ -18,14 +18,14 @@ _PROMPTS = "prompts"
 """The name under which a reward function receives the questions; not a column of the data."""
 ROLES: dict[str, tuple[str, ...]] = {
     "question": ("question", "problem", "prompt"),
-    "answer": ("answer", "final_answer", "reference", "reward_model.ground_truth"),
+    "answer": ("answer", "final_answer", "reference", "reward_model.ground_truth", "ground_truth", "target"),
     "solution": ("solution",),
     "id": ("unique_id",),
     "subject": ("subject", "type", "subfield", "data_topic"),
     "level": ("level",),
 }
 """Role of a column → the names that public data sets give it. The first name that exists is used. A dotted name is a
-field of a struct; `reward_model.ground_truth` is verl's."""
+field of a struct; `reward_model.ground_truth` is verl's, `target` lm-evaluation-harness's."""
 
 Messages = tuple[tuple[str, str], ...]
 """(role, content) of each message of a chat."""
@@ -158,7 +158,12 @@ def _read_role(row: Mapping[str, Any], roles: Mapping[str, str], role: str, loca
     column = roles.get(role)
     if column is None or row[column] is None:
         return None
-    return _read_text(row[column], f"{location}: column {column}")
+    value = row[column]
+    if role == "answer" and isinstance(value, list) and len(value) > 1:  # OlympiadBench lists several solutions
+        raise UserError(
+            f"{location}: column {column} must hold one answer, such as '5, 7' for two values; got {value!r:.80}"
+        )
+    return _read_text(value, f"{location}: column {column}")
 
 
 def _read_prompt(value: Any, location: str) -> tuple[str, Messages]:
@@ -180,6 +185,26 @@ def _read_prompt(value: Any, location: str) -> tuple[str, Messages]:
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{location} must be a non-empty text; got {value!r}")
     return value, history
+
+
+def read_response(value: Any, location: str) -> str:
+    """Return the text of a response: a text, a chat whose last message is the assistant's, or a list of one of these.
+
+    Raises:
+      UserError: it is anything else.
+    """
+    if isinstance(value, list) and len(value) == 1 and not isinstance(value[0], dict):
+        return read_response(value[0], location)
+    if isinstance(value, list) and value and isinstance(value[-1], dict):
+        role = value[-1].get("role")
+        if role == "assistant":
+            return _read_content(value[-1].get("content"), location)
+        raise UserError(
+            f"{location} must be a text, or messages whose last one is the assistant's; got the role {role}"
+        )
+    if not isinstance(value, str):
+        raise UserError(f"{location} must be a text; got {value!r:.60}")
+    return value
 
 
 def _read_content(content: Any, location: str) -> str:

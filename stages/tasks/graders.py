@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from stages.tasks import maths_grader, number_grader
 from stages.tasks.boxes import after_thinking, find_boxes, last_box
-from stages.tasks.numbers import read_leading_number
+from stages.tasks.numbers import ascii_digits, read_leading_number
 from stages.tasks.statements import ANSWER_MARK
 from stages.tasks.verdicts import Place, Verdict, judge, no_answer
 
@@ -64,7 +64,7 @@ GRADERS = {
         number_grader.verify_all,
         _split_at_mark,
         expects=f"a number, alone or after {ANSWER_MARK}",
-        is_reference=lambda text: read_leading_number(text) is not None,
+        is_reference=lambda text: read_leading_number(ascii_digits(text)) is not None,
     ),
     "exact": Grader(verify_exact, _split_at_box),
 }

@@ -7,7 +7,7 @@ from functools import lru_cache
 from stages.tasks.answers import join_boxes
 from stages.tasks.boxes import find_boxes
 from stages.tasks.maths_normalization import compact, is_words, normalize
-from stages.tasks.numbers import format_number, read_exact_number
+from stages.tasks.numbers import ascii_digits, format_number, read_exact_number
 from stages.tasks.quantities import read_quantity, scale
 
 _CACHE_SIZE = 16_384
@@ -18,6 +18,7 @@ _MAX_NUMBER_CHARACTERS = 40
 @lru_cache(_CACHE_SIZE)
 def read_reference(reference: str) -> str:
     """Return the normalized answer of a reference: its last boxes if it is a worked solution, else the whole text."""
+    reference = ascii_digits(reference)
     boxes, _ = find_boxes(reference)
     return normalize(join_boxes(reference, boxes) if boxes else reference)
 

@@ -40,7 +40,7 @@ def verify(response: str, reference: str) -> Verdict:
     stated = _find(after_thinking(ascii_digits(response)))
     if stated.text is None:
         return no_answer(*stated.steps) if stated.reason is Reason.NO_ANSWER else _without_answer(stated)
-    gold = read_leading_number(reference) or reference
+    gold = read_leading_number(ascii_digits(reference)) or reference
     steps = (*stated.steps, Step("read the answer", stated.text))
     if stated.reason is not Reason.EQUAL:
         return Verdict(canonical_form(stated.text), 0.0, stated.reason, stated.place, stated.text, steps)

@@ -209,7 +209,7 @@ GOOD = {"question": "1 + 1?", "answer": "2"}
     ("rows", "args", "problem"),
     [
         ([], (), "task has no questions"),
-        ([{"question": "?"}], (), "reference or reward_model.ground_truth; found question. Name yours"),
+        ([{"question": "?"}], (), "reward_model.ground_truth or ground_truth or target; found question. Name yours"),
         ([{"text": "?", "answer": 1}], (), "has no column question or problem or prompt; found text, answer."),
         ([GOOD], ("question=q",), "mine.jsonl has no column q; found question, answer"),
         ([GOOD], ("answer=answr",), "has no column answr; found question, answer. Did you mean 'answer'?"),
