@@ -24,7 +24,7 @@ from spo_cli.screen import one_line, stderr, stdout
 from stages.core.progress import Summary
 
 PLAIN_INTERVAL = 5.0  # seconds between two plain lines of one step
-_WINDOW = 30.0  # seconds over which the displayed rate is averaged
+_WINDOW = 30.0  # seconds over which the displayed rates are averaged, or more if units take longer
 
 
 def print_line(text: str) -> None:
@@ -119,56 +119,107 @@ def _summary_table(summary: Summary) -> Table:
 
 @dataclass
 class _Step:
-    """The progress of one step."""
+    """The progress of one step.
+
+    Attributes:
+      most_tokens: upper limit of the tokens of all units; None if units have none.
+      recent: (time, tokens) of the reports of the last `_WINDOW` seconds.
+      finished: (time, done) of the reports with finished units, from the last one before that window on. A rate between
+        two of them does not jump when units finish together after a long time.
+    """
 
     label: str
     total: int
     unit: str
     started: float
+    most_tokens: int | None = None
     done: int = 0
     tokens: int = 0
+    prefilled: int = 0
     figures: dict[str, float] = field(default_factory=dict)
-    recent: deque[tuple[float, int, int]] = field(default_factory=deque)  # (time, done, tokens), the last _WINDOW s
+    recent: deque[tuple[float, int]] = field(default_factory=deque)
+    finished: deque[tuple[float, int]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
-        self.recent.append((self.started, 0, 0))
+        self.recent.append((self.started, 0))
+        self.finished.append((self.started, 0))
 
-    def advance(self, done: int, tokens: int, figures: dict[str, float]) -> None:
+    def advance(self, done: int, tokens: int, prefilled: int, figures: dict[str, float]) -> None:
         self.done += done
         self.tokens += tokens
+        self.prefilled += prefilled
         self.figures.update(figures)
         now = monotonic()
-        self.recent.append((now, self.done, self.tokens))
+        self.recent.append((now, self.tokens))
         while len(self.recent) > 2 and self.recent[0][0] < now - _WINDOW:
             self.recent.popleft()
+        if done:
+            self.finished.append((now, self.done))
+            while len(self.finished) > 2 and self.finished[1][0] <= now - _WINDOW:
+                self.finished.popleft()
+
+    @property
+    def percent(self) -> int:
+        """How much is done, in percent; of units with a limit of tokens, by tokens."""
+        if self.most_tokens is None:
+            return 100 * self.done // max(self.total, 1)
+        return int(100 * self.tokens / max(self.tokens + self._tokens_left(), 1.0))
 
     def now(self) -> str:
-        """Return the current state: `190/512 rows · 12.3 rows/s · 4,210 tokens/s · 26 s left · reward 0.41`."""
-        (begin, done, tokens), (end, *_) = self.recent[0], self.recent[-1]
-        rate, token_rate = _rates(self.done - done, self.tokens - tokens, end - begin)
-        left = f"{duration((self.total - self.done) / rate)} left" if rate and self.done < self.total else ""
-        return self._line(f"{self.done:,}/{self.total:,} {self.unit}", rate, token_rate, left)
+        """Return the current state: `190/512 rows · 12.3 rows/s · 4,210 tokens/s · 26 s left · reward 0.41`.
+
+        With a limit of tokens: `5/16 rows · 640 of at most 1,024 tokens · 99 prefilled · 80 tokens/s · 4.8 s left`.
+        """
+        amount = f"{self.done:,}/{self.total:,} {self.unit}"
+        token_rate = self._token_rate()
+        if self.most_tokens is not None:
+            amount += f" · {self.tokens:,} of at most {self.most_tokens:,} tokens"
+            amount += f" · {self.prefilled:,} prefilled" if self.prefilled else ""
+            seconds = self._tokens_left() / token_rate if token_rate else 0.0
+            return self._line(amount, 0.0, token_rate, seconds)
+        (begin, done), (end, last) = self.finished[0], self.finished[-1]
+        rate = _rate(last - done, end - begin)
+        since = self.recent[-1][0] - end
+        seconds = max((self.total - self.done) / rate - since, 0.0) if rate else 0.0
+        return self._line(amount, rate, token_rate, seconds)
 
     def whole(self) -> str:
         """Return the closing line, with rates over the whole step."""
         seconds = self.recent[-1][0] - self.started
-        rate, token_rate = _rates(self.done, self.tokens, seconds)
         of = "" if self.done >= self.total else f" of {self.total:,}"
-        return self._line(f"{self.done:,}{of} {self.unit} in {duration(seconds)}", rate, token_rate, "")
+        amount = f"{self.done:,}{of} {self.unit} in {duration(seconds)}"
+        return self._line(amount, _rate(self.done, seconds), _rate(self.tokens, seconds), 0.0)
 
-    def _line(self, amount: str, rate: float, token_rate: float, left: str) -> str:
+    def _token_rate(self) -> float:
+        (begin, tokens), (end, _) = self.recent[0], self.recent[-1]
+        return _rate(self.tokens - tokens, end - begin)
+
+    def _tokens_left(self) -> float:
+        """Return how many tokens are still to be sampled.
+
+        The units in flight are as long as those that are finished as far as is known: their number times all tokens so
+        far per finished unit, which estimates the mean length without bias from short units finishing first. Until one
+        is finished, the limit.
+        """
+        if self.most_tokens is None or self.done >= self.total:
+            return 0.0
+        if not self.done:
+            return max(float(self.most_tokens - self.tokens), 0.0)
+        return (self.total - self.done) * min(self.tokens / self.done, self.most_tokens / self.total)
+
+    def _line(self, amount: str, rate: float, token_rate: float, seconds: float) -> str:
         parts = [
             amount,
             f"{number(rate)} {self.unit}/s" if rate else "",
             f"{token_rate:,.0f} tokens/s" if token_rate else "",
-            left,
+            f"{duration(seconds)} left" if seconds and self.done < self.total else "",
             *(f"{name} {number(value)}" for name, value in self.figures.items()),
         ]
         return " · ".join(part for part in parts if part)
 
 
-def _rates(done: int, tokens: int, seconds: float) -> tuple[float, float]:
-    return (done / seconds, tokens / seconds) if seconds > 0 else (0.0, 0.0)
+def _rate(amount: int, seconds: float) -> float:
+    return amount / seconds if seconds > 0 else 0.0
 
 
 class Reporter:
@@ -187,11 +238,11 @@ class Reporter:
     def __exit__(self, *exception: Any) -> None:
         self._close_step()
 
-    def start(self, label: str, total: int, unit: str) -> None:
+    def start(self, label: str, total: int, unit: str, most_tokens: int | None = None) -> None:
         """Close the previous step, and begin the next one."""
         with self.turn:
             self._close_step()
-            self.step = _Step(label, total, unit, started=monotonic())
+            self.step = _Step(label, total, unit, started=monotonic(), most_tokens=most_tokens)
             if self.console.is_terminal:
                 line = TextColumn("{task.fields[line]}", markup=False, table_column=Column(no_wrap=True))
                 columns = TextColumn("{task.description}"), BarColumn(24), line
@@ -201,17 +252,16 @@ class Reporter:
             else:
                 self._plain(f"{label}: {total:,} {unit} to do")
 
-    def advance(self, done: int = 0, tokens: int = 0, **figures: float) -> None:
+    def advance(self, done: int = 0, tokens: int = 0, prefilled: int = 0, **figures: float) -> None:
         """Update the bar, or print a line if the last one is at least `PLAIN_INTERVAL` old."""
         with self.turn:
             if self.step is None:
                 raise ValueError("advance() before start(): there is no step to advance")
-            self.step.advance(done, tokens, figures)
+            self.step.advance(done, tokens, prefilled, figures)
             if self.bar is not None:
                 self.bar.update(self.bar.task_ids[0], completed=self.step.done, line=self.step.now())
             elif monotonic() - self.printed >= PLAIN_INTERVAL:
-                percent = 100 * self.step.done // max(self.step.total, 1)
-                self._plain(f"{self.step.label}: {percent} % · {self.step.now()}")
+                self._plain(f"{self.step.label}: {self.step.percent} % · {self.step.now()}")
 
     def note(self, line: str) -> None:
         """Print one line; the bar of an unfinished step stays below it."""

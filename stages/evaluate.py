@@ -34,6 +34,7 @@ from stages.responses.prompts import (
     make_prompts,
     with_template,
 )
+from stages.responses.resuming import ResumingSampler
 from stages.sampling.engines import engine_packages, with_engine
 from stages.sampling.executors import overlap, use_pool
 from stages.sampling.pool import SamplerPool
@@ -167,11 +168,13 @@ def _sample_part(
     _note_short_context(prompts, sampler.context_length, config.max_tokens[-1], progress)
     params = SamplingParams(config.temperature, config.top_p, config.top_k, config.stop)
     missing = list(part.missing([chunk.name for chunk in chunks]))
-    progress.start("eval", sum(len(prompts[i].questions) for i in missing) * config.num_generations, "responses")
+    total = sum(len(prompts[i].questions) for i in missing) * config.num_generations
+    progress.start("eval", total, "responses", total * config.max_tokens[-1])
     sampled = prefilled = 0
 
     def answer(i: int) -> tuple[pa.Table, Usage]:
-        sampling = Sampling(sampler, tokenizer, chunks[i].task, params, config.max_tokens[-1], (config.seed, "eval"))
+        keeping = ResumingSampler(sampler, part.kept_samples(i))
+        sampling = Sampling(keeping, tokenizer, chunks[i].task, params, config.max_tokens[-1], (config.seed, "eval"))
         responses, usage = respond(*prompts[i], sampling, progress.advance, num_generations=config.num_generations)
         return response_rows(responses, sampling, config.max_tokens), usage
 

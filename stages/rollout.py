@@ -24,7 +24,7 @@ from stages.configs.rollout import RHO, SEGMENT_TOKENS, Config
 from stages.core.progress import Progress, Silent, Summary
 from stages.models import checkpoints, loading
 from stages.responses import branching, chains, refill, signal, trees
-from stages.responses.generation import OnTokens, Sampling
+from stages.responses.generation import Sampling
 from stages.responses.grading import LengthPenalty
 from stages.responses.prompts import (
     Prompts,
@@ -35,10 +35,11 @@ from stages.responses.prompts import (
     overlong_notes,
     with_template,
 )
+from stages.responses.resuming import ResumingSampler
 from stages.sampling.engines import engine_packages, with_engine
 from stages.sampling.executors import overlap, use_pool
 from stages.sampling.pool import SamplerPool
-from stages.sampling.protocol import SamplingParams, Usage, engine_counts
+from stages.sampling.protocol import OnTokens, SamplingParams, Usage, engine_counts
 from stages.shards import sharding
 from stages.shards.files import read_columns
 from stages.shards.lineage import describe, model_source, task_source
@@ -178,13 +179,16 @@ def _commit_rows(
     sampling = Sampling(sampler, tokenizer, task, params, config.max_tokens, key, config.unfinished_reward, penalty)
     missing = list(part.missing([f"questions {i * size}-{i * size + len(chunk)}" for i, chunk in enumerate(chunks)]))
     questions_left = sum(len(prompts[i].questions) for i in missing)
-    progress.start("rollout", questions_left * mode.per_question * len(rounds), mode.unit)
+    total = questions_left * mode.per_question * len(rounds)
+    progress.start("rollout", total, mode.unit, total * config.max_tokens if config.tree is None else None)
     sampled = prefilled = 0
 
-    def attempt(questions: Sequence[Question], token_ids: Sequence[np.ndarray]) -> tuple[pa.Table, Usage]:
-        return mode.answer(questions, token_ids, sampling, progress.advance)
-
     def answer(i: int) -> refill.Refilled:
+        keeping = dataclasses.replace(sampling, sampler=ResumingSampler(sampler, part.kept_samples(i)))
+
+        def attempt(questions: Sequence[Question], token_ids: Sequence[np.ndarray]) -> tuple[pa.Table, Usage]:
+            return mode.answer(questions, token_ids, keeping, progress.advance)
+
         return refill.answer_with_signal(attempt, tries[i]) if tries else refill.Refilled(*attempt(*prompts[i]), {})
 
     for i, found in overlap(sampler, missing, answer):

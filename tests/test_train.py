@@ -238,7 +238,7 @@ class Stop(Silent):
     def __init__(self, after: int, number: signal.Signals) -> None:
         self.left, self.number = after, number
 
-    def advance(self, done: int = 0, tokens: int = 0, **figures: float) -> None:
+    def advance(self, done: int = 0, tokens: int = 0, prefilled: int = 0, **figures: float) -> None:
         if "loss" in figures:
             self.left -= done
             if self.left <= 0:

@@ -9,12 +9,24 @@ from typing import Protocol
 class Progress(Protocol):
     """Receive the reports of a stage. `spo_cli.console` displays them; tests and library users pass `Silent`."""
 
-    def start(self, label: str, total: int, unit: str) -> None:
-        """Begin a step of `total` units (rows, states, training steps) under a short label."""
+    def start(self, label: str, total: int, unit: str, most_tokens: int | None = None) -> None:
+        """Begin a step of `total` units (rows, states, training steps) under a short label.
+
+        Args:
+          most_tokens: upper limit of the tokens of all units together, for units that are done when their tokens are;
+            the time left is then estimated from the tokens.
+        """
         ...
 
-    def advance(self, done: int = 0, tokens: int = 0, **figures: float) -> None:
-        """Report `done` more finished units, `tokens` more processed tokens, and figures such as reward or loss."""
+    def advance(self, done: int = 0, tokens: int = 0, prefilled: int = 0, **figures: float) -> None:
+        """Report what was done since the last report.
+
+        Args:
+          done: finished units.
+          tokens: sampled or trained tokens.
+          prefilled: tokens of prefixes that ran through the model.
+          figures: current values, such as reward or loss.
+        """
         ...
 
     def note(self, line: str) -> None:
@@ -25,9 +37,9 @@ class Progress(Protocol):
 class Silent:
     """Discard all reports."""
 
-    def start(self, label: str, total: int, unit: str) -> None: ...
+    def start(self, label: str, total: int, unit: str, most_tokens: int | None = None) -> None: ...
 
-    def advance(self, done: int = 0, tokens: int = 0, **figures: float) -> None: ...
+    def advance(self, done: int = 0, tokens: int = 0, prefilled: int = 0, **figures: float) -> None: ...
 
     def note(self, line: str) -> None: ...
 

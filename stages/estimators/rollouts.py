@@ -179,9 +179,11 @@ def _sample_round(
         keys = tuple(random_key(state.key, j) for j in range(first, first + int(more[i])))
         limit = sampling.max_tokens - state.response_size
         requests.append(Request(state.prefix, keys, limit, text_start=state.prompt_size))
-    samples, usage = sampling.sampler.sample(
-        requests, sampling.params, lambda finished, tokens: sampling.progress.advance(0, tokens)
-    )
+
+    def on_tokens(done: int, tokens: int, prefilled: int = 0) -> None:
+        sampling.progress.advance(0, tokens, prefilled)  # trajectories are done when their chunk is
+
+    samples, usage = sampling.sampler.sample(requests, sampling.params, on_tokens)
     # The verifier reads the whole response: the tokens before the state, then the rollout.
     rollouts = [(i, sample) for i, group in zip(chosen, samples, strict=True) for sample in group]
     grades = grade(

@@ -20,9 +20,9 @@ from stages.maths.branch_points import most_doubtful, spread_cutpoints
 from stages.maths.partition import find_cutpoints
 from stages.maths.ragged import Ragged
 from stages.maths.randomness import random_key
-from stages.responses.generation import OnTokens, Sampling
+from stages.responses.generation import Sampling
 from stages.responses.trees import TreeNode, tree_table
-from stages.sampling.protocol import Request, Sample, Usage
+from stages.sampling.protocol import OnTokens, Request, Sample, Usage
 from stages.tasks import Question
 
 BranchAt = Literal["entropy", "surprisal", "cutpoints"]
@@ -101,8 +101,8 @@ def sample_branching_trees(
       prompts: int32 [P] token ids per question.
       branches: B_1 chains, then the branches at each cut, the chain's own included.
       branch_at: how the cuts are chosen: the largest entropies, the largest surprisals, or cutpoints (p < ρ).
-      on_tokens: called with (nodes finished, tokens sampled) since its last call; nodes that are never sampled because
-        a chain has few cuts count as finished.
+      on_tokens: called with what was done since its last call; nodes count as samples, and those that are never
+        sampled because a chain has few cuts count as finished.
 
     Returns:
       The nodes in pre-order, question by question, and the tokens that the engine sampled and prefilled.

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stages.maths.values import all_equal
-from stages.responses.generation import OnTokens, Response, Sampling, respond
+from stages.responses.generation import Response, Sampling, respond
 from stages.responses.signal import without_answer
-from stages.sampling.protocol import Usage
+from stages.sampling.protocol import OnTokens, Usage
 from stages.shards.schemas import TRAJECTORIES
 from stages.shards.tables import encode_names
 from stages.tasks import Question
@@ -32,7 +32,7 @@ def answer(
 
     Args:
       prompts: int32 [P] token ids per question.
-      on_tokens: called with (responses finished, tokens sampled) since its last call.
+      on_tokens: called with what was done since its last call; a response counts as a sample.
 
     Returns:
       Rows of `TRAJECTORIES`, question by question; `reward` is null where the verifier reached no verdict. The tokens

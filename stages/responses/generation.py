@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,14 +10,11 @@ import numpy as np
 
 from stages.maths.randomness import random_key
 from stages.responses.grading import Grade, LengthPenalty, grade
-from stages.sampling.protocol import Request, Sample, Sampler, SamplingParams, Usage
+from stages.sampling.protocol import OnTokens, Request, Sample, Sampler, SamplingParams, Usage
 from stages.tasks import Question, Task
 
 if TYPE_CHECKING:  # transformers takes a second to import, and `spo show` reads trees without it
     from transformers import PreTrainedTokenizerBase
-
-OnTokens = Callable[[int, int], None]
-"""Called with (responses finished, tokens sampled) since the last call."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ def respond(
 
     Args:
       prompts: int32 [P] token ids per question.
-      on_tokens: called with (responses finished, tokens sampled) since its last call.
+      on_tokens: called with what was done since its last call; a response counts as a sample.
 
     Returns:
       The responses, question by question, and the tokens that the engine sampled and prefilled.

@@ -25,10 +25,10 @@ from stages.maths import tree_structure
 from stages.maths.randomness import random_key
 from stages.maths.trees import node_values, prompt_values
 from stages.maths.values import all_equal
-from stages.responses.generation import OnTokens, Sampling
+from stages.responses.generation import Sampling
 from stages.responses.grading import decode, grade
 from stages.responses.signal import without_answer
-from stages.sampling.protocol import Request, Sample, Usage
+from stages.sampling.protocol import OnTokens, Request, Sample, Usage
 from stages.shards.parts import Artefact
 from stages.shards.schemas import TRAJECTORIES
 from stages.shards.tables import encode_names, rows_by_name
@@ -97,8 +97,8 @@ def sample_trees(
       prompts: int32 [P] token ids per question.
       branches: number of children per node, level by level.
       segment_tokens: M, the tokens of a node before its response branches; nodes of the last level have no such limit.
-      on_tokens: called with (nodes finished, tokens sampled) since its last call; nodes that are never sampled because
-        a response ended early count as finished.
+      on_tokens: called with what was done since its last call; nodes count as samples, and those that are never
+        sampled because a response ended early count as finished.
 
     Returns:
       The nodes in pre-order, question by question, and the tokens that the engine sampled and prefilled.

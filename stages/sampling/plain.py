@@ -8,7 +8,7 @@ recurrent states nor positions need a mask. A prefix is prefilled for each of it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,7 +23,16 @@ from stages.models.silence import silenced_transformers
 from stages.models.split import MODEL_FAILURES, Split
 from stages.sampling.draws import draw_tokens, entropies
 from stages.sampling.prefix_tree import build_paths
-from stages.sampling.protocol import Request, Sample, SamplingParams, Usage, check_request
+from stages.sampling.protocol import (
+    OnSample,
+    OnTokens,
+    Request,
+    Sample,
+    SamplingParams,
+    Usage,
+    check_request,
+    ignore_tokens,
+)
 from stages.sampling.self_check import SelfCheck, trial_requests
 from stages.sampling.stopping import completes_stop_string, end_tokens
 
@@ -99,8 +108,9 @@ class PlainSampler:
         self,
         requests: Sequence[Request],
         params: SamplingParams,
-        on_tokens: Callable[[int, int], None] | None = None,
+        on_tokens: OnTokens | None = None,
         *,
+        on_sample: OnSample | None = None,
         remember: bool = False,
         check: bool = True,
     ) -> tuple[list[list[Sample]], Usage]:
@@ -123,6 +133,8 @@ class PlainSampler:
                 drawn = _Rows(self, [(requests[i], key) for i, key in batch], params, on_tokens).run()
                 for (i, key), sample in zip(batch, drawn, strict=True):
                     found[i][key] = sample
+                    if on_sample:
+                        on_sample(i, key, sample)
                 sampled += sum(len(sample.token_ids) for sample in drawn)
                 prefilled += length * len(batch)
         samples = cast("list[list[Sample]]", found)
@@ -140,10 +152,10 @@ class _Rows:
         sampler: PlainSampler,
         samples: Sequence[tuple[Request, int]],
         params: SamplingParams,
-        on_tokens: Callable[[int, int], None] | None,
+        on_tokens: OnTokens | None,
     ) -> None:
         self.sampler, self.params = sampler, params
-        self.on_tokens = on_tokens or (lambda finished, tokens: None)
+        self.on_tokens = on_tokens or ignore_tokens
         self.requests = [request for request, _ in samples]
         self.keys = np.array([request.keys[key] for request, key in samples], np.uint64)
         self.start = len(self.requests[0].prefix)
@@ -164,6 +176,7 @@ class _Rows:
             pad_token_id=0,
             eos_token_id=None,
         )
+        self.on_tokens(0, 0, self.start * len(self.requests))
         with silenced_transformers():
             model.generate(
                 ids.to(model.device),

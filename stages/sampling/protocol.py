@@ -99,6 +99,26 @@ class Usage:
     distinct_prefix_tokens: int
 
 
+class OnTokens(Protocol):
+    """Receives the progress of a call."""
+
+    def __call__(self, done: int, tokens: int, prefilled: int = 0) -> None:
+        """Take the samples finished, tokens drawn and tokens prefilled since the last call."""
+        ...
+
+
+OnSample = Callable[[int, int, Sample], None]
+"""Called with (number of the request, number of the key in it, sample)."""
+
+
+def ignore_tokens(done: int, tokens: int, prefilled: int = 0) -> None:
+    """Ignore the progress of a call."""
+
+
+def ignore_sample(request: int, key: int, sample: Sample) -> None:
+    """Ignore a finished sample."""
+
+
 class Sampler(Protocol):
     """A model that is loaded for sampling."""
 
@@ -121,8 +141,9 @@ class Sampler(Protocol):
         self,
         requests: Sequence[Request],
         params: SamplingParams,
-        on_tokens: Callable[[int, int], None] | None = None,
+        on_tokens: OnTokens | None = None,
         *,
+        on_sample: OnSample | None = None,
         remember: bool = False,
     ) -> tuple[list[list[Sample]], Usage]:
         """Draw every sample of every request.
@@ -130,7 +151,8 @@ class Sampler(Protocol):
         Args:
           requests: in any order; a prefix that several requests share is prefilled once.
           params: how tokens are chosen.
-          on_tokens: called from time to time with (samples finished, tokens drawn) since its last call.
+          on_tokens: called from time to time with what was done since its last call.
+          on_sample: called with each sample when it is finished; several threads may call it.
           remember: keep the keys and values of every prefix and sample until the next call has ended (or the sampler is
             closed), for calls whose prefixes extend the samples of this one: only their new tokens are prefilled.
             Sequences for which there is no memory are prefilled again and counted. It changes speed, never results.

@@ -51,6 +51,14 @@ class Chunks:
         """Return the path of a chunk, whether it exists or not."""
         return self.directory / f"chunk-{number:05d}.parquet"
 
+    def samples_path(self, number: int, file: int) -> AnyPath:
+        """Return the path of a file of finished samples of a chunk (`stages.shards.kept_samples`)."""
+        return self.directory / f"chunk-{number:05d}.samples-{file:05d}"
+
+    def samples_files(self, number: int) -> list[AnyPath]:
+        """Return the files of finished samples of a chunk, in order."""
+        return sorted(self.directory.glob(f"chunk-{number:05d}.samples-*"))
+
     def files(self) -> Iterator[tuple[int, AnyPath, Chunk | None, Lineage | None]]:
         """Yield each chunk's number, file, footer entry and lineage, in order; (None, None) for a corrupt chunk.
 

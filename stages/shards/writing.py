@@ -17,6 +17,7 @@ import operator
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,11 @@ from stages.core.errors import FingerprintMismatch, IncompleteInput, Interrupted
 from stages.core.paths import AnyPath, as_path
 from stages.core.progress import Progress, Silent
 from stages.core.storage import replacing
+from stages.shards import kept_samples
 from stages.shards.chunks import Chunk, Chunks
 from stages.shards.disk import disk_errors, locked_chunks, write_parquet
 from stages.shards.files import lineage_of, read_columns, read_footer
+from stages.shards.kept_samples import KeptSamples
 from stages.shards.lineage import FOOTER_KEY, Lineage, differences
 from stages.shards.logs import PartLog
 from stages.shards.names import parse_part_name, part_name
@@ -170,10 +173,34 @@ class PartWriter:
         done = Chunk(self._keys[chunk], table.num_rows, _integers(counts))
         with disk_errors(self._chunks.path(chunk)):
             self._chunks.write(chunk, self.schema.conform(table), done, self.lineage)
+            for file in self._chunks.samples_files(chunk):
+                file.unlink(missing_ok=True)
             self._committed[chunk] = done
             self.rows += done.rows
             amounts = "".join(f", {name} {value:g}" for name, value in {**done.counts, **figures}.items())
             self._log.write(f"chunk {chunk + 1} of {len(self._keys)}: {done.rows} rows{amounts}")
+
+    def kept_samples(self, chunk: int) -> KeptSamples:
+        """Return where the finished samples of a chunk are kept until it is committed, with those of earlier runs.
+
+        Raises:
+          FingerprintMismatch: they belong to other work, and `overwrite` is not set.
+        """
+        with disk_errors(self.directory):
+            earlier = []
+            for path in self._chunks.samples_files(chunk):
+                lineage = kept_samples.read_lineage(path)
+                problems = ["it is corrupt"] if lineage is None else _part_differences(lineage, self.lineage)
+                if lineage and problems and not self._overwrite:
+                    raise FingerprintMismatch(f"{path} was made with other settings ({'; '.join(problems)}). {_REMEDY}")
+                if problems:
+                    path.unlink(missing_ok=True)
+                else:
+                    earlier.append(path)
+            kept = KeptSamples(partial(self._chunks.samples_path, chunk), self.lineage, earlier)
+        if kept.found:
+            self._note(f"{self.path.name}: resuming with {len(kept.found)} finished samples of an unfinished chunk")
+        return kept
 
     def committed(self, columns: Sequence[str]) -> pa.Table:
         """Return the named columns of all committed chunks in order, e.g. for the summary of a resumed part."""
@@ -293,6 +320,8 @@ class PartWriter:
                     Chunks(path, self.schema).clear()
 
     def _progress(self) -> str:
+        if not self._keys:
+            return "no work begun"
         return f"{len(self._committed)} of {len(self._keys)} chunks committed"
 
     def _note(self, line: str) -> None:

@@ -19,11 +19,11 @@ class SentProgress:
     def __init__(self, send: Send) -> None:
         self._send = send
 
-    def start(self, label: str, total: int, unit: str) -> None:
-        self._send(("start", (label, total, unit), {}))
+    def start(self, label: str, total: int, unit: str, most_tokens: int | None = None) -> None:
+        self._send(("start", (label, total, unit, most_tokens), {}))
 
-    def advance(self, done: int = 0, tokens: int = 0, **figures: float) -> None:
-        self._send(("advance", (done, tokens), figures))
+    def advance(self, done: int = 0, tokens: int = 0, prefilled: int = 0, **figures: float) -> None:
+        self._send(("advance", (done, tokens, prefilled), figures))
 
     def note(self, line: str) -> None:
         self._send(("note", (line,), {}))

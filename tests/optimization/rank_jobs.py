@@ -34,7 +34,7 @@ class RecordedProgress(Silent):
     def note(self, line: str) -> None:
         self.notes.append(line)
 
-    def advance(self, done: int = 0, tokens: int = 0, **figures: float) -> None:
+    def advance(self, done: int = 0, tokens: int = 0, prefilled: int = 0, **figures: float) -> None:
         if self._steps_left is not None and "loss" in figures:
             self._steps_left -= 1
             if self._steps_left < 0:

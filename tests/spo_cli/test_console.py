@@ -159,3 +159,45 @@ def test_no_color_is_respected(monkeypatch, capsys):
     monkeypatch.setenv("NO_COLOR", "1")
     console.print_error("spo rollout", "no")
     assert "\x1b[31m" not in capsys.readouterr().err
+
+
+def test_with_a_limit_of_tokens_progress_and_time_left_are_by_tokens(clock):
+    log = plain()
+    with Reporter(log) as progress:
+        progress.start("rollout", 16, "responses", 16 * 1000)
+        clock(6)
+        progress.advance(0, 0, 500)
+        clock(10)
+        progress.advance(0, 1600, 100)  # none is finished: the limit of 16,000 tokens decides
+        clock(10)
+        progress.advance(4, 1600)  # 3,200 tokens for 4 responses, so the other 12 take 9,600 more
+        clock(10)
+        progress.advance(12, 1600)
+    assert written(log).splitlines() == [
+        "rollout: 16 responses to do",
+        "rollout: 0 % · 0/16 responses · 0 of at most 16,000 tokens · 500 prefilled",
+        "rollout: 10 % · 0/16 responses · 1,600 of at most 16,000 tokens · 600 prefilled · 100 tokens/s · "
+        "2 min 24 s left",
+        "rollout: 25 % · 4/16 responses · 3,200 of at most 16,000 tokens · 600 prefilled · 123 tokens/s · "
+        "1 min 18 s left",
+        "rollout: 100 % · 16/16 responses · 4,800 of at most 16,000 tokens · 600 prefilled · 160 tokens/s",
+        "rollout: 16 responses in 36 s · 0.4444 responses/s · 133 tokens/s",
+    ]
+
+
+def test_the_time_left_counts_down_between_units_that_finish_together(clock):
+    log = plain()
+    with Reporter(log) as progress:
+        progress.start("estimate", 400, "trajectories")
+        shown = []
+        for _ in range(2):
+            for second in range(300):
+                clock(1)
+                progress.advance(100 if second == 299 else 0, 10)
+                assert progress.step is not None
+                shown.append(progress.step.now())
+    assert "left" not in shown[298]
+    assert "0.3333 trajectories/s" in shown[299]
+    assert shown[299].endswith("15 min 00 s left")
+    assert shown[449].endswith("12 min 30 s left")
+    assert shown[599].endswith("10 min 00 s left")

@@ -161,7 +161,7 @@ def attempt(config: train.Config, after: int) -> int:
     class Kill(Silent):
         left = after
 
-        def advance(self, done: int = 0, tokens: int = 0, **figures: float) -> None:
+        def advance(self, done: int = 0, tokens: int = 0, prefilled: int = 0, **figures: float) -> None:
             if "loss" in figures:
                 self.left -= 1
                 if self.left == 0:

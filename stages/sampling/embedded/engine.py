@@ -11,7 +11,8 @@ batch's memory.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
@@ -33,7 +34,17 @@ from stages.sampling.embedded.prefill import PrefixStore, Ready
 from stages.sampling.embedded.prefix_memory import PrefixMemory
 from stages.sampling.embedded.probe import cpu_threads
 from stages.sampling.prefix_tree import build_paths
-from stages.sampling.protocol import Request, Sample, SamplingParams, Usage, check_request
+from stages.sampling.protocol import (
+    OnSample,
+    OnTokens,
+    Request,
+    Sample,
+    SamplingParams,
+    Usage,
+    check_request,
+    ignore_sample,
+    ignore_tokens,
+)
 from stages.sampling.self_check import SelfCheck, trial_requests
 from stages.sampling.stopping import completes_stop_string, end_tokens
 
@@ -41,6 +52,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _REFILL_SHARE = 8  # the batch is refilled when an eighth of it is free
+_REPORT_SECONDS = 1.0  # longest time between two reports of progress, steps and passes permitting
 _SAMPLES_PER_ROW = 4  # maximum number of samples in flight per row to fill: samples share rows
 
 
@@ -120,8 +132,9 @@ class TransformersSampler:
         self,
         requests: Sequence[Request],
         params: SamplingParams,
-        on_tokens: Callable[[int, int], None] | None = None,
+        on_tokens: OnTokens | None = None,
         *,
+        on_sample: OnSample | None = None,
         remember: bool = False,
         check: bool = True,
     ) -> tuple[list[list[Sample]], Usage]:
@@ -136,8 +149,9 @@ class TransformersSampler:
         if not any(request.keys for request in requests):
             return [[] for _ in requests], Usage(0, 0, 0)
         with cpu_threads(self.plan.threads) if self.plan.threads else nullcontext():
-            call = _Call(self, requests, params, remembered, remember)
-            found = call.run(on_tokens or (lambda finished, tokens: None))
+            reports = _Reports(on_tokens or ignore_tokens)
+            call = _Call(self, requests, params, remembered, remember, reports, on_sample or ignore_sample)
+            found = call.run()
         self.memory = call.memory
         if check:
             self._check.first_responses(requests, found[0], params)
@@ -168,6 +182,26 @@ class TransformersSampler:
         return same_tokens and np.array_equal(together.logprobs, alone.logprobs)
 
 
+class _Reports:
+    """The progress of a call, reported every few steps, and at least every second.
+
+    Attributes:
+      finished: samples finished since the last report.
+    """
+
+    def __init__(self, on_tokens: OnTokens) -> None:
+        self._on_tokens, self.finished = on_tokens, 0
+        self._sampled = self._prefilled = 0
+        self._at = time.monotonic()
+
+    def send(self, sampled: int, prefilled: int, *, now: bool = False) -> None:
+        """Report the tokens sampled and prefilled so far, if a report is due or `now`."""
+        if now or time.monotonic() - self._at >= _REPORT_SECONDS:
+            self._on_tokens(self.finished, sampled - self._sampled, prefilled - self._prefilled)
+            self.finished, self._sampled, self._prefilled = 0, sampled, prefilled
+            self._at = time.monotonic()
+
+
 class _Call:
     """One call of `sample`: requests, store, queue, batch and the samples so far."""
 
@@ -178,8 +212,11 @@ class _Call:
         params: SamplingParams,
         remembered: PrefixMemory | None,
         remember: bool,
+        reports: _Reports,
+        on_sample: OnSample,
     ) -> None:
         self.sampler, self.requests, self.params = sampler, requests, params
+        self.reports, self.on_sample = reports, on_sample
         counts = [len(request.keys) for request in requests]
         self.first_sample = np.cumsum([0, *counts])
         self.request_of = np.repeat(np.arange(len(requests)), counts)
@@ -194,14 +231,16 @@ class _Call:
         span = max(len(requests[i].prefix) + int(self.limits[i]) for i in used)
         rows, in_flight, capacity, kept = _sizes(sampler, longest, span, len(self.keys))
         model, forward = sampler.model, sampler.forward
-        self.store = PrefixStore(model, forward, all_paths, min(capacity, len(all_paths)), remembered)
+        self.store = PrefixStore(
+            model, forward, all_paths, min(capacity, len(all_paths)), remembered, self._report_prefill
+        )
         self.batch = Batch(model, forward, sampler.split, rows, in_flight, span, int(self.limits[used].max()), params)
         self.memory = PrefixMemory(model, min(kept, len(self.keys)), span, sampler.split.width) if remember else None
         self.queue: SampleQueue | None = None
 
-    def run(self, on_tokens: Callable[[int, int], None]) -> tuple[list[list[Sample]], Usage]:
+    def run(self) -> tuple[list[list[Sample]], Usage]:
         """Draw every sample."""
-        batch, finished, reported, step = self.batch, 0, 0, 0
+        batch, step = self.batch, 0
         while True:
             self._fill()
             if not len(batch):
@@ -214,18 +253,19 @@ class _Call:
             ended = np.flatnonzero(stopped | (batch.drawn[batch.row] >= batch.limit))
             if len(ended) < len(batch) or self.memory:
                 batch.advance()
-            finished += len(ended)
             self._finish(ended, stopped)  # after the pass, so that a remembered sample includes its last token
             step += 1
-            if step % ARRANGE_EVERY == 0:
-                on_tokens(finished, self.sampled - reported)
-                finished, reported = 0, self.sampled
-        on_tokens(finished, self.sampled - reported)
+            self.reports.finished += len(ended)
+            self.reports.send(self.sampled, self.store.prefilled, now=step % ARRANGE_EVERY == 0)
+        self.reports.send(self.sampled, self.store.prefilled, now=True)
         samples = cast("list[Sample]", self.samples)
         return (
             [samples[first:last] for first, last in pairwise(self.first_sample)],
             Usage(self.sampled, self.store.prefilled, self.distinct),
         )
+
+    def _report_prefill(self) -> None:
+        self.reports.send(self.sampled, self.store.prefilled)
 
     def _fill(self) -> None:
         """Fill the batch from the queue, and the queue from the store.
@@ -272,7 +312,9 @@ class _Call:
         for one, (number, token_ids, (logprobs, *entropies)) in zip(ended, drawn, strict=True):
             if not np.isfinite(logprobs).all():
                 raise UserError("the model's logits are not finite; its weights are damaged, or overflow in this dtype")
-            self.samples[number] = Sample(token_ids, logprobs, "stop" if stopped[one] else "length", *entropies)
+            sample = Sample(token_ids, logprobs, "stop" if stopped[one] else "length", *entropies)
+            self.samples[number], request = sample, int(self.request_of[number])
+            self.on_sample(request, int(number - self.first_sample[request]), sample)
         if self.memory:
             continuable = {row: drawn[i] for i, row in enumerate(rows) if not stopped[ended[i]]}
             prefixes = (self.requests[self.request_of[number]].prefix for number, _, _ in continuable.values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -38,14 +38,26 @@ class PrefixStore:
     """
 
     def __init__(
-        self, model: Any, forward: Forward, all_paths: Sequence[PrefixPath], capacity: int, memory: PrefixMemory | None
+        self,
+        model: Any,
+        forward: Forward,
+        all_paths: Sequence[PrefixPath],
+        capacity: int,
+        memory: PrefixMemory | None,
+        on_pass: Callable[[], None],
     ) -> None:
+        """Plan the windows.
+
+        Args:
+          capacity: paths of a window.
+          on_pass: called after each forward pass.
+        """
         self.model, self.forward, self.memory = model, forward, memory
         self.device: torch.device = model.device
         longest = max(len(path.token_ids) for path in all_paths)
         length = self.forward.plan.attention.key_length(longest) + 1  # padding tokens write to the last position
         self.rows = KeyValueRows(model.get_decoder().config, capacity + 1, length, self.device, model.dtype)
-        self.prefilled = 0
+        self.prefilled, self._on_pass = 0, on_pass
         self._windows = split_windows(memory.recall(all_paths) if memory else all_paths, capacity)
 
     def next(self) -> Ready | None:
@@ -92,6 +104,7 @@ class PrefixStore:
             stops = np.minimum(froms + _LENGTH, ends)
             self.prefilled += int(np.maximum(stops - froms, 0).sum())
             hidden = self._forward(edges, froms, stops)
+            self._on_pass()
             inside = [
                 (state, edge.row, i * hidden.shape[1] + state.length - 1 - int(froms[i]))
                 for i, edge in enumerate(edges)

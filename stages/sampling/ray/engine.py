@@ -47,19 +47,23 @@ def open_engine(workspace: Workspace, report: Any, model_dir: str, options: dict
 
 def sample_requests(
     workspace: Workspace,
-    report: Callable[[tuple[int, int]], None],
+    report: Callable[[tuple[int, int, int]], None],
     requests: Sequence[Request],
     params: SamplingParams,
     remember: bool,
 ) -> tuple[list[list[Sample]], Usage]:
-    """Sample as `Sampler.sample`; the reports are (samples finished, tokens drawn).
+    """Sample as `Sampler.sample`; the reports are (samples finished, tokens drawn, tokens prefilled).
 
     Raises:
       WorkerLost: the engine has ended itself, so this worker must be replaced.
     """
     sampler: Sampler = workspace.kept[_SAMPLER]
+
+    def send(done: int, tokens: int, prefilled: int = 0) -> None:
+        report((done, tokens, prefilled))
+
     try:
-        return sampler.sample(requests, params, lambda *done: report(done), remember=remember)
+        return sampler.sample(requests, params, send, remember=remember)
     except SpoError as error:
         if isinstance(sampler, ReloadableSampler) and sampler.closed:
             raise WorkerLost(str(error)) from error

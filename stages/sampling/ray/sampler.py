@@ -7,8 +7,10 @@ batch.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from stages.cluster.session import Session
 from stages.cluster.worker import Resources
 from stages.core.errors import UserError
 from stages.sampling.prefix_tree import build_paths
-from stages.sampling.protocol import Request, Sample, SamplingParams, Usage, check_request
+from stages.sampling.protocol import OnSample, OnTokens, Request, Sample, SamplingParams, Usage, check_request
 from stages.sampling.ray.engine import Opened, free_engine, open_engine, sample_requests
 from stages.sampling.ray.units import RequestUnit, divide_requests
 
@@ -93,15 +95,20 @@ class RaySampler:
         self,
         requests: Sequence[Request],
         params: SamplingParams,
-        on_tokens: Callable[[int, int], None] | None = None,
+        on_tokens: OnTokens | None = None,
         *,
+        on_sample: OnSample | None = None,
         remember: bool = False,
     ) -> tuple[list[list[Sample]], Usage]:
         """See `Sampler.sample`."""
         for request in requests:
             check_request(request, self.context_length)
         divided = divide_requests(requests, len(self.crew), LEAST_SAMPLES)
-        results = self.crew.run([self._unit(one, params, on_tokens, remember) for one in divided])
+        units = [self._unit(one, params, on_tokens, remember) for one in divided]
+        if on_sample:
+            for divided_unit, unit in zip(divided, units, strict=True):
+                unit.result.add_done_callback(partial(_pass_on, divided_unit, on_sample))
+        results = self.crew.run(units)
         samples: list[list[Any]] = [[None] * len(request.keys) for request in requests]
         for unit, (drawn, _) in zip(divided, results, strict=True):
             for (index, start), group in zip(unit.places, drawn, strict=True):
@@ -114,18 +121,17 @@ class RaySampler:
         self,
         divided: RequestUnit,
         params: SamplingParams,
-        on_tokens: Callable[[int, int], None] | None,
+        on_tokens: OnTokens | None,
         remember: bool,
     ) -> Unit:
-        def count(report: tuple[int, int]) -> None:
-            finished, tokens = report
-            self._tokens.drawn += tokens
+        def count(report: tuple[int, int, int]) -> None:
+            self._tokens.drawn += report[1]
             if on_tokens:
-                on_tokens(finished, tokens)
+                on_tokens(*report)
 
-        def undo(reports: list[tuple[int, int]]) -> None:
+        def undo(reports: list[tuple[int, int, int]]) -> None:
             if on_tokens:
-                on_tokens(-sum(finished for finished, _ in reports), 0)
+                on_tokens(-sum(finished for finished, *_ in reports), 0)
 
         longest = max(len(request.prefix) for request in divided.requests)
         label = f"a unit of {divided.samples} samples from {len(divided.requests)} prefixes of up to {longest} tokens"
@@ -166,6 +172,16 @@ class RaySampler:
         if not self.closed:
             self.closed = True
             self.crew.close()
+
+
+def _pass_on(unit: RequestUnit, on_sample: OnSample, result: Future[Any]) -> None:
+    """Report the samples of a finished unit."""
+    if result.cancelled() or result.exception():
+        return
+    drawn, _ = result.result()
+    for (index, start), group in zip(unit.places, drawn, strict=True):
+        for number, sample in enumerate(group):
+            on_sample(index, start + number, sample)
 
 
 def _worker_options(options: dict[str, Any]) -> dict[str, Any]:

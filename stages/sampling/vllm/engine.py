@@ -9,7 +9,7 @@ where rounding decides between two tokens; with VLLM_BATCH_INVARIANT=1, on GPUs 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -22,7 +22,7 @@ from stages.core.errors import UserError
 from stages.core.json_files import read_json
 from stages.models import devices, loading
 from stages.models.lora import whole_directory
-from stages.sampling.protocol import Request, Sample, SamplingParams, Usage, check_request
+from stages.sampling.protocol import OnSample, OnTokens, Request, Sample, SamplingParams, Usage, check_request
 from stages.sampling.stopping import end_tokens
 from stages.sampling.vllm.launch import (
     EngineLog,
@@ -175,8 +175,9 @@ class VllmSampler:
         self,
         requests: Sequence[Request],
         params: SamplingParams,
-        on_tokens: Callable[[int, int], None] | None = None,
+        on_tokens: OnTokens | None = None,
         *,
+        on_sample: OnSample | None = None,
         remember: bool = False,
     ) -> tuple[list[list[Sample]], Usage]:
         """See `sampling.protocol.Sampler.sample`.
@@ -193,7 +194,15 @@ class VllmSampler:
             check_request(request, self.context_length)
         model = self.model
         call = Call(
-            self.llm, self.numbers, model.tokenizer, model.ends, self.context_length, requests, params, on_tokens
+            self.llm,
+            self.numbers,
+            model.tokenizer,
+            model.ends,
+            self.context_length,
+            requests,
+            params,
+            on_tokens,
+            on_sample,
         )
         try:
             return call.run()

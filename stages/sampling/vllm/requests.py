@@ -9,7 +9,7 @@ A stem waits only for the stem above it. Requests have the depth-first order of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from stages.core.errors import UserError
 from stages.sampling.prefix_tree import build_nodes, build_paths
-from stages.sampling.protocol import Request, Sample, SamplingParams, Usage
+from stages.sampling.protocol import OnSample, OnTokens, Request, Sample, SamplingParams, Usage
 from stages.sampling.stopping import find_stop_string
 from stages.sampling.vllm.launch import CHOICE, FIRST, KEYS, SOURCE, STEM
 
@@ -68,7 +68,8 @@ class Call:
         context_length: int,
         requests: Sequence[Request],
         params: SamplingParams,
-        on_tokens: Callable[[int, int], None] | None,
+        on_tokens: OnTokens | None,
+        on_sample: OnSample | None,
     ) -> None:
         """Build the tree of prefixes.
 
@@ -79,7 +80,8 @@ class Call:
           requests: checked by `check_request`.
         """
         self.llm, self.names, self.tokenizer, self.ends = llm, names, tokenizer, frozenset(ends)
-        self.context_length, self.requests, self.params, self.on_tokens = context_length, requests, params, on_tokens
+        self.context_length, self.requests, self.params = context_length, requests, params
+        self.on_tokens, self.on_sample = on_tokens, on_sample
         self.samples: list[list[Any]] = [[None] * len(request.keys) for request in requests]
         self.sampled = self.prefilled = 0
         all_paths, self.distinct = build_paths(
@@ -179,6 +181,8 @@ class Call:
             request, sample = draw.place
             how: Any = "stop" if end is not None else reason
             self.samples[request][sample] = Sample(draw.token_ids[:end], draw.logprobs[:end], how)
+            if self.on_sample:
+                self.on_sample(request, sample, self.samples[request][sample])
         else:
             self._submit(draw)
         self.sampled += tokens
