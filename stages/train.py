@@ -17,9 +17,8 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
-
-import torch
 
 from stages.cluster.environment import open_session
 from stages.configs.execution import Cluster
@@ -27,7 +26,7 @@ from stages.configs.train import MAX_PER_QUESTION, Config
 from stages.core.config import results_config
 from stages.core.launcher import read_launch, require_single_process
 from stages.core.progress import Progress, Silent, Summary
-from stages.models import loading, saving
+from stages.models import devices, loading, saving
 from stages.optimization.batches import Example, Layout, padded, padded_fixed_batches
 from stages.optimization.objective import Objective
 from stages.optimization.optimizer import AdamWConfig
@@ -40,6 +39,7 @@ from stages.training import mismatch, token_masks
 from stages.training.critic import CriticStart, CriticTrainer, find_critic
 from stages.training.execution import ExecutionPlan, plan_execution, plan_remote_execution
 from stages.training.merging import write_merged_model
+from stages.training.model_card import write_card
 from stages.training.models import Models
 from stages.training.pool import ExamplePool, fill_pool
 from stages.training.resumable import ResumableRun, discard_partial, find_finished, open_resumable_run, write_records
@@ -260,8 +260,8 @@ def _clean_up(config: Config, progress: Progress) -> None:
 def _train(work: _Work, plan: ExecutionPlan, resumable: ResumableRun, progress: Progress) -> Lineage:
     """Score the examples, take all steps after the last checkpoint, and publish the policy; return its lineage."""
     config, start, checkpoint = work.config, work.start, resumable.checkpoint
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    if busy := devices.use_threads(config.threads):
+        progress.note(busy)
     tokenizer = loading.load_tokenizer(start.policy)
     pool = fill_pool(config, start.iterations, recorded=config.old_logprobs == "recorded")
     if not pool.examples:
@@ -288,7 +288,12 @@ def _train(work: _Work, plan: ExecutionPlan, resumable: ResumableRun, progress: 
     metrics = take_steps(step, rates, batches, writer, tokenizer, resumable, config.save_steps, progress)
     counts = {"trajectories": len(examples), **pool.counts, **count_steps(metrics, start.steps_before)}
     lineage = dataclasses.replace(work.lineage, counts=counts, summary=summarize(metrics) | pool.figures)
-    writer.save(config.out, tokenizer, lambda directory: write_records(directory, lineage, metrics))
+
+    def write_more(directory: Path) -> None:
+        write_records(directory, lineage, metrics)
+        write_card(directory, lineage, start.policy)
+
+    writer.save(config.out, tokenizer, write_more)
     models.close()
     return lineage
 
@@ -419,6 +424,7 @@ def _objective(config: Config, temperature: float) -> Objective:
         importance_cap=config.importance_cap if config.old_logprobs == "recorded" else None,
         beta=config.beta,
         kl=config.kl,
+        kl_normalization=config.kl_normalization,
         normalization=config.loss_normalization,
         constant=config.loss_constant,
         whiten=_whitening(config),

@@ -105,13 +105,20 @@ class LearningOptions:
         group="Loss",
     )
     beta: float = option(
-        "Weight of the KL divergence to the reference model; 0 needs no reference.",
+        "Weight of the KL divergence to the reference, a sum over a sequence (--kl-normalization); 0 needs none.",
         default=1e-4,
         minimum=0,
         common=True,
         group="Loss",
     )
     kl: Literal["k1", "k2", "k3"] = option("Estimator of the KL divergence.", default="k3", group="Loss")
+    kl_normalization: Literal["sequence-sum", "tokens"] = option(
+        "Average the KL divergence over sequences, of their sums over tokens (sequence-sum), or like the token losses, "
+        "by --loss-normalization, as TRL and verl do (tokens): at 200 tokens per sequence, 200 times less.",
+        default="sequence-sum",
+        added=True,
+        group="Loss",
+    )
     epsilon: float = option(
         "Clip range of the probability ratio; with dppo, of the difference of the probabilities.",
         default=0.2,
@@ -353,6 +360,10 @@ def _loss_conflicts(options: LearningOptions, given: set[str]) -> dict[str, bool
         f"--loss {options.loss} has no truncated ratios: expected --old-logprobs recompute": (
             options.loss not in ("ppo", "distill") and options.old_logprobs == "recorded"
         ),
+        "--loss distill has the divergence inside the square: omit --kl-normalization": (
+            distill and "kl_normalization" in given
+        ),
+        "--kl-normalization requires a --beta greater than 0": not options.beta and "kl_normalization" in given,
         f"--loss {options.loss} clips no ratio: omit --epsilon and --epsilon-high": (
             options.loss in ("distill", "sapo", "kl-cov") and bool(given & {"epsilon", "epsilon_high"})
         ),

@@ -26,6 +26,7 @@ MAX_DISTILLATION_WEIGHT = 10.0
 """Upper bound of the importance weight of a segment in the distillation loss (appendix B)."""
 
 KLKind = Literal["k1", "k2", "k3"]
+KLNormalization = Literal["sequence-sum", "tokens"]
 Normalization = Literal["tokens", "sequence", "constant"]
 
 

@@ -43,6 +43,7 @@ class Objective:
       cov_fraction: share of the tokens that Clip-Cov and KL-Cov restrain.
       kl_cov_weight: weight of the penalty of KL-Cov.
       beta, kl: β, and the estimator of the KL divergence to the reference policy.
+      kl_normalization: the KL of a sequence is a sum (`losses.kl_loss`), or the KL of a token is divided like its loss.
       normalization, constant: how token losses are summed (`losses.token_divisors`); not for distillation.
       whiten: whiten advantages over the kept tokens of the optimizer batch, of each micro-batch (as the code released
         with the paper does), or not at all.
@@ -63,6 +64,7 @@ class Objective:
     kl_cov_weight: float = 1.0
     beta: float = 0.0
     kl: losses.KLKind = "k3"
+    kl_normalization: losses.KLNormalization = "sequence-sum"
     normalization: losses.Normalization = "tokens"
     constant: float | None = None
     whiten: Whitening = "batch"
@@ -206,7 +208,10 @@ def _policy(
         metrics["mismatch/weight_mean"] = weights.sum() / totals.tokens
     if logprobs.reference is not None:
         kls = losses.kl_estimate(logprobs.current, logprobs.reference, objective.kl)
-        loss = loss + losses.kl_loss(kls, totals.sequences, objective.beta)
+        if objective.kl_normalization == "tokens":
+            loss = loss + losses.policy_loss(objective.beta * kls, divisors)
+        else:
+            loss = loss + losses.kl_loss(kls, totals.sequences, objective.beta)
         metrics["kl"] = kls.detach().sum() / totals.tokens
     return loss, metrics
 
