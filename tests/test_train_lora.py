@@ -81,7 +81,9 @@ def test_the_output_is_an_adapter_whose_base_is_the_policy(chain: Path, policy: 
     assert {path.name for path in adapted.iterdir()} >= {"adapter_config.json", "adapter_model.safetensors", "spo.json"}
     assert not [*adapted.glob("model*"), *adapted.glob("merged")]
     settings = json.loads((adapted / "adapter_config.json").read_text())
-    assert settings["base_model_name_or_path"] == str(policy)
+    assert not Path(settings["base_model_name_or_path"]).is_absolute()
+    assert (adapted / settings["base_model_name_or_path"]).resolve() == policy.resolve()
+    assert "library_name: peft" in (adapted / "README.md").read_text()
     assert (settings["r"], settings["lora_alpha"], settings["lora_dropout"]) == (4, 8.0, 0.0)
     lineage = read_lineage(adapted)
     assert lineage is not None

@@ -41,6 +41,22 @@ class Config(TrainingOptions, TaskOptions, QuestionOptions, ReportOptions):
         minimum=1,
         group="Input",
     )
+    eval_examples: int = option(
+        "Number of worked solutions, the last ones, that are held out: their loss is measured, not trained on.",
+        default=0,
+        default_text="0, none",
+        minimum=0,
+        added=True,
+        group="Input",
+    )
+    eval_steps: int | None = option(
+        "Steps between two measurements of the loss of the held-out solutions.",
+        default=None,
+        default_text="once an epoch, and after the last step",
+        minimum=1,
+        result=False,
+        group="Optimization",
+    )
     epochs: float = option("Passes over the examples.", default=1.0, above=0, common=True)
     steps: int | None = option(
         "Number of optimizer steps.", default=None, default_text="given by --epochs", minimum=1, common=True
@@ -65,6 +81,8 @@ class Config(TrainingOptions, TaskOptions, QuestionOptions, ReportOptions):
         validate(self)
         if (self.model is None) == (self.preset is None):
             raise UserError("expected either --model, to start from a model, or --preset, to start from scratch")
+        if self.eval_steps and not self.eval_examples:
+            raise UserError("--eval-steps requires --eval-examples: pass both, or neither")
 
     @property
     def batch_size(self) -> int:

@@ -40,7 +40,7 @@ def threads_option() -> Any:
     return option(
         "CPU threads. A tiny model runs fastest with 1.",
         default=None,
-        default_text="set by PyTorch",
+        default_text="set by PyTorch, at most the processors that a container may use",
         group="Engine",
         result=False,
         minimum=1,

@@ -10,7 +10,6 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from stages.configs.estimate import Config
 from stages.core.errors import UserError
@@ -22,7 +21,7 @@ from stages.estimators.segments import SegmentBatch, check_vocabulary, chunk_by_
 from stages.maths.advantages import chain_advantages
 from stages.maths.gae import generalized_advantages
 from stages.maths.ragged import Ragged, offsets_of
-from stages.models import checkpoints, loading
+from stages.models import checkpoints, devices, loading
 from stages.optimization.critic import Critic, CriticExample, has_head, open_critic, score_states
 from stages.sampling.pool import SamplerPool
 from stages.shards.lineage import model_source
@@ -50,8 +49,8 @@ def prepare(
     def read(part: Part) -> PreparedPart:
         batch = load_segments(cutpoints, part, trajectories)
         check_states(batch, directory)
-        if options.threads:
-            torch.set_num_threads(options.threads)
+        if busy := devices.use_threads(options.threads):
+            progress.note(busy)
         critic = open_critic(directory, device=options.device, dtype=options.dtype)
         chunks = chunk_by_question(batch, options.chunk_trajectories)
         return PreparedPart(chunks, lambda chunk: estimate(options, batch, chunk, critic))

@@ -117,7 +117,9 @@ def bases(directory: AnyPath) -> list[tuple[str, str | None]]:
         found.append((str(relative.resolve()), None))
     name = config.get("base_model_name_or_path")
     if isinstance(name, str) and name:
-        found.append((name, None if Path(name).is_dir() else config.get("revision")))
+        beside = directory / name  # as `stages.models.saving` writes it
+        local = next((path.resolve() for path in (beside, Path(name)) if path.is_dir()), None)
+        found.append((str(local), None) if local else (name, config.get("revision")))
     if not found:
         raise UserError(f"{directory / CONFIG_FILE} names no base model; set base_model_name_or_path")
     return found

@@ -66,6 +66,12 @@ def resolve(model: str, *, whole: bool = False) -> Path:
     directory = as_path(model).expanduser()
     if isinstance(directory, StorePath):
         directory = transfer.fetch(directory, unwanted=() if whole else ("optimizer*",))
+    if directory.suffix == ".gguf":
+        raise UserError(
+            f"model {model} is a GGUF file; expected a Hugging Face model directory. Convert it with transformers and "
+            "the package gguf: AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file=NAME), then save_pretrained, the "
+            "same for AutoTokenizer; docs/models.md has the whole script"
+        )
     if directory.is_file():
         raise UserError(f"model {model} is a file; expected a Hugging Face model directory")
     if not directory.is_dir():
@@ -162,7 +168,7 @@ def public_name(directory: Path) -> tuple[str, str | None]:
 def _download(model: str, revision: str | None = None) -> Path:
     if model.startswith((".", "/", "~")) or model.count("/") > 1:  # a path, never a name on the hub
         raise UserError(f"there is no model directory {model}")
-    settings = ["*.json", "*.model", "*.txt", "*.jinja"]
+    settings = ["*.json", "*.model", "*.txt", "*.jinja", "README.md"]
     safetensors, pickles = (
         ["model*.safetensors", "adapter_model.safetensors"],
         ["pytorch_model*.bin", "adapter_model.bin"],

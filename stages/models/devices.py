@@ -1,6 +1,10 @@
-"""Choose the device and the number format that a model computes with."""
+"""Choose the device, the number format and the CPU threads that a model computes with."""
 
 from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
 
 import torch
 
@@ -39,3 +43,33 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype not in names:
         raise UserError(f"--dtype must be one of auto, {', '.join(names)}; got {dtype!r}")
     return names[dtype]
+
+
+def use_threads(threads: int | None, quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> str | None:
+    """Let torch compute with a number of CPU threads; return a line if they are likely to slow each other down.
+
+    Args:
+      threads: None is torch's own number, but at most the processors that a container may use, which torch does not
+        know: more threads would wait for each other.
+      quota: file of the container's quota (control groups, version 2).
+    """
+    count = threads or min(torch.get_num_threads(), _processors(quota))
+    if count != torch.get_num_threads():
+        torch.set_num_threads(count)
+    processors, load = os.cpu_count() or 1, os.getloadavg()[0]
+    passive = os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive"
+    if count == 1 or passive or load <= processors:
+        return None
+    return (
+        f"this machine is busy (load {load:.1f} on {processors} processors): the {count} threads of a product spin "
+        "while they wait for each other; --threads 1, or OMP_WAIT_POLICY=PASSIVE in the environment, is faster"
+    )
+
+
+def _processors(quota: Path) -> int:
+    """Return the number of processors that the quota of a container amounts to, rounded up."""
+    try:
+        limit, period = quota.read_text().split()
+        return max(1, math.ceil(int(limit) / int(period)))
+    except (OSError, ValueError):  # no control groups, or no limit ("max")
+        return os.cpu_count() or 1

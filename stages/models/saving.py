@@ -135,14 +135,16 @@ def write_adapter(model: PreTrainedModel, directory: Path, state: Mapping[str, T
     base = Path(str(config.base_model_name_or_path))
     settings = {name: sorted(value) if isinstance(value, set) else value for name, value in config.to_dict().items()}
     settings["inference_mode"] = True  # other tools load it frozen unless they ask for training
+    relative = Path(os.path.relpath(base, directory.resolve())).as_posix() if base.is_dir() else None
+    if relative:  # base and adapter may move together; a name on the hub stays
+        settings["base_model_name_or_path"] = relative
     storage.write_atomically(directory / adapters.CONFIG_FILE, json.dumps(settings, indent=2, sort_keys=True).encode())
     found = get_peft_model_state_dict(
         model, dict(state) if state else None, adapters.PEFT_NAME, save_embedding_layers=False
     )
     weights = {_PEFT_PREFIX + name: value.detach().float().contiguous().cpu() for name, value in found.items()}
     save_file(weights, directory / adapters.WEIGHTS[0], metadata={"format": "pt"})
-    if base.is_dir():
-        relative = Path(os.path.relpath(base, directory.resolve())).as_posix()
+    if relative:
         content = {"path": relative, "digest": checkpoints.digest(base)}
         storage.write_atomically(directory / adapters.BASE_FILE, f"{json.dumps(content)}\n".encode())
 

@@ -88,13 +88,13 @@ class SamplerPool:
         check_weights(model_dir)
         model = _identify(model_dir)
         shared = {"device": device, "dtype": dtype, "max_batch_rows": max_batch_rows, "max_model_len": max_model_len}
-        settings = (engine, *shared.values())
+        settings, busy = (engine, *shared.values()), None
         if engine == "vllm" or self.remote:
             settings = (*settings, threads, *sorted(vllm.items()))
-        elif threads is not None:
-            import torch
+        else:
+            from stages.models.devices import use_threads
 
-            torch.set_num_threads(threads)
+            busy = use_threads(threads)
         if (sampler := self._reuse(settings, model, model_dir)) is not None:
             return sampler
         self.close()
@@ -111,7 +111,7 @@ class SamplerPool:
             from stages.sampling.transformers import open_sampler
 
             sampler = open_sampler(model_dir, **shared)
-        for line in filter(None, (sampler.caveat, loading.describe_limit(model_dir, max_model_len))):
+        for line in filter(None, (busy, sampler.caveat, loading.describe_limit(model_dir, max_model_len))):
             progress.note(line)
         self._kept = _Kept(settings, model, sampler)
         return sampler

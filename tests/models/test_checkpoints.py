@@ -56,6 +56,8 @@ def test_a_missing_model_is_an_error_in_one_line(tmp_path: Path):
         checkpoints.resolve(str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="is a file; expected a Hugging Face model directory"):
         checkpoints.resolve(__file__)
+    with pytest.raises(UserError, match=r"model.gguf is a GGUF file.* gguf_file=NAME"):
+        checkpoints.resolve(str(tmp_path / "model.gguf"))
     for name in ("nobody/no-such-model", "not a name"):
         with pytest.raises(
             UserError, match="neither a local directory nor available on the Hugging Face hub"

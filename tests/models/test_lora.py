@@ -32,8 +32,10 @@ def adapter(base: Path) -> Path:
     return train_adapter(base, base.with_name("adapter"))
 
 
-def test_peft_loads_an_adapter_unchanged(adapter: Path):
+def test_peft_loads_an_adapter_unchanged(adapter: Path, monkeypatch: pytest.MonkeyPatch):
     from peft import AutoPeftModelForCausalLM
+
+    monkeypatch.chdir(adapter)  # the path of the base is relative to the adapter
 
     theirs = AutoPeftModelForCausalLM.from_pretrained(str(adapter), dtype=torch.float32)
     assert torch.equal(logits(theirs.eval()), logits(open_engine(adapter, device="cpu").model))
@@ -88,6 +90,13 @@ def test_the_digest_covers_base_and_adapter_but_not_their_locations(base: Path, 
     assert checkpoints.digest(copied) == expected
     (copied / adapters.CONFIG_FILE).write_text(json.dumps(config | {"lora_alpha": 16.0}))
     assert checkpoints.digest(copied) != expected
+
+
+def test_the_name_of_the_base_alone_moves_with_it(base: Path, adapter: Path, tmp_path: Path):
+    for directory in (base, adapter):
+        shutil.copytree(directory, tmp_path / directory.name)
+    (tmp_path / "adapter" / adapters.BASE_FILE).unlink()
+    assert checkpoints.base_of(tmp_path / "adapter") == tmp_path / "base"
 
 
 def test_a_changed_or_missing_base_is_an_error(base: Path, adapter: Path, tmp_path: Path):
