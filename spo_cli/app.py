@@ -57,6 +57,9 @@ class Verb(NamedTuple):
 VERBS = {
     "sft": Verb("stages.configs.sft", "stages.sft", "Warm-start a model on worked solutions."),
     "rollout": Verb("stages.configs.rollout", "stages.rollout", "Sample trajectories for the questions of a task."),
+    "import": Verb(
+        "stages.configs.importing", "stages.importing", "Turn responses that another tool sampled into trajectories."
+    ),
     "segment": Verb(
         "stages.configs.segment",
         "stages.segment",

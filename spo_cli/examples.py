@@ -20,6 +20,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "spo rollout -m MODEL --task custom --data data --chat-template \\\n"
         "    --task-arg question=problem reward=rewards:score --out runs/x/own",
     ),
+    "import": (
+        "spo import rollouts/12.jsonl -m MODEL --out runs/x/trajectories",
+        "spo import completions.parquet -m MODEL --column reward=accuracy_reward \\\n    --out runs/x/trajectories",
+    ),
     "segment": (
         "spo segment runs/x/trajectories --interval 4 --out runs/x/cutpoints",
         "spo segment runs/x/trajectories --partition delimiter --out runs/x/lines",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,6 +46,13 @@ def shared() -> Path:
 def forget_signals(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget signals that earlier tests sent to this process, so that a new one is not taken for a repetition."""
     monkeypatch.setattr(sharding, "_interrupted_at", -math.inf)
+
+
+@pytest.fixture(autouse=True)
+def forget_checks() -> None:
+    """Let engines check models that an earlier test opened in this process: tests break engines on purpose."""
+    if agreement := sys.modules.get("stages.models.agreement"):  # it imports torch, which many tests do without
+        agreement.forget_checks()
 
 
 @pytest.fixture(scope="module")

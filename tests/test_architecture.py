@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-VERBS = ("rollout", "segment", "estimate", "train", "evaluate", "sft", "grade")
+VERBS = ("rollout", "segment", "estimate", "train", "evaluate", "sft", "grade", "importing")
 LEVELS = (
     ("spo_cli",),
     ("pipeline", "reporting"),

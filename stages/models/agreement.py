@@ -12,13 +12,48 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from stages.models.split import Split
 
 _LOGITS = 2**24  # maximum number of logits in memory
 _CHECK_WORK = {"cpu": 2e11, "cuda": 2e14}  # floating-point operations to spend on a check: a few seconds
 _SHORTEST, _LONGEST = 24, 8192  # bounds on the longest sequence of a check, in tokens
+
+
+_CHECKED: dict[str, bool] = {}
+"""Architectures whose check passed in this process → what the check found besides (`recall`)."""
+
+
+def recall(architecture: str) -> bool | None:
+    """Return what `remember` noted of an architecture; None if its check has not passed in this process.
+
+    What the engines do with a model follows from its configuration and not from its weights, so a run that loads a
+    model after each iteration checks the first one. The first responses of every model are compared in any case.
+    """
+    return _CHECKED.get(architecture)
+
+
+def remember(architecture: str, found: bool) -> None:
+    """Note that the check of an architecture has passed, and what it found besides."""
+    _CHECKED[architecture] = found
+
+
+def forget_checks() -> None:
+    """Check every architecture again."""
+    _CHECKED.clear()
+
+
+def describe_architecture(model: PreTrainedModel, *settings: object) -> str:
+    """Return a text that is equal for models that compute the same function of their weights in the same way.
+
+    Args:
+      settings: of the engine, such as its context length.
+    """
+    config = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
+    shapes = [(name, tuple(one.shape), str(one.dtype)) for name, one in model.named_parameters()]
+    place = (next(model.parameters()).device.type, torch.get_num_threads())
+    return repr((type(model), sorted(config.items(), key=lambda item: item[0]), shapes, place, settings))
 
 
 @torch.no_grad()

@@ -193,7 +193,14 @@ class TorchEngine:
         del self.model, self._split, self.optimizer
 
     def _check_scores(self) -> None:
-        """Compare the scores of padded sequences of different lengths with the model's own pass over each of them."""
+        """Compare the scores of padded sequences of different lengths with the model's own pass over each of them.
+
+        Raises:
+          UserError: they disagree.
+        """
+        architecture = agreement.describe_architecture(self.model, "trainer", self.compute)
+        if agreement.recall(architecture):
+            return
         affordable = agreement.affordable_tokens(self.model)
         lengths = agreement.check_lengths(self.model.config, self.context_length, affordable)
         sequences = agreement.check_tokens(self.model.config, self.vocabulary, lengths)
@@ -208,6 +215,7 @@ class TorchEngine:
                 f"scores of the {self.model.config.model_type} model differ by {difference:.3g} nats per token from "
                 f"those of its own forward pass (allowed: {allowed:g}): it cannot be trained in padded batches"
             )
+        agreement.remember(architecture, True)
 
 
 def open_engine(

@@ -56,9 +56,8 @@ def test_greedy_answers_are_those_of_generate(model: Path, plain: Any, pool: Sam
     found = rows(tmp_path / "eval")
     assert len(found) == 4
     for row in found:
-        prompt = tokenizer.apply_chat_template(
-            [{"role": "user", "content": row["question_text"]}], add_generation_prompt=True, return_dict=False
-        )
+        prompt = tokenizer.encode(row["prompt"], add_special_tokens=False)
+        assert row["prompt"].endswith("<|im_end|>\n<|im_start|>assistant\n")
         assert row["prompt_token_ids"] == prompt
         ids = plain.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=8)
         assert row["token_ids"] == ids[0, len(prompt) :].tolist()

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from stages.core.errors import UserError
-from stages.models import loading
+from stages.models import agreement, loading
 from stages.models.split import MODEL_FAILURES, Split
 from stages.sampling.embedded.batch import ARRANGE_EVERY, Batch, SampleQueue
 from stages.sampling.embedded.families import find_experts, find_obstacle
@@ -118,13 +118,18 @@ class TransformersSampler:
         Returns:
           How the samples disagree with the model's forward pass; None if they agree.
         """
-        requests = trial_requests(self.model, self.vocabulary, self.context_length)
-        samples, _ = self.sample(requests, SamplingParams(), check=False)
-        problem = self._check.compare(requests, samples, SamplingParams())
-        probed = isinstance(self.forward, LlamaForward) and self.split.linear is not None
         self._routes = find_experts(self.model)
-        if self.plan.bitwise and not probed and (self._routes or not self._is_batch_independent()):
-            self.plan = replace(self.plan, bitwise=False)
+        architecture = agreement.describe_architecture(self.model, "embedded", self.context_length)
+        bitwise, problem = agreement.recall(architecture), None
+        if bitwise is None:
+            requests = trial_requests(self.model, self.vocabulary, self.context_length)
+            samples, _ = self.sample(requests, SamplingParams(), check=False)
+            problem = self._check.compare(requests, samples, SamplingParams())
+            probed = isinstance(self.forward, LlamaForward) and self.split.linear is not None
+            bitwise = self.plan.bitwise and (probed or (not self._routes and self._is_batch_independent()))
+        self.plan = replace(self.plan, bitwise=bitwise)
+        if problem is None:
+            agreement.remember(architecture, bitwise)
         return problem
 
     @torch.inference_mode()
