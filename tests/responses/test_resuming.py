@@ -56,7 +56,14 @@ def part(out: Path) -> bytes:
     return file.read_bytes()
 
 
-@pytest.mark.parametrize("shape", [{}, {"tree": "2-2", "segment_tokens": 5, "num_generations": None}])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {},
+        {"tree": "2-2", "segment_tokens": 5, "num_generations": None},
+        {"tree": "2-2", "branch_at": "entropy", "num_generations": None},
+    ],
+)
 def test_a_killed_rollout_samples_only_what_was_not_finished(
     shape: dict[str, Any], model: Path, tmp_path: Path
 ) -> None:
@@ -70,12 +77,12 @@ def test_a_killed_rollout_samples_only_what_was_not_finished(
     lines = Lines()
     sample(tmp_path / "killed", model, lines, **options)
     assert part(tmp_path / "killed") == part(tmp_path / "whole")
-    found = [line for line in lines.notes if "finished samples of an unfinished chunk" in line]
-    assert len(found) == 1
+    assert sum("finished samples of an unfinished chunk" in line for line in lines.notes) == 1
     assert not [*(tmp_path / "killed").glob(".part-*")]
     done, tokens, prefilled = (sum(column) for column in zip(*whole.reports, strict=True))
-    assert done == len(rows(tmp_path / "whole")) if not shape else done == 6 * (2 + 4)
-    assert tokens == sum(len(row["token_ids"]) for row in rows(tmp_path / "whole"))
+    found = rows(tmp_path / "whole")
+    assert done == (6 * (2 + 4) if shape else len(found))
+    assert tokens == sum(len(row["token_ids"]) for row in found)
     assert prefilled > 0
 
 
