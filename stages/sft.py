@@ -88,6 +88,8 @@ def _run(config: Config, progress: Progress, metrics_log: MetricsLog | None) -> 
     with open_resumable_run(
         config.out, lineage, overwrite=config.overwrite, progress=progress, metrics_log=metrics_log
     ) as resumable:
+        if adapter and base:
+            progress.note(lora.describe(adapter, checkpoints.base_of(base)))
         if busy := devices.use_threads(config.threads):
             progress.note(busy)
         engine = _open_engine(config, base, resumable.checkpoint, adapter)

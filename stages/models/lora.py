@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -66,8 +67,7 @@ def _choose_targets(base: Path, targets: tuple[str, ...]) -> tuple[str, ...]:
     Raises:
       UserError: the model has no linear layer of such a name.
     """
-    with torch.device("meta"):  # the architecture is enough; no weights are allocated
-        model = AutoModelForCausalLM.from_config(loading.load_config(base), trust_remote_code=False)
+    model = _without_weights(base)
     head = model.get_output_embeddings()
     linear = {
         name.rpartition(".")[2]
@@ -77,6 +77,32 @@ def _choose_targets(base: Path, targets: tuple[str, ...]) -> tuple[str, ...]:
     if unknown := sorted({*targets} - linear):
         raise UserError(f"--lora-target-modules {' '.join(unknown)}: {base} has {', '.join(sorted(linear))}")
     return tuple(sorted(targets or linear))
+
+
+def _without_weights(base: Path) -> Any:
+    """Return the architecture of a model; no weights are allocated."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(loading.load_config(base), trust_remote_code=False)
+
+
+def describe(adapter: Lora, base: Path) -> str:
+    """Return a line for the user that names the adapted layers, and the experts that an adapter cannot change.
+
+    transformers keeps the experts of most mixtures in one parameter [experts, rows, columns] for all of them, which is
+    no linear layer.
+    """
+    line = (
+        f"training an adapter of rank {adapter.r} on {', '.join(adapter.targets)}; the weights in {base} do not change"
+    )
+    fused = {
+        f"{path.rpartition('.')[2]}.{name}"
+        for path, module in _without_weights(base).named_modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim == 3 and not isinstance(module, nn.Conv1d)
+    }
+    if not fused:
+        return line
+    return f"{line}; its fused experts ({', '.join(sorted(fused))}) are no linear layers: they are not adapted"
 
 
 def write_merged(

@@ -39,7 +39,7 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class KeptSample:
-    """A finished sample: int32 [T] tokens, float32 [T] log-probabilities, why it ended, float32 [T] entropies if known."""
+    """A finished sample: int32 [T] tokens, float32 [T] log-probabilities, the end, float32 [T] entropies if known."""
 
     token_ids: NDArray[np.int32]
     logprobs: NDArray[np.float32]

@@ -123,7 +123,7 @@ def find_starting_point(
     policy, policy_source = _find_policy(model or _sampling_model(newest), out, whole=continue_optimizer)
     trained = lora.plan(policy, adapter)
     base = checkpoints.base_of(policy).resolve() if trained else None
-    notes += [f"training an adapter of rank {trained.r}; the weights in {base} do not change"] if trained else []
+    notes += [lora.describe(trained, base)] if trained and base else []
     notes += foreign_notes(*(artefact for one in opened for artefact in (one.advantages, one.trajectories)))
     notes += check_sampling_model(newest, policy_source, named=model is not None)
     iterations = [_complete(one, policy, policy_source, recorded, with_rollouts) for one in opened]

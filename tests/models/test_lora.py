@@ -16,6 +16,7 @@ from stages.models.adapters import Lora, LoraOptions
 from stages.models.presets import make_model
 from stages.optimization.torch import open_engine
 from tests.adapter_training import SMALL, logits, save_base, train_adapter
+from tests.families import make_config
 
 CPU = torch.device("cpu")
 LAYERS = ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
@@ -57,6 +58,15 @@ def test_the_merged_directory_needs_neither_base_nor_peft(adapter: Path, tmp_pat
     assert not adapters.is_adapter(tmp_path / "merged")
     whole = loading.load_model(checkpoints.resolve(str(tmp_path / "merged")), CPU, torch.float32)
     assert torch.equal(logits(whole), logits(loading.load_model(adapter, CPU, torch.float32)))
+
+
+def test_the_adapted_layers_are_named_and_fused_experts_too(tmp_path: Path):
+    make_config("qwen3_moe").save_pretrained(tmp_path / "moe")
+    line = lora.describe(Lora(4, 8.0, ("q_proj", "v_proj")), tmp_path / "moe")
+    assert "rank 4 on q_proj, v_proj;" in line
+    assert "fused experts (experts.down_proj, experts.gate_up_proj) are no linear layers: they are not adapted" in line
+    make_config("mamba2").save_pretrained(tmp_path / "recurrent")
+    assert "experts" not in lora.describe(Lora(4, 8.0, ("in_proj",)), tmp_path / "recurrent")
 
 
 def test_an_engine_that_reads_no_adapters_gets_full_weights(base: Path, adapter: Path, tmp_path: Path):
