@@ -50,7 +50,7 @@ def grpo(chain: Path) -> Path:
 
 
 def test_greedy_answers_are_those_of_generate(model: Path, plain: Any, pool: SamplerPool, tmp_path: Path) -> None:
-    options: dict[str, Any] = {**TASK, "split": "train", "temperature": 0.0, "max_tokens": (8,), "threads": 1}
+    options = TASK | {"task": ("custom",), "data": (TASK["data"],), "split": "train", "max_tokens": (8,), "threads": 1}
     evaluate.run(evaluate.Config(model=str(model), out=tmp_path / "eval", **options), pool=pool)
     tokenizer = AutoTokenizer.from_pretrained(model)
     found = rows(tmp_path / "eval")
@@ -128,9 +128,15 @@ def learn(grpo: Path, out: Path, **options: Any) -> Path:
     return out
 
 
-def test_a_step_on_all_weights_raises_rewarded_responses(chain: Path, grpo: Path, plain: Any, tmp_path: Path) -> None:
-    trained = load(learn(grpo, tmp_path / "trained", learning_rate=1e-6))
-    assert gain(plain, trained, chain, grpo) > 0
+@pytest.fixture(scope="module")
+def trained(grpo: Path) -> Path:
+    """Return the model after one step on all its weights."""
+    return learn(grpo, grpo.with_name("trained"), learning_rate=1e-6)
+
+
+def test_a_step_on_all_weights_raises_rewarded_responses(trained: Path, chain: Path, grpo: Path, plain: Any) -> None:
+    assert gain(plain, load(trained), chain, grpo) > 0
+    assert "license: apache-2.0" in (trained / "README.md").read_text()
 
 
 def test_a_step_on_an_adapter_raises_rewarded_responses(
@@ -148,3 +154,17 @@ def test_a_step_on_solutions_makes_them_more_probable(model: Path, plain: Any, t
     trained, tokenizer = load(tmp_path / "sft"), AutoTokenizer.from_pretrained(model)
     row = {"prompt_token_ids": tokenizer.encode("What is 2 + 3?"), "token_ids": tokenizer.encode(" 2 + 3 is 5.")}
     assert logprobs(trained, row).sum() > logprobs(plain, row).sum()
+
+
+def test_plain_vllm_samples_the_trained_model(trained: Path, chain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vllm = pytest.importorskip("vllm")
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    llm = vllm.LLM(
+        str(trained), dtype="float32", enforce_eager=True, max_model_len=256, max_num_seqs=2, gpu_memory_utilization=0.1
+    )
+    row, *_ = rows(chain / "trajectories")
+    params = vllm.SamplingParams(temperature=0, max_tokens=4, logprobs=1)
+    (output,) = llm.generate([{"prompt_token_ids": row["prompt_token_ids"]}], params, use_tqdm=False)
+    tokens, scores = zip(*(next(iter(one.items())) for one in output.outputs[0].logprobs), strict=True)
+    expected = logprobs(load(trained), row | {"token_ids": list(tokens)})
+    np.testing.assert_allclose([score.logprob for score in scores], expected, atol=1e-3)
