@@ -116,14 +116,16 @@ def test_grpo_compares_the_responses_of_a_group(chain: Path, grpo: Path) -> None
 def gain(before: Any, after: Any, chain: Path, grpo: Path) -> float:
     """Return by how much training raised the log-probability of rewarded responses against that of the others."""
     advantages = {row["trajectory_id"]: row["advantage"] for row in rows(grpo)}
+    informative = [row for row in rows(chain / "trajectories") if advantages[row["trajectory_id"]]]
+    taught = [row for row in informative if row["question_id"] == informative[0]["question_id"]]
     return sum(
-        advantages[row["trajectory_id"]] * float((logprobs(after, row) - logprobs(before, row)).sum())
-        for row in rows(chain / "trajectories")
+        advantages[row["trajectory_id"]] * float((logprobs(after, row) - logprobs(before, row)).sum()) for row in taught
     )
 
 
 def learn(grpo: Path, out: Path, **options: Any) -> Path:
     given: dict[str, Any] = {"mask": "all", "beta": 0.0, "per_device_batch_size": 4, "gradient_accumulation_steps": 4}
+    given |= {"whiten": "none", "drop_uniform_groups": True}  # uniform groups cost time and teach nothing
     train.run(train.Config(advantages=(grpo,), out=out, threads=1, **given | options))
     return out
 
