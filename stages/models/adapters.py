@@ -2,11 +2,11 @@
 
     adapter_config.json          r, α, the adapted layers, and the base: a directory, or a name on the hub
     adapter_model.safetensors    A and B of every adapted layer
-    base.json                    the path of the base relative to this directory, and its digest
+    base.json                    the path of the base relative to this directory, its absolute path, and its digest
 
 The first two files have peft's format; peft and vLLM load them unchanged. `base.json` keeps the adapter usable when
-adapter and base move together. This module imports nothing heavy: the command line imports it. `stages.models.lora`
-plans and merges adapters, `stages.models.loading` loads them.
+adapter and base move together, or the adapter alone. This module imports nothing heavy: the command line imports it.
+`stages.models.lora` plans and merges adapters, `stages.models.loading` loads them.
 """
 
 from __future__ import annotations
@@ -106,20 +106,22 @@ def read_lora(directory: AnyPath) -> Lora:
 def bases(directory: AnyPath) -> list[tuple[str, str | None]]:
     """Return candidates for the base of an adapter as (path or hub name, hub revision), the most likely one first.
 
-    The first candidate is the relative path in `base.json`, the second the name in `adapter_config.json`.
+    They are the relative path in `base.json`, the name in `adapter_config.json`, the absolute path in `base.json`.
 
     Raises:
       UserError: neither file names a base.
     """
-    config, relative = read_config(directory), directory / _read_base_file(directory).get("path", "")
-    found: list[tuple[str, str | None]] = []
-    if relative != directory and relative.is_dir():
-        found.append((str(relative.resolve()), None))
+    config, recorded = read_config(directory), _read_base_file(directory)
     name = config.get("base_model_name_or_path")
-    if isinstance(name, str) and name:
-        beside = directory / name  # as `stages.models.saving` writes it
-        local = next((path.resolve() for path in (beside, Path(name)) if path.is_dir()), None)
-        found.append((str(local), None) if local else (name, config.get("revision")))
+    found: list[tuple[str, str | None]] = []
+    for path in (recorded.get("path"), name, recorded.get("absolute")):
+        if not isinstance(path, str) or not path:
+            continue
+        beside = directory / path  # an absolute path stays as it is
+        if beside.is_dir():
+            found.append((str(beside.resolve()), None))
+        elif path == name:
+            found.append((path, None if Path(path).is_dir() else config.get("revision")))
     if not found:
         raise UserError(f"{directory / CONFIG_FILE} names no base model; set base_model_name_or_path")
     return found

@@ -145,7 +145,7 @@ def write_adapter(model: PreTrainedModel, directory: Path, state: Mapping[str, T
     weights = {_PEFT_PREFIX + name: value.detach().float().contiguous().cpu() for name, value in found.items()}
     save_file(weights, directory / adapters.WEIGHTS[0], metadata={"format": "pt"})
     if relative:
-        content = {"path": relative, "digest": checkpoints.digest(base)}
+        content = {"path": relative, "absolute": str(base.resolve()), "digest": checkpoints.digest(base)}
         storage.write_atomically(directory / adapters.BASE_FILE, f"{json.dumps(content)}\n".encode())
 
 

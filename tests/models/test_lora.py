@@ -115,6 +115,8 @@ def test_a_changed_or_missing_base_is_an_error(base: Path, adapter: Path, tmp_pa
     config = json.loads((tmp_path / "adapter" / adapters.CONFIG_FILE).read_text())
     config["base_model_name_or_path"] = "/no/longer/there"
     (tmp_path / "adapter" / adapters.CONFIG_FILE).write_text(json.dumps(config))
+    recorded = json.loads((tmp_path / "adapter" / adapters.BASE_FILE).read_text())
+    (tmp_path / "adapter" / adapters.BASE_FILE).write_text(json.dumps(recorded | {"absolute": "/not/there"}))
     saving.save_directory(tmp_path / "base", *make_model("tiny", 1))
     with pytest.raises(UserError, match="has changed since the adapter was trained"):
         checkpoints.resolve(str(tmp_path / "adapter"))
