@@ -27,11 +27,11 @@ from stages.models import checkpoints, loading
 from stages.responses.generation import Response, Sampling, respond
 from stages.responses.grading import grade
 from stages.responses.prompts import (
-    Prompts,
     check_vocabulary,
     count_overlong,
     leave_out_overlong,
     make_prompts,
+    note_short_context,
     with_template,
 )
 from stages.responses.resuming import ResumingSampler
@@ -165,7 +165,7 @@ def _sample_part(
     written = [make_prompts(tokenizer, chunk.questions, chunk.task, config) for chunk in chunks]
     check_vocabulary(written, loading.vocabulary_size(loading.load_config(model_dir)))
     prompts = leave_out_overlong(written, sampler.context_length, config.overlong_prompts)
-    _note_short_context(prompts, sampler.context_length, config.max_tokens[-1], progress)
+    note_short_context(prompts, sampler.context_length, config.max_tokens[-1], progress)
     params = SamplingParams(config.temperature, config.top_p, config.top_k, config.stop)
     missing = list(part.missing([chunk.name for chunk in chunks]))
     total = sum(len(prompts[i].questions) for i in missing) * config.num_generations
@@ -184,15 +184,6 @@ def _sample_part(
         part.commit(i, rows, counts, {"prefilled": usage.prefilled})
         sampled, prefilled = sampled + usage.sampled, prefilled + usage.prefilled
     return sampled, prefilled
-
-
-def _note_short_context(prompts: Sequence[Prompts], context: int, budget: int, progress: Progress) -> None:
-    """Report how many responses the context ends before the budget: allowed, but accuracies are the context's."""
-    limited = sum(prompt.size + budget > context for _, token_ids in prompts for prompt in token_ids)
-    if limited:
-        progress.note(
-            f"the context of {context:,} tokens ends responses to {limited:,} questions before {budget:,} tokens"
-        )
 
 
 def _chunks(questions: Sequence[tuple[Task, Question]], size: int) -> list[_Chunk]:

@@ -32,6 +32,7 @@ from stages.responses.prompts import (
     count_overlong,
     leave_out_overlong,
     make_prompts,
+    note_short_context,
     overlong_notes,
     with_template,
 )
@@ -168,6 +169,7 @@ def _commit_rows(
     vocabulary = loading.vocabulary_size(loading.load_config(model_dir))
     check_vocabulary(written, vocabulary)
     prompts = leave_out_overlong(written, sampler.context_length, config.overlong_prompts)
+    note_short_context(prompts, sampler.context_length, config.max_tokens, progress)
     write = partial(make_prompts, tokenizer, task=task, flags=config)
     tries = _candidates_by_chunk(rounds, size, write, vocabulary, sampler.context_length) if config.refill else []
     doubt = config.branch_at == "entropy"

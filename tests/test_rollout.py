@@ -143,7 +143,9 @@ def test_an_overlong_prompt_is_left_out_and_counted(policy: Path, tmp_path: Path
 
 def test_a_response_ends_at_the_context_length(tmp_path: Path):
     endless = make_constant(tmp_path / "model", {"a": 0.5, "b": 0.5}, 1e-30)
-    sample(tmp_path / "out", with_context(endless, tmp_path / "short", 8))
+    notes = Notes()
+    sample(tmp_path / "out", with_context(endless, tmp_path / "short", 8), notes)
+    assert "the context of 8 tokens ends responses to 4 questions before 24 tokens" in notes.lines
     assert {(len(row["token_ids"]), row["finish_reason"]) for row in rows(tmp_path / "out")} == {(3, "length")}
 
 

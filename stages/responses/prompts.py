@@ -14,6 +14,7 @@ from jinja2 import TemplateError
 
 from stages.configs.shared import QuestionOptions
 from stages.core.errors import UserError, first_line
+from stages.core.progress import Progress
 from stages.core.time_limit import time_limit
 from stages.tasks import Question, Task
 from stages.tasks.templates import SLOT, read_template
@@ -114,6 +115,15 @@ def overlong_notes(counts: Iterable[Mapping[str, int]]) -> tuple[str, ...]:
     return (f"{total:,} questions were left out: their prompts leave no room for a response in the context",) * bool(
         total
     )
+
+
+def note_short_context(prompts: Sequence[Prompts], context: int, max_tokens: int, progress: Progress) -> None:
+    """Report how many questions have prompts after which the context ends responses before `max_tokens`."""
+    limited = sum(ids.size + max_tokens > context for chunk in prompts for ids in chunk.token_ids)
+    if limited:
+        progress.note(
+            f"the context of {context:,} tokens ends responses to {limited:,} questions before {max_tokens:,} tokens"
+        )
 
 
 def check_vocabulary(prompts: Sequence[Prompts], size: int) -> None:

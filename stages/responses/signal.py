@@ -64,7 +64,7 @@ def _explain(signal: Signal) -> str:
             "function must return numbers"
         )
     if signal.truncated >= NEARLY_ALL:
-        return f"{amount}: {signal.truncated:.0%} of the responses are truncated. Raise --max-tokens"
+        return f"{amount}: {signal.truncated:.0%} of the responses are truncated. Raise --max-tokens within the context"
     if signal.no_answer + signal.truncated >= NEARLY_ALL:
         return (
             f"{amount}: {signal.no_answer:.0%} of the responses state no answer and {signal.truncated:.0%} are "

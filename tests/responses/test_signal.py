@@ -32,7 +32,10 @@ def table(*kinds: str) -> pa.Table:
     [
         (("rw", "rr"), None),
         (("rwnt", "ww?n"), None),
-        (("tt", "tt"), "nothing to learn: 100% of the responses are truncated. Raise --max-tokens"),
+        (
+            ("tt", "tt"),
+            "nothing to learn: 100% of the responses are truncated. Raise --max-tokens within the context",
+        ),
         (("nn", "nt"), "nothing to learn: 75% of the responses state no answer and 25% are truncated. Ask for"),
         (("rr", "rr"), "nothing to learn: every response has the reward 1. Choose harder questions"),
         (("wwn", "wwt"), "nothing to learn: every response has the reward 0 (17% state no answer, 17% are truncated)."),
@@ -48,7 +51,7 @@ def test_the_line_names_the_cause_and_the_remedy(kinds: tuple[str, ...], line: s
 
 
 def test_rollout_reports_it_after_and_estimate_before_its_work(policy: Path, tmp_path: Path):
-    line = "nothing to learn: 100% of the responses are truncated. Raise --max-tokens"
+    line = "nothing to learn: 100% of the responses are truncated. Raise --max-tokens within the context"
     assert sample(tmp_path / "t", policy, max_tokens=2).notes == (line,)
     with pytest.raises(NoSignal, match="100% of the responses are truncated"):
         sample(tmp_path / "again", policy, max_tokens=2, fail_on_no_signal=True)
