@@ -21,7 +21,7 @@ from typer.core import TyperCommand
 
 from spo_cli.help import show_command
 from spo_cli.vendored import CompletionItem, Context, Parameter
-from stages.core.config import field_types, flag, is_required, item_type, spellings
+from stages.core.config import field_types, flag, is_required, item_type, spellings, unread_options
 from stages.core.errors import UserError
 from stages.core.paths import AnyPath, as_path
 
@@ -73,13 +73,9 @@ class ConfigCommand(TyperCommand):
         """Call `execute` with the given values, and the defaults of the Config for all others."""
         given = {name: value for name, value in ctx.params.items() if value not in (None, ())}
         config = self.config(**{name: tuple(x) if isinstance(x, list) else x for name, x in given.items()})
-        unread = config.unread() if hasattr(config, "unread") else {}
-        for name, readers in unread.items():
+        for name, needed in unread_options(config).items():
             if name in given and given[name] != getattr(type(config), name):
-                raise UserError(
-                    f"--{name.replace('_', '-')} is an option of --estimator {', '.join(readers)}; "
-                    f"{config.estimator} does not read it"
-                )
+                raise UserError(f"--{name.replace('_', '-')} is an option of {needed}: omit it")
         self.execute(config)
 
     def shell_complete(self, ctx: Context, incomplete: str) -> list[CompletionItem]:

@@ -5,9 +5,28 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.command_server import CommandResult, Commands
+
+DAMAGED = (
+    *("rewards-flipped-footer-kept.parquet", "logprob-minus-inf-footer-kept.parquet"),
+    *("logprobs-one-too-long-footer-kept.parquet", "silent-C-flipfoot-cmd-1-254.parquet"),
+    *("bits-C-cut-1-1100.parquet", "bits-T-dup-1-680.parquet", "bits-T-flipfoot-1-825.parquet"),
+    "bits-T-insert-1-166.parquet",
+)
+RECIPES = (
+    *(f"recipe-1-{n}.toml" for n in (3, 37, 104, 126, 148, 194, 237, 395, 402, 431)),
+    *("slurm-newline-in-out.toml", "slurm-newline-in-partition.toml"),
+)
+DATA = ("deep.jsonl", "huge-number.jsonl")
+MODEL_FILES = {
+    "generation_config-torn.json": ("generation_config.json", []),
+    "template_loop-tokenizer_config.json": ("tokenizer_config.json", ["--chat-template"]),
+}
+FOREIGN_NAN, HOSTILE_ID = "foreign-nan-reward.parquet", "escape-in-trajectory_id.parquet"
+HOSTILE_DATA_ID = "escape-in-unique_id.jsonl"
 
 
 @pytest.fixture
@@ -29,44 +48,61 @@ def refused(result: CommandResult, code: int) -> str:
     return line
 
 
+def test_every_input_of_the_trial_is_tested_here(inputs: Path):
+    tested = {*DAMAGED, *RECIPES, *DATA, *MODEL_FILES, FOREIGN_NAN, HOSTILE_ID, HOSTILE_DATA_ID, "README.md"}
+    assert {file.name for file in inputs.iterdir()} == tested
+
+
 def test_damaged_and_edited_parquet(inputs: Path, spo: Commands, tmp_path: Path):
-    for file in sorted(inputs.glob("*.parquet")):
-        part = tmp_path / file.stem / "part-00000-of-00001.parquet"
-        part.parent.mkdir()
-        shutil.copy(file, part)
-        out = tmp_path / "out" / file.stem
-        if file.stem.startswith(("foreign", "escape")):
-            continue
-        command = "estimate" if "-C-" in file.stem else "segment"
-        # In one of them, a bit of the key of the lineage is flipped; it is older than the checksum of the footer.
-        code = 2 if file.stem.startswith("silent") else 3
-        refused(spo.run("show", part.parent), code)
-        refused(spo.run(command, part.parent, "--out", out), code)
+    for name in DAMAGED:
+        file, out = inputs / name, tmp_path / "out"
+        refused(spo.run("show", file), 3)
+        refused(spo.run("estimate" if "-C-" in name else "segment", file, "--out", out), 3)
         assert not out.exists()
 
 
 def test_a_foreign_nan_is_found_by_the_first_stage(inputs: Path, spo: Commands, tmp_path: Path):
-    line = refused(spo.run("segment", inputs / "foreign-nan-reward.parquet", "--out", tmp_path / "out"), 2)
+    line = refused(spo.run("segment", inputs / FOREIGN_NAN, "--out", tmp_path / "out"), 2)
     assert "reward must be a finite number" in line
     assert "row " in line
-    refused(spo.run("show", inputs / "foreign-nan-reward.parquet"), 2)
+    refused(spo.run("show", inputs / FOREIGN_NAN), 2)
+
+
+def test_control_characters_in_ids_are_made_visible(inputs: Path, policy: Path, spo: Commands, tmp_path: Path):
+    line = refused(spo.run("show", inputs / HOSTILE_ID), 3)  # its footer is older than checksums
+    assert "edited or damaged" in line
+    foreign = tmp_path / "foreign.parquet"
+    pq.write_table(pq.read_table(inputs / HOSTILE_ID).replace_schema_metadata(), foreign)
+    task = ["--task", "custom", "--data", inputs / HOSTILE_DATA_ID, "--task-arg", "grader=exact"]
+    # Any text is an id; only a terminal must not receive it as it is.
+    spo.finish("rollout", "-m", policy, *task, "--split", "train", "--max-tokens", "4", "--out", tmp_path / "sampled")
+    for artefact in (foreign, tmp_path / "sampled"):
+        for options in ([], ["--row", "0"], ["--row", "0", "--json"]):
+            shown = spo.run("show", artefact, *options)
+            assert shown.stdout.replace("\n", "").isprintable()
+            assert shown.stderr.replace("\n", "").isprintable()
+            assert shown.code == 0, shown.stderr
+        assert "\\u001b" in spo.finish("show", artefact, "--row", "0").stdout
 
 
 def test_hostile_data_and_recipes(inputs: Path, policy: Path, spo: Commands, tmp_path: Path):
-    for name in ("deep", "huge-number"):
-        task = ["--task", "custom", "--data", inputs / f"{name}.jsonl", "--task-arg", "grader=exact"]
+    for name in DATA:
+        task = ["--task", "custom", "--data", inputs / name, "--task-arg", "grader=exact"]
         result = spo.run("rollout", "-m", policy, *task, "--max-tokens", "8", "--out", tmp_path / name)
         assert "line 1" in refused(result, 2)
-    for file in sorted(inputs.glob("*.toml")):
-        for command in (["run"], ["slurm", "--dry-run"]):
-            refused(spo.run(*command, file, "--out", tmp_path / "run") if file.stem[0] == "r" else spo.run(
-                "slurm", file, f"--run.model={policy}"), 2)  # fmt: skip
+    for name in RECIPES:
+        if name.startswith("slurm"):
+            refused(spo.run("slurm", inputs / name, f"--run.model={policy}"), 2)
+        else:
+            refused(spo.run("run", inputs / name, "--out", tmp_path / "run"), 2)
+            refused(spo.run("slurm", inputs / name, "--out", tmp_path / "run", "--dry-run"), 2)
+    assert not (tmp_path / "run").exists()
 
 
 def test_torn_settings_and_endless_templates(inputs: Path, policy: Path, spo: Commands, tmp_path: Path):
-    for name, options in (("generation_config-torn", []), ("template_loop-tokenizer_config", ["--chat-template"])):
+    for name, (place, options) in MODEL_FILES.items():
         model = shutil.copytree(policy, tmp_path / name)
-        shutil.copy(inputs / f"{name}.json", model / f"{name.replace('-torn', '').replace('template_loop-', '')}.json")
+        shutil.copy(inputs / name, model / place)
         task = ["--task", "arithmetic", "--num-questions", "1", "--max-tokens", "8", *options]
         refused(spo.run("rollout", "-m", model, *task, "--out", tmp_path / "out"), 2)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from stages.configs.execution import ExecutorOptions
-from stages.configs.shared import EngineOptions, OutputOptions, SignalOptions
+from stages.configs.shared import SAMPLED, EngineOptions, OutputOptions, SignalOptions
 from stages.core.config import flag, option, validate
 from stages.core.errors import UserError
 from stages.core.paths import AnyPath
@@ -268,9 +268,11 @@ class Config(EstimatorOptions, EngineOptions, ExecutorOptions, OutputOptions, Si
         "Trajectories that were cut.", default=None, default_text="the path in the cutpoints' lineage", result=False
     )
 
-    def unread(self) -> dict[str, tuple[EstimatorName, ...]]:
-        """Return the options that the estimator does not read, with the estimators that do."""
-        return {name: readers for name, readers in SAMPLING.items() if self.estimator not in readers}
+    def unread(self) -> dict[str, str]:
+        """Return the options that the estimator, or a greedy one, does not read."""
+        unread = dict.fromkeys(("top_p", "top_k"), SAMPLED) if self.temperature == 0 else {}
+        others = {name: readers for name, readers in SAMPLING.items() if self.estimator not in readers}
+        return unread | {name: f"--estimator {', '.join(readers)}" for name, readers in others.items()}
 
     def __post_init__(self) -> None:
         validate(self)

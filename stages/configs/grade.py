@@ -65,6 +65,10 @@ class Config:
     )
     json: bool = option("Print every row as JSON.", default=False, group="Output", common=True)
 
+    def unread(self) -> dict[str, str]:
+        """Return the options that --json, which prints every row, excludes."""
+        return {"rows": "a view without --json"} if self.json else {}
+
     def __post_init__(self) -> None:
         validate(self)
         given = {arg.partition("=")[0] for arg in self.task_arg or ()}

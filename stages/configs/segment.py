@@ -12,6 +12,15 @@ from stages.core.paths import AnyPath
 
 PARTITIONS = ("cutpoints", "fixed", "count", "delimiter", "token", "trajectory", "branches", "tree")
 
+_READ_BY = {
+    "interval": "cutpoints",
+    "segment_tokens": "fixed",
+    "num_segments": "count",
+    "delimiter": "delimiter",
+    "tokenizer": "delimiter",
+}
+"""Option → the partition that reads it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config(OutputOptions):
@@ -49,6 +58,11 @@ class Config(OutputOptions):
         result=False,
         metavar="MODEL",
     )
+
+    def unread(self) -> dict[str, str]:
+        """Return the options that the partition does not read."""
+        chosen = self.partition or "cutpoints"
+        return {name: f"--partition {one}" for name, one in _READ_BY.items() if one != chosen}
 
     def __post_init__(self) -> None:
         validate(self)

@@ -23,6 +23,9 @@ TASK_ARG_HELP = (
 VLLM_GROUP = "vLLM"
 """Heading of the options that only vLLM reads."""
 
+SAMPLED = "--temperature above 0"
+"""What the options need that a greedy choice of tokens does not read."""
+
 
 def device_option() -> Any:
     """Declare --device."""
@@ -335,3 +338,7 @@ class SamplingOptions:
         result=False,
         group="Output",
     )
+
+    def unread(self) -> dict[str, str]:
+        """Return the options that greedy sampling does not read."""
+        return dict.fromkeys(("top_p", "top_k"), SAMPLED) if self.temperature == 0 else {}

@@ -49,6 +49,13 @@ class Config:
     depth: int = option("Number of generations to follow the lineage back.", default=5, minimum=0, common=True)
     json: bool = option("Print lineage and statistics as JSON.", default=False, group="Output", common=True)
 
+    def unread(self) -> dict[str, str]:
+        """Return the options of a view that another option excludes."""
+        views = ("trajectory", "row", "tree", "depth")
+        if self.schema:
+            return dict.fromkeys((*views, "trajectories", "json"), "a view without --schema")
+        return dict.fromkeys(views, "a view without --json") if self.json else {}
+
     def __post_init__(self) -> None:
         validate(self)
         if self.path is None and not self.schema:

@@ -498,6 +498,14 @@ class Config(LearningOptions, TrainingOptions, ExecutorOptions, ReportOptions):
     )
     seed: int = option("Seed of the order of the trajectories, and of a new adapter.", default=0, group="Optimization")
 
+    def unread(self) -> dict[str, str]:
+        """Return the options of terms that the loss does not have, and of a schedule that does not exist."""
+        is_constant = self.lr_scheduler_type == "constant" and not self.warmup_ratio and not self.warmup_steps
+        schedule = "--lr-scheduler-type linear or cosine, or of a warm-up"
+        return (dict.fromkeys(("reference_model", "kl"), "--beta above 0") if not self.beta else {}) | (
+            {"total_steps": schedule} if is_constant else {}
+        )
+
     def __post_init__(self) -> None:
         validate(self)
         check_combinations(self)

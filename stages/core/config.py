@@ -135,6 +135,15 @@ def validate(config: Any) -> None:
                 raise UserError(f"{flag(field)} must be {problem}")
 
 
+def unread_options(config: Any) -> dict[str, str]:
+    """Return each option that the stage does not read with the values of the others → the value that it needs.
+
+    A Config class says so in a method `unread`. A command refuses such an option where the user gives it, and so does a
+    table of a recipe, except [run], whose options are for several stages.
+    """
+    return config.unread() if hasattr(config, "unread") else {}
+
+
 def _problem(value: Any, kind: Any, bounds: Mapping[str, Any], name: str) -> str | None:
     """Return the requirement that a value violates and the value, to follow "FLAG must be"; None for a valid value."""
     choices = get_args(kind) if get_origin(kind) is Literal else ()

@@ -98,6 +98,8 @@ def make_plan(config: Config) -> Plan:
     recipe = open_recipe(config)
     table = recipe.config("run", RunTable)
     cluster = _cluster(recipe, table)
+    if config.address and not cluster:
+        raise UserError("--address is an option of --executor ray: pass both, or omit it")
     start = _warm_start(recipe, table)
     first = str(start.out) if start else str(table.model)
     policies = {-1: first} | {i: str(_directory(table.out, i) / "checkpoint") for i in range(table.iterations)}
@@ -180,7 +182,7 @@ def _iteration(recipe: Recipe, table: RunTable, number: int, policy: str, first:
         learn,
         advantages=tuple(_directory(table.out, i) / "advantages" for i in range(oldest, number + 1)),
         seed=learn.seed + number,
-        reference_model=learn.reference_model or first,
+        reference_model=(learn.reference_model or first) if learn.beta else None,
         total_steps=learn.total_steps or _scheduled_steps(recipe, table, sample, learn),
     )
     if value.estimator == "critic":

@@ -13,7 +13,7 @@ from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from stages.core.config import bare_type, field_types
+from stages.core.config import bare_type, field_types, unread_options
 from stages.core.errors import UserError, did_you_mean
 from stages.core.paths import AnyPath, as_path
 
@@ -66,13 +66,10 @@ class Recipe:
             raise UserError(f"{self.source}: [{name}] lacks {', '.join(absent)}")
         try:
             config = cls(**values, **given)
-            unread = config.unread() if hasattr(config, "unread") else {}
-            if surplus := sorted(set(table) & set(unread)):
-                readers = ", ".join(unread[surplus[0]])
-                raise UserError(
-                    f"{surplus[0]} is an option of estimator {readers}; {config.estimator} does not read it"
-                )
-            # What the estimator does not read is left at its default: [run] sets it for other stages.
+            unread = unread_options(config)
+            if surplus := [key for key in sorted(set(table) & set(unread)) if values[key] != getattr(cls, key)]:
+                raise UserError(f"{surplus[0]} is an option of {unread[surplus[0]]}: omit it")
+            # What the stage does not read is left at its default: [run] sets it for other stages.
             return replace(config, **{field.name: field.default for field in fields(cls) if field.name in unread})
         except UserError as error:
             first = str(error).partition(" ")[0].removeprefix("--").replace("-", "_")
@@ -227,7 +224,7 @@ def _read_value(text: str, hint: Any) -> Any:
         return text
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # no TOML, a number of too many digits, values that nest too deep
         return text
 
 

@@ -12,8 +12,12 @@ from stages.shards import checksums
 from stages.shards.lineage import FOOTER_KEY, Lineage
 from stages.shards.schemas import Schema
 
+_SIGNS = (checksums.ROWS_KEY, checksums.SEAL_KEY, b'"schema_version":')
+"""What every footer of spo contains: one bit that is flipped in a key leaves the others."""
 _MOST_EXPANSION, _SURELY_HARMLESS = 1000, 1 << 30
 """Bytes of values per byte of a file, and bytes of values, up to which a file is read."""
+_BATCH_ROWS = 256
+"""Rows of a file of unknown size in memory that are read at once."""
 
 
 def read_footer(path: AnyPath, schema: Schema | None = None) -> pq.FileMetaData:
@@ -44,8 +48,8 @@ def read_footer(path: AnyPath, schema: Schema | None = None) -> pq.FileMetaData:
             raise UserError(f"{path} is not a Parquet file (it begins with {start!r})") from error
         raise corrupt_file(path, schema, "it has no complete footer") from error
     metadata = footer.metadata or {}
-    # The keys are searched in the bytes, too: damage can hide the whole metadata.
-    is_ours = FOOTER_KEY in metadata or checksums.ROWS_KEY in tail or checksums.SEAL_KEY in tail
+    # The bytes are searched, too: damage can hide a key, or the whole metadata.
+    is_ours = FOOTER_KEY in metadata or any(sign in tail for sign in _SIGNS)
     if is_ours and not (FOOTER_KEY in metadata and checksums.is_sealed(tail, metadata)):
         raise edited_file(path, schema, "its footer does not fit its checksum")
     return footer
@@ -74,8 +78,10 @@ def read_columns(path: AnyPath, columns: list[str] | None, schema: Schema) -> pa
     """
     try:
         with store_errors(path), _open(path) as file:
-            _refuse_bomb(path, file.metadata, columns)
-            table, metadata = file.read(columns), file.metadata.metadata or {}
+            metadata = file.metadata.metadata or {}
+            table = _read(path, file, columns)
+    except (UserError, MemoryError):  # they are a ValueError and, from pyarrow, an ArrowException
+        raise
     except (pa.ArrowException, OSError, ValueError) as error:
         raise corrupt_file(path, schema, str(error)) from error
     if checksums.ROWS_KEY in metadata and (changed := checksums.changed_columns(table, metadata)):
@@ -83,15 +89,46 @@ def read_columns(path: AnyPath, columns: list[str] | None, schema: Schema) -> pa
     return table
 
 
-def _refuse_bomb(path: AnyPath, footer: pq.FileMetaData, columns: list[str] | None) -> None:
-    """Raise UserError for a small file that would fill the memory."""
-    needed = footer.num_rows * 8 * (len(columns) if columns is not None else footer.num_columns)
+def _read(path: AnyPath, file: pq.ParquetFile, columns: list[str] | None) -> pa.Table:
+    """Return the named columns.
+
+    Raises:
+      UserError: a small file would fill the memory.
+    """
     size = path.stat().st_size
-    if needed > max(_SURELY_HARMLESS, _MOST_EXPANSION * size):
-        raise UserError(
-            f"{path} has {footer.num_rows:,} rows in {size:,} bytes; expected at most {_MOST_EXPANSION} bytes of "
-            "values per byte: it would fill the memory"
-        )
+    limit = max(_SURELY_HARMLESS, _MOST_EXPANSION * size)
+    bomb = UserError(
+        f"{path} has {file.metadata.num_rows:,} rows in {size:,} bytes; expected at most {_MOST_EXPANSION} bytes of "
+        "values per byte: it would fill the memory"
+    )
+    fewest, most = _value_bytes(file.metadata, columns)
+    if fewest > limit:
+        raise bomb
+    if most <= limit or checksums.ROWS_KEY in (file.metadata.metadata or {}):
+        return file.read(columns)
+    batches, read = list[pa.RecordBatch](), 0
+    for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
+        batches.append(batch)
+        read += batch.nbytes
+        if read > limit:
+            raise bomb
+    return pa.Table.from_batches(batches) if batches else file.read(columns)
+
+
+def _value_bytes(footer: pq.FileMetaData, columns: list[str] | None) -> tuple[int, int]:
+    """Return bounds on the bytes that the named columns take in memory.
+
+    A column of texts may repeat one long text for each of its values: all that it holds is then in its dictionary.
+    """
+    fewest = most = 0
+    for group in range(footer.num_row_groups):
+        for index in range(footer.num_columns):
+            chunk = footer.row_group(group).column(index)
+            if columns is None or chunk.path_in_schema.partition(".")[0] in columns:
+                fewest += chunk.num_values * 8
+                longest = chunk.total_uncompressed_size if chunk.physical_type == "BYTE_ARRAY" else 8
+                most += chunk.num_values * max(longest, 8)
+    return fewest, most
 
 
 def _open(path: AnyPath) -> pq.ParquetFile:

@@ -257,7 +257,7 @@ class PartWriter:
             )
         siblings = sorted(self.directory.glob("part-*.parquet"))
         same_split = [path for path in siblings if path != self.path and path not in others]
-        if self.path in siblings and self._is_same_work(self.path, _part_differences):
+        if self.path in siblings and self._is_same_work(self.path, _part_differences, with_rows=True):
             self._use_existing()
         elif same_split:  # all parts of a split come from the same work, so one is enough
             self._is_same_work(same_split[0], work_differences)
@@ -287,19 +287,29 @@ class PartWriter:
         self._remove_other_split()
         self._notes.note(f"{self.path} is up to date ({self.rows} rows)")
 
-    def _is_same_work(self, path: AnyPath, compare: Callable[[Lineage, Lineage], list[str]]) -> bool:
-        """Return whether a file comes from the requested work; raise FingerprintMismatch if not, unless `overwrite`."""
+    def _is_same_work(
+        self, path: AnyPath, compare: Callable[[Lineage, Lineage], list[str]], *, with_rows: bool = False
+    ) -> bool:
+        """Return whether a file is sound and comes from the requested work; raise unless `overwrite` if it is not.
+
+        Args:
+          with_rows: whether to verify the rows, too. This reads the file: 2 million tokens take 0.1 s of a processor.
+            In a store, whose own checksums protect the rows, it is left to those who read them.
+        """
         try:
             found = lineage_of(read_footer(path, self.schema), path)
+            if found and with_rows and isinstance(path, Path):
+                read_columns(path, None, self.schema)
         except StoreUnreachable:
             raise
         except (IncompleteInput, UserError) as error:
-            problems = [str(error)]
-        else:
-            if found is None or found.stage != self.lineage.stage:
-                author = f"`spo {found.stage}`" if found else "another tool"
-                raise FingerprintMismatch(f"{path} was written by {author}: choose another --out")
-            problems = compare(found, self.lineage)
+            if self._overwrite:
+                return False
+            raise type(error)(f"{error}, or pass --overwrite to replace it") from error
+        if found is None or found.stage != self.lineage.stage:
+            author = f"`spo {found.stage}`" if found else "another tool"
+            raise FingerprintMismatch(f"{path} was written by {author}: choose another --out")
+        problems = compare(found, self.lineage)
         if problems and not self._overwrite:
             raise FingerprintMismatch(f"{path} was made with other settings ({'; '.join(problems)}). {_REMEDY}")
         return not problems

@@ -146,6 +146,8 @@ def _read_parquet(file: AnyPath, choose: ColumnChooser) -> list[dict[str, Any]]:
             whole = dict.fromkeys(_owner(name, parquet.schema_arrow.names) for name in columns)
             table = parquet.read(columns=list(whole))
             return [{name: _field(row, name) for name in columns} for row in table_rows(table)]
+    except MemoryError:  # pyarrow's own is an ArrowException, too
+        raise
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read as Parquet: {first_line(error)}") from error
 

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.core.errors import FingerprintMismatch, UserError
+from stages.core.errors import FingerprintMismatch, IncompleteInput, UserError
 from stages.shards import writing
 from stages.shards.names import parse_part_name
 from stages.shards.parts import open_artefact
@@ -118,14 +118,14 @@ def test_other_work_is_refused_with_the_differences(tmp_path: Path):
 
 def test_overwrite_replaces_only_other_work(tmp_path: Path):
     paths = [write_part(tmp_path, index, 2, overwrite=True) for index in (0, 1)]
-    before = paths[1].stat()
+    before = paths[1].stat().st_ino, paths[1].stat().st_mtime_ns
     write_part(tmp_path, 0, 2, work=OTHER, overwrite=True)
-    assert paths[1].stat() == before
+    assert (paths[1].stat().st_ino, paths[1].stat().st_mtime_ns) == before
     written = open_artefact(paths[0], TRAJECTORIES).parts[0].lineage
     assert written
     assert written.config["temperature"] == 0.6
     write_part(tmp_path, 1, 2, overwrite=True)
-    assert paths[1].stat() == before, "it is up to date"
+    assert (paths[1].stat().st_ino, paths[1].stat().st_mtime_ns) == before, "it is up to date"
 
 
 def test_a_part_next_to_parts_of_other_work_is_refused(tmp_path: Path):
@@ -204,6 +204,18 @@ def test_a_corrupt_chunk_is_redone(tmp_path: Path):
     corrupt.write_bytes(corrupt.read_bytes()[:-40])
     with open_part(tmp_path, 0, 1, lineage(), TRAJECTORIES) as part:
         assert list(part.missing(CHUNKED)) == [1, 2]
+
+
+@pytest.mark.parametrize("damage", ["a bit of the rows", "the end"])
+def test_a_damaged_part_is_not_up_to_date(tmp_path: Path, damage: str):
+    path = write_part(tmp_path)
+    whole = path.read_bytes()
+    at = whole.index(b"PAR1", 4) if damage == "the end" else 60
+    path.write_bytes(whole[:at] if damage == "the end" else whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    with pytest.raises(IncompleteInput, match="--overwrite"):
+        write_part(tmp_path)
+    write_part(tmp_path, overwrite=True)
+    assert path.read_bytes() == whole
 
 
 def test_unfinished_other_work_is_refused_unless_overwritten(tmp_path: Path):

@@ -75,7 +75,7 @@ def engine_arguments(given: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"vLLM has no argument {key}" + (f"; did you mean {near[0]}?" if near else ""))
         try:
             found[key] = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             found[key] = text
     return found
 
