@@ -15,6 +15,7 @@ import transformers
 from stages.core.errors import UserError
 from stages.models import adapters, checkpoints, pruning
 from stages.models.guard import check_computes, check_sizes, check_tensors, guarded
+from stages.models.silence import silenced_descriptors
 
 if TYPE_CHECKING:  # torch takes seconds to import, peft is optional
     import torch
@@ -34,7 +35,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """
     if not checkpoints.has_tokenizer(directory):
         directory = checkpoints.base_of(directory)
-    with guarded("tokenizer", directory):
+    with guarded("tokenizer", directory), silenced_descriptors():
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
         tokenizer.encode("a")
         end = tokenizer.eos_token_id

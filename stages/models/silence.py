@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 
 from transformers.utils import logging
 
@@ -25,3 +27,22 @@ def silenced_transformers() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if had_progress_bar:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def silenced_descriptors() -> Iterator[None]:
+    """Discard what native code prints inside the block: the tokenizers library prints keys of a file as they are."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # a full disk is reported by whoever prints results
+            stream.flush()
+    kept = [os.dup(number) for number in (1, 2)]
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for number in (1, 2):
+            os.dup2(null, number)
+        yield
+    finally:
+        for number, copy in zip((1, 2), kept, strict=True):
+            os.dup2(copy, number)
+            os.close(copy)
+        os.close(null)

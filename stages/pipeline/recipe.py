@@ -7,6 +7,7 @@ inherit from `[run]`; a nested table, such as `[slurm.rollout]`, inherits from t
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
@@ -20,6 +21,7 @@ from stages.core.paths import AnyPath, as_path
 T = TypeVar("T", bound="Any")
 
 Table = dict[str, Any]
+_LARGEST_FLOAT = 10**308
 _DEEPEST = 8  # tables inside tables; recipes have two levels
 
 
@@ -209,7 +211,7 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
     if hint == AnyPath and isinstance(value, str | AnyPath):
         return as_path(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if abs(value) < _LARGEST_FLOAT else math.inf  # `validate` refuses infinity
     if hint is str and isinstance(value, int) and not isinstance(value, bool):
         return str(value)  # rollouts = 9, where "4..32" is allowed too
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):

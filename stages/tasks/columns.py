@@ -224,9 +224,11 @@ def _read_text(value: Any, location: str) -> str:
         value = value[0]
     if isinstance(value, str):
         return value
-    if isinstance(value, bool) or not isinstance(value, int | float | Decimal) or not math.isfinite(value):
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)  # of any length: it may be too large for a float
+    if not isinstance(value, float | Decimal) or not math.isfinite(value):
         raise UserError(f"{location} must be a text or a number; got {value!r}")
-    if isinstance(value, int) or value == int(value):
+    if value == int(value):
         return str(int(value))
     return format(Decimal(repr(value)) if isinstance(value, float) else value.normalize(), "f")
 

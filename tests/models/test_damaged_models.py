@@ -126,3 +126,13 @@ def test_damaged_records_are_one_line(content: bytes, directory: Path):
             read_metrics(directory)
     with pytest.raises(UserError, match="optimizer-state fresh"):
         load_state(directory / "optimizer.state", {})
+
+
+def test_keys_of_a_tokenizer_are_not_printed(directory: Path, capfd: pytest.CaptureFixture[str]):
+    content = json.loads((directory / "tokenizer.json").read_text())
+    content["added_tokens"][0]["\x1b[2J"] = 1  # native code prints unknown keys
+    (directory / "tokenizer.json").write_text(json.dumps(content))
+    try:
+        loading.load_tokenizer(directory)
+    finally:
+        assert capfd.readouterr() == ("", "")
