@@ -286,6 +286,10 @@ def nowhere(token_ids, logprobs, cutpoints):
 def raising(token_ids, logprobs, cutpoints):
     raise KeyError("oops")
 
+
+def exiting(token_ids, logprobs, cutpoints):
+    raise SystemExit("enough")
+
 def nothing(token_ids, logprobs, cutpoints):
     pass
 
@@ -341,6 +345,7 @@ def test_a_user_defined_function_decides_where_segments_begin(
     ("name", "message"),
     [
         ("raising", r"my_cuts:raising failed: KeyError: 'oops'"),
+        ("exiting", "my_cuts:exiting failed: SystemExit: enough"),
         ("nothing", "must return a list of token offsets; got None"),
         ("fractions", r"must return a list of token offsets; got \[0.5\]"),
         ("text", "must return a list of token offsets; got '3'"),
