@@ -93,3 +93,14 @@ def test_treepo_agrees_with_its_released_code(case: dict[str, Any]):
     reward[leaf] = case["inputs"]["rewards"]
     found = credit("treepo", np.array(parent), np.zeros(len(parent), np.int64), reward)
     assert_close(found[leaf], case["outputs"]["average"], case)
+
+
+@pytest.mark.parametrize("case", load_golden("attnrl_trees.json")["cases"], ids=lambda case: case["name"])
+def test_treerl_agrees_with_the_released_code_of_attnrl_on_trees_from_first_chains(case: dict[str, Any]):
+    """AttnRL takes TreeRL's rule; its trees branch at tokens of whole responses, so nodes have unequal lengths."""
+    parent = np.array(case["inputs"]["parent"])
+    reward = np.array([np.nan if one is None else one for one in case["inputs"]["reward"]])
+    tree = np.zeros(parent.size, np.int64)
+    assert_close(credit("treerl", parent, tree, reward), case["outputs"]["advantage"], case)
+    end, start = leaf_means(parent, tree, reward)
+    assert_close(end - start, case["outputs"]["local"], case)
