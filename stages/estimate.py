@@ -180,6 +180,7 @@ def find_estimator(name: EstimatorName) -> Prepare:
         "grpo": "group",
         "rloo": "group",
         "dr-grpo": "group",
+        "restem": "group",
         "prefix-tree": "prefix_tree",
         "tempo": "prefix_tree",
         "critic": "critic",

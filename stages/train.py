@@ -24,6 +24,7 @@ from stages.cluster.environment import open_session
 from stages.configs.execution import Cluster
 from stages.configs.train import MAX_PER_QUESTION, Config
 from stages.core.config import results_config
+from stages.core.errors import UserError
 from stages.core.launcher import read_launch, require_single_process
 from stages.core.progress import Progress, Silent, Summary
 from stages.models import devices, loading, saving
@@ -195,6 +196,7 @@ def _prepare(config: Config, plan: ExecutionPlan, progress: Progress, metrics_lo
 
 def _resolve(config: Config, start: StartingPoint) -> Config:
     """Return the options with the defaults that the inputs or other options decide."""
+    _check_selection(config, start)
     resolved: dict[str, Any] = {
         "temperature": start.temperature,
         "whiten": _whitening(config),
@@ -204,16 +206,31 @@ def _resolve(config: Config, start: StartingPoint) -> Config:
     return dataclasses.replace(config, **resolved | (start.adapter.options() if start.adapter else {}))
 
 
+def _check_selection(config: Config, start: StartingPoint) -> None:
+    """Check that responses which an estimator has selected are trained on by their likelihood.
+
+    Raises:
+      UserError: all advantages are 1, so that whitening would set them to 0.
+    """
+    for iteration in start.iterations:
+        lineage = iteration.advantages.lineage
+        if lineage and lineage.config.get("estimator") == "restem" and config.loss != "nll":
+            raise UserError(
+                f"{iteration.advantages.path} holds responses that --estimator restem selected, all with the advantage "
+                f"1: pass --loss nll in place of --loss {config.loss}"
+            )
+
+
 def _whitening(config: Config) -> Literal["batch", "micro-batch", "none"]:
     """Return the scope in which advantages are whitened: as given, else the default of the loss."""
-    return config.whiten or ("none" if config.loss == "distill" else "batch")
+    return config.whiten or ("none" if config.loss in ("distill", "nll") else "batch")
 
 
 def _mismatch_correction(config: Config, start: StartingPoint) -> Literal["tis", "mis"] | None:
     """Return the correction that is applied: as given, else tis if the sampler had another engine or dtype."""
     if config.mismatch_correction is not None:
         return None if config.mismatch_correction == "none" else config.mismatch_correction
-    if config.loss == "distill" or config.old_logprobs == "recorded":
+    if config.loss in ("distill", "nll") or config.old_logprobs == "recorded":
         return None
     return "tis" if mismatch.samplers_differ(start.iterations, config.dtype) else None
 

@@ -20,7 +20,7 @@ from stages.core.paths import AnyPath
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-EstimatorName = Literal["monte-carlo", "tree", "grpo", "rloo", "dr-grpo", "prefix-tree", "tempo", "critic"]
+EstimatorName = Literal["monte-carlo", "tree", "grpo", "rloo", "dr-grpo", "restem", "prefix-tree", "tempo", "critic"]
 ROLLOUTS, INTERVAL_WIDTH, CONFIDENCE = 9, 0.2, 0.95  # defaults of --rollouts, --interval-width and --confidence
 RECORDED = "as recorded with the trajectories"
 ROLLOUTS_NAME = "rollouts"
@@ -39,6 +39,8 @@ READ_BY: dict[str, tuple[EstimatorName, ...]] = {
     "credit": ("tree",),
     "node_value": ("tree",),
     "keep_zero": ("tree", "prefix-tree", "tempo"),
+    "reward_threshold": ("restem",),
+    "max_responses": ("restem",),
     "critic": ("critic",),
     "gae_lambda": ("critic",),
     "gamma": ("critic",),
@@ -63,7 +65,7 @@ class EstimatorOptions:
     estimator: EstimatorName = option(
         "Source of the values: new rollouts (monte-carlo), the sampled tree (tree), the other responses to the "
         "question (grpo, rloo, dr-grpo), the prefixes that they share (prefix-tree; tempo adds the term of grpo), a "
-        "value model (critic).",
+        "value model (critic); restem selects good responses.",
         default="monte-carlo",
         common=True,
     )
@@ -136,6 +138,15 @@ class EstimatorOptions:
         "segment's end minus the same at its start.",
         default=None,
         default_text="off",
+        minimum=1,
+    )
+    reward_threshold: float = option(
+        "With restem: a response with at least this reward is selected.", default=1.0, added=True
+    )
+    max_responses: int = option(
+        "With restem: maximum number of selected responses per question, the first ones.",
+        default=10,
+        added=True,
         minimum=1,
     )
     critic: str | None = option(

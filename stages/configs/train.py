@@ -85,11 +85,13 @@ class LearningOptions:
     )
 
     # Objective of a step.
-    loss: Literal["ppo", "gspo", "segment-ratio", "cispo", "dppo", "sapo", "clip-cov", "kl-cov", "distill"] = option(
-        "Loss of a step; see docs/methods.md.",
-        default="ppo",
-        common=True,
-        group="Loss",
+    loss: Literal["ppo", "gspo", "segment-ratio", "cispo", "dppo", "sapo", "clip-cov", "kl-cov", "nll", "distill"] = (
+        option(
+            "Loss of a step; see docs/methods.md.",
+            default="ppo",
+            common=True,
+            group="Loss",
+        )
     )
     loss_normalization: Literal["tokens", "sequence", "constant"] = option(
         "Average the loss over all kept tokens (tokens), over the sequences' means (sequence), or over sequences of "
@@ -137,7 +139,7 @@ class LearningOptions:
         "Whiten advantages over the kept tokens of an optimizer step (batch), of a forward pass (micro-batch), or not "
         "(none).",
         default=None,
-        default_text="none for distill, else batch",
+        default_text="none for distill and nll, else batch",
         group="Loss",
     )
     old_logprobs: Literal["recompute", "recorded"] = option(
@@ -365,7 +367,7 @@ def _loss_conflicts(options: LearningOptions, given: set[str]) -> dict[str, bool
         ),
         "--kl-normalization requires a --beta greater than 0": not options.beta and "kl_normalization" in given,
         f"--loss {options.loss} clips no ratio: omit --epsilon and --epsilon-high": (
-            options.loss in ("distill", "sapo", "kl-cov") and bool(given & {"epsilon", "epsilon_high"})
+            options.loss in ("distill", "sapo", "kl-cov", "nll") and bool(given & {"epsilon", "epsilon_high"})
         ),
         "--cov-fraction requires --loss clip-cov or kl-cov": (
             options.loss not in ("clip-cov", "kl-cov") and "cov_fraction" in given
@@ -389,6 +391,7 @@ def _ratio_conflicts(options: LearningOptions, given: set[str]) -> dict[str, boo
     distill, corrected = options.loss == "distill", options.mismatch_correction in ("tis", "mis")
     return {
         "--mismatch-correction weights the loss of a token: omit it with --loss distill": distill and corrected,
+        "--loss nll has no ratio: omit --mismatch-correction": options.loss == "nll" and corrected,
         "--old-logprobs recorded takes ratios to the sampler already: omit --mismatch-correction": (
             options.old_logprobs == "recorded" and corrected
         ),

@@ -163,6 +163,31 @@ def _compare_siblings(values: NDArray[np.float64], groups: NDArray, baseline: Ba
     return Advantages(start, values, advantage)
 
 
+def restem(rewards: ArrayLike, groups: ArrayLike, threshold: float = 1.0, most: int = 10) -> Advantages:
+    """Select the responses that ReST-EM trains on (arXiv 2312.06585): those with a reward of at least the threshold.
+
+        A_i = 1 for the first `most` members of a group with R_i ≥ threshold, else 0
+
+    Args:
+      rewards, groups: [N] as in `sibling_advantages`.
+      most: at least 1; the paper takes 10 for MATH, so that easy questions do not dominate.
+
+    Returns:
+      [N] each: the mean reward of the group, R_i, and A_i; NaN where the reward is unknown.
+    """
+    if most < 1:
+        raise ValueError(f"expected at least one response per group; got {most}")
+    start, end, _ = sibling_advantages(rewards, groups)
+    _, group = np.unique(np.asarray(groups), return_inverse=True)
+    good = end >= threshold  # False for NaN
+    order = np.argsort(group, kind="stable")
+    rank = np.empty(group.size, np.int64)
+    counted = np.cumsum(good[order])
+    before = np.concatenate([[0], counted])[np.searchsorted(group[order], group[order])]
+    rank[order] = counted - before
+    return Advantages(start, end, np.where(np.isnan(end), np.nan, (good & (rank <= most)).astype(np.float64)))
+
+
 def leave_own_reward_out(advantages: Advantages, reward: ArrayLike, count: ArrayLike) -> Advantages:
     """Remove the reward of a segment's own response from V(start): (n·V − R) / (n − 1), the leave-one-out baseline.
 

@@ -76,6 +76,16 @@ def dppo(
     return -weight * advantages * logprobs, _sums(ratio, lowered, raised)
 
 
+def nll(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor) -> tuple[Tensor, PolicySums]:
+    """Return the negative log-likelihood weighted by the advantage, ℓ_t = −A_t log π_θ(y_t): no ratio, no clip.
+
+    With A = 1 for selected responses it is supervised fine-tuning on them (ReST-EM, arXiv 2312.06585).
+    """
+    ratio = _ratio(logprobs, old_logprobs, advantages)
+    never = torch.zeros_like(advantages, dtype=torch.bool)
+    return -advantages * logprobs, _sums(ratio, never, never)
+
+
 def sapo(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor) -> tuple[Tensor, PolicySums]:
     """Return the SAPO loss (arXiv 2511.20347): a smooth gate around r = 1 instead of a clip.
 

@@ -16,7 +16,7 @@ from stages.maths.mismatch_sums import TRUNCATION_CAP, mismatch_sums
 from stages.optimization.batches import Example
 from stages.optimization.head import Scored
 
-Loss = Literal["ppo", "gspo", "segment-ratio", "cispo", "dppo", "sapo", "clip-cov", "kl-cov", "distill"]
+Loss = Literal["ppo", "gspo", "segment-ratio", "cispo", "dppo", "sapo", "clip-cov", "kl-cov", "nll", "distill"]
 Whitening = Literal["batch", "micro-batch", "none"]
 MAX_METRIC = "mismatch/logp_difference_max"
 """The one metric that is a maximum over micro-batches and ranks; all others are sums."""
@@ -31,7 +31,8 @@ class Objective:
 
     Attributes:
       loss: a surrogate over the kept tokens plus β · KL (PPO-clip, also with one ratio for a sequence or a segment,
-        CISPO, DPPO, SAPO, Clip-Cov, KL-Cov), or the distillation of segment advantages, where β is part of the loss.
+        CISPO, DPPO, SAPO, Clip-Cov, KL-Cov, likelihood), or the distillation of segment advantages, where β is part of
+        the loss.
       temperature: τ of the distribution that log-probabilities are taken of; the same as in sampling.
       epsilon, epsilon_high: clip range of the ratio; with DPPO, of the difference of probabilities.
       dual_clip: bound of the loss of tokens with A < 0, in |A|; PPO-clip only.
@@ -230,6 +231,8 @@ def _surrogate(
         return surrogates.dppo(current, old, advantages, low, high)
     if name == "sapo":
         return surrogates.sapo(current, old, advantages)
+    if name == "nll":
+        return surrogates.nll(current, old, advantages)
     if name == "clip-cov":
         return covariance_losses.clip_cov(current, old, advantages, low, high, objective.cov_fraction)
     if name == "kl-cov":
@@ -306,6 +309,6 @@ def _distill(
 
 
 _LOSSES: dict[Loss, Callable[[Objective, MicroBatchExamples, _LogProbs, BatchTotals], LossAndMetrics]] = {
-    **dict.fromkeys(("ppo", "gspo", "segment-ratio", "cispo", "dppo", "sapo", "clip-cov", "kl-cov"), _policy),
+    **dict.fromkeys(("ppo", "gspo", "segment-ratio", "cispo", "dppo", "sapo", "clip-cov", "kl-cov", "nll"), _policy),
     "distill": _distill,
 }

@@ -41,6 +41,19 @@ def test_three_groups_by_hand(cutpoints: Path, tmp_path: Path):
     assert grpo["c/0", 0]["advantage"] == 0
 
 
+def test_restem_selects_the_first_good_responses_of_each_question(cutpoints: Path, tmp_path: Path):
+    found, summary = estimate_rows(tmp_path / "all", cutpoints, estimator="restem")
+    assert {name for name, _ in found} == {"a/0", "a/3", "a/4"}
+    assert {row["advantage"] for row in found.values()} == {1.0}
+    assert summary.figures["dropped"] == 14
+    two, _ = estimate_rows(tmp_path / "two", cutpoints, estimator="restem", max_responses=2)
+    assert {name for name, _ in two} == {"a/0", "a/3"}
+    low, _ = estimate_rows(tmp_path / "low", cutpoints, estimator="restem", reward_threshold=0.25)
+    assert {name for name, _ in low} == {"a/0", "a/3", "a/4", "c/0"}
+    with pytest.raises(UserError, match="--max-responses is an option of --estimator restem"):
+        estimate_rows(tmp_path / "wrong", cutpoints, estimator="grpo", max_responses=2)
+
+
 def test_a_response_is_one_segment_and_its_cutpoints_are_kept(cutpoints: Path, tmp_path: Path):
     found, _ = estimate_rows(tmp_path / "out", cutpoints, estimator="grpo")
     for cut_at in rows(cutpoints):

@@ -58,6 +58,13 @@ def test_micro_batches_add_up_to_the_batch(loss: Loss, correction: Any):
     np.testing.assert_allclose(whole[1], parts[1], atol=1e-12)
 
 
+def test_the_likelihood_of_selected_responses_has_the_gradient_of_fine_tuning():
+    batch = [dataclasses.replace(one, advantages=np.ones(one.kept.size)) for one in BATCH]
+    loss, slope = gradient(Objective(loss="nll", whiten="none"), [[2], [0, 1]], batch)
+    np.testing.assert_allclose(slope, np.full(8, -1 / 8))
+    assert loss == pytest.approx(-torch.cat(CURRENT).mean().item())
+
+
 @pytest.mark.parametrize("loss", ["clip-cov", "kl-cov"])
 def test_losses_by_covariance_restrain_tokens_within_a_forward_pass(loss: Loss):
     plain = gradient(Objective(loss="ppo", epsilon=0.9, epsilon_high=99.0), [[0, 1, 2]])[1]
