@@ -35,6 +35,7 @@ _LOCAL = {
     "RAY_py_gcs_connect_timeout_s": "600",
     "RAY_gcs_server_request_timeout_seconds": "600",
     "RAY_gcs_rpc_server_connect_timeout_s": "600",
+    "RAY_gcs_server_port_wait_time_s": "600",
     "RAY_health_check_failure_threshold": "200",
 }
 

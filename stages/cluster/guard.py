@@ -15,14 +15,18 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from select import select
 from typing import Any, cast
 
 import psutil
 import ray
+from ray._private import services
 
 _PR_SET_CHILD_SUBREAPER = 36
+_START_SECONDS = 600.0
 
 
 def main(folder: Path, options: dict[str, Any]) -> None:
@@ -31,6 +35,7 @@ def main(folder: Path, options: dict[str, Any]) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # keeps Ray's output apart from the answer
+    services.get_node = wait_for_node(services.get_node)
     try:
         context = cast("Any", ray.init(address="local", _temp_dir=str(folder), **options))
         answer = {"address": context.address_info["gcs_address"]}
@@ -44,6 +49,21 @@ def main(folder: Path, options: dict[str, Any]) -> None:
     _end_descendants()
     shutil.rmtree(folder, ignore_errors=True)
     os._exit(0)  # Ray's own shutdown would wait for its servers, and write into the folder again
+
+
+def wait_for_node(get_node: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `services.get_node` with another limit: Ray gives its own servers 30 s to start, few on a busy machine."""
+
+    def patient(*arguments: Any) -> Any:
+        limit = time.monotonic() + _START_SECONDS
+        while True:
+            try:
+                return get_node(*arguments)
+            except RuntimeError:  # the node has not registered yet
+                if time.monotonic() > limit or select([0], [], [], 0.1)[0]:  # or the driver has ended
+                    raise
+
+    return patient
 
 
 def _end_descendants() -> None:

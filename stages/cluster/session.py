@@ -25,7 +25,6 @@ from stages.core.errors import UserError, first_line
 from stages.core.progress import Progress, Silent
 
 _QUIET: dict[str, Any] = {"logging_level": "error", "log_to_driver": False, "configure_logging": False}
-_ATTEMPTS = 5  # Ray waits 30 s for its own servers, which is not always enough on a busy machine
 _STORE = 256 * 2**20  # bytes of shared memory for results on their way; those of a unit are a few megabytes
 
 
@@ -68,7 +67,9 @@ class Session:
             # Ray prints lost workers on standard output, where results belong; `crew` reports them.
             ray_worker.print_to_stdstream = lambda *_, **__: None
             if address is None:
-                address, folder = self._start_local()
+                folder = Path(tempfile.mkdtemp(prefix="spo-ray-"))
+                self._guard = _start_guard(self.cluster, folder)
+                address = _await_address(self._guard)
             _join(address, folder)
         except BaseException:  # an interrupt, too, must not leave a Ray behind
             self._end_guard()
@@ -76,24 +77,6 @@ class Session:
         self._begun = True
         where = "on this machine" if folder else f"at {self.cluster.address}"
         self.progress.note(f"Ray {where}" + (f", logs of the workers in {self.logs}" if self.logs else ""))
-
-    def _start_local(self) -> tuple[str, Path]:
-        """Start a Ray of this machine; return its address and its folder.
-
-        Raises:
-          UserError: it did not start.
-        """
-        attempts = _ATTEMPTS
-        while True:
-            attempts -= 1
-            folder = Path(tempfile.mkdtemp(prefix="spo-ray-"))
-            self._guard = _start_guard(self.cluster, folder)
-            try:
-                return _await_address(self._guard), folder
-            except UserError as error:
-                if not attempts or "timed out" not in str(error):
-                    raise
-                self._end_guard()
 
     @property
     def gpus(self) -> int:
