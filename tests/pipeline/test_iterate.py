@@ -194,8 +194,9 @@ def test_a_run_with_fail_on_no_signal_ends_with_code_5_before_it_estimates(
     """Two tokens are too few for an answer: every response is truncated."""
     out = tmp_path / "run"
     overrides = (f"run.model={policy}", "run.max_tokens=2", "run.eval_every=0", "rollout.fail_on_no_signal=true")
+    flags = [word for one in overrides for word in ("--set", one)]
     for _ in range(2):  # the second time, the trajectories are up to date
-        result = spo.run("run", recipe, "--set", *overrides, "--out", out)
+        result = spo.run("run", recipe, *flags, "--out", out)
         assert result.code == 5
         assert "100% of the responses are truncated. Raise --max-tokens" in result.stderr
         assert [path.name for path in (out / "000").iterdir() if path.is_dir()] == ["trajectories"]
