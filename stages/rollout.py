@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from stages.configs.rollout import RHO, SEGMENT_TOKENS, Config
 from stages.core.progress import Progress, Silent, Summary
 from stages.models import checkpoints, loading
+from stages.models.token_texts import decoder, token_texts
 from stages.responses import branching, chains, refill, signal, trees
 from stages.responses.generation import Sampling
 from stages.responses.grading import LengthPenalty
@@ -44,7 +45,7 @@ from stages.sampling.protocol import OnTokens, SamplingParams, Usage, engine_cou
 from stages.shards import sharding
 from stages.shards.files import read_columns
 from stages.shards.lineage import describe, model_source, task_source
-from stages.shards.schemas import TRAJECTORIES
+from stages.shards.schemas import TRAJECTORIES, TRAJECTORIES_WITH_TOKEN_TEXTS
 from stages.shards.writing import PartWriter, open_part
 from stages.tasks import Question, Task, open_task
 from stages.tasks.selection import select_questions, select_replacements
@@ -94,7 +95,8 @@ def run(config: Config, progress: Progress = Silent(), pool: SamplerPool | None 
     inputs = (task_source(resolved.task, resolved.data, task.digest, resolved.out),)
     model = model_source(resolved.model, checkpoints.digest(model_dir), resolved.out)
     resolved = with_engine(resolved, progress)
-    lineage = describe("rollout", TRAJECTORIES, resolved, inputs, model, engine_packages(resolved.engine))
+    schema = TRAJECTORIES_WITH_TOKEN_TEXTS if config.token_texts else TRAJECTORIES
+    lineage = describe("rollout", schema, resolved, inputs, model, engine_packages(resolved.engine))
     sampled, prefilled, written = 0, 0, []
     with use_pool(pool, config, config.out, progress) as samplers:
         for shard in shards:
@@ -103,7 +105,7 @@ def run(config: Config, progress: Progress = Silent(), pool: SamplerPool | None 
                 shard.index,
                 shard.count,
                 lineage,
-                TRAJECTORIES,
+                schema,
                 overwrite=config.overwrite,
                 progress=progress,
             )
@@ -193,8 +195,12 @@ def _commit_rows(
 
         return refill.answer_with_signal(attempt, tries[i]) if tries else refill.Refilled(*attempt(*prompts[i]), {})
 
+    decode = decoder(tokenizer)
     for i, found in overlap(sampler, missing, answer):
         rows, usage = found.rows, found.usage
+        if config.token_texts:
+            texts = [token_texts(decode, ids) for ids in rows["token_ids"].to_pylist()]
+            rows = rows.append_column("token_texts", [texts])
         counts = {"sampled": usage.sampled, "ungradable": _count_ungradable(rows), **found.counts}
         counts |= count_overlong(written[i], prompts[i]) | engine_counts(sampler, rows.num_rows)
         # How many tokens were prefilled depends on memory and crashes, so it goes to the log and not into the part.

@@ -20,12 +20,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from stages.cluster.environment import open_session
+from stages.cluster.environment import WORKER_LOGS, open_session
 from stages.configs.execution import Cluster
 from stages.configs.train import MAX_PER_QUESTION, Config
 from stages.core.config import results_config
 from stages.core.errors import UserError
 from stages.core.launcher import read_launch, require_single_process
+from stages.core.paths import log_directory
 from stages.core.progress import Progress, Silent, Summary
 from stages.models import devices, loading, saving
 from stages.optimization.batches import Example, Layout, padded, padded_fixed_batches
@@ -117,7 +118,7 @@ def _run_in_workers(
         opened = stack.enter_context(
             open_stage_log(config.out, config.report_to, results_config(config), progress, metrics_log)
         )
-        logs = config.out.parent / "_logs" / config.out.name / "workers"  # a model directory holds no logs
+        logs = log_directory(config.out) / WORKER_LOGS
         session = session or stack.enter_context(open_session(cluster, logs, progress))
         count = cluster.trainers or (1 if cluster.gpus_per_trainer == 0 else max(1, session.gpus))
         plan = plan_remote_execution(config, config.dtype, count)

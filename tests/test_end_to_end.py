@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from stages.core.paths import log_directory
 from stages.models.presets import make_model
 from tests.chains import rows
 from tests.command_server import Commands
@@ -62,7 +63,9 @@ def test_a_stage_killed_at_any_moment_and_rerun_writes_the_same_bytes(
             assert killed.code == -signal.SIGKILL
         killed_at_work += any(out.glob(".part-*/chunk-*"))
         again = spo.finish(*command(verb, chain, out))
-        assert ("resuming" in again.stderr) == any("resuming" in path.read_text() for path in out.glob("_logs/*"))
+        assert ("resuming" in again.stderr) == any(
+            "resuming" in path.read_text() for path in log_directory(out).glob("*")
+        )
         assert files(out) == expected
     assert killed_at_work >= MOMENTS // 2, "enough of them were killed between two chunks"
 

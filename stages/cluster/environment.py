@@ -19,8 +19,8 @@ from stages.core.progress import Progress
 if TYPE_CHECKING:
     from stages.cluster.session import Session
 
-LOGS = "_logs/workers"
-"""Directory of the workers' logs in an artefact or a run."""
+WORKER_LOGS = "workers"
+"""Name of the directory of the workers' logs, among the logs of an output or a run."""
 
 _LOCAL = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -45,7 +45,7 @@ def open_session(cluster: Cluster, logs: AnyPath, progress: Progress) -> Iterato
     """Yield a session, which starts with its first worker.
 
     Args:
-      logs: directory for the logs of the workers, such as `LOGS` in an artefact or a run; in an object store, Ray keeps
+      logs: directory for the logs of the workers, named `WORKER_LOGS`; in an object store, Ray keeps
         them.
 
     Raises:

@@ -105,6 +105,11 @@ class Config(
         "With --overlong-buffer: what a response of --max-tokens tokens loses.", default=1.0, added=True, minimum=0
     )
     max_tokens: int = option("Maximum length of a response, in tokens.", default=1024, minimum=1, common=True)
+    token_texts: bool = option(
+        "Also write the text of each token, in the column token_texts, for programs that read the table.",
+        default=False,
+        added=True,
+    )
 
     def __post_init__(self) -> None:
         validate(self)

@@ -17,6 +17,8 @@ from stages.core.errors import UserError
 from stages.core.store import SCHEMES, StorePath
 
 AnyPath: TypeAlias = Path | StorePath
+LOGS = "_logs"
+"""Name of the directory for logs. `spo` takes no directory whose name starts with an underscore for an output."""
 _MISSPELLED_SCHEMES = tuple(f"{scheme}:/" for scheme in SCHEMES)
 """Addresses that lack a slash. They are refused, because otherwise they would pass as local paths."""
 
@@ -64,6 +66,15 @@ def locate(reference: str, directory: AnyPath) -> AnyPath:
     if isinstance(directory, StorePath):
         return (directory / reference).resolve()
     return Path(os.path.normpath(directory.resolve() / reference))
+
+
+def log_directory(output: AnyPath) -> AnyPath:
+    """Return the directory for the logs of an output: `DIR/_logs/NAME` for `DIR/NAME`.
+
+    It is beside the output because some readers of Parquet open every file below a directory.
+    """
+    here = output.resolve()
+    return here.parent / LOGS / here.name
 
 
 def cache_directory() -> Path:

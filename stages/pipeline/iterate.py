@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stages import estimate, evaluate, rollout, segment, sft, train
-from stages.cluster.environment import LOGS, open_session
+from stages.cluster.environment import WORKER_LOGS, open_session
 from stages.configs.train import resolve_training_engine
 from stages.core.errors import FingerprintMismatch
 from stages.core.launcher import read_launch, require_single_process
-from stages.core.paths import AnyPath, as_path
+from stages.core.paths import LOGS, AnyPath, as_path
 from stages.core.progress import Progress, Silent, Summary
 from stages.pipeline.planning import Config, Iteration, Plan, make_plan, open_tasks
 from stages.pipeline.retention import prune_run
@@ -89,7 +89,11 @@ def run_plan(plan: Plan, progress: Progress = Silent()) -> Iterator[IterationRes
     """
     open_tasks(plan)
     with ExitStack() as stack:
-        session = stack.enter_context(open_session(plan.cluster, plan.out / LOGS, progress)) if plan.cluster else None
+        session = (
+            stack.enter_context(open_session(plan.cluster, plan.out / LOGS / WORKER_LOGS, progress))
+            if plan.cluster
+            else None
+        )
         pool = stack.enter_context(remote_pool(session) if session else SamplerPool(keep_while_training=True))
         metrics_log = stack.enter_context(open_run_log(plan.out, plan.report_to, plan.settings, progress))
         warm_start = {"sft": sft.run(plan.start, progress, metrics_log)} if plan.start else {}

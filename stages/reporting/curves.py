@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
+from stages.core.paths import log_directory
 from stages.evaluation.scores import COLUMNS as SCORED
 from stages.evaluation.scores import score
 from stages.maths import tree_structure
@@ -113,7 +114,7 @@ def _of_training(checkpoint: Checkpoint) -> dict[str, Any]:
 def _cost(artefact: Artefact) -> dict[str, float]:
     """Return the tokens that a stage sampled, from its footers, and its seconds and prefilled tokens, from its logs."""
     sampled = sum(part.lineage.counts.get("sampled", 0) for part in artefact.parts if part.lineage)
-    logs = [log.read_text() for log in sorted((artefact.directory / "_logs").glob("part-*.log"))]
+    logs = [log.read_text() for log in sorted(log_directory(artefact.directory).glob("part-*.log"))]
     return _known(
         sampled=sampled,
         seconds=sum(_last(_SECONDS, log) for log in logs),

@@ -8,9 +8,9 @@ from contextlib import ExitStack, contextmanager
 from itertools import islice
 from typing import Any, TypeVar
 
-from stages.cluster.environment import LOGS, open_session
+from stages.cluster.environment import WORKER_LOGS, open_session
 from stages.configs.execution import ExecutorOptions
-from stages.core.paths import AnyPath
+from stages.core.paths import AnyPath, log_directory
 from stages.core.progress import Progress
 from stages.sampling.pool import SamplerPool
 from stages.sampling.protocol import Sampler, SharedSampler
@@ -37,7 +37,7 @@ def use_pool(
         if pool is None and cluster is None:
             pool = stack.enter_context(SamplerPool())
         elif pool is None and cluster is not None:
-            session = stack.enter_context(open_session(cluster, out / LOGS, progress))
+            session = stack.enter_context(open_session(cluster, log_directory(out) / WORKER_LOGS, progress))
             pool = stack.enter_context(remote_pool(session))
         assert pool is not None
         yield pool

@@ -77,8 +77,8 @@ class Lineage:
     part: tuple[int, int] | None = None
 
     def to_json(self) -> str:
-        """Return canonical JSON: equal lineages have equal texts."""
-        return canonical_json(dataclasses.asdict(self))
+        """Return indented JSON with sorted keys: equal lineages have equal texts."""
+        return canonical_json(dataclasses.asdict(self), indent=2)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Lineage:
@@ -203,9 +203,16 @@ def combine(fingerprints: list[str]) -> str:
     return fingerprints[0] if len(fingerprints) == 1 else digest(canonical_json(fingerprints).encode())
 
 
-def canonical_json(value: Any) -> str:
-    """Return JSON with sorted keys and no spaces; NumPy numbers become plain ones, NaN and infinity become null."""
-    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+def canonical_json(value: Any, indent: int | None = None) -> str:
+    """Return JSON with sorted keys; NumPy numbers become plain ones, NaN and infinity become null.
+
+    Args:
+      indent: spaces per level; None: one line without spaces.
+    """
+    separators = (",", ":") if indent is None else (",", ": ")
+    return json.dumps(
+        _plain(value), sort_keys=True, separators=separators, indent=indent, ensure_ascii=False, allow_nan=False
+    )
 
 
 def _plain(value: Any) -> Any:

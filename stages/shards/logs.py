@@ -1,4 +1,4 @@
-"""The log of a part, `_logs/part-….log`: text lines with a time.
+"""The log of a part, `_logs/NAME/part-….log` beside the artefact: text lines with a time.
 
 Times, hosts and speeds are written here and not to the part, whose bytes must not differ between two runs.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -136,6 +137,15 @@ TRAJECTORIES = Schema(
     ),
 )
 
+TRAJECTORIES_WITH_TOKEN_TEXTS = dataclasses.replace(
+    TRAJECTORIES,
+    columns=(
+        *TRAJECTORIES.columns,
+        Column("token_texts", pa.list_(_TEXT), "text of each token (only with --token-texts); joined, the response"),
+    ),
+)
+"""`TRAJECTORIES` with a column for those who read the table; no stage reads it."""
+
 _SEGMENT_COLUMNS = (
     Column("trajectory_id", _TEXT, "trajectory that the segment belongs to"),
     Column("segment_index", pa.int32(), "number of the segment within its trajectory, from 0"),
@@ -152,7 +162,11 @@ ADVANTAGES = Schema(
     row_group=65536,
     columns=(
         *_SEGMENT_COLUMNS,
-        Column("value_start", pa.float64(), "estimated V at the segment's start: expected final reward"),
+        Column(
+            "value_start",
+            pa.float64(),
+            "V at the segment's start: expected final reward; an estimate, also at the prompt, where start is 0",
+        ),
         Column("value_end", pa.float64(), "V at the segment's end; for the last segment, the trajectory's reward"),
         Column("advantage", pa.float64(), "value_end - value_start; some estimators scale it or add a term"),
         Column("num_rollouts", pa.int32(), "number of rewards that value_start is estimated from (0: none)"),

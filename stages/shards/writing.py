@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow as pa
 
 from stages.core.errors import FingerprintMismatch, IncompleteInput, Interrupted, StoreUnreachable, UserError
-from stages.core.paths import AnyPath, as_path
+from stages.core.paths import AnyPath, as_path, log_directory
 from stages.core.progress import Progress, Silent
 from stages.core.storage import replacing
 from stages.shards import kept_samples
@@ -123,7 +123,7 @@ class PartWriter:
         self.rows = 0
         self._count, self._overwrite, self._notes = count, overwrite, notes
         self._chunks = Chunks(directory / f".{self.path.stem}", schema)
-        self._log = PartLog(directory / "_logs" / f"{self.path.stem}.log")
+        self._log = PartLog(log_directory(directory) / f"{self.path.stem}.log")
         self._held = False
         self._keys: tuple[str, ...] = ()
         self._committed: dict[int, Chunk] = {}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from stages.core.paths import log_directory
 from stages.slurm.jobs import MODEL_STAGES, STAGES, Work
 from stages.slurm.queue import JobQueue, JobTask
 from stages.slurm.records import FOLDER, LOGS, SubmittedJob
@@ -90,7 +91,8 @@ def works_on_disk(run: Path) -> tuple[Work, ...]:
         stages = [stage for stage in STAGES if stage != ("train" if iteration.name == "start" else "sft")]
         for stage in stages:
             directory = iteration / STAGES[stage]
-            begun = directory.is_dir() or (stage in MODEL_STAGES and _unfinished(directory).is_dir())
+            evidence = _unfinished(directory) if stage in MODEL_STAGES else log_directory(directory)
+            begun = directory.is_dir() or evidence.is_dir()
             if begun:
                 parts = 1 if stage in MODEL_STAGES else _count_parts(directory)
                 found.append(Work(iteration.name, stage, parts, parts))
@@ -112,7 +114,7 @@ def _part_progress(
     if path.exists():
         return PartProgress(index, "done", task=task)
     begun = path.with_name(f".{path.stem}")
-    logs = [path.parent / "_logs" / f"{path.stem}.log", *_job_logs(run, work, given)]
+    logs = [log_directory(path.parent) / f"{path.stem}.log", *_job_logs(run, work, given)]
     # A task that makes several parts makes them one after the other.
     one_part_per_task = work.parts <= work.num_shards and work.shards_per_task == 1
     may_wait = not one_part_per_task and not begun.exists()
@@ -231,7 +233,7 @@ def _unfinished(directory: Path) -> Path:
 
 
 def _count_parts(directory: Path) -> int:
-    found = [_PART.fullmatch(path.name) for path in (*directory.iterdir(), *directory.glob("_logs/*"))]
+    found = [_PART.fullmatch(path.name) for path in (*directory.glob("*"), *log_directory(directory).glob("*"))]
     return max([int(match[2]) for match in found if match], default=1)
 
 

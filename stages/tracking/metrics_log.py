@@ -25,16 +25,13 @@ from typing import Any, Self
 
 from stages.core.json_files import decoded, parse_json, read_json
 from stages.core.launcher import read_launch
-from stages.core.paths import AnyPath, cache_directory, relative_path
+from stages.core.paths import LOGS, AnyPath, cache_directory, log_directory, relative_path
 from stages.core.progress import Progress
 from stages.core.storage import digest, write_atomically
 from stages.core.store import StorePath
 from stages.shards.disk import disk_errors, locked
 from stages.shards.lineage import canonical_json
 from stages.tracking.trackers import TRACKERS, Entry, RunInfo, Tracker, check_trackers
-
-LOGS = "_logs"
-"""Name of the directory for logs. Readers of artefacts ignore names that start with an underscore."""
 
 Metrics = Mapping[str, float]
 """Metric name → value. Metrics of an optimizer step also have `step`, counted from 1."""
@@ -253,5 +250,5 @@ def open_stage_log(
         return
     here = out.resolve()
     title = f"{here.parent.name}/{here.name}"
-    with MetricsLog(out.parent / LOGS / out.name, out.parent, trackers, title, settings, progress) as metrics_log:
+    with MetricsLog(log_directory(out), out.parent, trackers, title, settings, progress) as metrics_log:
         yield metrics_log

@@ -72,7 +72,7 @@ def test_a_local_run_is_reported_from_its_files(tmp_path: Path, dead_process: in
     write_part(directory, 0, 4)
     fail(directory, 1, 4, dead_process)
     with locked(directory / ".part-00002-of-00004"):  # this process holds the lock, so the part counts as running
-        (directory / "_logs" / "part-00002-of-00004.log").write_text(
+        (tmp_path / "000" / "_logs" / "trajectories" / "part-00002-of-00004.log").write_text(
             "2026-01-01T00:00:00+00:00 started\n2026-01-01T00:00:01+00:00 chunk 1 of 9: 5 rows\n"
         )
         (tmp_path / "000" / ".checkpoint.partial").mkdir()

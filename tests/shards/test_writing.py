@@ -77,14 +77,13 @@ def test_the_order_and_memory_layout_of_columns_do_not_matter(tmp_path: Path):
     assert files(tmp_path / "a") == files(tmp_path / "b")
 
 
-def test_pandas_reads_a_directory_that_also_holds_chunks_and_logs(tmp_path: Path):
+def test_pandas_reads_a_directory_that_also_holds_chunks(tmp_path: Path):
     for index in (0, 1):
         write_part(tmp_path, index, 3)
     with open_part(tmp_path, 2, 3, lineage(), TRAJECTORIES) as part:
         first = next(part.missing(["rows 0-12"]))
         part.commit(first, trajectories(12))
         assert any(path.name.startswith(".part") for path in tmp_path.iterdir())
-        assert (tmp_path / "_logs").is_dir()
         frame = pandas.read_parquet(tmp_path)
     assert frame["trajectory_id"].tolist() == trajectories(24)["trajectory_id"].to_pylist()
     assert {ids.dtype for ids in frame["token_ids"]} == {np.dtype(np.int32)}
@@ -253,7 +252,7 @@ def test_an_error_before_any_work_leaves_no_trace(tmp_path: Path):
 def test_times_and_speeds_are_in_the_log_and_not_in_the_part(tmp_path: Path):
     commit_some(tmp_path, 1)
     write_part(tmp_path)
-    log = (tmp_path / "_logs" / "part-00000-of-00001.log").read_text()
+    log = (tmp_path.parent / "_logs" / tmp_path.name / "part-00000-of-00001.log").read_text()
     expected = [
         "started: ",
         "chunk 1 of 3: 5 rows",

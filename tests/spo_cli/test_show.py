@@ -207,7 +207,6 @@ def test_a_run_lists_its_complete_and_partial_artefacts(run_directory, capsys):
     (run_directory / "000" / "trajectories" / "part-00001-of-00002.parquet").unlink()
     unfinished = run_directory / "001" / "trajectories" / ".part-00000-of-00001"
     unfinished.mkdir(parents=True)
-    (run_directory / "000" / "cutpoints" / "_logs").mkdir(exist_ok=True)
     lines = [" ".join(line.split()) for line in show(capsys, run_directory).splitlines()]
     assert lines[1:8] == [
         "runs/demo",

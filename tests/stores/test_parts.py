@@ -174,12 +174,12 @@ def test_a_signal_is_reported_even_if_the_log_cannot_be_written(bucket: Bucket, 
 
 def test_the_log_records_start_chunks_and_end(bucket: Bucket):
     write(bucket.path("t"))
-    log = bucket.objects()["t/_logs/part-00001-of-00002.log"].decode()
+    log = bucket.objects()["_logs/t/part-00001-of-00002.log"].decode()
     assert "started: " in log
     assert "chunk 2 of 2: 11 rows" in log
     assert "finished: 23 rows" in log
     write_part(bucket.path("t"), 1, 2, table=trajectories(3), work=lineage(Settings(seed=1)), overwrite=True)
-    again = bucket.objects()["t/_logs/part-00001-of-00002.log"].decode()
+    again = bucket.objects()["_logs/t/part-00001-of-00002.log"].decode()
     assert again.startswith(log)
     assert "finished: 3 rows" in again
 

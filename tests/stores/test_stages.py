@@ -108,7 +108,7 @@ def test_no_object_is_left_beside_the_artefacts(runs: Runs):
     names = {name.removeprefix("run/000/") for name in runs.bucket.objects() if name.startswith("run/000/")}
     parts = {f"{name}/part-0000{i}-of-00002.parquet" for name in ARTEFACTS for i in (0, 1)}
     parts |= {"eval/part-00000-of-00001.parquet"}
-    rest = {name for name in names - parts if "/_logs/" not in name and not name.startswith("checkpoint/")}
+    rest = {name for name in names - parts if not name.startswith(("_logs/", "checkpoint/"))}
     assert parts <= names
     assert rest == set()
     assert runs.bucket.uploads() == []
