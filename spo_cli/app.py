@@ -116,6 +116,12 @@ VERBS = {
         "Write runs and artefacts as one HTML file for the browser.",
         group="Inspection",
     ),
+    "audit": Verb(
+        "stages.configs.audit",
+        "spo_cli.audit",
+        "Compare estimated values with the means of many more rollouts.",
+        group="Inspection",
+    ),
     "doctor": Verb(
         "stages.configs.doctor",
         "spo_cli.doctor",

@@ -74,12 +74,17 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "show": (
         "spo show runs/x",
         "spo show runs/x/000/advantages --row 3",
+        "spo show runs/x/000/advantages --where 'advantage<-0.5' --sample 3",
         "spo show --schema",
     ),
     "report": (
         "spo report runs/x",
         "spo report runs/x runs/y --out compare.html --json",
         "spo report runs/x/000/advantages --max-trajectories 500",
+    ),
+    "audit": (
+        "spo audit runs/x/000/advantages",
+        "spo audit runs/x/000/advantages --rollouts 512 --figure audit.pdf",
     ),
     "doctor": ("spo doctor", "spo doctor --model runs/quickstart/start/checkpoint --json"),
 }

@@ -61,6 +61,11 @@ def holds_parts(directory: AnyPath) -> bool:
     return any(directory.glob("[!._]*.parquet")) or any(directory.glob(".part-*"))
 
 
+def holds_iterations(directory: AnyPath) -> bool:
+    """Return whether a directory is a run: it has a numbered directory."""
+    return any(child.name.isdigit() for child in directory.glob("[0-9]*"))
+
+
 def inventory(run: AnyPath) -> list[Entry]:
     """Return all artefacts and models of a run, sorted by directory, and within one by stage."""
     found = _directories_of_store(run) if isinstance(run, StorePath) else _directories(run)

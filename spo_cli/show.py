@@ -15,10 +15,14 @@ from rich.table import Table
 from rich.text import Text
 
 from spo_cli.ancestry import ancestry, is_model
-from spo_cli.console import number, print_line, print_results
+from spo_cli.console import number, print_line, print_results, print_wide
 from spo_cli.excerpt import excerpt
 from spo_cli.figures import COLUMNS, statistics
-from spo_cli.inventory import holds_parts, inventory, model_figures
+from spo_cli.inventory import holds_iterations, holds_parts, inventory, model_figures
+from spo_cli.learning_curve import draw_costs, draw_curve, read_points
+from spo_cli.listing import draw_list, select
+from spo_cli.screen import stdout
+from spo_cli.tables import plain
 from spo_cli.trajectory import draw
 from spo_cli.trees import advantages_by_id, draw_tree, load_nodes, nodes_behind, trajectories_of, tree_statistics
 from stages.configs.show import Config
@@ -26,6 +30,7 @@ from stages.core.errors import IncompleteInput, UserError
 from stages.core.paths import AnyPath
 from stages.core.progress import Progress, Silent
 from stages.models.checkpoints import digest
+from stages.reporting.sources import find
 from stages.responses.trees import are_trees
 from stages.shards.lineage import Lineage, read_lineage
 from stages.shards.parts import Artefact, open_artefact
@@ -95,6 +100,8 @@ def _show_artefact(path: AnyPath, config: Config) -> None:
     artefact = open_artefact(path)
     if config.schema:
         return print_results(*_schema(artefact.schema))
+    if config.selects:
+        return _show_selected(artefact, config)
     stage, fingerprint, lineage = artefact.schema.stage, artefact.fingerprint(), artefact.lineage
     figures = _statistics(artefact, config) | _counted([part.lineage for part in artefact.parts])
     if config.json:
@@ -107,6 +114,20 @@ def _show_artefact(path: AnyPath, config: Config) -> None:
     print_results(_heading(f"statistics of {count} part{'s' * (count > 1)}"), _figures(figures))
     if artefact.rows:
         _draw(artefact, config)
+    return None
+
+
+def _show_selected(artefact: Artefact, config: Config) -> None:
+    """List the trajectories that the options select, or draw a sample of them."""
+    found = select(artefact, config.where, config.question, config.sample, config.trajectories)
+    if config.json:
+        return print_line(json.dumps(plain(found.to_pylist()), indent=2, ensure_ascii=False))
+    if config.sample is None:
+        print_results(draw_list(found, stdout().width), Text(f"{found.num_rows:,} trajectories", "dim"))
+        return None
+    for name in dict.fromkeys(found["id"].to_pylist()):
+        trajectory, note = excerpt(artefact, name, None, config.trajectories)
+        print_results(draw(trajectory), *([Text(note, "yellow")] if note else []), Text())
     return None
 
 
@@ -181,6 +202,27 @@ def _show_model(path: AnyPath, config: Config) -> None:
 
 
 def _show_run(path: AnyPath, config: Config) -> None:
+    """Print one row per iteration; with --files, or where no iteration is complete, one row per artefact and model."""
+    if config.files or not holds_iterations(path):
+        return _show_files(path, config)
+    try:
+        found = find([path])
+    except UserError:
+        if config.cost or config.json:
+            raise
+        return _show_files(path, config)
+    points = read_points(found)
+    if config.json:
+        return print_line(json.dumps(plain(points), indent=2))
+    print_results(_heading(str(path)))
+    for drawn in [draw_costs(points)] if config.cost else draw_curve(points):
+        print_wide(drawn)
+    notes = [*found.notes, "spo show --files lists all artefacts and models; spo report shows every response"]
+    print_results(*(Text(note, "yellow" if note in found.notes else "dim") for note in notes))
+    return None
+
+
+def _show_files(path: AnyPath, config: Config) -> None:
     entries = inventory(path)
     if not entries:
         raise UserError(f"{path} contains no artefact, model directory or run")

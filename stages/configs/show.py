@@ -47,6 +47,34 @@ class Config:
         common=True,
     )
     depth: int = option("Number of generations to follow the lineage back.", default=5, minimum=0, common=True)
+    files: bool = option("Of a run, list every artefact and model.", default=False, common=True)
+    cost: bool = option(
+        "Of a run, show the tokens and seconds of each stage of each iteration.",
+        default=False,
+        common=True,
+    )
+    where: tuple[str, ...] = option(
+        "List the trajectories with this property: a column, =, !=, <, <=, >, >= or ~ (contains), and a value, e.g. "
+        "'reward<1', 'tokens>50', 'text~therefore', and of advantages 'advantage<-0.5'. Several must hold together.",
+        default=(),
+        metavar="CONDITION",
+        common=True,
+    )
+    question: str | None = option(
+        "List the trajectories of the question with this id.",
+        default=None,
+        default_text="all",
+        metavar="ID",
+        common=True,
+    )
+    sample: int | None = option(
+        "Draw this many of the trajectories token by token, chosen by a hash of their id.",
+        default=None,
+        default_text="none",
+        minimum=1,
+        metavar="N",
+        common=True,
+    )
     json: bool = option("Print lineage and statistics as JSON.", default=False, group="Output", common=True)
 
     def unread(self) -> dict[str, str]:
@@ -62,3 +90,10 @@ class Config:
             raise UserError("expected PATH (an artefact, a part, a model directory or a run), or --schema")
         if sum(choice is not None for choice in (self.trajectory, self.row, self.tree)) > 1:
             raise UserError("--trajectory, --row and --tree exclude each other: pass one of them")
+        if self.selects and not (self.trajectory is self.row is self.tree is None):
+            raise UserError("--where, --question and --sample select trajectories: omit --trajectory, --row and --tree")
+
+    @property
+    def selects(self) -> bool:
+        """Whether an option selects trajectories."""
+        return bool(self.where) or self.question is not None or self.sample is not None

@@ -51,7 +51,7 @@ def test_the_lineage_leads_back_to_the_task(run_directory, capsys):
     text = show(capsys, run_directory / "000" / "advantages")
     tree = text.split("\n\n")[0].strip().splitlines()
     fingerprints = {path.name: json.loads(show(capsys, path, "--json"))["fingerprint"][:8]
-                    for path in [*(run_directory / "000").iterdir(), run_directory / "start"]}  # fmt: skip
+                    for path in [*(run_directory / "000").glob("[!_]*"), run_directory / "start"]}  # fmt: skip
     assert tree == [
         "lineage",
         f"estimate  {fingerprints['advantages']}  runs/demo/000/advantages  seed 3, temperature 0.7",
@@ -207,7 +207,7 @@ def test_a_run_lists_its_complete_and_partial_artefacts(run_directory, capsys):
     (run_directory / "000" / "trajectories" / "part-00001-of-00002.parquet").unlink()
     unfinished = run_directory / "001" / "trajectories" / ".part-00000-of-00001"
     unfinished.mkdir(parents=True)
-    lines = [" ".join(line.split()) for line in show(capsys, run_directory).splitlines()]
+    lines = [" ".join(line.split()) for line in show(capsys, run_directory, "--files").splitlines()]
     assert lines[1:8] == [
         "runs/demo",
         "path made by state rows reward",
@@ -227,13 +227,13 @@ def test_an_unreadable_table_does_not_hide_the_others(run_directory, capsys):
     (run_directory / "002").mkdir()
     foreign = pandas.DataFrame({"prompt_token_ids": [[1]], "token_ids": [[2]], "logprobs": [[-0.5]]})
     foreign.to_parquet(run_directory / "002" / "rows.parquet")
-    text = show(capsys, run_directory)
+    text = show(capsys, run_directory, "--files")
     assert "000/advantages" in text
     assert "lacks the column reward" in text
 
 
 def test_the_list_of_a_run_contains_the_reward(run_directory, capsys):
-    lines = [line.split() for line in show(capsys, run_directory).splitlines()]
+    lines = [line.split() for line in show(capsys, run_directory, "--files").splitlines()]
     assert ["000/trajectories", "spo", "rollout", "complete", "4", "0.25"] in lines
 
 

@@ -226,7 +226,7 @@ def test_a_single_stage_keeps_its_metrics_next_to_its_output(chain: Path, tmp_pa
 
 def test_an_evaluation_in_shards_is_recorded_when_all_parts_exist(policy: Path, tmp_path: Path):
     for shard in ("0/2", "1/2"):
-        assert not (tmp_path / "_logs").exists()
+        assert not (tmp_path / "_logs" / "eval" / "metrics.jsonl").exists()
         options = {"num_questions": 4, "shard": shard, "report_to": ("tensorboard",), **EVALUATION}
         evaluate.run(evaluate.Config(model=str(policy), out=tmp_path / "eval", **options))
     (entry,) = lines(tmp_path / "_logs" / "eval")
