@@ -14,7 +14,7 @@ import argparse
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 WIDTH = 10  # tokens per bin of positions
 ZERO = 1e-8  # an advantage up to this size carries no gradient
@@ -41,13 +41,13 @@ def with_pandas(run: Path, iteration: str) -> Answers:
     import pandas
 
     evaluations = {path.parent.name: pandas.read_parquet(path) for path in sorted(run.glob("*/eval"))}
-    scores = pandas.concat(evaluations, names=["iteration"]).groupby(["question_id", "iteration"])["reward"].mean()
+    scores: Any = pandas.concat(evaluations, names=["iteration"]).groupby(["question_id", "iteration"])["reward"].mean()
     right = scores.unstack().pipe(lambda wide: wide[sorted(wide, key=order)]) >= 0.5  # question × iteration
     changed = right.astype(int).diff(axis=1).stack()
     flips = [(q, i, "learned" if change > 0 else "forgotten") for (q, i), change in changed[changed.abs() == 1].items()]
 
-    responses = pandas.read_parquet(run / iteration / "trajectories").set_index("trajectory_id")["token_ids"]
-    segments = pandas.read_parquet(run / iteration / "advantages")
+    responses: Any = pandas.read_parquet(run / iteration / "trajectories").set_index("trajectory_id")["token_ids"]
+    segments: Any = pandas.read_parquet(run / iteration / "advantages")
     cuts = segments[["trajectory_id", "cutpoints"]].explode("cutpoints").dropna()
     tokens = Counter(int(responses[name][offset]) for name, offset in cuts.itertuples(index=False))
     bins = segments.assign(size=segments["advantage"].abs()).groupby(segments["start"] // WIDTH * WIDTH)["size"]

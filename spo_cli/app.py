@@ -122,6 +122,12 @@ VERBS = {
         "Compare estimated values with the means of many more rollouts.",
         group="Inspection",
     ),
+    "plot": Verb(
+        "stages.configs.plot",
+        "stages.reporting.plot",
+        "Draw the learning curves of runs as a figure.",
+        group="Inspection",
+    ),
     "doctor": Verb(
         "stages.configs.doctor",
         "spo_cli.doctor",

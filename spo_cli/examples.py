@@ -86,5 +86,9 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "spo audit runs/x/000/advantages",
         "spo audit runs/x/000/advantages --rollouts 512 --figure audit.pdf",
     ),
+    "plot": (
+        "spo plot runs/x runs/y --out curves.pdf",
+        "spo plot runs/x-0,runs/x-1,runs/x-2 runs/y --x sampled --out seeds.svg",
+    ),
     "doctor": ("spo doctor", "spo doctor --model runs/quickstart/start/checkpoint --json"),
 }

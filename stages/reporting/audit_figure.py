@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
-from stages.core.errors import UserError
 from stages.core.paths import AnyPath
-from stages.core.storage import write_atomically
-from stages.shards.disk import disk_errors
+from stages.reporting.canvas import COLORS, new_figure, save
 
-_BLUE, _ORANGE, _GREEN, _GRAY = "#0072B2", "#D55E00", "#009E73", "#999999"  # distinct for every kind of color vision
+_BLUE, _ORANGE, _GREEN = COLORS[:3]
+_GRAY = "#999999"
 
 
 def draw(figures: dict[str, Any], path: AnyPath) -> None:
@@ -19,13 +17,7 @@ def draw(figures: dict[str, Any], path: AnyPath) -> None:
     Raises:
       UserError: matplotlib is not installed, or the file cannot be written.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg  # optional: the extra plot
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError("--figure: matplotlib is not installed; pip install 'spo-cli[plot]'") from error
-    figure = Figure(figsize=(11, 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(3)
     left, middle, right = figure.subplots(1, 3)
     bins, by_rollouts, mask = figures["calibration"], figures["by_rollouts"], figures["mask"]
     left.plot([0, 1], [0, 1], color=_GRAY, linewidth=1)
@@ -44,7 +36,4 @@ def draw(figures: dict[str, Any], path: AnyPath) -> None:
     right.set(title="Mask p < ρ", xlabel="ρ", ylabel="share", ylim=(0, 1.02))
     for axes in (middle, right):
         axes.legend(frameon=False)
-    content = io.BytesIO()
-    figure.savefig(content, format=path.suffix[1:], dpi=160, metadata={"Date": None} if path.suffix == ".svg" else None)
-    with disk_errors(path):
-        write_atomically(path, content.getvalue())
+    save(figure, path)

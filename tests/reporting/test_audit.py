@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas
@@ -24,16 +25,23 @@ def audit(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Audit:
     here = tmp_path_factory.mktemp("audit")
     for name in ("policy", "trajectories", "cutpoints", "advantages"):
         shutil.copytree(chain / name, here / name)
-    options = {"trajectories": RESPONSES, "rollouts": ROLLOUTS, "threads": 1, "figure": here / "audit.svg"}
+    options: dict[str, Any] = {
+        "trajectories": RESPONSES,
+        "rollouts": ROLLOUTS,
+        "threads": 1,
+        "figure": here / "audit.svg",
+    }
     return run(Config(advantages=here / "advantages", **options))
 
 
 @pytest.fixture(scope="module")
-def table(audit: Audit) -> pandas.DataFrame:
+def table(audit: Audit) -> Any:
     """Return the audited segments with the rewards of their starts and ends, from the Parquet files."""
-    here = audit.out.parent
-    responses = pandas.read_parquet(here / "trajectories").set_index("trajectory_id")
-    rows = pandas.read_parquet(audit.out / "reference").sort_values(["trajectory_id", "start"]).reset_index(drop=True)
+    here = Path(str(audit.out)).parent
+    responses: Any = pandas.read_parquet(here / "trajectories").set_index("trajectory_id")
+    rows: Any = (
+        pandas.read_parquet(here / "audit" / "reference").sort_values(["trajectory_id", "start"]).reset_index(drop=True)
+    )
     rows = rows.join(responses[["question_id", "token_ids", "reward"]], on="trajectory_id")
     rows["state"] = [
         (row.question_id, *row.token_ids[: row.start]) for row in rows.itertuples()
@@ -53,15 +61,15 @@ def table(audit: Audit) -> pandas.DataFrame:
     )
 
 
-def states(table: pandas.DataFrame) -> pandas.DataFrame:
+def states(table: Any) -> Any:
     return table.groupby("state", sort=False).first()
 
 
-def truth(rewards: pandas.Series) -> pandas.Series:
+def truth(rewards: Any) -> Any:
     return rewards.map(lambda one: one[ESTIMATES:].mean())
 
 
-def test_whole_responses_are_audited_with_rollouts_of_their_own(audit: Audit, table: pandas.DataFrame):
+def test_whole_responses_are_audited_with_rollouts_of_their_own(audit: Audit, table: Any):
     figures = audit.figures
     assert figures["responses"] == table["trajectory_id"].nunique() == RESPONSES
     assert figures["segments"] == len(table)
@@ -72,7 +80,7 @@ def test_whole_responses_are_audited_with_rollouts_of_their_own(audit: Audit, ta
 
 
 @pytest.mark.parametrize("n", [1, 4, 64])
-def test_errors_and_signs_follow_from_the_rewards(audit: Audit, table: pandas.DataFrame, n: int):
+def test_errors_and_signs_follow_from_the_rewards(audit: Audit, table: Any, n: int):
     (found,) = [one for one in audit.figures["by_rollouts"] if one["rollouts"] == n]
     distinct = states(table)
     estimate, reference = distinct["rewards"].map(lambda one: one[:n].mean()), truth(distinct["rewards"])
@@ -90,12 +98,14 @@ def test_errors_and_signs_follow_from_the_rewards(audit: Audit, table: pandas.Da
     assert found["right"] + found["zero"] + found["wrong"] == pytest.approx(1)
 
 
-def test_calibration_and_spent_rollouts_follow_from_the_tables(audit: Audit, table: pandas.DataFrame):
+def test_calibration_and_spent_rollouts_follow_from_the_tables(audit: Audit, table: Any):
     distinct = states(table)
     known = distinct[distinct["value_start"].notna()]
     tenth = (known["value_start"] * 10).astype(int).clip(upper=9)
-    expected = pandas.DataFrame({"estimate": known["value_start"], "reference": truth(known["rewards"])}).groupby(tenth)
-    found = pandas.DataFrame(audit.figures["calibration"])
+    expected: Any = pandas.DataFrame({"estimate": known["value_start"], "reference": truth(known["rewards"])}).groupby(
+        tenth
+    )
+    found: Any = pandas.DataFrame(audit.figures["calibration"])
     assert found["states"].tolist() == expected.size().tolist()
     assert found["estimate"].tolist() == pytest.approx(expected["estimate"].mean().tolist())
     assert found["reference"].tolist() == pytest.approx(expected["reference"].mean().tolist())
@@ -107,8 +117,9 @@ def test_calibration_and_spent_rollouts_follow_from_the_tables(audit: Audit, tab
     }
 
 
-def test_shares_of_the_mask_follow_from_the_log_probabilities(audit: Audit, table: pandas.DataFrame):
-    logprobs = pandas.read_parquet(audit.out.parent / "trajectories").set_index("trajectory_id")["logprobs"]
+def test_shares_of_the_mask_follow_from_the_log_probabilities(audit: Audit, table: Any):
+    trajectories: Any = pandas.read_parquet(Path(str(audit.out)).parent / "trajectories")
+    logprobs = trajectories.set_index("trajectory_id")["logprobs"]
     chances = [np.exp(logprobs[row.trajectory_id][row.start : row.end].astype(float)) for row in table.itertuples()]
     size = (truth(table["after"]) - truth(table["rewards"])).abs()
     for share in audit.figures["mask"]:
