@@ -77,8 +77,8 @@ def with_polars(run: Path, iteration: str) -> Answers:
         .select("question_id", "iteration", "change")
         .collect()
     )
-    responses = polars.read_parquet(run / iteration / "trajectories", columns=["trajectory_id", "token_ids"])
-    segments = polars.read_parquet(run / iteration / "advantages")
+    responses: Any = polars.read_parquet(run / iteration / "trajectories", columns=["trajectory_id", "token_ids"])
+    segments: Any = polars.read_parquet(run / iteration / "advantages")
     tokens = (
         segments.select("trajectory_id", "cutpoints")
         .explode("cutpoints")
@@ -106,7 +106,8 @@ def with_duckdb(run: Path, iteration: str) -> Answers:
     import duckdb
 
     def query(text: str) -> list[tuple]:
-        return duckdb.sql(text.format(run=run, here=run / iteration)).fetchall()
+        found: Any = duckdb.sql(text.format(run=run, here=run / iteration))
+        return found.fetchall()
 
     flips = query("""
         WITH scores AS (
@@ -134,7 +135,7 @@ def with_datasets(run: Path, iteration: str) -> Answers:
     """Answer with Hugging Face datasets and plain Python."""
     import datasets
 
-    def load(directory: Path) -> datasets.Dataset:
+    def load(directory: Path) -> Any:
         return datasets.load_dataset("parquet", data_dir=str(directory), split="train")
 
     flips, before = [], dict[str, bool]()

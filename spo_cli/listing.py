@@ -163,5 +163,5 @@ def _filter(table: pa.Table, conditions: Sequence[Condition]) -> pa.Table:
     return table.filter(reduce(pc.and_, [one.holds(table) for one in conditions])) if conditions else table
 
 
-def _short(answer: str | None, most: int = 12) -> str:
+def _short(answer: str | None, most: int = 12) -> str | None:
     return answer if not answer or len(answer) <= most else f"{answer[: most - 1]}…"

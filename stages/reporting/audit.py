@@ -155,7 +155,7 @@ class _Segments:
     @property
     def truth(self) -> NDArray[np.float64]:
         """Reference value of each state."""
-        return np.array([np.mean(one[ESTIMATES:]) for one in self.rewards])
+        return np.array([np.mean(one[ESTIMATES:]) for one in self.rewards], np.float64)
 
     @property
     def count(self) -> NDArray[np.int64]:
@@ -175,7 +175,7 @@ class _Segments:
 
     def estimate(self, n: int) -> NDArray[np.float64]:
         """Return the values from the first n rollouts."""
-        return np.array([np.mean(one[:n]) for one in self.rewards])
+        return np.array([np.mean(one[:n]) for one in self.rewards], np.float64)
 
     def estimated_advantage(self, n: int) -> NDArray[np.float64]:
         """Return the advantages from the first n rollouts of each state."""
