@@ -10,8 +10,10 @@ import itertools
 import numpy as np
 import pytest
 
+from stages.maths.branch_points import most_doubtful
 from stages.maths.prefixes import responses_with_prefix, shared_prefixes
 from tests.bench.bench_estimators import (
+    CHAIN,
     LENGTH,
     SEGMENT,
     Estimates,
@@ -108,3 +110,26 @@ def test_values_at_branching_points_of_a_group_are_biased():
         branch_sum += chance * value * (common[0] == 1)
     assert total == pytest.approx(0.9)
     assert branch_sum / branch_chance == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("doubt", "bias"), [("surprisal", (0.21, 0.19, -0.20)), ("entropy", (0.0, 0.0, 0.28))], ids=["surprisal", "entropy"]
+)
+def test_only_fresh_branches_are_random_where_a_whole_response_chose_the_place(doubt: str, bias: tuple[float, ...]):
+    """A tree from a first chain, by state at its cut: V of the fresh branch is unbiased, that of the chain itself not.
+
+    The place of the largest doubt is chosen by the whole response, so the choice says something about what follows.
+    """
+    random, groups = np.random.default_rng(3), 20_000
+    path = paths(np.ones(groups, np.int64), LENGTH, random)
+    before = np.concatenate([np.ones((groups, 1), np.int64), path[:, :-1]], axis=1)
+    surprisal, entropy = -np.log(CHAIN[before, path]), -(CHAIN * np.log(CHAIN)).sum(axis=1)[before]
+    cut = np.array([most_doubtful(row, 1)[0] for row in (surprisal if doubt == "surprisal" else entropy)])
+    state = path[np.arange(groups), cut - 1]
+    true = np.array([true_value(state[i : i + 1], cut[i])[0] for i in range(groups)])
+    fresh = (paths(state, LENGTH, random)[np.arange(groups), LENGTH - cut - 1] == 2) - true
+    own = (path[:, -1] == 2) - true
+    for number, expected in enumerate(bias):
+        here = state == number
+        assert abs(fresh[here].mean()) < 3 * fresh[here].std() / np.sqrt(here.sum())
+        assert own[here].mean() == pytest.approx(expected, abs=0.03)
