@@ -72,6 +72,11 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
 
 
+def rounded_rate(rate: float) -> float:
+    """Return a number of tokens per second without needless digits: 3212.6 → 3213, but 1.234 stays."""
+    return round(rate) if rate >= 100 else rate
+
+
 def duration(seconds: float) -> str:
     """Return a duration as text: `7.6 s`, `26 s`, `3 min 20 s`, `2 h 05 min`."""
     whole = round(seconds)
@@ -103,7 +108,7 @@ def _summary_table(summary: Summary) -> Table:
     if summary.tokens_sampled or summary.tokens_prefilled:
         figures["tokens sampled"] = summary.tokens_sampled
         figures["tokens prefilled"] = summary.tokens_prefilled
-        figures["tokens per second"] = round(summary.tokens_sampled / max(summary.seconds, 1e-9))
+        figures["tokens per second"] = rounded_rate(summary.tokens_sampled / max(summary.seconds, 1e-9))
     figures["seconds"] = round(summary.seconds, 1)
     table = Table(box=None, show_header=False, padding=(0, 0, 0, 2))
     table.add_column()
@@ -211,7 +216,7 @@ class _Step:
         parts = [
             amount,
             f"{number(rate)} {self.unit}/s" if rate else "",
-            f"{token_rate:,.0f} tokens/s" if token_rate else "",
+            f"{number(rounded_rate(token_rate))} tokens/s" if token_rate else "",
             f"{duration(seconds)} left" if seconds and self.done < self.total else "",
             *(f"{name} {number(value)}" for name, value in self.figures.items()),
         ]

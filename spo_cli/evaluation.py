@@ -23,6 +23,7 @@ from stages.evaluation import regrading
 from stages.evaluation.artefacts import Evaluation, comparison_warnings, read_evaluation
 from stages.evaluation.comparison import Comparison, compare
 from stages.evaluation.scores import GROUPS, Result
+from stages.maths.intervals import wilson
 from stages.shards.names import part_name
 from stages.shards.sharding import resolve_shards
 
@@ -200,7 +201,7 @@ def comparison_table(found: Sequence[Comparison]) -> Table:
             one.questions,
             _percent(one.first),
             _percent(one.second),
-            _percent(one.difference),
+            Mean.percent(one.difference.mean, one.difference.standard_error),
             Probability(one.p_value),
             one.won,
             one.lost,
@@ -222,4 +223,11 @@ def _excluded_questions(found: Sequence[Comparison]) -> list[str]:
 
 
 def _percent(estimate: Any) -> Mean | None:
-    return Mean.percent(estimate.mean, estimate.standard_error) if estimate is not None else None
+    """Return a fraction in percent; with its Wilson interval if all questions agree on 0 or 1: `0.0 (0.0 to 7.4)`."""
+    if estimate is None:
+        return None
+    percent = Mean.percent(estimate.mean, estimate.standard_error)
+    if estimate.standard_error == 0 and estimate.mean in (0, 1) and estimate.questions:
+        low, high = wilson(estimate.mean, estimate.questions)
+        return dataclasses.replace(percent, interval=(float(low), float(high)))
+    return percent

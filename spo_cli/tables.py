@@ -15,11 +15,16 @@ from rich.text import Text
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean with its standard error, shown as `97.3 ± 0.5`; a NaN error is omitted."""
+    """A mean with its standard error, shown as `97.3 ± 0.5`; a NaN error is omitted.
+
+    Attributes:
+      interval: shown in place of the error if it is given: `0.0 (0.0 to 7.4)`.
+    """
 
     mean: float
     standard_error: float
     scale: float = 1.0
+    interval: tuple[float, float] | None = None
 
     @classmethod
     def percent(cls, mean: float, standard_error: float) -> Mean:
@@ -53,8 +58,10 @@ class Table:
 def show(cell: Cell, plus_minus: str = "±") -> str:
     """Return a cell as text."""
     match cell:
-        case Mean(mean, error, scale):
+        case Mean(mean, error, scale, interval):
             spread = f" {plus_minus} {scale * error:.1f}" if math.isfinite(error) else ""
+            if interval:
+                spread = f" ({scale * interval[0]:.1f} to {scale * interval[1]:.1f})"
             return f"{round(scale * mean, 1) + 0.0:.1f}{spread}"  # + 0.0 turns -0.0 into 0.0
         case Probability(value):
             return f"{value:.4f}" if value >= 1e-4 else "< 0.0001"

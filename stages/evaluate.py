@@ -29,6 +29,7 @@ from stages.responses.grading import grade
 from stages.responses.prompts import (
     check_vocabulary,
     count_overlong,
+    ending_notes,
     leave_out_overlong,
     make_prompts,
     note_short_context,
@@ -164,6 +165,8 @@ def _sample_part(
     # All prompts first: a question that does not fit is an error before anything is sampled.
     written = [make_prompts(tokenizer, chunk.questions, chunk.task, config) for chunk in chunks]
     check_vocabulary(written, loading.vocabulary_size(loading.load_config(model_dir)))
+    for line in ending_notes(tokenizer, written):
+        progress.note(line)
     prompts = leave_out_overlong(written, sampler.context_length, config.overlong_prompts)
     note_short_context(prompts, sampler.context_length, config.max_tokens[-1], progress)
     params = SamplingParams(config.temperature, config.top_p, config.top_k, config.stop)

@@ -31,6 +31,7 @@ from stages.responses.prompts import (
     Prompts,
     check_vocabulary,
     count_overlong,
+    ending_notes,
     leave_out_overlong,
     make_prompts,
     note_short_context,
@@ -170,6 +171,8 @@ def _commit_rows(
     written = [make_prompts(tokenizer, chunk, task, config) for chunk in chunks]
     vocabulary = loading.vocabulary_size(loading.load_config(model_dir))
     check_vocabulary(written, vocabulary)
+    for line in ending_notes(tokenizer, written):
+        progress.note(line)
     prompts = leave_out_overlong(written, sampler.context_length, config.overlong_prompts)
     note_short_context(prompts, sampler.context_length, config.max_tokens, progress)
     write = partial(make_prompts, tokenizer, task=task, flags=config)

@@ -261,6 +261,13 @@ class QuestionOptions:
     system_prompt: str | None = option(
         "System message for --chat-template.", default=None, default_text="none", metavar="TEXT", group="Prompt"
     )
+    chat_date: str = option(
+        "Date that a chat template writes as today's (strftime_now). It is fixed: a rerun has the same prompts.",
+        default="2024-07-26",
+        metavar="YYYY-MM-DD",
+        group="Prompt",
+        added=True,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,10 +29,15 @@ GROUPS = ("subject", "level")
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over questions and its standard error, clustered by question; NaN if it is undefined."""
+    """A mean over questions and its standard error, clustered by question; NaN if it is undefined.
+
+    Attributes:
+      questions: number of questions; 0 if unknown.
+    """
 
     mean: float
     standard_error: float
+    questions: int = 0
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,7 @@ class Scores:
 
 def estimate(per_question: NDArray[np.float64]) -> Estimate:
     """Return the mean of one value per question, with its standard error."""
-    return Estimate(*mean_and_standard_error(per_question))
+    return Estimate(*mean_and_standard_error(per_question), len(per_question))
 
 
 def score(responses: pa.Table) -> list[Scores]:

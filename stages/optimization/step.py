@@ -212,7 +212,7 @@ def batch_metrics(batch: Sequence[Example]) -> dict[str, float]:
         "tokens/fed": 0.0,
     }
     if rewards:
-        figures["reward"] = float(np.mean(rewards))
+        figures |= {"reward": float(np.mean(rewards)), "responses/graded": float(len(rewards))}
     if advantages.size:
         figures |= {"advantages/mean": float(advantages.mean()), "advantages/std": float(advantages.std())}
     return figures

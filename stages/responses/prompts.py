@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import date, datetime
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
@@ -17,7 +18,7 @@ from stages.core.errors import UserError, first_line
 from stages.core.progress import Progress
 from stages.core.time_limit import time_limit
 from stages.tasks import Question, Task
-from stages.tasks.templates import SLOT, read_template
+from stages.tasks.templates import SLOT, in_convention, read_template
 
 if TYPE_CHECKING:  # transformers takes a second to import, and `spo show` reads trees without it
     from transformers import PreTrainedTokenizerBase
@@ -42,10 +43,14 @@ def with_template(flags: Flags) -> Flags:
     """Return the flags with the template's text in place of its name or file, so that the text enters the fingerprint.
 
     Raises:
-      UserError: the template does not exist, or there is a system prompt without a chat template.
+      UserError: the template does not exist, the date is none, or there is a system prompt without a chat template.
     """
     if flags.system_prompt is not None and not flags.chat_template:
         raise UserError("--system-prompt requires the tokenizer's chat template: pass --chat-template too")
+    try:
+        date.fromisoformat(flags.chat_date)
+    except ValueError as error:
+        raise UserError(f"--chat-date must be a date such as 2024-07-26; got {flags.chat_date!r}") from error
     if flags.prompt_template is None:
         return flags
     return dataclasses.replace(flags, prompt_template=read_template(flags.prompt_template))
@@ -109,6 +114,17 @@ def count_overlong(written: Prompts, kept: Prompts) -> dict[str, int]:
     return {"prompts_overlong": count} if count else {}
 
 
+def ending_notes(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompts]) -> tuple[str, ...]:
+    """Return a line for the user if the tokenizer ends prompts with the end-of-text token."""
+    ends = [bool(ids[-1] == tokenizer.eos_token_id) for chunk in prompts for ids in chunk.token_ids]
+    if not ends or not all(ends):
+        return ()
+    return (
+        f"every prompt ends with the end token {tokenizer.eos_token}: the tokenizer's post-processor or the template "
+        "appends it, and the model continues a text that has ended",
+    )
+
+
 def overlong_notes(counts: Iterable[Mapping[str, int]]) -> tuple[str, ...]:
     """Return a line for the user if questions were left out, given the counts of all parts."""
     total = sum(one.get("prompts_overlong", 0) for one in counts)
@@ -165,10 +181,10 @@ def write_prompts(
     for question in questions:
         text = template.replace(SLOT, question.prompt)
         if flags.chat_template:
-            text = _render_chat(tokenizer, question, text, flags.system_prompt)
+            text = _render_chat(tokenizer, question, text, flags)
         elif question.history:
             raise UserError(f"question {question.id} is a conversation of several messages: pass --chat-template")
-        solution = question.solution
+        solution = None if question.solution is None else in_convention(question.solution, template)
         if solution is not None and (flags.chat_template or text[-1:].isspace()):
             solution = solution.lstrip()
         written.append(dataclasses.replace(question, prompt=text, solution=solution))
@@ -188,8 +204,13 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, chat: bo
     return tokenizer(list(texts), add_special_tokens=not has_special_tokens, verbose=False)["input_ids"]  # type: ignore[return-value]
 
 
-def _render_chat(tokenizer: PreTrainedTokenizerBase, question: Question, text: str, system: str | None) -> str:
-    """Return the conversation that ends with the user message `text`, up to the start of the model's turn."""
+def _render_chat(tokenizer: PreTrainedTokenizerBase, question: Question, text: str, flags: QuestionOptions) -> str:
+    """Return the conversation that ends with the user message `text`, up to the start of the model's turn.
+
+    A template that asks for today's date with `strftime_now` gets the date of the flags, so that prompts made on
+    different days are equal.
+    """
+    system, day = flags.system_prompt, datetime.fromisoformat(flags.chat_date)
     messages = [{"role": role, "content": content} for role, content in (*question.history, ("user", text))]
     if system is not None:
         if messages[0]["role"] == "system":
@@ -197,7 +218,11 @@ def _render_chat(tokenizer: PreTrainedTokenizerBase, question: Question, text: s
         messages.insert(0, {"role": "system", "content": system})
     try:
         with time_limit(_TEMPLATE_SECONDS, "it"):
-            return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+            return str(
+                tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=True, strftime_now=day.strftime
+                )
+            )
     except Exception as error:  # a template is code from the model's author and may raise anything
         reason = first_line(error) if isinstance(error, TemplateError | ValueError) else repr(error)
         raise UserError(f"the tokenizer's chat template rejects question {question.id}: {reason}") from error

@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from stages.core.errors import UserError, one_of
+from stages.tasks.boxes import find_boxes
+from stages.tasks.statements import ANSWER_MARK
 
 SLOT = "{question}"
 """The placeholder of the question."""
@@ -25,6 +27,17 @@ TEMPLATES = {
     "r1-distill": f"<｜begin▁of▁sentence｜><｜User｜>{SLOT}\n{_BOXED}<｜Assistant｜><think>\n",
 }
 """Name of a built-in template → its text."""
+
+
+def in_convention(solution: str, template: str) -> str:
+    r"""Return a worked solution that states its answer as the template asks for it: `#### 5` → `\boxed{5}` for a box.
+
+    A solution with a box, or for a template that names no box, is returned unchanged.
+    """
+    worked, mark, answer = solution.rpartition(ANSWER_MARK)
+    if r"\boxed" not in template or not mark or find_boxes(solution)[0]:
+        return solution
+    return f"{worked.rstrip()}\nThe final answer is \\boxed{{{answer.strip()}}}."
 
 
 def read_template(value: str) -> str:

@@ -23,20 +23,21 @@ Step = Callable[[int, Sequence[int], float], dict[str, float]]
 """One optimizer step: its number in the call (from 0), a batch (indices of examples), a learning rate → metrics, among
 them `num_tokens`."""
 
-# Metrics whose means over the steps are in the closing summary and the lineage.
-_MEANS = (
-    "reward",
-    "loss",
-    "kl",
-    "entropy",
-    "clip_ratio/region_mean",
-    "distill/weight_mean",
-    "distill/weight_clipped",
-    "grad_norm",
-    "mask/fraction",
-    "critic/loss",
-    "critic/explained_variance",
-)
+# Metrics whose means over the steps are in the closing summary and the lineage → the metric that counts what each is a
+# mean of in a step (None: a step counts once). Steps differ in size, so their means are weighted by it.
+_MEANS = {
+    "reward": "responses/graded",
+    "loss": None,
+    "kl": "tokens/trained",
+    "entropy": "tokens/trained",
+    "clip_ratio/region_mean": "tokens/trained",
+    "distill/weight_mean": None,
+    "distill/weight_clipped": None,
+    "grad_norm": None,
+    "mask/fraction": None,
+    "critic/loss": None,
+    "critic/explained_variance": None,
+}
 
 
 @dataclass(frozen=True)
@@ -166,10 +167,11 @@ def summarize(metrics: Metrics) -> dict[str, float]:
     """Return the figures of the closing summary: number of steps, means over them, forward tokens per trained token."""
     skipped = sum("skipped/ratio" in line or "skipped/empty" in line for line in metrics)
     figures = {"steps": float(len(metrics)), "steps/skipped": float(skipped)}
-    for name in _MEANS:
-        values = [line[name] for line in metrics if name in line]
-        if values:
-            figures[name] = sum(values) / len(values)
+    for name, count in _MEANS.items():
+        lines = [line for line in metrics if name in line]
+        weights = [line.get(count, 1.0) if count else 1.0 for line in lines]
+        if sum(weights):
+            figures[name] = sum(w * line[name] for w, line in zip(weights, lines, strict=True)) / sum(weights)
     forward_tokens = sum(line["tokens/fed"] for line in metrics)
     trained_tokens = sum(line["tokens/trained"] for line in metrics)
     if trained_tokens:

@@ -18,6 +18,7 @@ from stages.models.presets import BYTES, make_byte_tokenizer
 from stages.responses.prompts import (
     count_overlong,
     encode,
+    ending_notes,
     leave_out_overlong,
     make_prompts,
     with_template,
@@ -198,3 +199,34 @@ def test_sft_with_a_chat_template_that_the_tokenizer_lacks_is_an_error(tmp_path:
     with pytest.raises(UserError, match="has no chat template"):
         sft.run(config)
     assert not (tmp_path / "model").exists()
+
+
+DATED = "{{ strftime_now('%d %b %Y') }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+
+
+def test_a_dated_chat_template_writes_the_date_of_the_option():
+    tokenizer = make_tokenizer(DATED)
+    assert written(tokenizer, chat_template=True).prompt.startswith("26 Jul 2024<user>")
+    assert written(tokenizer, chat_template=True, chat_date="2025-01-02").prompt.startswith("02 Jan 2025<user>")
+    with pytest.raises(UserError, match="--chat-date must be a date such as 2024-07-26; got 'today'"):
+        flags(chat_template=True, chat_date="today")
+
+
+def test_a_tokenizer_that_ends_prompts_is_mentioned():
+    tokenizer = make_tokenizer()
+    assert ending_notes(tokenizer, [make_prompts(tokenizer, [QUESTION], TASK, flags())]) == ()
+    end = str(tokenizer.eos_token)
+    backend: Any = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+    special = (end, tokenizer.convert_tokens_to_ids(end))
+    backend.post_processor = processors.TemplateProcessing(single=f"$A {end}", special_tokens=[special])
+    (note,) = ending_notes(tokenizer, [make_prompts(tokenizer, [QUESTION], TASK, flags())])
+    assert note.startswith(f"every prompt ends with the end token {end}")
+
+
+def test_a_worked_solution_states_its_answer_as_the_prompt_asks():
+    worked = dataclasses.replace(QUESTION, solution=" 1 + 1 = 2\n#### 2")
+    assert written(make_tokenizer(), worked).solution == " 1 + 1 = 2\n#### 2"
+    asked = written(make_tokenizer(CHAT), worked, chat_template=True)
+    assert r"\boxed{}" in asked.prompt
+    assert asked.solution == "1 + 1 = 2\nThe final answer is \\boxed{2}."
+    assert TASK.verify(str(asked.solution), "2").reward == 1.0

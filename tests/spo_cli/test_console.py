@@ -124,6 +124,12 @@ def test_the_summary_is_aligned_and_complete(capsys):
     ]
 
 
+@pytest.mark.parametrize(("tokens", "text"), [(64_253, "3,213"), (25, "1.25")])
+def test_a_rate_has_significant_digits(capsys, tokens, text):
+    console.print_summary(Summary("rollout", "x", rows=3, seconds=20.0, tokens_sampled=tokens))
+    assert f"tokens per second {text}" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_summary_without_tokens_or_reward_omits_them(capsys):
     console.print_summary(Summary("segment", "x", rows=3, seconds=0.04, up_to_date=True))
     assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == [

@@ -45,8 +45,8 @@ def test_the_table_covers_all_parts_with_groups_and_ungradable_responses(evaluat
     out = printed(capsys, "--table", evaluations[0])
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert "task max tokens questions avg@1 length truncated ungradable" in lines
-    assert "t 8 4 33.3 ± 33.3 2.0 ± 0.0 0.0 ± 0.0 1" in lines
-    assert "t 16 Algebra 2 50.0 ± 50.0 2.0 ± 0.0 0.0 ± 0.0 0" in lines
+    assert "t 8 4 33.3 ± 33.3 2.0 ± 0.0 0.0 (0.0 to 49.0) 1" in lines
+    assert "t 16 Algebra 2 50.0 ± 50.0 2.0 ± 0.0 0.0 (0.0 to 65.8) 0" in lines
     assert "t 16 1 1 100.0 2.0 0.0 0" in lines
     assert "2 responses could not be graded; the accuracies exclude them" in lines
 
@@ -55,14 +55,14 @@ def test_json_contains_the_same_figures_at_full_precision(evaluations, capsys):
     report = json.loads(printed(capsys, "--table", evaluations[0], "--format", "json"))
     first = report["results"][0]
     assert (first["task"], first["max_tokens"], first["questions"], first["ungradable"]) == ("t", 8, 4, 1)
-    assert first["accuracies"]["avg@1"] == pytest.approx({"mean": 1 / 3, "standard_error": 1 / 3})
+    assert first["accuracies"]["avg@1"] == pytest.approx({"mean": 1 / 3, "standard_error": 1 / 3, "questions": 3})
     assert [(result["max_tokens"], result["group"]) for result in report["by_subject"]] == [
         (8, "Algebra"),
         (8, "Geometry"),
         (16, "Algebra"),
         (16, "Geometry"),
     ]
-    assert report["by_level"][0]["accuracies"]["avg@1"] == {"mean": 1.0, "standard_error": None}
+    assert report["by_level"][0]["accuracies"]["avg@1"] == {"mean": 1.0, "standard_error": None, "questions": 1}
     assert len(report["notes"]) == 2
 
 
@@ -73,7 +73,7 @@ def test_several_evaluations_are_listed_under_their_given_names(evaluations, cap
         "| evaluation | t 8 | t 16 |",
         "| :--- | ---: | ---: |",
         "| SPO | 33.3 ± 33.3 | 33.3 ± 33.3 |",
-        f"| {b} |  | 100.0 ± 0.0 |",
+        f"| {b} |  | 100.0 (51.0 to 100.0) |",
     ]
     by_name = json.loads(printed(capsys, "--table", f"SPO={a}", f"GRPO={b}", "--format", "json"))["evaluations"]
     assert by_name["GRPO"][0]["accuracies"]["avg@1"]["mean"] == 1.0
@@ -84,12 +84,14 @@ def test_a_comparison_covers_common_questions_and_reports_differing_settings(eva
     out = printed(capsys, "--compare", a, b)
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert "task max tokens accuracy questions A B B − A p B won B lost tied" in lines
-    assert "t 16 avg@1 3 33.3 ± 33.3 100.0 ± 0.0 66.7 ± 33.3 0.5000 2 0 1" in lines
+    assert "t 16 avg@1 3 33.3 ± 33.3 100.0 (43.8 to 100.0) 66.7 ± 33.3 0.5000 2 0 1" in lines
     assert "t: excluded 1 questions to which only A has graded responses" in lines
     assert "t: excluded 1 questions to which only B has graded responses" in lines
     assert f"temperature differs: 0.0 in {a}, 0.6 in {b}" in lines
     report = json.loads(printed(capsys, "--compare", a, b, "--format", "json"))
-    assert report["comparisons"][0]["difference"] == pytest.approx({"mean": 2 / 3, "standard_error": 1 / 3})
+    assert report["comparisons"][0]["difference"] == pytest.approx(
+        {"mean": 2 / 3, "standard_error": 1 / 3, "questions": 3}
+    )
     _, out, err = spo(capsys, "--compare", a, b, "--format", "latex")
     assert out.startswith("% Accuracy")
     assert "temperature differs" in err, "notes go to stderr, so that a redirected table does not contain them"
