@@ -84,7 +84,7 @@ def test_a_comparison_covers_common_questions_and_reports_differing_settings(eva
     out = printed(capsys, "--compare", a, b)
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert "task max tokens accuracy questions A B B − A p B won B lost tied" in lines
-    assert "t 16 avg@1 3 33.3 ± 33.3 100.0 (43.8 to 100.0) 66.7 ± 33.3 0.5000 2 0 1" in lines
+    assert "t 16 avg@1 3 33.3 ± 33.3 100.0 (43.9 to 100.0) 66.7 ± 33.3 0.5000 2 0 1" in lines
     assert "t: excluded 1 questions to which only A has graded responses" in lines
     assert "t: excluded 1 questions to which only B has graded responses" in lines
     assert f"temperature differs: 0.0 in {a}, 0.6 in {b}" in lines
