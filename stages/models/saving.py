@@ -96,7 +96,7 @@ def check_saving(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
 
 def _write_companions(directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Write the files beside the weights: tokenizer, generation settings, processors of images and sound."""
-    tokenizer.save_pretrained(directory)
+    _save_tokenizer(tokenizer, directory)
     settings = getattr(model, "generation_config", None)  # a backbone without a head has none
     if settings is not None and not adapters.is_adapted(model) and model.can_generate():
         # Not `save_pretrained`: it refuses settings that it loads, such as a temperature without do_sample.
@@ -105,6 +105,16 @@ def _write_companions(directory: Path, model: PreTrainedModel, tokenizer: PreTra
     for name in _PROCESSORS:
         if (source / name).is_file() and not (directory / name).exists():
             shutil.copyfile(source / name, directory / name)
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Write a tokenizer; native code of the tokenizers library has no class of its own for errors of the disk."""
+    try:
+        tokenizer.save_pretrained(directory)
+    except Exception as error:
+        if "(os error " not in str(error):
+            raise
+        raise OSError(first_line(error)) from error
 
 
 @contextmanager

@@ -40,6 +40,8 @@ def read_footer(path: AnyPath, schema: Schema | None = None) -> pq.FileMetaData:
         raise StoreUnreachable(
             f"cannot read {path}: this user has no permission. Check the permissions of the file"
         ) from error
+    except FileNotFoundError:  # removed by another process, or renamed a moment ago and seen late: not damaged
+        raise
     except (pa.ArrowException, OSError, ValueError) as error:
         with store_errors(path), path.open("rb") as file:
             start = file.read(4)

@@ -306,6 +306,11 @@ class PartWriter:
             if self._overwrite:
                 return False
             raise type(error)(f"{error}, or pass --overwrite to replace it") from error
+        except FileNotFoundError as error:
+            raise StoreUnreachable(
+                f"{path} is listed and cannot be opened: another process is writing it, or the file system lags. Rerun "
+                "the command"
+            ) from error
         if found is None or found.stage != self.lineage.stage:
             author = f"`spo {found.stage}`" if found else "another tool"
             raise FingerprintMismatch(f"{path} was written by {author}: choose another --out")
