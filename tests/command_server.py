@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from itertools import count
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any, Self
 
 from spo_cli import app
 from stages.shards.writing import PartWriter
+from tests.faults.shim import Fault, Lag, arm, wait
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,18 @@ class CommandResult:
 class Commands:
     """Client of the server, for tests."""
 
+    def __init__(self, preload: Path | None = None) -> None:
+        """
+        Args:
+          preload: library of `tests.faults.shim`, for commands that are run with a fault.
+        """
+        self._variables = {"LD_PRELOAD": str(preload)} if preload else {}
+
     def __enter__(self) -> Self:
-        command = [sys.executable, "-m", "tests.command_server"]
-        self._server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        command, variables = [sys.executable, "-m", "tests.command_server"], {**os.environ, **self._variables}
+        self._server = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables
+        )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -55,6 +65,7 @@ class Commands:
         seconds: float | None = None,
         chunks: int | None = None,
         variables: Mapping[str, str] = {},
+        fault: Fault | None = None,
     ) -> CommandResult:
         """Run one command and wait for its end.
 
@@ -62,11 +73,13 @@ class Commands:
           seconds: processor time after which SIGPROF kills it; like SIGKILL, it runs no handler.
           chunks: number of committed chunks after which SIGKILL kills it.
           variables: environment variables to set for it.
+          fault: what happens to it at one of its changes to the disk.
         """
         assert self._server.stdin
         assert self._server.stdout
         request = {"arguments": [str(argument) for argument in arguments], "variables": {**variables}}
-        self._server.stdin.write(json.dumps(request | {"seconds": seconds, "chunks": chunks}) + "\n")
+        request |= {"seconds": seconds, "chunks": chunks, "fault": fault and asdict(fault)}
+        self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
         return CommandResult(**json.loads(self._server.stdout.readline()))
 
@@ -79,10 +92,12 @@ class Commands:
 
 def run_in_fork(request: dict[str, Any], log: Path) -> CommandResult:
     """Fork a process that runs the requested command, and wait for its end."""
+    if given := request["fault"]:
+        request["fault"] = Fault(**given | {"lag": Lag(**given["lag"]) if given["lag"] else None})
     child = os.fork()
     if child == 0:
         become_command(request, log)
-    _, status, used = os.wait4(child, 0)
+    _, status, used = wait(child, request["fault"])
     output = [(log.with_suffix(suffix)).read_text() for suffix in (".out", ".err")]
     return CommandResult(os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, *output)
 
@@ -111,6 +126,8 @@ def become_command(request: dict[str, Any], log: Path) -> None:
             die_after(request["chunks"])
         if request["seconds"] is not None:
             signal.setitimer(signal.ITIMER_PROF, request["seconds"])
+        if request["fault"] is not None:
+            arm(request["fault"])
         app.main(request["arguments"])
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
