@@ -29,6 +29,7 @@ class Unit:
       undo: called with the reports of a call whose worker was lost, before the call is made again.
       names: names of its data, such as prompts; a worker that has had the first one before is preferred.
       slot: number of the worker that must do it; None: any.
+      taken_by: number of the worker that took it last.
       failures: number of workers that it has lost.
     """
 
@@ -39,6 +40,7 @@ class Unit:
     undo: Callable[[list[Any]], None] | None = None
     names: tuple[Hashable, ...] = ()
     slot: int | None = None
+    taken_by: int = -1
     failures: int = 0
     result: Future[Any] = field(default_factory=Future)
 
@@ -173,6 +175,7 @@ class Crew:
             while not self._closed:
                 if found := min(self._candidates(slot), default=None):
                     unit = self._waiting.pop(found[1])
+                    unit.taken_by = slot
                     self._homes |= dict.fromkeys(unit.names, slot)
                     return unit
                 self._changed.wait()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from typing import Any
 
@@ -20,6 +20,8 @@ from stages.core.errors import SpoError, UserError
 
 _END_SECONDS = 60.0
 """Seconds in which ranks end by themselves after one of them has failed."""
+_ROOM_SECONDS = 180.0
+"""Seconds in which Ray must find room for all ranks."""
 
 
 class RankGroup:
@@ -32,9 +34,12 @@ class RankGroup:
           name: name of a rank in messages and logs; its number follows.
           gpus: GPUs of a rank. If samplers and trainers share GPUs, ranks use those of the running samplers, and end
             after each call, so that no memory of theirs is left.
+
+        Attributes:
+          workers: the ranks that run, in order.
         """
         self.session, self.name, self.count, self.gpus = session, name, count, gpus
-        self._workers: list[Worker] = []
+        self.workers: list[Worker] = []
         self._group: Any = None
 
     def call(self, function: Callable[..., Any], *arguments: Any, on_report: Callable[[Any], None]) -> Any:
@@ -51,11 +56,12 @@ class RankGroup:
         lost = WorkerLost()
         for _ in range(MAX_FAILURES):
             try:
-                if not self._workers:
+                if not self.workers:
                     self._start()
                 result = self._call(function, arguments, on_report)
             except WorkerLost as error:
                 lost = error
+                self.session.progress.note(f"{self.name} ranks start again: {error}")
                 self.end()
                 continue
             except BaseException:  # the other ranks wait in an exchange for one that failed or was interrupted
@@ -65,11 +71,11 @@ class RankGroup:
                 self.end()
             return result
         where = f"; their logs are in {self.session.logs}" if self.session.logs else ""
-        raise SpoError(f"a {self.name} was lost three times, last: {lost}{where}")
+        raise SpoError(f"a {self.name} was lost three times, last {lost}{where}")
 
     def end(self) -> None:
         """End all ranks."""
-        workers, self._workers = self._workers, []
+        workers, self.workers = self.workers, []
         for worker in workers:
             self.session.end(worker)
         if self._group is not None:
@@ -80,10 +86,10 @@ class RankGroup:
         """Start the ranks, and give each the address of rank 0."""
         names = [f"{self.name}-{rank}" for rank in range(self.count)]
         places = self._places()
-        self._workers = [self.session.start(name, *place) for name, place in zip(names, places, strict=True)]
-        address, port = self._workers[0].call(_listen)
+        self.workers = [self.session.start(name, *place) for name, place in zip(names, places, strict=True)]
+        address, port = self.workers[0].call(_listen)
         locals_: dict[str, int] = {}
-        for rank, worker in enumerate(self._workers):
+        for rank, worker in enumerate(self.workers):
             node = worker.call(_node)
             local = locals_[node] = locals_.get(node, -1) + 1
             numbers = {"RANK": rank, "WORLD_SIZE": self.count, "LOCAL_RANK": local, "MASTER_PORT": port}
@@ -103,7 +109,7 @@ class RankGroup:
         if cluster.memory_bytes:
             bundle["memory"] = cluster.memory_bytes
         self._group = placement_group([dict(bundle) for _ in range(self.count)], strategy="PACK")
-        if not self._group.wait(timeout_seconds=_END_SECONDS):
+        if not self._group.wait(timeout_seconds=_ROOM_SECONDS):
             raise UserError(f"Ray has no room for {self.count} trainers of {bundle} each: ask for fewer")
         strategies = [PlacementGroupSchedulingStrategy(self._group, index) for index in range(self.count)]
         return [(Resources(cluster.cpus, self.gpus, cluster.memory_bytes, one), {}) for one in strategies]
@@ -121,21 +127,25 @@ class RankGroup:
         try:
             calls = [
                 threads.submit(worker.call, function, *arguments, on_report=None if rank else on_report)
-                for rank, worker in enumerate(self._workers)
+                for rank, worker in enumerate(self.workers)
             ]
             wait(calls, return_when=FIRST_EXCEPTION)
-            if any(call.done() and isinstance(call.exception(), WorkerLost) for call in calls):
-                for worker in self._workers:  # the others may wait for the lost one forever
-                    self.session.end(worker)
-            wait(calls, timeout=_END_SECONDS)
+            if not self._lost(calls):  # else the others may wait for the lost one forever
+                wait(calls, timeout=_END_SECONDS)
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
-        errors = [call.exception() if call.done() else WorkerLost("it did not end") for call in calls]
-        if lost := next((error for error in errors if isinstance(error, WorkerLost)), None):
-            raise lost
-        if error := next(filter(None, errors), None):
+        errors = [call.exception() for call in calls if call.done()]
+        if error := self._lost(calls) or next(filter(None, errors), None):
             raise error
         return calls[0].result()
+
+    def _lost(self, calls: Sequence[Future[Any]]) -> WorkerLost | None:
+        """Return which rank is lost, and why; None if none is."""
+        for worker, call in zip(self.workers, calls, strict=True):
+            error = call.exception() if call.done() else None
+            if isinstance(error, WorkerLost):
+                return WorkerLost(f"{worker.name}: {error}")
+        return None
 
 
 def rank_group(session: Session, name: str, count: int) -> RankGroup:

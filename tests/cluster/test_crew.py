@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,12 +13,10 @@ from typing import Any
 import pytest
 
 from stages.cluster.crew import Crew, Unit
-from stages.cluster.environment import open_session
 from stages.cluster.session import Session
 from stages.cluster.worker import Resources, Workspace
 from stages.configs.execution import Cluster
 from stages.core.errors import SpoError, UserError
-from stages.core.progress import Silent
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 
@@ -33,10 +30,20 @@ def remember(workspace: Workspace, report: Any, value: str) -> str:
     return value
 
 
-def recall(workspace: Workspace, report: Any, wait: float = 0.0) -> str:
-    report(1)
-    time.sleep(wait)
+def recall(workspace: Workspace, report: Any, when: Path | None = None) -> str:
+    """Report the process, wait for a file if one is given, and return the value that `remember` kept."""
+    report(os.getpid())
+    while when and not when.exists():
+        time.sleep(0.05)
     return workspace.kept["value"]
+
+
+def meet(workspace: Workspace, report: Any, here: Path, there: Path) -> int:
+    """Make a file, and wait for the file of another unit."""
+    here.touch()
+    while not there.exists():
+        time.sleep(0.05)
+    return os.getpid()
 
 
 def die(workspace: Workspace, report: Any) -> None:
@@ -48,38 +55,41 @@ def refuse(workspace: Workspace, report: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
-    logs = tmp_path_factory.mktemp("workers")
-    with open_session(Cluster(samplers=2), logs, Silent()) as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
 def crew(session: Session) -> Iterator[Crew]:
     crew = Crew(session, "helper", 2, [Resources()] * 2)
     yield crew
     crew.close()
 
 
-def test_units_are_shared_out_and_results_come_in_order(crew: Crew):
+def test_results_come_in_order_with_the_reports_of_each_unit(crew: Crew):
     assert len(set(crew.everywhere(process))) == 2
     crew.set_up(remember, "a")
     seen: list[int] = []
-    units = [Unit(recall, (0.2,), "a unit", seen.append) for _ in range(6)]
-    began = time.monotonic()
+    units = [Unit(recall, (), "a unit", seen.append) for _ in range(6)]
     assert crew.run(units) == ["a"] * 6
-    assert time.monotonic() - began < 6 * 0.2 + 1, "two workers work at the same time"
-    assert seen == [1] * 6
+    assert len(seen) == 6
+    assert {unit.taken_by for unit in units} <= {0, 1}
 
 
-def test_a_killed_worker_starts_again_is_set_up_and_its_unit_is_done(crew: Crew):
+def test_two_workers_work_at_the_same_time(crew: Crew, tmp_path: Path):
+    places = tmp_path / "one", tmp_path / "other"
+    first, second = crew.run([Unit(meet, pair, "a unit") for pair in (places, places[::-1])])
+    assert first != second
+
+
+def test_a_killed_worker_starts_again_is_set_up_and_its_unit_is_done(crew: Crew, tmp_path: Path):
     crew.set_up(remember, "b")
     first, second = crew.everywhere(process)
     undone: list[list[int]] = []
-    units = [Unit(recall, (1.0,), "a unit", undo=undone.append) for _ in range(2)]
-    threading.Timer(0.6, os.kill, (first, signal.SIGKILL)).start()
+
+    def kill(reported: int) -> None:
+        if reported == first:
+            os.kill(first, signal.SIGKILL)
+            (tmp_path / "killed").touch()
+
+    units = [Unit(recall, (tmp_path / "killed",), "a unit", kill, undone.append) for _ in range(2)]
     assert crew.run(units) == ["b", "b"]
-    assert undone == [[1]], "the reports of the lost call are taken back"
+    assert undone == [[first]], "the reports of the lost call are taken back"
     after = crew.everywhere(process)
     assert second in after
     assert first not in after

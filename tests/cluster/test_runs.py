@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from stages import rollout
-from stages.pipeline import iterate
 from tests.chains import ARITHMETIC
+from tests.command_server import Commands
 from tests.pipeline.test_iterate import RECIPE, artefacts
 from tests.shards.samples import files
 
@@ -24,15 +24,23 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 SPO = (sys.executable, "-c", "from spo_cli.app import main; main()")
 
 
-def test_a_run_on_workers_has_the_bytes_of_one_process(policy: Path, tmp_path: Path):
+@pytest.fixture(scope="module")
+def spo() -> Iterator[Commands]:
+    """Commands in processes of their own: this one is connected to the Ray of the other tests."""
+    with Commands() as commands:
+        yield commands
+
+
+def test_a_run_on_workers_has_the_bytes_of_one_process(policy: Path, spo: Commands, tmp_path: Path):
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(RECIPE + "\n[ray]\nsamplers = 2\n")
-    shared = {"recipe": recipe, "overrides": (f"run.model={policy}",)}
-    iterate.run(iterate.Config(out=tmp_path / "workers", executor="ray", **shared))
-    iterate.run(iterate.Config(out=tmp_path / "process", **shared))
-    found, expected = artefacts(tmp_path / "workers"), artefacts(tmp_path / "process")
+    words = ("run", recipe, "--set", f"run.model={policy}", "--executor")
+    for executor in ("ray", "local"):
+        spo.finish(*words, executor, "--out", tmp_path / executor)
+    found, expected = artefacts(tmp_path / "ray"), artefacts(tmp_path / "local")
     assert found.keys() == expected.keys()
     assert [name for name in expected if expected[name] != found[name]] == []
+    assert {path.name for path in (tmp_path / "ray/_logs/workers").iterdir()} == {"sampler-0.log", "sampler-1.log"}
 
 
 def test_a_killed_driver_leaves_no_process_and_the_same_command_resumes(policy: Path, tmp_path: Path):

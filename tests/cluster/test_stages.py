@@ -1,4 +1,4 @@
-"""Stages on two workers of a real Ray write the bytes that one process writes."""
+"""Stages on four workers of a real Ray write the bytes that one process writes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import psutil
 import pytest
 
 from stages import estimate, evaluate, rollout
-from stages.cluster.environment import open_session
-from stages.configs.execution import Cluster
+from stages.cluster.session import Session
 from stages.core.progress import Silent, Summary
 from stages.sampling.engines import with_engine
 from stages.sampling.executors import remote_pool
@@ -27,9 +26,8 @@ SAMPLING: dict[str, Any] = {**ARITHMETIC, "max_tokens": 24, "threads": 1, "num_q
 
 
 @pytest.fixture(scope="module")
-def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SamplerPool]:
-    logs = tmp_path_factory.mktemp("workers")
-    with open_session(Cluster(samplers=2), logs, Silent()) as session, remote_pool(session) as opened:
+def pool(session: Session) -> Iterator[SamplerPool]:
+    with remote_pool(session) as opened:
         yield opened
 
 
@@ -42,20 +40,20 @@ def rolled(out: Path, policy: Path, pool: SamplerPool | None, **options: Any) ->
     [{"num_generations": 24}, {"tree": "3-3-2", "segment_tokens": 3}, {"num_generations": 3, "stop": ("8.",)}],
     ids=["responses", "trees", "stop strings"],
 )
-def test_a_rollout_on_two_workers_has_the_bytes_of_one_process(
+def test_a_rollout_on_four_workers_has_the_bytes_of_one_process(
     policy: Path, pool: SamplerPool, tmp_path: Path, options: dict[str, Any]
 ):
     summary = rolled(tmp_path / "workers", policy, pool, **options)
     rolled(tmp_path / "process", policy, None, **options)
     assert files(tmp_path / "workers") == files(tmp_path / "process")
     (line,) = [note for note in summary.notes if "samplers busy" in note]
-    assert line.startswith("2 samplers busy ")
+    assert line.startswith("4 samplers busy ")
 
 
 @pytest.mark.parametrize(
     "options", [{"rollouts": "6"}, {"rollouts": "2..6", "interval_width": 0.5}], ids=["N", "MIN..MAX"]
 )
-def test_an_estimation_on_two_workers_has_the_bytes_of_one_process(
+def test_an_estimation_on_four_workers_has_the_bytes_of_one_process(
     chain: Path, pool: SamplerPool, tmp_path: Path, options: dict[str, Any]
 ):
     shared: dict[str, Any] = {"cutpoints": chain / "cutpoints", "threads": 1, "chunk_trajectories": 8, **options}

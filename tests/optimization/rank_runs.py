@@ -124,8 +124,7 @@ def curve(directory: Path) -> list[list[float]]:
 
 def weights(directory: Path) -> dict[str, torch.Tensor]:
     """Return all tensors of a checkpoint: weights, adapter and optimizer state."""
-    names = ("model", "adapter_model", "optimizer")
-    files = [directory / f"{name}.safetensors" for name in names]
+    files = [directory / name for name in ("model.safetensors", "adapter_model.safetensors", "optimizer.state")]
     return {name: value for file in files if file.exists() for name, value in load_file(file).items()}
 
 

@@ -23,8 +23,9 @@ from stages.sampling.protocol import OnSample, OnTokens, Request, Sample, Sampli
 from stages.sampling.ray.engine import Opened, free_engine, open_engine, sample_requests
 from stages.sampling.ray.units import RequestUnit, divide_requests
 
-LEAST_SAMPLES = 16
-"""Smallest number of samples in a unit; a smaller one would leave most of an engine's batch empty."""
+LEAST_SAMPLES = 256
+"""Smallest number of samples in a unit: the rows of an engine, which share the fixed cost of its steps. With smaller
+units, two workers may take longer than one (`tests/bench/bench_scaling.py`)."""
 
 
 MOST_LANES = 16
@@ -33,10 +34,15 @@ MOST_LANES = 16
 
 @dataclass
 class _Tokens:
-    """Tokens drawn so far, and when counting began."""
+    """Tokens that each worker has drawn so far, and when counting began."""
 
-    drawn: int
+    drawn: list[int]
     since: float
+
+    def rates(self) -> list[float]:
+        """Return the tokens per second of each worker."""
+        seconds = max(time.monotonic() - self.since, 1e-9)
+        return [drawn / seconds for drawn in self.drawn]
 
 
 class RaySampler:
@@ -64,7 +70,7 @@ class RaySampler:
         self.closed = False
         self.options = _worker_options(options)
         self.crew = Crew(session, "sampler", count, [Resources(cluster.cpus, each, cluster.memory_bytes)] * count)
-        self._tokens = _Tokens(0, time.monotonic())
+        self._tokens = _Tokens([0] * count, time.monotonic())
         try:
             self._opened = self._open(model_dir)
         except BaseException:  # after an interrupt, too, no worker stays
@@ -125,9 +131,10 @@ class RaySampler:
         remember: bool,
     ) -> Unit:
         def count(report: tuple[int, int, int]) -> None:
-            self._tokens.drawn += report[1]
+            self._tokens.drawn[unit.taken_by] += report[1]
             if on_tokens:
                 on_tokens(*report)
+                self._show_rates()
 
         def undo(reports: list[tuple[int, int, int]]) -> None:
             if on_tokens:
@@ -136,7 +143,15 @@ class RaySampler:
         longest = max(len(request.prefix) for request in divided.requests)
         label = f"a unit of {divided.samples} samples from {len(divided.requests)} prefixes of up to {longest} tokens"
         arguments = (divided.requests, params, remember)
-        return Unit(sample_requests, arguments, label, count, undo, names=divided.roots)
+        unit = Unit(sample_requests, arguments, label, count, undo, names=divided.roots)  # `count` reads who took it
+        return unit
+
+    def _show_rates(self) -> None:
+        """Show the tokens per second of the slowest and the fastest worker beside the sum, which the bar computes."""
+        rates = self._tokens.rates()
+        if len(rates) > 1:
+            figures = {"slowest sampler": min(rates), "fastest sampler": max(rates)}
+            self.crew.session.progress.advance(**{name: round(rate) for name, rate in figures.items()})
 
     def _open(self, model_dir: Path) -> list[Opened]:
         share = self.crew.session.cluster.share_gpus
@@ -155,16 +170,16 @@ class RaySampler:
             self.crew.everywhere(free_engine, label="freeing memory")
 
     def report(self) -> str:
-        """Return one line about the work since the last report: how busy each worker was, tokens per second."""
+        """Return one line about the work since the last report: how busy each worker was, and its tokens per second."""
         seconds = max(time.monotonic() - self._tokens.since, 1e-9)
-        shares = sorted((one.busy / seconds for one in self.crew.statistics), reverse=True)
-        shown = shares if len(shares) <= 8 else [shares[0], shares[-1]]
-        each = (" " if shown is shares else " … ").join(f"{share:.0%}" for share in shown)
-        restarts = sum(one.restarts for one in self.crew.statistics)
-        line = f"{len(shares)} samplers busy {each} of {seconds:.0f} s, {self._tokens.drawn / seconds:,.0f} tokens/s"
-        for one in self.crew.statistics:
+        rates, statistics = self._tokens.rates(), self.crew.statistics
+        busy = _spread([one.busy / seconds for one in statistics], "{:.0%}")
+        each = f" ({_spread(rates, '{:,.0f}')})" if len(rates) > 1 else ""
+        restarts = sum(one.restarts for one in statistics)
+        line = f"{len(rates)} samplers busy {busy} of {seconds:.0f} s, {sum(rates):,.0f} tokens/s{each}"
+        for one in statistics:
             one.busy, one.units, one.restarts = 0.0, 0, 0
-        self._tokens = _Tokens(0, time.monotonic())
+        self._tokens = _Tokens([0] * len(rates), time.monotonic())
         return line + (f", {restarts} started again" if restarts else "")
 
     def close(self) -> None:
@@ -182,6 +197,12 @@ def _pass_on(unit: RequestUnit, on_sample: OnSample, result: Future[Any]) -> Non
     for (index, start), group in zip(unit.places, drawn, strict=True):
         for number, sample in enumerate(group):
             on_sample(index, start + number, sample)
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    """Return the values of up to eight workers in order of their numbers; of more, the largest and the smallest."""
+    shown = values if len(values) <= 8 else [max(values), min(values)]
+    return (" " if shown is values else " … ").join(form.format(value) for value in shown)
 
 
 def _worker_options(options: dict[str, Any]) -> dict[str, Any]:

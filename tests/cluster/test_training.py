@@ -1,0 +1,67 @@
+"""Training on two ranks that a real Ray starts: the update of one process."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages import train
+from stages.cluster.ranks import rank_group
+from stages.cluster.session import Session
+from stages.core.errors import UserError
+from stages.core.progress import Summary
+from tests.optimization.rank_runs import TrainingFolder, agree
+from tests.shards.samples import Notes
+from tests.test_train import save_model, write_chain
+
+pytest.importorskip("deepspeed", reason="DeepSpeed is not installed (the extra `deepspeed`)")
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> TrainingFolder:
+    folder = tmp_path_factory.mktemp("training")
+    write_chain(folder / "chain", save_model(folder / "policy", seed=0))
+    save_model(folder / "reference", seed=1)
+    return TrainingFolder(folder)
+
+
+def trained(inputs: TrainingFolder, session: Session, name: str, progress: Any = None, **changes: Any) -> Summary:
+    given = inputs.options(name, **changes)
+    given |= {"advantages": tuple(map(Path, given["advantages"])), "out": Path(given["out"])}
+    return train.run(train.Config(**given), progress or Notes(), session=session)
+
+
+def processes(session: Session) -> list[int]:
+    return [worker.call(process) for worker in rank_group(session, "trainer", 2).workers]
+
+
+def process(workspace: Any, report: Any) -> int:
+    return os.getpid()
+
+
+def test_two_ranks_take_the_steps_of_one_process(inputs: TrainingFolder, session: Session):
+    notes = Notes()
+    trained(inputs, session, "ranks", notes, zero_stage=2)
+    inputs.run_in_process("process")
+    assert agree(inputs.folder / "process", inputs.folder / "ranks")
+    assert "engine: deepspeed, ZeRO stage 2, 2 ranks on cpu" in notes.lines
+
+
+def test_an_output_that_is_up_to_date_needs_no_rank(inputs: TrainingFolder, session: Session):
+    before = processes(session)
+    assert trained(inputs, session, "ranks", zero_stage=2).up_to_date
+    assert processes(session) == before, "the ranks stay for the next call"
+
+
+def test_an_error_of_the_ranks_is_one_line(inputs: TrainingFolder, session: Session):
+    with pytest.raises(UserError, match=r"take a lower --learning-rate") as caught:
+        trained(inputs, session, "too-hot", learning_rate=1e30)
+    assert "\n" not in str(caught.value)
+    assert not (inputs.folder / "too-hot").exists()
+    with pytest.raises(UserError, match=r"^--engine torch runs in one process, but "):
+        trained(inputs, session, "no-torch", engine="torch")
