@@ -17,6 +17,7 @@ MEASUREMENTS = (
     "bench_estimators",
     "bench_grading",
     "bench_regrade",
+    "bench_scaling",
 )
 
 
