@@ -107,7 +107,7 @@ class LearningOptions:
         group="Loss",
     )
     beta: float = option(
-        "Weight of the KL divergence to the reference, a sum over a sequence (--kl-normalization); 0 needs none.",
+        "Weight of the KL divergence to the reference (see --kl-normalization); 0 needs none.",
         default=1e-4,
         minimum=0,
         common=True,
