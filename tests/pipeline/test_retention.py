@@ -135,7 +135,7 @@ def test_a_run_that_prunes_produces_the_same_results_as_one_that_keeps_everythin
 
 def test_with_replay_the_policies_needed_for_scoring_keep_their_weights(recipe: Path, policy: Path, tmp_path: Path):
     replay = ("train.replay=2", "train.lr_scheduler_type=constant", "segment.partition=trajectory")
-    run(recipe, tmp_path / "few", policy, *replay, keep_checkpoints=1)
+    run(recipe, tmp_path / "few", policy, *replay, keep_checkpoints=1, unset=("segment.interval",))
     assert iterations_with(tmp_path / "few", "model.safetensors") == [2, 3]
     assert iterations_with(tmp_path / "few", OPTIMIZER_FILE) == [3]
     older = tuple(tmp_path / "few" / name / "advantages" for name in ("001", "002", "003"))

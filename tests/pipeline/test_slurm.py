@@ -106,7 +106,9 @@ def test_the_commands_of_the_jobs_match_the_stages_of_spo_run(path: Path):
 def test_values_that_look_like_flags_survive_the_command_line():
     from stages import segment
 
-    config = segment.Config(trajectories=Path("t"), out=Path("a b"), delimiter="-x $HOME '", overwrite=True)
+    config = segment.Config(
+        trajectories=Path("t"), out=Path("a b"), partition="delimiter", delimiter="-x $HOME '", overwrite=True
+    )
     assert parse(config) == config
 
 
