@@ -176,15 +176,15 @@ def test_requests_without_samples_cost_nothing_and_keep_their_place() -> None:
 
 
 def test_progress_sums_to_the_totals() -> None:
-    reports: list[tuple[int, int]] = []
+    reports: list[tuple[int, int, int]] = []
 
-    def note(finished: int, tokens: int, /) -> None:
-        reports.append((finished, tokens))
+    def note(finished: int, tokens: int, prefilled: int = 0, /) -> None:
+        reports.append((finished, tokens, prefilled))
 
     requests = [request(p, 5, 30, i) for i, p in enumerate(random_prefixes([5, 20, 9]))]
     _, usage = sampler(make("qwen2"), rows=4).sample(requests, SamplingParams(), note)
     assert len(reports) > 2
-    assert tuple(map(sum, zip(*reports, strict=True))) == (15, usage.sampled)
+    assert tuple(map(sum, zip(*reports, strict=True))) == (15, usage.sampled, usage.prefilled)
 
 
 def test_weights_that_are_not_finite_are_an_error() -> None:
