@@ -100,7 +100,7 @@ def test_help_shows_each_flag_with_its_help_default_and_choices(verbs, capsys, m
             "spo rollout: No such option '--zzz'. (see spo rollout --help)",
         ),
         (["--versoin"], 2, "spo: No such option '--versoin'. Did you mean '--version'? (see spo --help)"),
-        (["rolout"], 2, "spo: No such command 'rolout'. Did you mean 'rollout'? (see spo --help)"),
+        (["rolout"], 2, "spo: No such command 'rolout'. Did you mean 'rollout', 'plot'? (see spo --help)"),
         (
             ["rollout", "in", "--out", "o", "-m", "missing-part"],
             3,
