@@ -241,7 +241,7 @@ def _train(
         line["num_tokens"] += metrics[-1]["num_tokens"] if metrics else 0
         metrics.append(line)
         resumable.log(line)
-        shown = {name: line[name] for name in ("loss", "eval_loss") if name in line}
+        shown: dict[str, Any] = {name: line[name] for name in ("loss", "eval_loss") if name in line}
         progress.advance(1, processed, **shown)
         if step + 1 < steps:
             resumable.save_if_due(engine, tokenizer, metrics, config.save_steps)

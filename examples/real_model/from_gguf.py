@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
-from gguf import GGUFReader
+from gguf import GGUFReader  # pyright: ignore[reportMissingImports]: `make real-model` installs it
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def convert(file: Path, directory: Path) -> None:
     """Write the model of a GGUF file as a model directory, with a card that states its license."""
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     # The weights are plain numbers now. With these two, transformers would refuse to save them, and vLLM to load them.
     model.hf_quantizer = None
     del model.config.quantization_config

@@ -55,9 +55,10 @@ def summarize(
     recorded = parts[0].lineage.summary if len(parts) == 1 else {}
     for name in sorted(recorded, key=_natural_order):  # the JSON of the footer sorts names alphabetically
         mean, error = recorded[name]
+        figures[name] = mean
         # No two questions differ: the standard error says nothing. The tables of `spo eval` show a Wilson interval.
-        is_unknown = error is None or (error == 0 and mean in (0, 1))
-        figures |= {name: mean, f"{name} standard error": math.nan if is_unknown else error}
+        says_nothing = error == 0 and mean in (0, 1)
+        figures[f"{name} standard error"] = math.nan if error is None or says_nothing else error
     ungradable = sum(part.lineage.counts.get("ungradable", 0) for part in parts)
     left_out = (f"{ungradable:,} rows could not be graded: the accuracies leave them out",) if ungradable else ()
     overlong = overlong_notes(part.lineage.counts for part in parts)

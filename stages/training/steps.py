@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
@@ -139,7 +139,7 @@ def take_steps(
                 progress.note(note)
         metrics.append(line | {"step_time": seconds, "tokens_per_second": tokens / seconds})
         resumable.log(metrics[-1])
-        shown = {name: figures[name] for name in ("reward", "loss", "kl") if name in figures}
+        shown: dict[str, Any] = {name: figures[name] for name in ("reward", "loss", "kl") if name in figures}
         progress.advance(len(batches[number]), int(tokens), **shown)
         if number + 1 < len(batches):
             resumable.save_if_due(writer, tokenizer, metrics, save_steps)

@@ -28,14 +28,10 @@ from stages.models.presets import make_model
 from stages.responses.generation import Sampling, respond
 from stages.responses.trees import TreeNode, sample_trees
 from stages.sampling.embedded.engine import TransformersSampler
-from stages.sampling.protocol import SamplingParams, Usage
+from stages.sampling.protocol import SamplingParams, Usage, ignore_tokens
 from stages.tasks import open_task
 
 QUESTIONS, BRANCHES, SEGMENT_TOKENS, MAX_TOKENS = 16, (6, 6, 6), 32, 96
-
-
-def ignore_progress(finished: int, tokens: int, /) -> None:
-    """Do nothing."""
 
 
 def main(repeats: int = 5) -> float:
@@ -49,10 +45,10 @@ def main(repeats: int = 5) -> float:
     prompts = [np.frombuffer(question.prompt.encode(), np.uint8).astype(np.int32) for question in questions]
 
     def tree(repeat: int) -> tuple[list[TreeNode], Usage]:
-        return sample_trees(questions, prompts, BRANCHES, SEGMENT_TOKENS, sampling(repeat), ignore_progress)
+        return sample_trees(questions, prompts, BRANCHES, SEGMENT_TOKENS, sampling(repeat), ignore_tokens)
 
     def leaves(repeat: int) -> Usage:
-        return respond(questions, prompts, sampling(repeat), ignore_progress, num_generations=int(np.prod(BRANCHES)))[1]
+        return respond(questions, prompts, sampling(repeat), ignore_tokens, num_generations=int(np.prod(BRANCHES)))[1]
 
     def sampling(repeat: int) -> Sampling:
         return Sampling(engine, tokenizer, task, SamplingParams(temperature=2.0), MAX_TOKENS, (repeat,))

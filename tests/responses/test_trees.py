@@ -212,13 +212,17 @@ def test_every_tree_is_complete_and_within_its_limits(
     unused: Any = None
     sampling = Sampling(sampler, unused, unused, SamplingParams(), max_tokens, (0, "rollout"))
     reports: list[tuple[int, int]] = []
+
+    def note(done: int, tokens: int, prefilled: int = 0) -> None:
+        reports.append((done, tokens))
+
     nodes, usage = sample_trees(
         [Question(f"q{i}", "", "", "") for i in range(questions)],
         [np.arange(3, dtype=np.int32)] * questions,
         branches,
         segment_tokens,
         sampling,
-        lambda finished, tokens: reports.append((finished, tokens)),
+        note,
     )
     limit = min(max_tokens, KeyedSampler.context_length - 3)
     assert sum(finished for finished, _ in reports) == questions * max_nodes(branches)

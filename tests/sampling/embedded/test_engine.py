@@ -178,8 +178,8 @@ def test_requests_without_samples_cost_nothing_and_keep_their_place() -> None:
 def test_progress_sums_to_the_totals() -> None:
     reports: list[tuple[int, int, int]] = []
 
-    def note(finished: int, tokens: int, prefilled: int = 0, /) -> None:
-        reports.append((finished, tokens, prefilled))
+    def note(done: int, tokens: int, prefilled: int = 0) -> None:
+        reports.append((done, tokens, prefilled))
 
     requests = [request(p, 5, 30, i) for i, p in enumerate(random_prefixes([5, 20, 9]))]
     _, usage = sampler(make("qwen2"), rows=4).sample(requests, SamplingParams(), note)
