@@ -77,7 +77,7 @@ def test_control_characters_in_ids_are_made_visible(inputs: Path, policy: Path, 
     # Any text is an id; only a terminal must not receive it as it is.
     spo.finish("rollout", "-m", policy, *task, "--split", "train", "--max-tokens", "4", "--out", tmp_path / "sampled")
     for artefact in (foreign, tmp_path / "sampled"):
-        for options in ([], ["--row", "0"], ["--row", "0", "--json"]):
+        for options in ([], ["--row", "0"], ["--json"]):
             shown = spo.run("show", artefact, *options)
             assert shown.stdout.replace("\n", "").isprintable()
             assert shown.stderr.replace("\n", "").isprintable()

@@ -168,7 +168,9 @@ def test_the_output_is_a_hugging_face_directory_with_metrics_and_lineage(
     assert [item.stage for item in lineage.inputs] == ["estimate", "rollout"]
     assert lineage.counts["steps"] == 3
     assert summary.rows == COUNT
-    assert summary.reward == pytest.approx(np.mean([line["reward"] for line in lines]))
+    rewards, graded = ([line[name] for line in lines] for name in ("reward", "responses/graded"))
+    assert graded == [4, 4, 3]
+    assert summary.reward == pytest.approx(np.average(rewards, weights=graded))
     assert [entry.name for entry in tmp_path.iterdir()] == ["policy"]  # nothing unfinished is left
 
 

@@ -155,12 +155,12 @@ def test_show_follows_the_lineage_of_an_artefact_in_a_store(runs: Runs, capsys: 
 def test_show_lists_the_state_of_a_run_in_a_store(runs: Runs, capsys: pytest.CaptureFixture[str]):
     half = as_path(f"s3://{runs.bucket.name}/half/000/cutpoints")
     (half / ".part-00000-of-00001" / "chunk-00000.parquet").write_bytes(b"")
-    assert spo("show", f"s3://{runs.bucket.name}/run", "--json") == 0
+    assert spo("show", f"s3://{runs.bucket.name}/run", "--files", "--json") == 0
     entries = {entry["path"]: entry for entry in json.loads(capsys.readouterr().out)}
     names = {*(f"000/{name}" for name in (*ARTEFACTS, "eval", "checkpoint")), "start"}
     assert entries.keys() == names
     assert {entry["state"] for entry in entries.values()} == {"complete"}
-    assert spo("show", half.parent.parent, "--json") == 0
+    assert spo("show", half.parent.parent, "--files", "--json") == 0
     (begun,) = json.loads(capsys.readouterr().out)
     assert begun["state"] == "partial"
     assert "only unfinished work" in begun["problem"]
@@ -297,7 +297,7 @@ def test_spo_run_writes_into_a_store(runs: Runs, tmp_path: Path, capsys: pytest.
     )
     assert spo("run", recipe) == 0
     capsys.readouterr()
-    assert spo("show", f"s3://{runs.bucket.name}/recipe", "--json") == 0
+    assert spo("show", f"s3://{runs.bucket.name}/recipe", "--files", "--json") == 0
     entries = json.loads(capsys.readouterr().out)
     assert len(entries) == 2 * 4 + 2, "two iterations, and the evaluations of start and end"
     assert {entry["state"] for entry in entries} == {"complete"}
