@@ -177,7 +177,8 @@ def test_a_signal_before_the_command_begins_ends_it_with_the_code_of_an_interrup
 def test_code_of_the_user_cannot_decide_the_exit_code(artefact: Path, tmp_path: Path):
     (tmp_path / "mine.py").write_text("import sys\nsys.exit(7)\n")
     (tmp_path / "yours.py").write_text("import sys\ndef cut(*columns):\n    sys.exit(7)\n")
-    for name, problem in (("mine:cut", "importing mine raised SystemExit: 7"), ("yours:cut", "yours:cut failed: SystemExit: 7")):
+    problems = (("mine:cut", "importing mine raised SystemExit: 7"), ("yours:cut", "yours:cut failed: SystemExit: 7"))
+    for name, problem in problems:
         environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{tmp_path}"}
         arguments = ["segment", str(artefact), "--partition", name, "--out", str(tmp_path / "cutpoints")]
         process = start(*arguments, stderr=subprocess.PIPE, env=environment)
