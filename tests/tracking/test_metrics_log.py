@@ -58,7 +58,7 @@ def lines(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
-CLOCK = {"time", "train/step_time", "train/tokens_per_second"}
+CLOCK = {"time"} | {f"{stage}/{name}" for stage in ("sft", "train") for name in ("step_time", "tokens_per_second")}
 """Values that differ between two runs of the same work."""
 
 
