@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from stages.configs.importing import ROLES, Config
+from stages.configs.shared import CHAT_DATE
 from stages.core.errors import UserError
 from stages.core.progress import Progress, Silent, Summary
 from stages.core.storage import digest, file_digest
@@ -28,6 +30,7 @@ from stages.models import checkpoints, devices, loading
 from stages.optimization.batches import Example
 from stages.optimization.step import score_all
 from stages.optimization.torch import TorchEngine, open_engine
+from stages.responses.prompts import render_messages
 from stages.shards.lineage import Source, describe, model_source
 from stages.shards.schemas import TRAJECTORIES
 from stages.shards.writing import open_part
@@ -186,10 +189,7 @@ def _prompt(tokenizer: PreTrainedTokenizerBase, value: Any, place: str) -> str |
         return _text(value, "prompt", place)
     if not tokenizer.chat_template:
         raise UserError(f"{place} has messages as prompt, but the model's tokenizer has no chat template")
-    try:
-        return str(tokenizer.apply_chat_template(value, tokenize=False, add_generation_prompt=True))
-    except Exception as error:  # a template is code of the model's author, and may raise anything
-        raise UserError(f"the tokenizer's chat template rejects {place}: {error!r:.200}") from error
+    return render_messages(tokenizer, value, datetime.fromisoformat(CHAT_DATE), place)
 
 
 def _completion(value: Any, place: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,15 @@ def test_completions_of_trl_are_chats_or_texts(model: Path, tmp_path: Path) -> N
     assert [text_of(row["token_ids"][:-1]) for row in found] == ["2", "3"]
     assert {text_of(row["prompt_token_ids"]) for row in found} == {"<user>1+1?<a>"}
     assert [row["reward"] for row in found] == [1.0, 0.0]
+
+
+def test_a_dated_chat_template_writes_the_same_date_on_every_day(model: Path, tmp_path: Path) -> None:
+    dated = shutil.copytree(model, tmp_path / "dated")
+    (dated / "chat_template.jinja").write_text("{{ strftime_now('%d %b %Y') }}: {{ messages[0]['content'] }}")
+    chat = [{"role": "user", "content": "1+1?"}]
+    file = write(tmp_path / "chats.jsonl", [{"prompt": chat, "completion": "2", "reward": 1.0}])
+    (row,) = imported(file, dated)
+    assert text_of(row["prompt_token_ids"]) == "26 Jul 2024: 1+1?"
 
 
 def test_logged_samples_of_lm_eval_are_read_once_per_filter(model: Path, tmp_path: Path) -> None:

@@ -51,6 +51,9 @@ def threads_option() -> Any:
     )
 
 
+CHAT_DATE = "2024-07-26"  # of the Llama 3.1 templates; default of --chat-date
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
     """The sampling engine. Samples differ across engines and dtypes."""
@@ -263,7 +266,7 @@ class QuestionOptions:
     )
     chat_date: str = option(
         "Date that a chat template writes as today's (strftime_now). It is fixed: a rerun has the same prompts.",
-        default="2024-07-26",
+        default=CHAT_DATE,
         metavar="YYYY-MM-DD",
         group="Prompt",
         added=True,

@@ -216,6 +216,21 @@ def _render_chat(tokenizer: PreTrainedTokenizerBase, question: Question, text: s
         if messages[0]["role"] == "system":
             raise UserError(f"question {question.id} has a system message of its own: omit --system-prompt")
         messages.insert(0, {"role": "system", "content": system})
+    return render_messages(tokenizer, messages, day, f"question {question.id}")
+
+
+def render_messages(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], day: datetime, location: str
+) -> str:
+    """Return a conversation in the tokenizer's chat template, up to the start of the model's turn.
+
+    Args:
+      day: the date that `strftime_now` writes.
+      location: where the messages are, for errors.
+
+    Raises:
+      UserError: the template rejects the messages, or does not end in time.
+    """
     try:
         with time_limit(_TEMPLATE_SECONDS, "it"):
             return str(
@@ -225,4 +240,4 @@ def _render_chat(tokenizer: PreTrainedTokenizerBase, question: Question, text: s
             )
     except Exception as error:  # a template is code from the model's author and may raise anything
         reason = first_line(error) if isinstance(error, TemplateError | ValueError) else repr(error)
-        raise UserError(f"the tokenizer's chat template rejects question {question.id}: {reason}") from error
+        raise UserError(f"the tokenizer's chat template rejects {location}: {reason}") from error

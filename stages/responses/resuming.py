@@ -63,7 +63,7 @@ class ResumingSampler:
             return cast("list[list[Sample]]", samples), Usage(earlier, 0, 0)
         try:
             drawn, usage = self._sampler.sample(missing, params, on_tokens, on_sample=keep, remember=remember)
-        except BaseException:
+        except BaseException:  # a signal, too, must not lose the finished samples
             self._kept.write()
             raise
         for group, own, new in zip(samples, places, drawn, strict=True):
