@@ -10,6 +10,7 @@ import logging
 import math
 import re
 from functools import lru_cache
+from itertools import permutations
 from typing import cast
 
 from latex2sympy2_extended import NormalizationConfig
@@ -65,6 +66,10 @@ def compare_by_algebra(answer: str, reference: str) -> bool | None:
 
 
 def _compare(answer: str, reference: str) -> bool:
+    if any(
+        one.strip() == r"\emptyset" and re.search("[0-9]", other) for one, other in permutations((answer, reference))
+    ):
+        return False  # a vector between words is read as an empty set, too
     if _equal_as_read(answer, reference):
         return not _ignores_difference(answer, reference)
     left, right = parse_collection(answer), parse_collection(reference)
