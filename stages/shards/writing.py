@@ -40,6 +40,8 @@ from stages.shards.places import check_place
 from stages.shards.schemas import Schema
 
 _REMEDY = "Choose another --out, or pass --overwrite to replace it"
+_CLEARING_SECONDS = 5.0
+"""How long a part waits for another part of its split that removes the same chunks; this takes milliseconds."""
 
 
 @contextmanager
@@ -331,8 +333,23 @@ class PartWriter:
             if path.suffix:
                 path.unlink(missing_ok=True)
             else:
-                with locked_chunks(path):
-                    Chunks(path, self.schema).clear()
+                self._remove_chunks(path)
+
+    def _remove_chunks(self, directory: AnyPath) -> None:
+        """Remove the chunks of another split; wait for another part that is removing them.
+
+        Raises:
+          UserError: a process of the other split still writes there.
+        """
+        deadline = time.monotonic() + _CLEARING_SECONDS
+        while True:
+            try:
+                with locked_chunks(directory):
+                    return Chunks(directory, self.schema).clear()
+            except UserError:
+                if time.monotonic() >= deadline:
+                    raise
+            time.sleep(0.02)
 
     def _progress(self) -> str:
         if not self._keys:

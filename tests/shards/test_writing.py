@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 from stages.core.errors import FingerprintMismatch, IncompleteInput, UserError
 from stages.shards import writing
+from stages.shards.disk import locked_chunks
 from stages.shards.names import parse_part_name
 from stages.shards.parts import open_artefact
 from stages.shards.schemas import CUTPOINTS, TRAJECTORIES
@@ -153,6 +155,37 @@ def test_unfinished_work_of_another_split_is_refused(tmp_path: Path):
         write_part(tmp_path, 0, 2)
     write_part(tmp_path, 0, 2, overwrite=True)
     assert list(files(tmp_path)) == ["part-00000-of-00002.parquet"]
+
+
+def test_two_parts_may_remove_the_chunks_of_another_split_at_once(tmp_path: Path):
+    commit_some(tmp_path, 1)
+    others = tmp_path / ".part-00000-of-00001"
+    release = threading.Event()
+
+    def remove() -> None:
+        with locked_chunks(others):
+            locked.set()
+            release.wait(timeout=30)
+
+    locked = threading.Event()
+    other_part = threading.Thread(target=remove)
+    other_part.start()
+    assert locked.wait(timeout=30)
+    threading.Timer(0.2, release.set).start()
+    write_part(tmp_path, 0, 2, overwrite=True)
+    other_part.join()
+    assert list(files(tmp_path)) == ["part-00000-of-00002.parquet"]
+
+
+def test_a_split_that_is_being_written_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(writing, "_CLEARING_SECONDS", 0.0)
+    with open_part(tmp_path, 0, 1, lineage(), TRAJECTORIES) as part:
+        for i in part.missing(["rows 0-12"]):
+            part.commit(i, trajectories(12))
+        with pytest.raises(UserError, match=f"process {os.getpid()}"):
+            write_part(tmp_path, 0, 2, overwrite=True)
+        part.finish()
+    assert list(files(tmp_path)) == ["part-00000-of-00001.parquet"]
 
 
 def test_overwrite_never_replaces_files_of_another_stage_or_tool(tmp_path: Path):
