@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from stages.tasks.answers import join_boxes
 from stages.tasks.boxes import find_boxes
-from stages.tasks.maths_normalization import compact, is_words, normalize
+from stages.tasks.maths_normalization import PLAIN_INTEGER, compact, is_words, normalize
 from stages.tasks.numbers import ascii_digits, format_number, read_exact_number
 from stages.tasks.quantities import read_quantity, scale
 
@@ -29,6 +29,8 @@ def canonical_form(answer: str) -> str:
 
     Units are left out.
     """
+    if PLAIN_INTEGER.fullmatch(answer):
+        return answer
     text = normalize(answer)
     quantity = read_quantity(text)
     if quantity and not quantity.is_compound and not is_words(text):

@@ -104,6 +104,10 @@ _FUNCTIONS = re.compile(r"\\(?:frac|sqrt|sin|cos|tan|cot|sec|csc|log|ln|pi|infty
 _RELATION = re.compile(r"[=<>]|\\(?:le|ge|ne|in)(?![A-Za-z])")
 
 
+PLAIN_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
+"""An integer that is its own canonical form. Most answers are; they skip the rules for all other notations."""
+
+
 class Collection(NamedTuple):
     """A tuple, an interval, a set or a bare list.
 
@@ -119,6 +123,8 @@ class Collection(NamedTuple):
 @lru_cache(_CACHE_SIZE)
 def normalize(answer: str) -> str:
     """Return an answer in normalized notation: `$\\dfrac12\\text{ cm}$.` → `\\frac12 \\text{ cm}`."""
+    if PLAIN_INTEGER.fullmatch(answer):
+        return answer
     money = _SUM_OF_MONEY.fullmatch(answer) if len(answer) <= 80 else None
     if money and (money["before"] or money["after"]) and not (money["before"] == money["after"] == "$"):
         currency = _CURRENCIES[money["before"] or money["after"]]

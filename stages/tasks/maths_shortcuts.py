@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from stages.tasks.maths_equations import compare_equations, compare_inequalities, sides, value_of_chain
 from stages.tasks.maths_normalization import (
+    PLAIN_INTEGER,
     Collection,
     align,
     compact,
@@ -68,6 +69,9 @@ def compare(answer: str, reference: str) -> Comparison:
     """Compare a normalized answer with a normalized reference as far as no algebra is needed."""
     if not answer:
         return Comparison(False, Reason.NO_ANSWER, answer, reference)
+    if PLAIN_INTEGER.fullmatch(answer) and PLAIN_INTEGER.fullmatch(reference):
+        is_equal = answer == reference
+        return Comparison(is_equal, Reason.EQUAL if is_equal else Reason.DIFFERENT, answer, reference)
     if len(answer) > MAX_ANSWER_CHARACTERS or nesting_depth(answer) > _MAX_NESTING:
         return Comparison(False, Reason.TOO_LONG, answer[:MAX_ANSWER_CHARACTERS], reference)
     if compact(answer) == compact(reference):
