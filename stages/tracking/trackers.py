@@ -114,11 +114,7 @@ class WeightsAndBiases:
         self._count = self._run.starting_step
         for number, entry in enumerate(entries):
             self.log(number, entry)
-        if self._run.offline:
-            directory = Path(self._run.dir).parent
-            for previous in directory.parent.glob(f"offline-run-*-{run.identity}"):
-                if previous != directory:
-                    shutil.rmtree(previous, ignore_errors=True)
+        self._remove_previous()
         self.location = f"Weights & Biases: {self._run.url or Path(self._run.dir).parent}"
 
     def log(self, number: int, entry: Entry) -> None:
@@ -128,6 +124,18 @@ class WeightsAndBiases:
 
     def close(self, *, failed: bool) -> None:
         self._run.finish(exit_code=int(failed))
+        self._remove_previous()  # again: after a kill, wandb's own process writes for a moment longer
+
+    def _remove_previous(self) -> None:
+        """Remove the directories of earlier processes of an offline run.
+
+        wandb names a directory after the second of its start, and appends `-1` if that second has one already.
+        """
+        if self._run.offline:
+            directory = Path(self._run.dir).parent
+            for previous in directory.parent.glob(f"offline-run-*-{self._run.id}*"):
+                if previous != directory:
+                    shutil.rmtree(previous, ignore_errors=True)
 
 
 TRACKERS: dict[str, Callable[[RunInfo, Iterable[Entry]], Tracker]] = {

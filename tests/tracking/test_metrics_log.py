@@ -293,6 +293,21 @@ def test_work_with_another_fingerprint_is_a_new_run_at_weights_and_biases(tmp_pa
     assert identities[0] != identities[1] == identities[2]
 
 
+@pytest.mark.usefixtures("offline")
+def test_an_offline_run_leaves_one_directory(tmp_path: Path):
+    logs = tmp_path / "_logs"
+    for steps in (1, 2):
+        with open_log(logs, "wandb") as metrics_log:
+            metrics_log.open_series(
+                "train", tmp_path / "a", "work", [{"step": 1 + step, "loss": 0.5} for step in range(steps)]
+            )
+        identity = json.loads((logs / "mirrors.json").read_text())["identity"]
+        if steps == 1:  # two processes that start in one second
+            (logs / "wandb" / f"offline-run-20260101_000000-{identity}-1").mkdir()
+    assert [line["step"] for line in history(logs)] == [1, 2]
+    assert len(list(logs.glob("wandb/offline-run-*"))) == 1
+
+
 def test_entries_that_the_server_has_are_not_sent_again(offline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Online, a resumed run starts at the step after the last one that the server has."""
     sent = []
