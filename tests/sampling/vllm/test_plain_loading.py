@@ -20,20 +20,23 @@ pytestmark = pytest.mark.xdist_group("vllm")
 PROMPT = [72, 101, 108, 108, 111]
 
 
-def is_long(completions: Sequence[str], answer: Sequence[str]) -> list[float]:
-    """Return 1 for the longer responses: a reward that an untrained model sometimes earns."""
-    return [float(len(text) > 3) for text in completions]
+def is_even(completions: Sequence[str], answer: Sequence[str]) -> list[float]:
+    """Return 1 for about half of the responses: a reward that an untrained model sometimes earns."""
+    return [float(sum(map(ord, text)) % 2 == 0) for text in completions]
 
 
 @pytest.fixture(scope="module")
 def advantages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return advantages by a critic, for trajectories of the untrained model `base` beside them."""
+    require_cpu_build()
     here = tmp_path_factory.mktemp("plain")
     model = make_model("llama", hidden_size=64, head_dim=32, num_attention_heads=2, initializer_range=0.05)
+    assert model.generation_config
+    model.generation_config.eos_token_id = list(range(128, 257))  # every second token ends a response
     model.save_pretrained(here / "base")
     make_byte_tokenizer().save_pretrained(here / "base")
     (here / "train.jsonl").write_text('{"question": "How?", "answer": "a"}\n{"question": "Why?", "answer": "b"}\n')
-    reward = f"reward={__name__}:is_long"
+    reward = f"reward={__name__}:is_even"
     task: dict[str, Any] = {"task": "custom", "data": str(here / "train.jsonl"), "task_arg": (reward,)}
     sample(here / "trajectories", here / "base", **task, num_questions=2, num_generations=4, max_tokens=8)
     cut(here / "cutpoints", here / "trajectories", partition="token")
@@ -56,15 +59,13 @@ def next_logprobs(model: Any) -> torch.Tensor:
 
 
 def test_checkpoints_load_in_plain_vllm_and_transformers(advantages: Path, tmp_path: Path) -> None:
-    require_cpu_build()
     from peft import PeftModel
     from vllm import SamplingParams  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
     from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
 
     torch.set_num_threads(1)
     full = trained(advantages, tmp_path / "full", critic_learning_rate=1e-3)
-    for name in ("optimizer.state", "critic/model.safetensors", "critic/value_head.state", "README.md"):
-        assert (full / name).is_file()
+    assert (full / "critic").is_dir()
     layers = ("q_proj", "v_proj")
     adapter = trained(advantages, tmp_path / "adapter", model=str(full), lora_r=8, lora_target_modules=layers)
     base = next_logprobs(AutoModelForCausalLM.from_pretrained(advantages.with_name("base"), dtype=torch.float32))
