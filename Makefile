@@ -29,7 +29,7 @@ check: $(VENV)/installed
 
 # Tests every family of language models on a tiny random model; `make test` tests a sample of them.
 families: $(VENV)/installed
-	@SPO_ALL_FAMILIES=1 $(BIN)/python -m pytest -q tests/test_families.py
+	@TEST_ALL_FAMILIES=1 $(BIN)/python -m pytest -q tests/test_families.py
 
 format: $(VENV)/installed
 	@$(BIN)/ruff check --fix .

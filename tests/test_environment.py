@@ -1,12 +1,16 @@
-"""The environment of the suite: `TEST_THREADS` alone decides how many threads each process computes with."""
+"""The environment of the suite: the number of threads of each process, and variables that select tests."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from tests.environment import CLEARED, CLEARED_PREFIXES
 
 PRINT_THREADS = """
 import os
@@ -37,3 +41,10 @@ def test_a_number_of_threads_that_is_none_is_an_error(given: str):
     done = run(TEST_THREADS=given)
     assert done.returncode != 0
     assert f"expected TEST_THREADS to be a whole number above 0, found {given!r}" in done.stderr
+
+
+def test_variables_that_the_makefile_sets_for_tests_are_not_cleared():
+    makefile = (Path(__file__).parents[1] / "Makefile").read_text()
+    names = re.findall(r"@([A-Z_]+)=\S+ \$\(BIN\)/python -m pytest", makefile)
+    assert names == ["TEST_ALL_FAMILIES"]
+    assert not [name for name in names if name.startswith(CLEARED_PREFIXES) or name in CLEARED]

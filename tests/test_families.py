@@ -30,7 +30,7 @@ SAMPLE = (
     "jamba", "lfm2", "falcon_h1", "gpt_neo", "gpt_neox_japanese", "bloom", "mpt", "nanochat", "llama4_text",
     "modernbert-decoder",
 )  # fmt: skip
-FAMILIES = SUPPORTED if os.environ.get("SPO_ALL_FAMILIES") else SAMPLE
+FAMILIES = SUPPORTED if os.environ.get("TEST_ALL_FAMILIES") else SAMPLE
 
 
 @pytest.mark.parametrize("family", FAMILIES)

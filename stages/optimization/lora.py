@@ -16,6 +16,7 @@ from typing import cast
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from stages.core.errors import UserError
 from stages.models import adapters, checkpoints, loading
@@ -68,6 +69,7 @@ def _attach(directory: Path, device: torch.device, compute: torch.dtype, lora: L
         lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]
         target_modules=list(lora.targets),
         lora_dropout=0.0,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2 keeps weights transposed
         task_type="CAUSAL_LM",
         revision=revision,
     )

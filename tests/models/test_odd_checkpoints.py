@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from stages.core.errors import UserError
 from stages.models import loading, lora, saving
 from stages.models.adapters import LoraOptions
 from stages.models.presets import make_byte_tokenizer
+from stages.optimization.lora import open_to_train
 from stages.responses.prompts import Prompts, check_vocabulary
 from stages.tasks import Question
 from tests.families import make_model
@@ -68,9 +70,13 @@ def test_an_adapter_on_a_tied_head_or_embedding_changes_that_one_alone(tmp_path:
 
 
 def test_the_linear_layers_of_gpt2_can_be_adapted(tmp_path: Path) -> None:
-    planned = lora.plan(write(tmp_path / "gpt2", make_model("gpt2")), LoraOptions(r=4))
+    base = write(tmp_path / "gpt2", make_model("gpt2"))
+    planned = lora.plan(base, LoraOptions(r=4))
     assert planned is not None
     assert planned.targets == ("c_attn", "c_fc", "c_proj")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="fan_in_fan_out")  # peft's warning is of no use to the user
+        open_to_train(base, CPU, torch.float32, planned)
 
 
 def test_a_token_that_the_model_does_not_know_is_named() -> None:
