@@ -77,13 +77,12 @@ def _run(config: Config, progress: Progress, metrics_log: MetricsLog | None) -> 
     ):
         _clean_up(config, progress)
         return _summary(config, done, started, up_to_date=True)
-    tokenizer, context_length = _load_tokenizer(base)
+    tokenizer, context_length, vocabulary = _load_tokenizer(base)
     count = config.num_examples
     if count is None and config.steps:
         count = min(config.steps * config.batch_size, len(task.questions(config.split)) - config.eval_examples)
     count = None if count is None else max(count, 1) + config.eval_examples
-    examples, notes = load_examples(task, config, count, tokenizer, context_length)
-    _check_vocabulary(examples, base)
+    examples, notes = load_examples(task, config, count, tokenizer, context_length, vocabulary)
     examples, held_out = _hold_out(examples, config.eval_examples)
     with open_resumable_run(
         config.out, lineage, overwrite=config.overwrite, progress=progress, metrics_log=metrics_log
@@ -149,11 +148,12 @@ def _summary(
     )
 
 
-def _load_tokenizer(base: Path | None) -> tuple[PreTrainedTokenizerBase, int]:
-    """Return the tokenizer and the context length of the model to start from; None is a model from scratch."""
+def _load_tokenizer(base: Path | None) -> tuple[PreTrainedTokenizerBase, int, int]:
+    """Return tokenizer, context length and vocabulary size of the model to start from; None is one from scratch."""
     if base:
-        return loading.load_tokenizer(base), loading.context_length(loading.load_config(base))
-    return presets.make_byte_tokenizer(), presets.CONTEXT_LENGTH
+        config = loading.load_config(base)
+        return loading.load_tokenizer(base), loading.context_length(config), loading.vocabulary_size(config)
+    return presets.make_byte_tokenizer(), presets.CONTEXT_LENGTH, presets.BYTES + 2
 
 
 def _hold_out(examples: Sequence[Example], count: int) -> tuple[Sequence[Example], Sequence[Example]]:
@@ -168,17 +168,6 @@ def _hold_out(examples: Sequence[Example], count: int) -> tuple[Sequence[Example
             f"{len(examples) - 1}"
         )
     return examples[: len(examples) - count], examples[len(examples) - count :]
-
-
-def _check_vocabulary(examples: Sequence[Example], base: Path | None) -> None:
-    """Raise UserError if the tokenizer gives ids that the model does not know."""
-    size = loading.vocabulary_size(loading.load_config(base)) if base else presets.BYTES + 2
-    largest = max(int(example.tokens.max()) for example in examples)
-    if largest >= size:
-        raise UserError(
-            f"an example has token {largest}, but the model knows {size} tokens: its tokenizer belongs to another "
-            "model, or has tokens that were added after training"
-        )
 
 
 def _open_engine(config: Config, base: Path | None, checkpoint: Path | None, adapter: Lora | None) -> TorchEngine:

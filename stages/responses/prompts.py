@@ -152,11 +152,25 @@ def check_vocabulary(prompts: Sequence[Prompts], size: int) -> None:
       UserError: the tokenizer gave an id that the model does not know.
     """
     for question, prompt in (pair for chunk in prompts for pair in zip(*chunk, strict=True)):
-        if prompt.size and prompt.max() >= size:
-            raise UserError(
-                f"the prompt of question {question.id} has token {prompt.max()}, but the model knows {size} tokens: "
-                "its tokenizer belongs to another model, or has tokens that were added after training"
-            )
+        check_tokens(prompt, size, f"the prompt of question {question.id}")
+
+
+def check_tokens(tokens: np.ndarray, size: int, where: str) -> None:
+    """Check that a model knows every token of one text.
+
+    Args:
+      tokens: integers [T].
+      size: number of token ids that the model knows.
+      where: name of the text, for the message.
+
+    Raises:
+      UserError: the tokenizer gave an id that the model does not know.
+    """
+    if tokens.size and tokens.max() >= size:
+        raise UserError(
+            f"{where} has token {tokens.max()}, but the model knows {size} tokens: its tokenizer belongs to another "
+            "model, or has tokens that were added after training"
+        )
 
 
 def write_prompts(

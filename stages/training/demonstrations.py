@@ -11,7 +11,7 @@ from stages.configs.shared import QuestionOptions
 from stages.core.errors import UserError
 from stages.maths.randomness import random_key, uniforms
 from stages.optimization.batches import Example
-from stages.responses.prompts import encode, write_prompts
+from stages.responses.prompts import check_tokens, encode, write_prompts
 from stages.tasks import MAX_FINITE_SPLIT, Task
 
 _WINDOW = 64
@@ -24,6 +24,7 @@ def load_examples(
     count: int | None,
     tokenizer: PreTrainedTokenizerBase,
     context_length: int,
+    vocabulary: int,
 ) -> tuple[list[Example], tuple[str, ...]]:
     """Return the demonstrations that fit the context, and notes for the user about those that are left out.
 
@@ -31,9 +32,10 @@ def load_examples(
       flags: the split and the prompt options, as `stages.responses.prompts.with_template` returns them.
       count: number of questions, from the start of the split; None: all.
       context_length: maximum number of tokens of an example, prompt and solution together.
+      vocabulary: number of token ids that the model knows.
 
     Raises:
-      UserError: the split has fewer questions than `count`, or no example is left; as
+      UserError: the split has fewer questions than `count`, no example is left, or one has an unknown token; as
         `stages.responses.prompts.write_prompts`.
     """
     split = flags.split
@@ -50,6 +52,9 @@ def load_examples(
     if not pairs:
         raise UserError(f"the {split} split of task {task.name} has no worked solutions to learn from")
     examples = encode_examples(tokenizer, pairs, chat=flags.chat_template)
+    solved = (question for question in questions if question.solution is not None)
+    for question, example in zip(solved, examples, strict=True):
+        check_tokens(example.tokens, vocabulary, f"the worked solution of question {question.id}")
     short = [example for example in examples if example.tokens.size <= context_length]
     if not short:
         raise UserError(

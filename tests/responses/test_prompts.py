@@ -151,12 +151,20 @@ def test_demonstrations_start_with_the_prompt_of_a_rollout():
     task = open_task("arithmetic", None, ["operations=1"])
     for given in ({"chat_template": True}, {"prompt_template": "Q: {question}\\n"}, {}):
         chosen = flags(**given)
-        examples, _ = load_examples(task, chosen, 5, tokenizer, 1000)
+        examples, _ = load_examples(task, chosen, 5, tokenizer, 1000, len(tokenizer))
         questions, prompts = make_prompts(tokenizer, task.questions("train")[:5], task, chosen)
         for example, question, prompt in zip(examples, questions, prompts, strict=True):
             assert example.tokens[: prompt.size].tolist() == prompt.tolist()
             assert tokenizer.decode(example.tokens[prompt.size :]) == f"{question.solution}{tokenizer.eos_token}"
             assert example.kept[0] == prompt.size
+
+
+def test_a_demonstration_with_a_token_that_the_model_does_not_know_names_its_question():
+    task = open_task("arithmetic", None, ["operations=1"])
+    with pytest.raises(
+        UserError, match=r"worked solution of question \S+-0 has token \d+, but the model knows 40 tokens"
+    ):
+        load_examples(task, flags(), 5, make_tokenizer(), 1000, 40)
 
 
 @pytest.fixture(scope="module")
