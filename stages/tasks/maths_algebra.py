@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import permutations
 from typing import cast
@@ -24,11 +25,16 @@ from sympy import (
     I,
     Integer,
     MatrixBase,
+    Mod,
     Pow,
     Rational,
     Tuple,
+    ceiling,
     exp,
     factorial,
+    floor,
+    frac,
+    sign,
     simplify,
     solve,
 )
@@ -44,6 +50,8 @@ _MAX_DIGITS = 20_000
 _DECIMAL_PLACES = 9
 """Precision to which math-verify compares numeric values."""
 _POINTS = 3
+_INTEGERS = 40
+_STEP_FUNCTIONS = (floor, ceiling, frac, Mod, sign)
 _DIGITS = 50
 """Expressions that agree in so many digits at so many points are equal."""
 _LATEX = LatexExtractionConfig(
@@ -51,6 +59,8 @@ _LATEX = LatexExtractionConfig(
 )
 _IMAGINARY = re.compile(r"(?<=[0-9])i(?![A-Za-z])")
 """The imaginary unit after a digit. math-verify recognizes it only if it stands alone, else it reads an unknown i."""
+_ONE_EXPRESSION = re.compile(r"(?:[0-9a-z+*/^(){}. -]|\\(?:frac|sqrt|cdot|pi)(?![A-Za-z]))*")
+"""One expression of numbers, letters, fractions and roots. The parser reads all of it or nothing."""
 _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _DEGREES = re.compile(r"([0-9]+)\s*\^\s*\\circ(?![A-Za-z])")
 """Angles in degrees, which math-verify reads as plain numbers."""
@@ -71,7 +81,8 @@ def _compare(answer: str, reference: str) -> bool:
     ):
         return False  # a vector between words is read as an empty set, too
     if _equal_as_read(answer, reference):
-        return not _ignores_difference(answer, reference)
+        is_read_whole = _ONE_EXPRESSION.fullmatch(answer) and _ONE_EXPRESSION.fullmatch(reference)
+        return bool(is_read_whole) or not _ignores_difference(answer, reference)
     left, right = parse_collection(answer), parse_collection(reference)
     if left is None or right is None or left.brackets != right.brackets:
         return False
@@ -179,18 +190,30 @@ def _equal(answer: _Parsed, gold: _Parsed) -> bool:
 
 
 def _agree(answer: Expr, gold: Expr) -> bool:
-    """Return whether two expressions have the same fifty digits at three points: sympy cannot simplify all."""
+    """Return whether two expressions have the same fifty digits at three points: sympy cannot simplify all.
+
+    Step functions (floor, ceiling, remainder, sign) agree near any point: they are compared at all integers from 1 to
+    40, which also distinguish expressions that differ at powers or multiples only.
+    """
     symbols = sorted(answer.free_symbols | gold.free_symbols, key=str)
-    for point in range(_POINTS):
-        values = [(symbol, Rational(7 * i + 11 * point + 13, 5 * i + 17)) for i, symbol in enumerate(symbols)]
-        a, b = (one.subs(values).evalf(_DIGITS + 10) for one in (answer, gold))
-        if not (a.is_number and b.is_number and a.is_finite and b.is_finite):
-            return False
-        if abs(a - b) * Integer(10) ** _DIGITS > abs(b):
-            return False
-        if not symbols:
-            return True
-    return True
+    if symbols and (answer.has(*_STEP_FUNCTIONS) or gold.has(*_STEP_FUNCTIONS)):
+        return all(
+            _agree_at([(symbol, Integer(n + 3 * i)) for i, symbol in enumerate(symbols)], answer, gold)
+            for n in range(1, _INTEGERS + 1)
+        )
+    return all(
+        _agree_at(
+            [(symbol, Rational(7 * i + 11 * point + 13, 5 * i + 17)) for i, symbol in enumerate(symbols)], answer, gold
+        )
+        for point in range(_POINTS if symbols else 1)
+    )
+
+
+def _agree_at(values: Sequence[tuple[Basic, Basic]], answer: Expr, gold: Expr) -> bool:
+    a, b = (cast(Expr, one.subs(values)).evalf(_DIGITS + 10) for one in (answer, gold))
+    if not (a.is_number and b.is_number and a.is_finite and b.is_finite):
+        return False
+    return not bool(abs(a - b) * Integer(10) ** _DIGITS > abs(b))
 
 
 def _verify(answer: _Parsed, gold: _Parsed) -> bool:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from stages.tasks.answers import find_answer
 from stages.tasks.maths_answers import canonical_form, read_reference
 from stages.tasks.maths_normalization import is_list, normalize
+from stages.tasks.maths_rounding import is_misrounded
 from stages.tasks.maths_shortcuts import Comparison, compare
 from stages.tasks.numbers import ascii_digits
 from stages.tasks.sandbox import SandboxedFunction
@@ -84,6 +85,8 @@ def _verify_cheaply(response: str, reference: str) -> Verdict | _Undecided:
     steps = (*stated.steps, Step("read the answer", stated.text[:MAX_ANSWER_CHARACTERS]))
     if not compared.is_equal and (value := value_in_sentence(stated.text)) is not None:
         compared, steps = compare(normalize(value), expected), (*steps, Step("read the value in the sentence", value))
+    if compared.is_equal is not False and is_misrounded(stated.text, reference):
+        return _verdict(False, Reason.DIFFERENT, stated, expected, (*steps, Step("compare", "misrounded")))
     steps = (*steps, Step("compare", compared.answer), Step("with the reference", compared.reference))
     if compared.is_equal is None:
         return _Undecided(compared, stated, expected, steps)

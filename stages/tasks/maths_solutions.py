@@ -35,10 +35,12 @@ class Solutions(NamedTuple):
     Attributes:
       points: for each solution, its values by name.
       names: the names in the order in which they are written first.
+      indexed: the names with their indexes, if the values are those of one name with an index each: `x_1`, `x_2`.
     """
 
     points: list[dict[str, str]]
     names: list[str]
+    indexed: frozenset[str] = frozenset()
 
     def as_texts(self, in_written_order: bool) -> list[str]:
         """Return each solution as one value or a tuple, its values by name in written or in alphabetical order."""
@@ -58,7 +60,8 @@ def read_solutions(text: str) -> Solutions | None:
         return None
     bases = {_INDEX.sub("", name) for name, _ in pairs}
     if len(bases) == 1:  # x_1=1, x_2=4, or x=1, x=4
-        return Solutions([{bases.copy().pop(): value} for _, value in pairs], list(bases))
+        indexed = frozenset(name for name, _ in pairs if _INDEX.search(name))
+        return Solutions([{bases.copy().pop(): value} for _, value in pairs], list(bases), indexed)
     names = list(dict.fromkeys(name for name, _ in pairs))
     groups = [pairs[i : i + len(names)] for i in range(0, len(pairs), len(names))]
     points = [dict(group) for group in groups]
@@ -74,17 +77,19 @@ def align_solutions(answer: str, reference: str) -> tuple[str, str]:
     if left is None and right is None:
         return answer, reference
     if left and right:
-        if set(left.names) != set(right.names):
+        has_other_indexes = left.indexed and right.indexed and left.indexed != right.indexed
+        if set(left.names) != set(right.names) or has_other_indexes:
             return answer, reference
         return ",".join(left.as_texts(False)), ",".join(right.as_texts(False))
     if left:
-        return _beside(left, reference)
+        return _match_form(left, reference)
     assert right is not None
-    expected, stated = _beside(right, answer)
+    expected, stated = _match_form(right, answer)
     return stated, expected
 
 
-def _beside(solutions: Solutions, other: str) -> tuple[str, str]:
+def _match_form(solutions: Solutions, other: str) -> tuple[str, str]:
+    """Return the values without names, and the other side, both as a tuple or both as a list."""
     collection = parse_collection(other)
     is_bare = bool(collection) and collection is not None and not collection.brackets
     if len(solutions.names) > 1 and len(solutions.points) == 1 and is_bare and not other.startswith("("):

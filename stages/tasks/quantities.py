@@ -120,7 +120,10 @@ def _plain_unit(text: str) -> re.Match[str] | None:
     match = _PLAIN_UNIT.search(text)
     if not match:
         return None
-    first = re.findall(r"[A-Za-z]+", match["unit"])[0]
+    words = re.findall(r"[A-Za-z]+", match["unit"])
+    if len(words) > 1 and all(len(word) == 1 for word in words) and not re.search(r"[/-]", match["unit"]):
+        return None  # 12 m^2 n
+    first = words[0]
     unit = parse_unit(first)
     is_known = (unit is not None and bool(unit.dimension)) or first.lower() in (*MULTIPLIERS, "per")
     return match if is_known or len(first) > 3 or re.fullmatch(GLUED_UNITS, first) or unit is None else None
