@@ -97,16 +97,22 @@ def chain_advantages(
             f" {np.count_nonzero(is_last)} trajectories;"
             f" got {value.shape} and {reward.shape}"
         )
-    if np.isinf(value).any() or np.isinf(reward).any():
+    unknown = np.flatnonzero(~np.isfinite(value))
+    if np.isinf(value[unknown]).any() or np.isinf(reward).any():
         raise ValueError("values and rewards must be finite, or NaN where they are unknown")
 
     value_end = np.empty_like(value)
     value_end[:-1] = value[1:]
     value_end[is_last] = reward
-    nearly_certain = np.isnan(value) & is_first & ~(True if needs_value is None else needs_value)
-    value_start = np.where(nearly_certain, value_end, value)
-    ungradable = np.isnan(np.repeat(reward, np.diff(np.flatnonzero(np.append(is_first, True)))))
-    return Advantages(value_start, value_end, np.where(ungradable, np.nan, value_end - value_start))
+    value_start = value.copy()
+    if needs_value is not None:
+        nearly_certain = unknown[is_first[unknown] & ~needs_value[unknown]]
+        value_start[nearly_certain] = value_end[nearly_certain]
+    advantage = value_end - value_start
+    if np.isnan(reward).any():
+        segment_count = np.diff(np.flatnonzero(np.append(is_first, True)))
+        advantage[np.repeat(np.isnan(reward), segment_count)] = np.nan
+    return Advantages(value_start, value_end, advantage)
 
 
 def sibling_advantages(
