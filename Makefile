@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 REAL   := build/real-model
 SMOLLM := $(REAL)/SmolLM2-135M-Instruct
 
-.PHONY: quickstart families test real-model vllm-cpu check format bench mutations fuzz faults docs lock clean
+.PHONY: quickstart families test real-model vllm-cpu check format bench mutations fuzz faults kills docs lock clean
 
 quickstart: $(VENV)/installed
 	@PATH="$(abspath $(BIN)):$$PATH" spo run examples/quickstart/recipe.toml
@@ -45,6 +45,10 @@ fuzz: $(VENV)/installed
 # Kills every stage at each of its changes to the disk, and fills the disk at each; `make test` takes a sample.
 faults: $(VENV)/installed
 	@$(BIN)/python -m tests.faults
+
+# Kills 30 workers and 10 commands that run on Ray, at random moments.
+kills: $(VENV)/installed
+	@$(BIN)/python -m tests.cluster.kills
 
 bench: $(VENV)/installed-bench
 	@$(BIN)/python -m tests.bench
