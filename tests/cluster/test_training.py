@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from stages.cluster.ranks import rank_group
 from stages.cluster.session import Session
 from stages.core.errors import UserError
 from stages.core.progress import Summary
+from stages.training.resumable import partial_directory
+from tests.cluster.drivers import until
 from tests.optimization.rank_runs import TrainingFolder, agree
 from tests.shards.samples import Notes
 from tests.test_train import save_model, write_chain
@@ -37,7 +41,10 @@ def trained(inputs: TrainingFolder, session: Session, name: str, progress: Any =
 
 
 def processes(session: Session) -> list[int]:
-    return [worker.call(process) for worker in rank_group(session, "trainer", 2).workers]
+    """Return the processes of the ranks, which are started if none runs."""
+    group = rank_group(session, "trainer", 2)
+    group.call(process, on_report=print)
+    return [worker.call(process) for worker in group.workers]
 
 
 def process(workspace: Any, report: Any) -> int:
@@ -50,6 +57,29 @@ def test_two_ranks_take_the_steps_of_one_process(inputs: TrainingFolder, session
     inputs.run_in_process("process")
     assert agree(inputs.folder / "process", inputs.folder / "ranks")
     assert "engine: deepspeed, ZeRO stage 2, 2 ranks on cpu" in notes.lines
+
+
+def test_a_killed_rank_starts_again_and_training_resumes(
+    inputs: TrainingFolder, session: Session, monkeypatch: pytest.MonkeyPatch
+):
+    options: dict[str, Any] = {"save_steps": 1, "epochs": 4}
+    victim = processes(session)[1]
+    saved = partial_directory(inputs.folder / "killed") / "metrics.jsonl"
+
+    def kill() -> None:
+        until(lambda: saved.exists() and saved.read_text().count("\n") >= 2, 300)
+        os.kill(victim, signal.SIGKILL)
+
+    notes, killer = Notes(), threading.Thread(target=kill)
+    monkeypatch.setattr(session, "progress", notes)
+    killer.start()
+    trained(inputs, session, "killed", notes, zero_stage=2, **options)
+    killer.join()
+    (line,) = [line for line in notes.lines if "start again" in line]
+    assert line == "trainer ranks start again: trainer-1: its process ended (killed, or out of memory)"
+    assert any(line.startswith("resuming ") and "after step" in line for line in notes.lines), notes.lines
+    inputs.run_in_process("not-killed", **options)
+    assert agree(inputs.folder / "not-killed", inputs.folder / "killed", 1e-4)
 
 
 def test_an_output_that_is_up_to_date_needs_no_rank(inputs: TrainingFolder, session: Session):
