@@ -181,6 +181,7 @@ def find_estimator(name: EstimatorName) -> Prepare:
         "rloo": "group",
         "dr-grpo": "group",
         "restem": "group",
+        "pairs": "group",
         "prefix-tree": "prefix_tree",
         "tempo": "prefix_tree",
         "critic": "critic",

@@ -29,7 +29,7 @@ from stages.core.launcher import read_launch, require_single_process
 from stages.core.paths import log_directory
 from stages.core.progress import Progress, Silent, Summary
 from stages.models import devices, loading, saving
-from stages.optimization.batches import Example, Layout, padded, padded_fixed_batches
+from stages.optimization.batches import Example, Layout, padded, padded_fixed_batches, padded_pairs
 from stages.optimization.objective import Objective
 from stages.optimization.optimizer import AdamWConfig
 from stages.optimization.packing import packed
@@ -208,30 +208,39 @@ def _resolve(config: Config, start: StartingPoint) -> Config:
 
 
 def _check_selection(config: Config, start: StartingPoint) -> None:
-    """Check that responses which an estimator has selected are trained on by their likelihood.
+    """Check that responses which an estimator has selected are trained on with the loss that is made for them.
 
     Raises:
-      UserError: all advantages are 1, so that whitening would set them to 0.
+      UserError: all advantages are 1, so that whitening would set them to 0, or they mark pairs; or the loss needs
+        pairs and there are none.
     """
+    selected = {"restem": ("selected, all with the advantage 1", "nll"), "pairs": ("paired", "dpo-positive")}
     for iteration in start.iterations:
         lineage = iteration.advantages.lineage
-        if lineage and lineage.config.get("estimator") == "restem" and config.loss != "nll":
+        estimator = lineage.config.get("estimator") if lineage else None
+        done, loss = selected.get(str(estimator), ("", config.loss))
+        if config.loss != loss:
             raise UserError(
-                f"{iteration.advantages.path} holds responses that --estimator restem selected, all with the advantage "
-                f"1: pass --loss nll in place of --loss {config.loss}"
+                f"{iteration.advantages.path} holds responses that --estimator {estimator} {done}: pass --loss {loss} "
+                f"in place of --loss {config.loss}"
+            )
+        if config.loss == "dpo-positive" and estimator not in ("pairs", None):
+            raise UserError(
+                f"--loss dpo-positive needs pairs of a right and a wrong response, but {iteration.advantages.path} is "
+                f"of --estimator {estimator}: use `spo estimate --estimator pairs`"
             )
 
 
 def _whitening(config: Config) -> Literal["batch", "micro-batch", "none"]:
     """Return the scope in which advantages are whitened: as given, else the default of the loss."""
-    return config.whiten or ("none" if config.loss in ("distill", "nll") else "batch")
+    return config.whiten or ("none" if config.loss in ("distill", "nll", "dpo-positive") else "batch")
 
 
 def _mismatch_correction(config: Config, start: StartingPoint) -> Literal["tis", "mis"] | None:
     """Return the correction that is applied: as given, else tis if the sampler had another engine or dtype."""
     if config.mismatch_correction is not None:
         return None if config.mismatch_correction == "none" else config.mismatch_correction
-    if config.loss in ("distill", "nll") or config.old_logprobs == "recorded":
+    if config.loss in ("distill", "nll", "dpo-positive") or config.old_logprobs == "recorded":
         return None
     return "tis" if mismatch.samplers_differ(start.iterations, config.dtype) else None
 
@@ -318,6 +327,8 @@ def _train(work: _Work, plan: ExecutionPlan, resumable: ResumableRun, progress: 
 
 def _choose_layout(config: Config, pool: ExamplePool) -> Layout:
     """Return how examples share forward passes; `config` is resolved."""
+    if config.loss == "dpo-positive":
+        return padded_pairs
     if config.packing or (config.packing is None and pool.shares_prefixes and not config.depends_on_passes):
         return packed
     # If a loss depends on which examples share a forward pass, the number of ranks must not change that.
@@ -439,6 +450,7 @@ def _objective(config: Config, temperature: float) -> Objective:
         entropy_bonus=config.entropy_bonus,
         cov_fraction=config.cov_fraction,
         kl_cov_weight=config.kl_cov_weight,
+        pair_penalty=config.pair_penalty,
         importance_cap=config.importance_cap if config.old_logprobs == "recorded" else None,
         beta=config.beta,
         kl=config.kl,

@@ -7,7 +7,7 @@ methods=("$@")
 if [ ${#methods[@]} -eq 0 ]; then
     methods=(spo-chain spo-chain-kept spo-tree branch-at grpo grpo-dynamic grpo-mask rloo dr-grpo vineppo naive-k ppo
              prefix-tree adaptive tempo treerpo treerl treepo treeadv tree-grpo grpo-entropy grpo-random gspo
-             segment-ratio cispo dppo sapo clip-cov kl-cov restem)
+             segment-ratio cispo dppo sapo clip-cov kl-cov restem dpo-positive)
 fi
 
 spo sft --preset tiny --task arithmetic --steps 1500 --threads 1 --out runs/methods/start

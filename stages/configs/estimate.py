@@ -20,7 +20,9 @@ from stages.core.paths import AnyPath
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-EstimatorName = Literal["monte-carlo", "tree", "grpo", "rloo", "dr-grpo", "restem", "prefix-tree", "tempo", "critic"]
+EstimatorName = Literal[
+    "monte-carlo", "tree", "grpo", "rloo", "dr-grpo", "restem", "pairs", "prefix-tree", "tempo", "critic"
+]
 ROLLOUTS, INTERVAL_WIDTH, CONFIDENCE = 9, 0.2, 0.95  # defaults of --rollouts, --interval-width and --confidence
 RECORDED = "as recorded with the trajectories"
 ROLLOUTS_NAME = "rollouts"
@@ -39,8 +41,9 @@ READ_BY: dict[str, tuple[EstimatorName, ...]] = {
     "credit": ("tree",),
     "node_value": ("tree",),
     "keep_zero": ("tree", "prefix-tree", "tempo"),
-    "reward_threshold": ("restem",),
+    "reward_threshold": ("restem", "pairs"),
     "max_responses": ("restem",),
+    "max_pairs": ("pairs",),
     "critic": ("critic",),
     "gae_lambda": ("critic",),
     "gamma": ("critic",),
@@ -65,7 +68,7 @@ class EstimatorOptions:
     estimator: EstimatorName = option(
         "Source of the values: new rollouts (monte-carlo), the sampled tree (tree), the other responses to the "
         "question (grpo, rloo, dr-grpo), the prefixes that they share (prefix-tree; tempo adds the term of grpo), a "
-        "value model (critic); restem selects good responses.",
+        "value model (critic); restem selects good responses, pairs right and wrong ones.",
         default="monte-carlo",
         common=True,
     )
@@ -141,11 +144,17 @@ class EstimatorOptions:
         minimum=1,
     )
     reward_threshold: float = option(
-        "With restem: a response with at least this reward is selected.", default=1.0, added=True
+        "With restem and pairs: a response with at least this reward is right.", default=1.0, added=True
     )
     max_responses: int = option(
         "With restem: maximum number of selected responses per question, the first ones.",
         default=10,
+        added=True,
+        minimum=1,
+    )
+    max_pairs: int = option(
+        "With pairs: maximum number of pairs per question; a response is in one pair at most.",
+        default=8,
         added=True,
         minimum=1,
     )

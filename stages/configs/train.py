@@ -85,13 +85,13 @@ class LearningOptions:
     )
 
     # Objective of a step.
-    loss: Literal["ppo", "gspo", "segment-ratio", "cispo", "dppo", "sapo", "clip-cov", "kl-cov", "nll", "distill"] = (
-        option(
-            "Loss of a step; see docs/methods.md.",
-            default="ppo",
-            common=True,
-            group="Loss",
-        )
+    loss: Literal[
+        "ppo", "gspo", "segment-ratio", "cispo", "dppo", "sapo", "clip-cov", "kl-cov", "nll", "distill", "dpo-positive"
+    ] = option(
+        "Loss of a step; see docs/methods.md.",
+        default="ppo",
+        common=True,
+        group="Loss",
     )
     loss_normalization: Literal["tokens", "sequence", "constant"] = option(
         "Average the loss over all kept tokens (tokens), over the sequences' means (sequence), or over sequences of "
@@ -139,7 +139,7 @@ class LearningOptions:
         "Whiten advantages over the kept tokens of an optimizer step (batch), of a forward pass (micro-batch), or not "
         "(none).",
         default=None,
-        default_text="none for distill and nll, else batch",
+        default_text="none for distill, nll and dpo-positive, else batch",
         group="Loss",
     )
     old_logprobs: Literal["recompute", "recorded"] = option(
@@ -197,6 +197,13 @@ class LearningOptions:
     )
     kl_cov_weight: float = option(
         "With kl-cov: weight of the penalty |log-ratio|.", default=1.0, added=True, minimum=0, group="Loss"
+    )
+    pair_penalty: float = option(
+        "With dpo-positive: weight of the drop of a right response's log-probability below the reference; 0 is DPO.",
+        default=50.0,
+        added=True,
+        minimum=0,
+        group="Loss",
     )
     max_ratio: float = option(
         "Skip a step whose mean probability ratio is above this.", default=10.0, above=0, group="Loss"
@@ -345,7 +352,7 @@ def check_combinations(options: LearningOptions) -> None:
       UserError: the message names the conflicting options and the remedy.
     """
     given = {field.name for field in dataclasses.fields(options) if getattr(options, field.name) != field.default}
-    for conflicts in (_loss_conflicts, _ratio_conflicts, _data_conflicts):
+    for conflicts in (_loss_conflicts, _pair_conflicts, _ratio_conflicts, _data_conflicts):
         for problem in (problem for problem, holds in conflicts(options, given).items() if holds):
             raise UserError(problem)
 
@@ -367,7 +374,8 @@ def _loss_conflicts(options: LearningOptions, given: set[str]) -> dict[str, bool
         ),
         "--kl-normalization requires a --beta greater than 0": not options.beta and "kl_normalization" in given,
         f"--loss {options.loss} clips no ratio: omit --epsilon and --epsilon-high": (
-            options.loss in ("distill", "sapo", "kl-cov", "nll") and bool(given & {"epsilon", "epsilon_high"})
+            options.loss in ("distill", "sapo", "kl-cov", "nll", "dpo-positive")
+            and bool(given & {"epsilon", "epsilon_high"})
         ),
         "--cov-fraction requires --loss clip-cov or kl-cov": (
             options.loss not in ("clip-cov", "kl-cov") and "cov_fraction" in given
@@ -386,12 +394,38 @@ def _loss_conflicts(options: LearningOptions, given: set[str]) -> dict[str, bool
     }
 
 
+def _pair_conflicts(options: LearningOptions, given: set[str]) -> dict[str, bool]:
+    """Return problem → whether it exists, for --loss dpo-positive, which compares two whole responses."""
+    pairs = options.loss == "dpo-positive"
+    unread = given & {"kl", "kl_normalization", "loss_normalization", "entropy_bonus", "train_rollouts"}
+    unread |= {"whiten"} if options.whiten in ("batch", "micro-batch") else set()
+    dividing = given & {"replay", "samples_per_iteration", "mask_truncated_completions"}
+    dividing |= {"packing"} if options.packing else set()
+    flags = {name: f"--{name.replace('_', '-')}" for name in unread | dividing}
+    return {
+        "--pair-penalty requires --loss dpo-positive: pass both, or neither": not pairs and "pair_penalty" in given,
+        "--loss dpo-positive multiplies the log-ratios by --beta: expected --beta greater than 0, e.g. 0.1": (
+            pairs and not options.beta
+        ),
+        "--loss dpo-positive compares whole responses: pass --mask all": pairs and options.mask != "all",
+        **{f"--loss dpo-positive does not read {flags[name]}: omit it": pairs for name in sorted(unread)},
+        **{
+            f"{flags[name]} may divide a pair, both of which --loss dpo-positive needs: omit it": pairs
+            for name in sorted(dividing)
+        },
+        "--loss dpo-positive has two responses in a pair: expected an even number of trajectories per step "
+        "(--per-device-batch-size times --gradient-accumulation-steps)": pairs and options.batch_size % 2 == 1,
+    }
+
+
 def _ratio_conflicts(options: LearningOptions, given: set[str]) -> dict[str, bool]:
     """Return problem → whether it exists, for the ratios to old policies and to the sampler."""
     distill, corrected = options.loss == "distill", options.mismatch_correction in ("tis", "mis")
     return {
         "--mismatch-correction weights the loss of a token: omit it with --loss distill": distill and corrected,
-        "--loss nll has no ratio: omit --mismatch-correction": options.loss == "nll" and corrected,
+        f"--loss {options.loss} has no ratio: omit --mismatch-correction": (
+            options.loss in ("nll", "dpo-positive") and corrected
+        ),
         "--old-logprobs recorded takes ratios to the sampler already: omit --mismatch-correction": (
             options.old_logprobs == "recorded" and corrected
         ),

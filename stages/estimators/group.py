@@ -4,7 +4,8 @@ There is one segment per response. V at its start is the mean reward of the grou
 at its end is its own reward. A group is all responses to a question, from all parts. A response that could not be
 graded is not a member of its group, and has no row.
 
-ReST-EM compares nothing: selected responses have the advantage 1, and the others have no row.
+ReST-EM compares nothing: selected responses have the advantage 1, and the others have no row. `pairs` gives 1 to the
+right response of a pair and −1 to the wrong one, and responses outside pairs have no row.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from stages.core.progress import Progress
 from stages.estimators import EstimatedChunk, Estimator, PreparedPart
 from stages.estimators.rows import build_rows, count_questions, count_ungradable
 from stages.estimators.segments import SegmentBatch, load_segments, load_whole_questions
-from stages.maths.advantages import Advantages, dr_grpo, grpo, restem, rloo
+from stages.maths.advantages import Advantages, dr_grpo, grpo, pairs, restem, rloo
 from stages.maths.ragged import gather_ranges
 from stages.sampling.pool import SamplerPool
 from stages.shards.parts import Artefact, Part
@@ -37,7 +38,11 @@ METHODS: dict[EstimatorName, Callable[[ArrayLike, ArrayLike], Advantages]] = {
 
 RECORDED = ("estimator", "best_of")
 """Options that these estimators read."""
-RECORDED_BY_RESTEM = ("estimator", "reward_threshold", "max_responses")
+RECORDED_BY_SELECTION: dict[EstimatorName, tuple[str, ...]] = {
+    "restem": ("estimator", "reward_threshold", "max_responses"),
+    "pairs": ("estimator", "reward_threshold", "max_pairs"),
+}
+"""The same of those that select responses."""
 
 
 def prepare(
@@ -56,7 +61,7 @@ def prepare(
         _, group = load_whole_questions(cutpoints, part, trajectories, ["trajectory_id", "question_id", "reward"])
         return PreparedPart.single_chunk(batch.trajectories.num_rows, estimate(options, batch, group))
 
-    return Estimator(options, RECORDED_BY_RESTEM if options.estimator == "restem" else RECORDED, read)
+    return Estimator(options, RECORDED_BY_SELECTION.get(options.estimator, RECORDED), read)
 
 
 def check_one_segment_each(batch: SegmentBatch, part: Part, estimator: str) -> None:
@@ -83,6 +88,8 @@ def estimate(options: Config, batch: SegmentBatch, group: pa.Table) -> Estimated
     rewards, question = group["reward"].to_numpy().astype(np.float64), encode_names(group["question_id"])
     if options.estimator == "restem":
         result = restem(rewards, question, options.reward_threshold, options.max_responses)
+    elif options.estimator == "pairs":
+        result = pairs(rewards, question, options.reward_threshold, options.max_pairs)
     else:
         result = METHODS[options.estimator](rewards, question)
     own = rows_by_name(batch.trajectories["trajectory_id"], group["trajectory_id"])
@@ -94,6 +101,6 @@ def estimate(options: Config, batch: SegmentBatch, group: pa.Table) -> Estimated
         Advantages(*(values[own] for values in result)),
         gather_ranges(rewards[graded].astype(np.float32), first[question[own]], size[question[own]]),
         best_of=options.best_of,
-        keep_zero=options.estimator != "restem",
+        keep_zero=options.estimator not in RECORDED_BY_SELECTION,
         counts={**count_questions(rewards, question), **count_ungradable(rewards[own])},
     )

@@ -186,12 +186,46 @@ def restem(rewards: ArrayLike, groups: ArrayLike, threshold: float = 1.0, most: 
     start, end, _ = sibling_advantages(rewards, groups)
     _, group = np.unique(np.asarray(groups), return_inverse=True)
     good = end >= threshold  # False for NaN
+    chosen = good & (_rank_within(group, good) <= most)
+    return Advantages(start, end, np.where(np.isnan(end), np.nan, chosen.astype(np.float64)))
+
+
+def pairs(rewards: ArrayLike, groups: ArrayLike, threshold: float = 1.0, most: int = 8) -> Advantages:
+    """Pair the responses of each group: the first right one with the first wrong one, and so on.
+
+        A_i = 1 if R_i ≥ threshold, else −1, for the first P right and the first P wrong members of a group; else 0
+        P = min(number of right members, number of wrong members, most)
+
+    A response is in one pair at most. The code of VinePPO (arXiv 2410.01679) draws from all pairs of a right and a
+    wrong response instead, so that a response may be in several.
+
+    Args:
+      rewards, groups: [N] as in `sibling_advantages`.
+      most: at least 1; VinePPO has 8 and 64.
+
+    Returns:
+      [N] each: the mean reward of the group, R_i, and A_i; NaN where the reward is unknown.
+    """
+    if most < 1:
+        raise ValueError(f"expected at least one pair per group; got {most}")
+    start, end, _ = sibling_advantages(rewards, groups)
+    _, group = np.unique(np.asarray(groups), return_inverse=True)
+    right, wrong = end >= threshold, end < threshold  # both False for NaN
+    number = np.minimum(np.bincount(group[right], minlength=group.max(initial=-1) + 1), most)
+    number = np.minimum(number, np.bincount(group[wrong], minlength=number.size))[group]
+    sign = np.where(right & (_rank_within(group, right) <= number), 1.0, 0.0)
+    sign -= wrong & (_rank_within(group, wrong) <= number)
+    return Advantages(start, end, np.where(np.isnan(end), np.nan, sign))
+
+
+def _rank_within(group: NDArray[np.integer], member: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the rank of each member within its group, from 1, in the order of the rows; others have no meaning."""
     order = np.argsort(group, kind="stable")
-    rank = np.empty(group.size, np.int64)
-    counted = np.cumsum(good[order])
+    counted = np.cumsum(member[order])
     before = np.concatenate([[0], counted])[np.searchsorted(group[order], group[order])]
+    rank = np.empty(group.size, np.int64)
     rank[order] = counted - before
-    return Advantages(start, end, np.where(np.isnan(end), np.nan, (good & (rank <= most)).astype(np.float64)))
+    return rank
 
 
 def leave_own_reward_out(advantages: Advantages, reward: ArrayLike, count: ArrayLike) -> Advantages:

@@ -141,6 +141,24 @@ def padded_fixed_batches(
         yield groups[number], collate([examples[index] for index in groups[number]])
 
 
+def padded_pairs(
+    examples: Sequence[Example], size: int, subset: RankSubset = ALL_EXAMPLES, /
+) -> Iterator[tuple[list[int], MicroBatch]]:
+    """Lay out like `padded`, with examples 2k and 2k + 1 in one pass, since a loss of pairs compares them.
+
+    A pass has at least one pair, even if `size` is 1.
+    """
+    pairs = [[i for i in (first, first + 1) if i < len(examples)] for first in range(0, len(examples), 2)]
+    pairs = [kept for pair in pairs if (kept := [i for i in pair if examples[i].kept.size])]
+    length = [max(examples[i].forward_tokens for i in pair) for pair in pairs]
+    own = balanced_groups(length, subset.count)[subset.index]
+    own.sort(key=lambda number: -length[number])  # the longest first, as in `micro_batches`
+    step = max(1, size // 2)
+    for start in range(0, len(own), step):
+        indices = [i for number in own[start : start + step] for i in pairs[number]]
+        yield indices, collate([examples[i] for i in indices])
+
+
 def micro_batches(examples: Sequence[Example], size: int) -> list[list[int]]:
     """Group the indices of the examples with kept tokens by length: the longest first, at most `size` per group.
 

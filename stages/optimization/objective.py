@@ -11,12 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stages.maths import covariance_losses, losses, surrogates
+from stages.maths import covariance_losses, losses, preferences, surrogates
 from stages.maths.mismatch_sums import TRUNCATION_CAP, mismatch_sums
 from stages.optimization.batches import Example
 from stages.optimization.head import Scored
 
-Loss = Literal["ppo", "gspo", "segment-ratio", "cispo", "dppo", "sapo", "clip-cov", "kl-cov", "nll", "distill"]
+Loss = Literal[
+    "ppo", "gspo", "segment-ratio", "cispo", "dppo", "sapo", "clip-cov", "kl-cov", "nll", "distill", "dpo-positive"
+]
 Whitening = Literal["batch", "micro-batch", "none"]
 MAX_METRIC = "mismatch/logp_difference_max"
 """The one metric that is a maximum over micro-batches and ranks; all others are sums."""
@@ -31,8 +33,8 @@ class Objective:
 
     Attributes:
       loss: a surrogate over the kept tokens plus β · KL (PPO-clip, also with one ratio for a sequence or a segment,
-        CISPO, DPPO, SAPO, Clip-Cov, KL-Cov, likelihood), or the distillation of segment advantages, where β is part of
-        the loss.
+        CISPO, DPPO, SAPO, Clip-Cov, KL-Cov, likelihood), or the distillation of segment advantages or DPO-positive,
+        where β is part of the loss. With DPO-positive, examples 2k and 2k + 1 of a batch are a pair.
       temperature: τ of the distribution that log-probabilities are taken of; the same as in sampling.
       epsilon, epsilon_high: clip range of the ratio; with DPPO, of the difference of probabilities.
       dual_clip: bound of the loss of tokens with A < 0, in |A|; PPO-clip only.
@@ -43,6 +45,7 @@ class Objective:
       entropy_bonus: weight of the mean entropy over the kept tokens, which the loss rewards.
       cov_fraction: share of the tokens that Clip-Cov and KL-Cov restrain.
       kl_cov_weight: weight of the penalty of KL-Cov.
+      pair_penalty: λ of DPO-positive.
       beta, kl: β, and the estimator of the KL divergence to the reference policy.
       kl_normalization: the KL of a sequence is a sum (`losses.kl_loss`), or the KL of a token is divided like its loss.
       normalization, constant: how token losses are summed (`losses.token_divisors`); not for distillation.
@@ -63,6 +66,7 @@ class Objective:
     entropy_bonus: float = 0.0
     cov_fraction: float = covariance_losses.FRACTION
     kl_cov_weight: float = 1.0
+    pair_penalty: float = preferences.PENALTY
     beta: float = 0.0
     kl: losses.KLKind = "k3"
     kl_normalization: losses.KLNormalization = "sequence-sum"
@@ -308,7 +312,36 @@ def _distill(
     }
 
 
+def _dpo_positive(
+    objective: Objective, group: MicroBatchExamples, logprobs: _LogProbs, totals: BatchTotals
+) -> LossAndMetrics:
+    """Return the contribution of the pairs of a micro-batch: an example with a positive advantage is the right one."""
+    current, reference = logprobs.current, logprobs.reference
+    assert reference is not None, "the loss of pairs has beta > 0"
+    sequence, count = _sequences(group)
+    ratio = current.new_zeros(count).index_add(0, sequence.to(current.device), current - reference)
+    pair = torch.from_numpy(np.unique(np.array(group.indices) // 2, return_inverse=True)[1]).to(current.device)
+    is_right = torch.tensor([bool(one.advantages[0] > 0) for one in group.examples], device=current.device)
+    zeros = current.new_zeros(int(pair.max()) + 1)
+    right = zeros.index_add(0, pair[is_right], ratio[is_right])
+    wrong = zeros.index_add(0, pair[~is_right], ratio[~is_right])
+    pairs = totals.sequences / 2
+    loss = losses.policy_loss(preferences.dpo_positive(right, wrong, objective.beta, objective.pair_penalty), pairs)
+    with torch.no_grad():
+        moved = (current - logprobs.old).clamp(-losses.LOG_RATIO_LIMIT, losses.LOG_RATIO_LIMIT).exp().sum()
+        kl = losses.kl_estimate(current, reference, objective.kl).sum()
+        metrics = {
+            "ratio/mean": moved / totals.tokens,
+            "kl": kl / totals.tokens,
+            "pairs/right_log_ratio_mean": right.sum() / pairs,
+            "pairs/wrong_log_ratio_mean": wrong.sum() / pairs,
+            "pairs/right_lowered": (right < 0).sum().to(current) / pairs,
+        }
+    return loss, metrics
+
+
 _LOSSES: dict[Loss, Callable[[Objective, MicroBatchExamples, _LogProbs, BatchTotals], LossAndMetrics]] = {
     **dict.fromkeys(("ppo", "gspo", "segment-ratio", "cispo", "dppo", "sapo", "clip-cov", "kl-cov", "nll"), _policy),
     "distill": _distill,
+    "dpo-positive": _dpo_positive,
 }

@@ -12,6 +12,7 @@ from stages.optimization.batches import Example
 from stages.optimization.torch import TorchEngine
 from stages.training.experience import Experience, load_experience
 from stages.training.kept_rollouts import load_rollouts
+from stages.training.pairs import paired
 from stages.training.replay import limit_questions, limit_samples, select_by_age
 from stages.training.starting_point import Iteration
 
@@ -22,7 +23,7 @@ class ExamplePool:
 
     Attributes:
       ids: unique name of each example: `trajectory_id`, followed by its age if that is not 0.
-      groups: group of each example; a batch keeps a group (the siblings in a tree) together.
+      groups: group of each example; a batch keeps a group (the siblings in a tree, a pair) together.
       examples: the examples themselves.
       samplers: directory of the model that sampled each example; None if the recorded log-probabilities are used.
       shares_prefixes: whether examples of a group share a prefix: nodes of trees, or rollouts.
@@ -123,6 +124,8 @@ def _load_iteration(options: LearningOptions, iteration: Iteration, *, recorded:
         drop_uniform=options.drop_uniform_groups,
         drop_unfinished=options.mask_truncated_completions,
     )
+    if options.loss == "dpo-positive":
+        return paired(experience, iteration.advantages.path)
     if iteration.rollouts is None or options.train_rollouts == "none":
         return experience
     rollouts = load_rollouts(

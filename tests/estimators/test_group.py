@@ -54,6 +54,18 @@ def test_restem_selects_the_first_good_responses_of_each_question(cutpoints: Pat
         estimate_rows(tmp_path / "wrong", cutpoints, estimator="grpo", max_responses=2)
 
 
+def test_pairs_are_the_first_right_with_the_first_wrong_response(cutpoints: Path, tmp_path: Path):
+    found, _ = estimate_rows(tmp_path / "all", cutpoints, estimator="pairs")
+    assert {name: row["advantage"] for (name, _), row in found.items()} == {"a/0": 1, "a/1": -1, "a/3": 1, "a/2": -1}
+    one, _ = estimate_rows(tmp_path / "one", cutpoints, estimator="pairs", max_pairs=1)
+    assert {name: row["advantage"] for (name, _), row in one.items()} == {"a/0": 1, "a/1": -1}
+    none, summary = estimate_rows(tmp_path / "none", cutpoints, estimator="pairs", reward_threshold=0.0)
+    assert not none
+    assert summary.figures["dropped"] == 17
+    with pytest.raises(UserError, match="--max-pairs is an option of --estimator pairs"):
+        estimate_rows(tmp_path / "wrong", cutpoints, estimator="grpo", max_pairs=2)
+
+
 def test_a_response_is_one_segment_and_its_cutpoints_are_kept(cutpoints: Path, tmp_path: Path):
     found, _ = estimate_rows(tmp_path / "out", cutpoints, estimator="grpo")
     for cut_at in rows(cutpoints):

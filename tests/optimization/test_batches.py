@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.optimization.batches import Example, Layout, RankSubset, padded, padded_fixed_batches
+from stages.optimization.batches import Example, Layout, RankSubset, padded, padded_fixed_batches, padded_pairs
 from stages.optimization.packing import packed
 
-LAYOUTS = pytest.mark.parametrize("layout", [padded, padded_fixed_batches, packed])
+LAYOUTS = pytest.mark.parametrize("layout", [padded, padded_fixed_batches, padded_pairs, packed])
 
 
 def example(tokens: list[int], kept: list[int]) -> Example:
@@ -70,3 +70,13 @@ def test_neighbors_in_a_tree_stay_together():
     families = [example([f] * 40 + [k, 4 + k], [41]) for f in range(4) for k in range(4)]
     reads = [sum(batch.input_ids.size for _, batch in packed(families, 4, RankSubset(index, 4))) for index in range(4)]
     assert reads == [40 + 4] * 4
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths=st.lists(st.integers(2, 20), max_size=6), size=st.integers(1, 5), count=st.integers(1, 3))
+def test_a_pair_is_never_divided(lengths: list[int], size: int, count: int):
+    examples = [example([1] * n, [n - 1]) for length in lengths for n in (length, 2)]
+    for index in range(count):
+        for indices, _ in padded_pairs(examples, size, RankSubset(index, count)):
+            assert len(indices) <= max(2, size)
+            assert {i ^ 1 for i in indices} == set(indices)
