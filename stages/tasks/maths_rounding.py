@@ -11,7 +11,7 @@ from stages.tasks.maths_values import approximate, evaluate
 
 _MAX_CHARACTERS = 400
 _ROUNDED = re.compile(
-    r"(?P<exact>[^≈]*?[^\s{(\[,≈])\s*(?:\\approx(?![A-Za-z])|≈)\s*"
+    r"(?P<exact>[^≈]*?[^\s{(\[,≈])\s*(?:\\approx(?![A-Za-z])|≈)\s*(?:\\?\$)?"
     r"(?P<value>[-−]?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+))"
     r"\s*(?:[A-Za-z]+|\\(?:text|mathrm)\s*\{[^{}%]*\})?[\s.$]*",
     re.S,
@@ -50,5 +50,5 @@ def _read_rounded(text: str) -> _Rounded | None:
     if not match:
         return None
     digits = match["value"].replace(",", "").replace("−", "-")
-    exact = normalize(match["exact"].rpartition("=")[2].strip(" $"))
+    exact = normalize(match["exact"].rpartition("=")[2].strip(" $").removeprefix(r"\$"))
     return _Rounded(exact, Fraction(digits), Fraction(1, 10 ** len(digits.partition(".")[2])))

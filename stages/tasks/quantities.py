@@ -16,7 +16,7 @@ from stages.tasks.numbers import format_number, read_exact_number
 from stages.tasks.units import CHANGING_WORDS, GLUED_UNITS, NO_UNIT, Unit, compare_units, parse_unit
 
 _TEXT = r"\\text\s*\{[^{}]*\}"
-_POWER = r"\^\s*(?:\{\s*-?[0-9]\s*\}|[0-9])"
+_POWER = r"\^\s*(?:\{\s*-?[1-9]\s*\}|[1-9])"
 _AFTER_A_TERM = r"(?<=[^\s{(\[,=<>+*/^\\-])"
 """A unit needs a quantity before it: `cm` alone is a product of unknowns."""
 _TEXT_UNIT = re.compile(
