@@ -59,8 +59,10 @@ def check_sizes(config: PretrainedConfig, directory: Path) -> None:
       UserError: a size is not a whole number from 1.
     """
     text = config.get_text_config(decoder=True)
+    # As written in the file: an attribute that differs between layers (Gemma 4) cannot be read for the whole model.
+    fields, own_names = text.to_dict(), text.attribute_map
     for name in _SIZES:
-        value = getattr(text, name, None)
+        value = fields.get(own_names.get(name, name))
         most = _MOST.get(name) or 2**31
         values = value if isinstance(value, list) else [value]  # some families have a size for each layer
         if any(one is not None and not (type(one) is int and 1 <= int(one) <= most) for one in values):
@@ -68,7 +70,7 @@ def check_sizes(config: PretrainedConfig, directory: Path) -> None:
                 f"config.json in {directory} has {name} {value!r:.60}; expected a whole number from 1 to {most}"
             )
     for name in _EPSILONS:
-        value = getattr(text, name, None)
+        value = fields.get(own_names.get(name, name))
         if value is not None and not (isinstance(value, int | float) and 0 <= value < 1):
             raise UserError(f"config.json in {directory} has {name} {value!r:.60}; expected a number from 0, below 1")
 
