@@ -3,16 +3,22 @@
 Importing the command line takes a moment, in which a scheduler may already send a signal.
 """
 
+import atexit
 import os
 import signal
 import sys
 from types import FrameType
 
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
 
 def main() -> None:
     """Run `spo` with the arguments of this process."""
     _open_streams()
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    # Registered first, it runs last: the interpreter then restores the default action of each handled signal, and one
+    # that arrives during its own end would replace the exit code of the command.
+    atexit.register(_ignore_signals)
+    for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup`, or Ctrl-C of a background job
             signal.signal(number, _stop)
 
@@ -38,6 +44,11 @@ def _stop(number: int, frame: FrameType | None) -> None:
         os.write(2, line.encode())
     finally:
         os._exit(4)
+
+
+def _ignore_signals() -> None:
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

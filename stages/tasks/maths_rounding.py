@@ -11,7 +11,7 @@ from stages.tasks.maths_values import approximate, evaluate
 
 _MAX_CHARACTERS = 400
 _ROUNDED = re.compile(
-    r"(?P<exact>[^≈]*?[^\s{(\[,≈])\s*(?:\\approx(?![A-Za-z])|≈)\s*(?:\\?\$)?"
+    r"(?P<exact>[^≈]*?[^\s{(\[,≈])\s*(?:\\approx(?![A-Za-z])|≈)\s*(?:\\?\$)?\s*"
     r"(?P<value>[-−]?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+))"
     r"\s*(?:[A-Za-z]+|\\(?:text|mathrm)\s*\{[^{}%]*\})?[\s.$]*",
     re.S,

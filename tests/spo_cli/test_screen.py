@@ -174,6 +174,22 @@ def test_a_signal_before_the_command_begins_ends_it_with_the_code_of_an_interrup
     assert err.decode().startswith(f"spo: stopped by {number.name}")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_while_the_interpreter_ends_changes_no_exit_code(number: signal.Signals):
+    program = (
+        "import os, sys, spo_cli.__main__ as entry\n"
+        "sys.argv = ['spo', 'segment', '/nowhere/trajectories', '--out', '/nowhere/cutpoints']\n"
+        "class Late:\n"
+        "    def __del__(self, kill=os.kill, pid=os.getpid(), write=os.write):\n"
+        f"        kill(pid, {int(number)}); write(1, b'sent')\n"
+        "late = Late()\n"
+        "entry.main()"
+    )
+    process = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, check=False)
+    assert process.stdout == b"sent"
+    assert process.returncode == 3
+
+
 def test_code_of_the_user_cannot_decide_the_exit_code(artefact: Path, tmp_path: Path):
     (tmp_path / "mine.py").write_text("import sys\nsys.exit(7)\n")
     (tmp_path / "yours.py").write_text("import sys\ndef cut(*columns):\n    sys.exit(7)\n")

@@ -17,6 +17,8 @@ from stages.tasks.maths_rounding import is_misrounded
         (r"x = 2\sqrt{2} ≈ 2.83 \text{ cm}", r"2\sqrt{2} \approx 2.8", False),
         (r"x = 2\sqrt{2} ≈ 3.83 \text{ cm}", r"2\sqrt{2} \approx 2.8", True),
         (r"$380 / \sqrt{3}-150 \approx 669.4 \mathrm{mph}$", r"$380 / \sqrt{3}-150 \approx 69.4 \mathrm{mph}$", True),
+        (r"\$\frac23 \approx \$0.697", r"\$\frac23 \approx \$0.67", True),
+        (r"100 \cdot 3 \approx \$ 300.47", r"100 \cdot 3 \approx \$ 300.42", True),
         (r"\sqrt{1000000} \approx 1,000", r"\sqrt{1000000} \approx 1000", False),
         (r"-\frac{10}{3} \approx −3.3", r"-\frac{10}{3} \approx -3.333", False),
         (r"-\frac{10}{3} \approx 3.3", r"-\frac{10}{3} \approx -3.333", True),
