@@ -15,8 +15,9 @@ from contextlib import AbstractContextManager, ExitStack
 from stages.configs.estimate import ROLLOUTS_NAME, Config, EstimatorName
 from stages.core.errors import UserError
 from stages.core.progress import Progress, Silent, Summary
-from stages.estimators import Estimator, Prepare, PreparedPart
+from stages.estimators import EstimatedChunk, Estimator, Prepare, PreparedPart
 from stages.responses import signal
+from stages.responses.resuming import ResumingSampler
 from stages.sampling.executors import overlap, use_pool
 from stages.sampling.pool import SamplerPool
 from stages.shards import schemas
@@ -114,7 +115,14 @@ def _estimate_part(
     label = "estimate" if part.count == 1 else f"estimate {part.index}/{part.count}"
     progress.start(label, sum(map(len, (chunks[i] for i in numbers))), "trajectories")
     sampled, prefilled = 0, 0.0
-    for i, result in overlap(prepared.sampler, numbers, lambda i: prepared.estimate(chunks[i])):
+
+    def estimate(i: int) -> EstimatedChunk:
+        # The advantages are committed last, so their writer keeps the samples of a chunk until both are committed.
+        keeper = next(writer for writer in writers if i in missing.get(writer, ()))
+        sampler = ResumingSampler(prepared.sampler, keeper.kept_samples(i)) if prepared.sampler else None
+        return prepared.estimate(chunks[i], sampler)
+
+    for i, result in overlap(prepared.sampler, numbers, estimate):
         for writer in (one for one, own in missing.items() if i in own):
             if writer is writers[0]:
                 writer.commit(i, result.table, result.counts, result.figures)

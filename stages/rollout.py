@@ -64,12 +64,14 @@ class RolloutMode:
     Attributes:
       answer: makes the rows of a chunk of questions.
       per_question: number of rows per question (in a tree, the maximum), for the progress display.
+      most_tokens: the most tokens that the rows of a question can take.
       unit: name of a row in the progress display.
       statistics: summary of all rows of a part, from `_STATISTICS_COLUMNS`.
     """
 
     answer: Answer
     per_question: int
+    most_tokens: int
     unit: str
     statistics: Callable[[pa.Table], dict[str, float]]
 
@@ -186,8 +188,8 @@ def _commit_rows(
     sampling = Sampling(sampler, tokenizer, task, params, config.max_tokens, key, config.unfinished_reward, penalty)
     missing = list(part.missing([f"questions {i * size}-{i * size + len(chunk)}" for i, chunk in enumerate(chunks)]))
     questions_left = sum(len(prompts[i].questions) for i in missing)
-    total = questions_left * mode.per_question * len(rounds)
-    progress.start("rollout", total, mode.unit, total * config.max_tokens if config.tree is None else None)
+    total = questions_left * len(rounds)
+    progress.start("rollout", total * mode.per_question, mode.unit, total * mode.most_tokens)
     sampled = prefilled = 0
 
     def answer(i: int) -> refill.Refilled:
@@ -250,14 +252,16 @@ def _find_mode(config: Config) -> RolloutMode:
     """Return how the questions are answered: by trees if there are branches, else by independent responses."""
     if config.branches is None:
         count = config.responses_per_question
-        return RolloutMode(partial(chains.answer, num_generations=count), count, "responses", chains.statistics)
+        tokens = count * config.max_tokens
+        return RolloutMode(partial(chains.answer, num_generations=count), count, tokens, "responses", chains.statistics)
     if config.branch_at:
         options = {"branches": config.branches, "branch_at": config.branch_at, "rho": _rho(config)}
-        nodes = branching.max_nodes(config.branches)
-        return RolloutMode(partial(branching.answer, **options), nodes, "nodes", trees.statistics)
-    tokens = config.segment_tokens or SEGMENT_TOKENS
-    answer = partial(trees.answer, branches=config.branches, segment_tokens=tokens)
-    return RolloutMode(answer, trees.max_nodes(config.branches), "nodes", trees.statistics)
+        nodes, tokens = branching.max_nodes(config.branches), branching.most_tokens(config.branches, config.max_tokens)
+        return RolloutMode(partial(branching.answer, **options), nodes, tokens, "nodes", trees.statistics)
+    size = config.segment_tokens or SEGMENT_TOKENS
+    answer = partial(trees.answer, branches=config.branches, segment_tokens=size)
+    tokens = trees.most_tokens(config.branches, size, config.max_tokens)
+    return RolloutMode(answer, trees.max_nodes(config.branches), tokens, "nodes", trees.statistics)
 
 
 def _rho(config: Config) -> float:

@@ -124,8 +124,8 @@ class RecordingPool(SamplerPool):
         sampler: Any = super().open(*arguments, **options)
         plain = type(sampler).sample.__get__(sampler)
 
-        def recording(requests: Sequence[Request], *rest: Any) -> Any:
-            samples, usage = plain(requests, *rest)
+        def recording(requests: Sequence[Request], *rest: Any, **options: Any) -> Any:
+            samples, usage = plain(requests, *rest, **options)
             self.requests += requests
             self.samples += samples
             return samples, usage

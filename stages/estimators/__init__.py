@@ -54,18 +54,18 @@ class PreparedPart:
 
     Attributes:
       chunks: ranges of its trajectories, in order; a chunk holds whole questions.
-      estimate: computes the rows of one chunk.
-      sampler: what it samples with; None: it samples nothing.
+      estimate: computes the rows of one chunk; samples with the sampler that it is given, which wraps `sampler`.
+      sampler: the engine with the policy; None: the estimator samples nothing.
     """
 
     chunks: Sequence[range]
-    estimate: Callable[[range], EstimatedChunk]
+    estimate: Callable[[range, Sampler | None], EstimatedChunk]
     sampler: Sampler | None = None
 
     @classmethod
     def single_chunk(cls, trajectories: int, result: EstimatedChunk) -> PreparedPart:
         """Return a part with one chunk whose rows are known: for estimators too fast to need resuming."""
-        return cls([range(trajectories)] if trajectories else [], lambda chunk: result)
+        return cls([range(trajectories)] if trajectories else [], lambda chunk, sampler: result)
 
 
 @dataclass(frozen=True)

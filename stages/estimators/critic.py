@@ -53,7 +53,7 @@ def prepare(
             progress.note(busy)
         critic = open_critic(directory, device=options.device, dtype=options.dtype)
         chunks = chunk_by_question(batch, options.chunk_trajectories)
-        return PreparedPart(chunks, lambda chunk: estimate(options, batch, chunk, critic))
+        return PreparedPart(chunks, lambda chunk, sampler: estimate(options, batch, chunk, critic))
 
     notes = () if has_head(directory) else (f"{name} has no value head: it starts at zero, and so do all values",)
     return Estimator(options, RECORDED, read, (critic_source,), None, ("torch", "transformers"), notes)

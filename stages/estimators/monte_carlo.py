@@ -113,7 +113,9 @@ def prepare(
         )
         return PreparedPart(
             chunk_by_question(batch, options.chunk_trajectories),
-            lambda chunk: estimate_chunk(options, batch, chunk, budget, sampling, rho),
+            lambda chunk, sampler: estimate_chunk(
+                options, batch, chunk, budget, replace(sampling, sampler=resolved(sampler)), rho
+            ),
             sampling.sampler,
         )
 

@@ -68,6 +68,11 @@ def max_nodes(branches: Sequence[int]) -> int:
     return branches[0] * (1 + sum(branches[1:]))
 
 
+def most_tokens(branches: Sequence[int], max_tokens: int) -> int:
+    """Return the most tokens that a tree can take: each chain, and all but one of the branches at each of its cuts."""
+    return branches[0] * (1 + sum(count - 1 for count in branches[1:])) * max_tokens
+
+
 def answer(
     questions: Sequence[Question],
     prompts: Sequence[np.ndarray],

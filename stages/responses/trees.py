@@ -61,6 +61,13 @@ def max_nodes(branches: Sequence[int]) -> int:
     return sum(accumulate(branches, mul))
 
 
+def most_tokens(branches: Sequence[int], segment_tokens: int, max_tokens: int) -> int:
+    """Return the most tokens that a tree can take: 6 · M + 36 · (T − M) for 6-6, nodes of M tokens and T in all."""
+    starts = [min(depth * segment_tokens, max_tokens) for depth in range(len(branches))]
+    sizes = [end - start for start, end in zip(starts, [*starts[1:], max_tokens], strict=True)]
+    return sum(nodes * size for nodes, size in zip(accumulate(branches, mul), sizes, strict=True))
+
+
 def answer(
     questions: Sequence[Question],
     prompts: Sequence[np.ndarray],

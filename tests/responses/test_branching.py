@@ -12,7 +12,7 @@ import pytest
 from stages import estimate, train
 from stages.core.errors import UserError
 from stages.maths.branch_points import most_doubtful, spread_cutpoints
-from stages.responses.branching import max_nodes
+from stages.responses.branching import max_nodes, most_tokens
 from tests.chains import cut, rows, sample
 from tests.responses.test_trees import by_id
 from tests.test_rollout import forward_logprobs
@@ -67,6 +67,7 @@ def test_every_chain_branches_at_the_tokens_that_its_rule_chooses(policy: Path, 
         assert [len(children[node["trajectory_id"]]) for node in leaf[:-1]] == [3, 2][: len(expected)]
     assert {len(children[row["question_id"]]) for row in nodes.values()} == {2}
     assert len(nodes) <= 3 * max_nodes((2, 3, 2))
+    assert sum(len(node["token_ids"]) for node in nodes.values()) <= 3 * most_tokens((2, 3, 2), 24)
 
 
 def test_the_tokens_of_every_path_have_the_log_probabilities_of_a_forward_pass(policy: Path, forests: Path):

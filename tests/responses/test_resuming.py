@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from stages import evaluate
+from stages import estimate, evaluate
 from stages.core.errors import FingerprintMismatch
 from stages.core.progress import Silent
 from stages.shards import kept_samples
-from tests.chains import ARITHMETIC, make_constant, rows, sample
+from tests.chains import ARITHMETIC, cut, make_constant, rows, sample
 
 SAMPLING: dict[str, Any] = {"num_questions": 6, "num_generations": 4, "max_tokens": 40, "max_batch_rows": 4}
 
@@ -30,6 +30,13 @@ class KilledAfter(Silent):
         self.left -= done
         if self.left <= 0:
             raise Killed
+
+
+class KilledAfterTokens(KilledAfter):
+    """Ends the command once some tokens are sampled: an estimation reports samples only as tokens."""
+
+    def advance(self, done: int = 0, tokens: int = 0, prefilled: int = 0, **figures: float) -> None:
+        super().advance(tokens)
 
 
 class Lines(Silent):
@@ -98,6 +105,34 @@ def test_a_killed_evaluation_keeps_its_responses(model: Path, tmp_path: Path) ->
         run("killed", KilledAfter(8))
     run("killed")
     assert part(tmp_path / "killed") == part(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("rollouts", ["5", "2..6"])
+def test_a_killed_estimation_keeps_its_rollouts(rollouts: str, model: Path, tmp_path: Path) -> None:
+    sample(tmp_path / "trajectories", model, **SAMPLING)
+    cut(tmp_path / "cutpoints", tmp_path / "trajectories", interval=1, rho=0.6)
+
+    def run(name: str, progress: Silent = Silent()) -> list[bytes]:
+        config = estimate.Config(
+            cutpoints=tmp_path / "cutpoints",
+            out=tmp_path / name / "advantages",
+            rollouts=rollouts,
+            interval_width=0.3 if ".." in rollouts else None,
+            threads=1,
+            max_batch_rows=4,
+            keep_rollouts=True,
+        )
+        estimate.run(config, progress)
+        return [part(tmp_path / name / artefact) for artefact in ("advantages", "rollouts")]
+
+    whole, lines = Lines(), Lines()
+    expected = run("whole", whole)
+    with pytest.raises(Killed):
+        run("killed", KilledAfterTokens(sum(tokens for _, tokens, _ in whole.reports) // 2))
+    assert [*(tmp_path / "killed" / "advantages").glob(".part-*/chunk-00000.samples-*")]
+    assert run("killed", lines) == expected
+    assert sum("finished samples of an unfinished chunk" in line for line in lines.notes) == 1
+    assert not [*(tmp_path / "killed").glob("*/.part-*")]
 
 
 def test_samples_of_other_work_are_refused_or_replaced(model: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from stages import estimate
 from stages.core.errors import UserError
 from stages.maths.randomness import random_key
 from stages.responses.generation import Sampling
-from stages.responses.trees import are_trees, max_nodes, parent_rows, sample_trees, statistics
+from stages.responses.trees import are_trees, max_nodes, most_tokens, parent_rows, sample_trees, statistics
 from stages.sampling.protocol import Request, Sample, SamplingParams, Usage
 from stages.shards.parts import open_artefact
 from stages.shards.schemas import TRAJECTORIES
@@ -80,6 +80,19 @@ def test_parents_are_found_in_any_order_and_a_missing_one_is_named():
 @pytest.mark.parametrize(("branches", "nodes"), [((6, 6, 6), 258), ((4, 5, 6), 144), ((8,), 8), ((), 0)])
 def test_max_nodes_is_the_sum_over_the_levels(branches: tuple[int, ...], nodes: int):
     assert max_nodes(branches) == nodes
+
+
+@pytest.mark.parametrize(
+    ("branches", "size", "limit", "tokens"),
+    [
+        ((4,), 10, 30, 4 * 30),
+        ((6, 6), 10, 30, 6 * 10 + 36 * 20),
+        ((2, 3, 2), 10, 64, 2 * 10 + 6 * 10 + 12 * 44),
+        ((2, 3, 2), 40, 64, 2 * 40 + 6 * 24),  # the limit ends the second level, so there is no third
+    ],
+)
+def test_most_tokens_is_the_sum_over_the_levels(branches: tuple[int, ...], size: int, limit: int, tokens: int):
+    assert most_tokens(branches, size, limit) == tokens
 
 
 def test_trees_are_recognized_by_lineage_or_parents(chain: Path, tmp_path: Path):
