@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.core.errors import IncompleteInput, StoreUnreachable, UserError
+from stages.core.parquet import read_table
 from stages.core.paths import AnyPath
 from stages.core.store import StorePath, store_errors
 from stages.shards import checksums
@@ -14,10 +15,6 @@ from stages.shards.schemas import Schema
 
 _SIGNS = (checksums.ROWS_KEY, checksums.SEAL_KEY, b'"schema_version":')
 """What every footer of spo contains: one bit that is flipped in a key leaves the others."""
-_MOST_EXPANSION, _SURELY_HARMLESS = 1000, 1 << 30
-"""Bytes of values per byte of a file, and bytes of values, up to which a file is read."""
-_BATCH_ROWS = 256
-"""Rows of a file of unknown size in memory that are read at once."""
 
 
 def read_footer(path: AnyPath, schema: Schema | None = None) -> pq.FileMetaData:
@@ -81,7 +78,7 @@ def read_columns(path: AnyPath, columns: list[str] | None, schema: Schema) -> pa
     try:
         with store_errors(path), _open(path) as file:
             metadata = file.metadata.metadata or {}
-            table = _read(path, file, columns)
+            table = read_table(path, file, columns, trusted=checksums.ROWS_KEY in metadata)
     except (UserError, MemoryError):  # they are a ValueError and, from pyarrow, an ArrowException
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -89,48 +86,6 @@ def read_columns(path: AnyPath, columns: list[str] | None, schema: Schema) -> pa
     if checksums.ROWS_KEY in metadata and (changed := checksums.changed_columns(table, metadata)):
         raise edited_file(path, schema, f"the rows of {', '.join(changed)} are not those that its footer describes")
     return table
-
-
-def _read(path: AnyPath, file: pq.ParquetFile, columns: list[str] | None) -> pa.Table:
-    """Return the named columns.
-
-    Raises:
-      UserError: a small file would fill the memory.
-    """
-    size = path.stat().st_size
-    limit = max(_SURELY_HARMLESS, _MOST_EXPANSION * size)
-    bomb = UserError(
-        f"{path} has {file.metadata.num_rows:,} rows in {size:,} bytes; expected at most {_MOST_EXPANSION} bytes of "
-        "values per byte: it would fill the memory"
-    )
-    fewest, most = _value_bytes(file.metadata, columns)
-    if fewest > limit:
-        raise bomb
-    if most <= limit or checksums.ROWS_KEY in (file.metadata.metadata or {}):
-        return file.read(columns)
-    batches, read = list[pa.RecordBatch](), 0
-    for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
-        batches.append(batch)
-        read += batch.nbytes
-        if read > limit:
-            raise bomb
-    return pa.Table.from_batches(batches) if batches else file.read(columns)
-
-
-def _value_bytes(footer: pq.FileMetaData, columns: list[str] | None) -> tuple[int, int]:
-    """Return bounds on the bytes that the named columns take in memory.
-
-    A column of texts may repeat one long text for each of its values: all that it holds is then in its dictionary.
-    """
-    fewest = most = 0
-    for group in range(footer.num_row_groups):
-        for index in range(footer.num_columns):
-            chunk = footer.row_group(group).column(index)
-            if columns is None or chunk.path_in_schema.partition(".")[0] in columns:
-                fewest += chunk.num_values * 8
-                longest = chunk.total_uncompressed_size if chunk.physical_type == "BYTE_ARRAY" else 8
-                most += chunk.num_values * max(longest, 8)
-    return fewest, most
 
 
 def _open(path: AnyPath) -> pq.ParquetFile:

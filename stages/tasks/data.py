@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from stages.core.errors import UserError, first_line
 from stages.core.json_files import parse_json
+from stages.core.parquet import read_table
 from stages.core.paths import AnyPath, as_path
 from stages.core.storage import digest, file_digest
 from stages.tasks import SPLITS, Split
@@ -144,9 +145,9 @@ def _read_parquet(file: AnyPath, choose: ColumnChooser) -> list[dict[str, Any]]:
             parquet = pq.ParquetFile(opened)
             columns = choose(field_names(parquet.schema_arrow), str(file))
             whole = dict.fromkeys(_owner(name, parquet.schema_arrow.names) for name in columns)
-            table = parquet.read(columns=list(whole))
+            table = read_table(file, parquet, list(whole))
             return [{name: _field(row, name) for name in columns} for row in table_rows(table)]
-    except MemoryError:  # pyarrow's own is an ArrowException, too
+    except (UserError, MemoryError):  # they are a ValueError and, from pyarrow, an ArrowException
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read as Parquet: {first_line(error)}") from error

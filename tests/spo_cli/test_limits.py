@@ -14,10 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from spo_cli.limits import limit_message
+from stages.core import parquet
 from stages.core.errors import UserError
 from stages.shards import files
 from stages.shards.parts import open_artefact
 from stages.shards.schemas import TRAJECTORIES
+from stages.tasks.data import read_rows
 from tests.shards.samples import trajectories, write_part
 
 SPARE_MEMORY = 200 * 2**20
@@ -41,12 +43,14 @@ def bomb_of_lists(path: Path) -> None:
 def test_a_small_file_of_huge_values_is_refused(
     bomb: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(files, "_SURELY_HARMLESS", 2**20)  # a bomb that fills a real memory takes seconds to write
+    monkeypatch.setattr(parquet, "_SURELY_HARMLESS", 2**20)  # a bomb that fills a real memory takes seconds to write
     path = tmp_path / "bomb.parquet"
     bomb(path)
     assert path.stat().st_size < 30_000
     with pytest.raises(UserError, match="it would fill the memory"):
         files.read_columns(path, None, TRAJECTORIES)
+    with pytest.raises(UserError, match="it would fill the memory"):
+        read_rows(path)
 
 
 def test_rows_of_long_texts_are_read_whole(tmp_path: Path):
