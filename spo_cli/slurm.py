@@ -33,7 +33,7 @@ def report(found: slurm.Outcome) -> None:
     elif found.numbers:
         for one in found.submissions:
             work = one.job.work
-            tasks = f", {_task_count(one)} tasks" if work.is_array else ""
+            tasks = f", {one.task_count} tasks" if work.is_array else ""
             print_line(f"  job {found.numbers[work.name]}  {work.name}{tasks}")
         print_line(f"  to follow them, run: spo status {found.folder.parent}")
     else:
@@ -60,10 +60,6 @@ def summary(submissions: Sequence[Submission]) -> list[str]:
 
 
 def _counts(submissions: Sequence[Submission]) -> str:
-    tasks = sum(map(_task_count, submissions))
+    tasks = sum(one.task_count for one in submissions)
     jobs = "1 job" if len(submissions) == 1 else f"{len(submissions):,} jobs"
     return f"{jobs}, {tasks:,} {'task' if tasks == 1 else 'tasks'}"
-
-
-def _task_count(submission: Submission) -> int:
-    return len(submission.tasks) if submission.tasks is not None else submission.job.work.tasks

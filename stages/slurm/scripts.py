@@ -68,6 +68,11 @@ class Submission:
     after: tuple[str, ...] = ()
     running: tuple[str, ...] = ()
 
+    @property
+    def task_count(self) -> int:
+        """Return the number of tasks that are submitted; 1 for a job without an array."""
+        return self.job.work.tasks if self.tasks is None else len(self.tasks)
+
 
 def job_script(job: Job, run: Path, recipe: AnyPath, directory: Path) -> str:
     """Return the script of one job.
