@@ -23,7 +23,7 @@ from stages.responses.trees import are_trees
 from stages.shards.foreign import KEYS
 from stages.shards.origin import trace_back
 from stages.shards.parts import Artefact
-from stages.shards.schemas import ROLLOUTS, TRAJECTORIES
+from stages.shards.schemas import ROLLOUTS, TOKEN_METRICS, TRAJECTORIES
 
 _SEGMENT_COLUMNS = {
     "segment": ("segment_index", "start", "end", "cutpoints"),
@@ -49,6 +49,8 @@ def excerpt(
     stage = artefact.schema.stage
     if artefact.schema is ROLLOUTS:
         raise UserError(f"{artefact.path} holds rollouts, which begin inside a response: read them with pandas")
+    if artefact.schema is TOKEN_METRICS:
+        raise UserError(f"{artefact.path} holds single tokens: read them with pandas, or color a report by ratio")
     responses = trace_back(artefact, TRAJECTORIES, trajectories) if stage in _SEGMENT_COLUMNS else artefact
     in_tree = stage != "eval" and are_trees(responses)
     selected = _find_id(artefact, responses, identifier, row)

@@ -21,7 +21,7 @@ from stages.evaluation.summaries import accuracies
 from stages.maths.advantages import NEGLIGIBLE
 from stages.maths.statistics import mean_and_standard_error
 from stages.responses.signal import without_answer
-from stages.shards.schemas import ROLLOUTS
+from stages.shards.schemas import ROLLOUTS, TOKEN_METRICS
 from stages.shards.tables import encode_names
 
 Figures = dict[str, Any]
@@ -34,6 +34,7 @@ COLUMNS = {
     "segment": _SEGMENTS,
     "estimate": (*_SEGMENTS, *_VALUES),
     ROLLOUTS.stage: ("question_id", "state_id", "token_ids", "cutpoints", "finish_reason", "reward", "advantage"),
+    TOKEN_METRICS.stage: ("step", "trajectory_id", "new_logprob", "sampler_logprob", "entropy", "ratio", "clipped"),
     "eval": SCORED,
 }
 """Stage → the columns of its table that `statistics` reads."""
@@ -52,6 +53,7 @@ def statistics(stage: str, table: pa.Table, omitted: int = 0) -> Figures:
         "segment": of_segments,
         "estimate": of_advantages,
         ROLLOUTS.stage: of_rollouts,
+        TOKEN_METRICS.stage: of_token_metrics,
         "eval": of_evaluation,
     }
     figures = {"rows": table.num_rows} | (describe[stage](table) if table.num_rows else {})
@@ -129,6 +131,21 @@ def of_rollouts(table: pa.Table) -> Figures:
         "share_of_advantages_that_are_zero": float(np.mean(np.abs(advantage) <= NEGLIGIBLE))
         if advantage.size
         else None,
+    }
+    return {name: value for name, value in figures.items() if value is not None}
+
+
+def of_token_metrics(table: pa.Table) -> Figures:
+    """Return the figures of the tokens that a trainer saw: counts, entropies, ratios, distance to the sampler."""
+    drift = numbers(pc.subtract(table["new_logprob"], table["sampler_logprob"]).drop_null())
+    figures: Figures = {
+        "steps": pc.count_distinct(table["step"]).as_py(),
+        "trajectories": pc.count_distinct(table["trajectory_id"]).as_py(),
+        "tokens_per_step": distribution(numbers(table["step"].value_counts().field("counts"))),
+        "entropy": moments(numbers(table["entropy"])),
+        "ratio": moments(numbers(table["ratio"])),
+        "share_of_tokens_that_are_clipped": float(np.mean(numbers(table["clipped"]))),
+        "log_probability_minus_that_of_the_sampler": moments(drift),
     }
     return {name: value for name, value in figures.items() if value is not None}
 

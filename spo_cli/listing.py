@@ -23,7 +23,7 @@ from stages.core.storage import digest
 from stages.shards.foreign import KEYS
 from stages.shards.origin import trace_back
 from stages.shards.parts import Artefact
-from stages.shards.schemas import ADVANTAGES, CUTPOINTS, TRAJECTORIES
+from stages.shards.schemas import ADVANTAGES, CUTPOINTS, TOKEN_METRICS, TRAJECTORIES
 
 _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "!=": pc.not_equal,
@@ -95,6 +95,8 @@ def select(
     Raises:
       UserError: a condition is wrong or names no column, or the trajectories cannot be found.
     """
+    if artefact.schema is TOKEN_METRICS:
+        raise UserError(f"{artefact.path} holds single tokens, not responses: read them with pandas")
     conditions = [Condition.parse(text) for text in where]
     of_segments = artefact.schema in (CUTPOINTS, ADVANTAGES)
     responses = trace_back(artefact, TRAJECTORIES, trajectories) if of_segments else artefact

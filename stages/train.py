@@ -34,8 +34,9 @@ from stages.optimization.objective import Objective
 from stages.optimization.optimizer import AdamWConfig
 from stages.optimization.packing import packed
 from stages.optimization.ranks import Ranks
-from stages.optimization.step import Engine, update
-from stages.shards.lineage import Lineage, describe, read_lineage
+from stages.optimization.step import Engine, KeptTokens, update
+from stages.shards.lineage import Lineage, describe, one_deeper, read_lineage
+from stages.shards.schemas import TOKEN_METRICS
 from stages.tracking.metrics_log import MetricsLog, open_stage_log
 from stages.training import mismatch, token_masks
 from stages.training.critic import CriticStart, CriticTrainer, find_critic
@@ -48,6 +49,7 @@ from stages.training.resumable import ResumableRun, discard_partial, find_finish
 from stages.training.scores import FixedLogprobs
 from stages.training.starting_point import StartingPoint, find_starting_point
 from stages.training.steps import LearningRates, count_steps, plan_batches, summarize, take_steps
+from stages.training.token_metrics import TokenRecord
 from stages.training.workers import Receiver, SentMetrics, SentProgress
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ class _Work:
       start: the inputs.
       critic: the critic to train; None if none is trained.
       lineage: lineage of the requested output, without counts and summary.
+      tokens: lineage of the token metrics inside it; None if none are requested.
       finished: lineage of the existing output if it is up to date; None if the output must be made.
     """
 
@@ -70,6 +73,7 @@ class _Work:
     start: StartingPoint
     critic: CriticStart | None
     lineage: Lineage
+    tokens: Lineage | None
     finished: Lineage | None
 
 
@@ -180,19 +184,20 @@ def _prepare(config: Config, plan: ExecutionPlan, progress: Progress, metrics_lo
     if config.critic_learning_rate:
         critic = find_critic(start.iterations, config.critic, config.out, continue_optimizer=resumes_optimizer)
     resolved = _resolve(config, start)
-    lineage = describe(
-        "train",
-        None,
-        resolved,
-        inputs=(*start.inputs, *(critic.sources if critic else ())),
-        model=start.model,
-        packages=("torch", "transformers", *["peft"] * bool(start.adapter), *["deepspeed"] * bool(plan.zero)),
-        derived=_derived_values(resolved, start, plan),
-    )
+    inputs = (*start.inputs, *(critic.sources if critic else ()))
+    described: dict[str, Any] = {
+        "packages": ("torch", "transformers", *["peft"] * bool(start.adapter), *["deepspeed"] * bool(plan.zero)),
+        "derived": _derived_values(resolved, start, plan),
+    }
+    lineage = describe("train", None, resolved, inputs, start.model, **described)
+    tokens = None
+    if config.token_metrics:
+        deeper = tuple(map(one_deeper, inputs))
+        tokens = describe(TOKEN_METRICS.stage, TOKEN_METRICS, resolved, deeper, one_deeper(start.model), **described)
     finished = find_finished(
         config.out, lineage, overwrite=config.overwrite, progress=progress, metrics_log=metrics_log
     )
-    return _Work(resolved, start, critic, lineage, finished)
+    return _Work(resolved, start, critic, lineage, tokens, finished)
 
 
 def _resolve(config: Config, start: StartingPoint) -> Config:
@@ -309,7 +314,10 @@ def _train(work: _Work, plan: ExecutionPlan, resumable: ResumableRun, progress: 
             work.critic, start.iterations[-1], checkpoint, adam, config, device=config.device, **precision
         )
     objective = _objective(config, start.temperature)
-    step = _Step(config, engine, examples, pool.ids, objective, layout, plan.ranks, critic_trainer)
+    record = None
+    if work.tokens and plan.ranks.rank == 0:
+        record = TokenRecord.beside(resumable.directory, work.tokens, pool)
+    step = _Step(config, engine, examples, pool.ids, objective, layout, plan.ranks, critic_trainer, record)
     writer = critic_trainer.combined_with(engine) if critic_trainer else engine
     rates = LearningRates.from_options(config, start.steps_before)
     metrics = take_steps(step, rates, batches, writer, tokenizer, resumable, config.save_steps, progress)
@@ -319,6 +327,8 @@ def _train(work: _Work, plan: ExecutionPlan, resumable: ResumableRun, progress: 
     def write_more(directory: Path) -> None:
         write_records(directory, lineage, metrics)
         write_card(directory, lineage, start.policy)
+        if record:
+            record.publish(directory, len(metrics))
 
     writer.save(config.out, tokenizer, write_more)
     models.close()
@@ -402,6 +412,7 @@ class _Step:
 
     Attributes:
       examples, ids: all examples of the call, and the `trajectory_id` of each.
+      record: writes the kept tokens; None if that is not requested, or on another rank than the first.
     """
 
     config: Config
@@ -412,6 +423,7 @@ class _Step:
     layout: Layout
     ranks: Ranks
     critic_trainer: CriticTrainer | None
+    record: TokenRecord | None
 
     def __call__(self, number: int, batch: Sequence[int], learning_rate: float) -> dict[str, float]:
         config = self.config
@@ -422,7 +434,21 @@ class _Step:
         if number > 0 and config.old_logprobs == "recorded":
             examples = [dataclasses.replace(example, sampled=None) for example in examples]
         size = config.per_device_batch_size
-        metrics = update(self.engine, examples, self.objective, size, learning_rate, self.layout, self.ranks)
+
+        def write_tokens(tokens: list[KeptTokens]) -> None:
+            if self.record:
+                self.record.write_step(number + 1, batch, tokens)
+
+        metrics = update(
+            self.engine,
+            examples,
+            self.objective,
+            size,
+            learning_rate,
+            self.layout,
+            self.ranks,
+            record=write_tokens if config.token_metrics else None,
+        )
         if self.critic_trainer:
             names = [self.ids[index] for index in batch]
             metrics |= self.critic_trainer.step(names, learning_rate / config.learning_rate)

@@ -18,6 +18,9 @@ MAX_PER_QUESTION = 32
 CRITIC = "critic"
 """Name of the critic's directory inside the directory of its policy."""
 
+TOKEN_METRICS_NAME = "token-metrics"
+"""Name of the directory of --token-metrics inside the directory of its policy."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LearningOptions:
@@ -271,6 +274,14 @@ class LearningOptions:
         minimum=1,
         result=False,
         group="Engine",
+    )
+
+    token_metrics: bool = option(
+        "Also write what each step saw of every kept token to OUT/token-metrics: old, new and sampler log-probability, "
+        "entropy, ratio, clipping, advantage.",
+        default=False,
+        added=True,
+        group="Output",
     )
 
     # Critic, trained beside the policy.

@@ -92,8 +92,8 @@ def kl_cov(
     if ratio.numel():
         count = max(int(fraction * ratio.numel()), 1)
         penalized[_covariance(logprobs.detach(), advantages).topk(count).indices] = weight
-    none = torch.zeros((), dtype=ratio.dtype, device=ratio.device)
-    sums = PolicySums(ratio.detach().sum(), none, none, 0.5 * difference.detach().square().sum())
+    none = torch.zeros_like(ratio, dtype=torch.bool)
+    sums = PolicySums.of(ratio.detach(), none, none, 0.5 * difference.detach().square().sum())
     return -advantages * ratio + penalized * difference.abs(), sums
 
 

@@ -32,7 +32,7 @@ Normalization = Literal["tokens", "sequence", "constant"]
 
 @dataclass(frozen=True)
 class PolicySums:
-    """Hold sums over the tokens of a micro-batch, each 0-d and detached.
+    """Hold sums over the tokens of a micro-batch, each 0-d and detached, and what they are sums of, for each token.
 
     The sums of micro-batches and ranks add up; divide the totals by the number of tokens for means.
 
@@ -41,27 +41,38 @@ class PolicySums:
       clip_low: number of tokens whose loss is the branch clipped at 1 − ε (A < 0).
       clip_high: number of tokens whose loss is the branch clipped at 1 + ε_high (A > 0).
       approx_kl: sum of ½ (log π_θ/π_old)², of the log-ratios before they are limited.
+      token_ratio: [M], the terms of `ratio`.
+      token_clipped: bool [M], whether a token counts in `clip_low` or `clip_high`.
     """
 
     ratio: Tensor
     clip_low: Tensor
     clip_high: Tensor
     approx_kl: Tensor
+    token_ratio: Tensor
+    token_clipped: Tensor
+
+    @classmethod
+    def of(cls, ratio: Tensor, low: Tensor, high: Tensor, approx_kl: Tensor) -> PolicySums:
+        """Sum over tokens: their ratios [M], which of them the loss bounds below and above (bool [M]), and the KL."""
+        return cls(ratio.sum(), low.sum().to(ratio), high.sum().to(ratio), approx_kl, ratio, low | high)
 
 
 @dataclass(frozen=True)
 class DistillationSums:
-    """Hold sums over the segments of a micro-batch, each 0-d and detached.
+    """Hold sums over the segments of a micro-batch, each 0-d and detached, and which segments were clipped.
 
     Attributes:
       weight: sum of w.
       weight_clipped: number of segments whose w was clipped.
       log_ratio: sum of Σ_t log π_θ/π_ref.
+      segment_clipped: bool [S], whether a segment counts in `weight_clipped`.
     """
 
     weight: Tensor
     weight_clipped: Tensor
     log_ratio: Tensor
+    segment_clipped: Tensor
 
 
 def ppo_clip(
@@ -119,10 +130,10 @@ def ppo_clip(
         bound = clipped > unclipped
         if dual_clip is not None:
             bound |= (advantages < 0) & (token_losses > -dual_clip * advantages)
-        sums = PolicySums(
-            ratio=ratio.sum(),
-            clip_low=(bound & (advantages < 0)).sum().to(ratio),
-            clip_high=(bound & (advantages > 0)).sum().to(ratio),
+        sums = PolicySums.of(
+            ratio.detach(),
+            bound & (advantages < 0),
+            bound & (advantages > 0),
             approx_kl=0.5 * (logprobs - old_logprobs).square().sum(),
         )
     if dual_clip is not None:
@@ -204,7 +215,8 @@ def distillation_loss(
     with torch.no_grad():
         unclipped = segment_sums(logprobs - old_logprobs).exp()
         weight = unclipped.clamp(max=MAX_DISTILLATION_WEIGHT)
-        sums = DistillationSums(weight.sum(), (unclipped > MAX_DISTILLATION_WEIGHT).sum().to(weight), log_ratio.sum())
+        above = unclipped > MAX_DISTILLATION_WEIGHT
+        sums = DistillationSums(weight.sum(), above.sum().to(weight), log_ratio.sum(), above)
     return 0.5 * weight * (beta * log_ratio - advantages).square(), sums
 
 

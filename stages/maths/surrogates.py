@@ -147,6 +147,4 @@ def _ratio(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor) -> Tensor
 
 def _sums(ratio: Tensor, low: Tensor, high: Tensor) -> PolicySums:
     """Return the sums for logging; `low` and `high` mark the tokens that the loss bounds below and above."""
-    return PolicySums(
-        ratio.sum(), low.sum().to(ratio), high.sum().to(ratio), approx_kl=0.5 * ratio.log().square().sum()
-    )
+    return PolicySums.of(ratio, low, high, approx_kl=0.5 * ratio.log().square().sum())

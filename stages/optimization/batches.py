@@ -30,6 +30,7 @@ class Example:
         the current policy.
       sampled: floating [M], log-probabilities that the sampling engine recorded. They are compared with those of the
         policy at the start of the call (`old`, or its own before the first step); None: nothing to compare.
+      recorded: floating [M], what the sampling engine recorded, for the record of the kept tokens alone; None: nothing.
       segment_ids: int64 [M], non-decreasing: the segment of each kept token; None: there is one segment.
       response_tokens: length of the response or tree segment, for metrics.
       segments, reward: further values for metrics.
@@ -41,6 +42,7 @@ class Example:
     old: NDArray[np.floating] | None = None
     reference: NDArray[np.floating] | None = None
     sampled: NDArray[np.floating] | None = None
+    recorded: NDArray[np.floating] | None = None
     segment_ids: NDArray[np.int64] | None = None
     response_tokens: int = 0
     segments: int = 1

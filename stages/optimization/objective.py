@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,9 +22,47 @@ Loss = Literal[
 Whitening = Literal["batch", "micro-batch", "none"]
 MAX_METRIC = "mismatch/logp_difference_max"
 """The one metric that is a maximum over micro-batches and ranks; all others are sums."""
-LossAndMetrics = tuple[Tensor, dict[str, Tensor]]
-"""A micro-batch's contribution to the loss (0-d, with gradient) and to each metric (0-d, detached); contributions add
-up to the values of the batch, except `MAX_METRIC`."""
+
+
+class TokenFigures(NamedTuple):
+    """What a pass computes about each kept token of a micro-batch, all [M] and detached.
+
+    Attributes:
+      current, old: log-probability under the policy of this step, before its update, and under the old policy.
+      entropy: entropy of the distribution of the current policy.
+      ratio: probability ratio that the loss bounds or weights: of the token, or with GSPO and segment-ratio the one of
+        its sequence or segment.
+      clipped: bool, whether the loss bounds the token (the distillation: the weight of its segment).
+    """
+
+    current: Tensor
+    old: Tensor
+    entropy: Tensor
+    ratio: Tensor
+    clipped: Tensor
+
+
+class Contribution(NamedTuple):
+    """What a micro-batch adds to an optimizer batch; contributions add up to its values, except `MAX_METRIC`.
+
+    Attributes:
+      loss: 0-d, with gradient.
+      metrics: name → 0-d, detached.
+      tokens: figures of its kept tokens.
+    """
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+    tokens: TokenFigures
+
+
+class _LossOfPass(NamedTuple):
+    """Loss and metrics as in `Contribution`; ratio and bound of each token as in `TokenFigures`."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+    ratio: Tensor
+    clipped: Tensor
 
 
 @dataclass(frozen=True)
@@ -130,8 +168,8 @@ class _LogProbs:
 
 def micro_batch_loss(
     objective: Objective, group: MicroBatchExamples, scored: Scored, totals: BatchTotals
-) -> LossAndMetrics:
-    """Return the contribution of a micro-batch to the batch's loss and metrics.
+) -> Contribution:
+    """Return the contribution of a micro-batch to the batch's loss and metrics, and the figures of its tokens.
 
     Metrics are means over the kept tokens of the batch unless their name says otherwise.
     """
@@ -141,14 +179,16 @@ def micro_batch_loss(
     if objective.beta:
         stored = [example.reference for example in group.examples]
         reference = stored_or_current_logprobs(current, group.examples, stored)
-    loss, metrics = _LOSSES[objective.loss](objective, group, _LogProbs(current, old, reference), totals)
+    loss, metrics, ratio, clipped = _LOSSES[objective.loss](
+        objective, group, _LogProbs(current, old, reference), totals
+    )
     mean_entropy = entropy.sum() / totals.tokens
     if objective.entropy_bonus:
         loss = loss - objective.entropy_bonus * mean_entropy
     metrics = {"loss": loss.detach(), "entropy": mean_entropy.detach()} | metrics
     if totals.compared:
         metrics |= _compare_to_sampler(objective, group.examples, current.detach(), old, totals)
-    return loss, metrics
+    return Contribution(loss, metrics, TokenFigures(current.detach(), old, entropy.detach(), ratio, clipped))
 
 
 def stored_or_current_logprobs(
@@ -191,9 +231,7 @@ def _recorded(examples: list[Example], like: Tensor) -> Tensor:
     return torch.from_numpy(np.concatenate(recorded)).to(like)
 
 
-def _policy(
-    objective: Objective, group: MicroBatchExamples, logprobs: _LogProbs, totals: BatchTotals
-) -> LossAndMetrics:
+def _policy(objective: Objective, group: MicroBatchExamples, logprobs: _LogProbs, totals: BatchTotals) -> _LossOfPass:
     """Return the contribution of a loss over tokens, with the KL term."""
     token_losses, sums = _surrogate(objective, group, logprobs)
     weights = _correction(objective, group, logprobs)
@@ -218,7 +256,7 @@ def _policy(
         else:
             loss = loss + losses.kl_loss(kls, totals.sequences, objective.beta)
         metrics["kl"] = kls.detach().sum() / totals.tokens
-    return loss, metrics
+    return _LossOfPass(loss, metrics, sums.token_ratio, sums.token_clipped)
 
 
 def _surrogate(
@@ -283,17 +321,15 @@ def _segment_starts(group: MicroBatchExamples) -> NDArray[np.int64]:
     return firsts + np.concatenate([example.segment_starts for example in group.examples])
 
 
-def _distill(
-    objective: Objective, group: MicroBatchExamples, logprobs: _LogProbs, totals: BatchTotals
-) -> LossAndMetrics:
+def _distill(objective: Objective, group: MicroBatchExamples, logprobs: _LogProbs, totals: BatchTotals) -> _LossOfPass:
     current, old, reference = logprobs.current, logprobs.old, logprobs.reference
     assert reference is not None, "the distillation loss has beta > 0"
-    segment, _ = _segments(group)
+    segment = _segments(group)[0].to(current.device)
     segment_losses, sums = losses.distillation_loss(
         current,
         old,
         reference,
-        segment.to(current.device),
+        segment,
         torch.from_numpy(group.advantages[_segment_starts(group)]).to(
             current
         ),  # all tokens of a segment have one advantage
@@ -301,20 +337,21 @@ def _distill(
     )
     loss = losses.policy_loss(segment_losses, totals.segments)
     with torch.no_grad():
-        ratio = (current - old).clamp(-losses.LOG_RATIO_LIMIT, losses.LOG_RATIO_LIMIT).exp().sum()
+        ratio = _token_ratio(logprobs)
         kl = losses.kl_estimate(current, reference, objective.kl).sum()
-    return loss, {
-        "ratio/mean": ratio / totals.tokens,
+    metrics = {
+        "ratio/mean": ratio.sum() / totals.tokens,
         "kl": kl / totals.tokens,
         "distill/weight_mean": sums.weight / totals.segments,
         "distill/weight_clipped": sums.weight_clipped / totals.segments,
         "distill/log_ratio_mean": sums.log_ratio / totals.segments,
     }
+    return _LossOfPass(loss, metrics, ratio, sums.segment_clipped[segment])
 
 
 def _dpo_positive(
     objective: Objective, group: MicroBatchExamples, logprobs: _LogProbs, totals: BatchTotals
-) -> LossAndMetrics:
+) -> _LossOfPass:
     """Return the contribution of the pairs of a micro-batch: an example with a positive advantage is the right one."""
     current, reference = logprobs.current, logprobs.reference
     assert reference is not None, "the loss of pairs has beta > 0"
@@ -328,19 +365,25 @@ def _dpo_positive(
     pairs = totals.sequences / 2
     loss = losses.policy_loss(preferences.dpo_positive(right, wrong, objective.beta, objective.pair_penalty), pairs)
     with torch.no_grad():
-        moved = (current - logprobs.old).clamp(-losses.LOG_RATIO_LIMIT, losses.LOG_RATIO_LIMIT).exp().sum()
+        moved = _token_ratio(logprobs)
         kl = losses.kl_estimate(current, reference, objective.kl).sum()
         metrics = {
-            "ratio/mean": moved / totals.tokens,
+            "ratio/mean": moved.sum() / totals.tokens,
             "kl": kl / totals.tokens,
             "pairs/right_log_ratio_mean": right.sum() / pairs,
             "pairs/wrong_log_ratio_mean": wrong.sum() / pairs,
             "pairs/right_lowered": (right < 0).sum().to(current) / pairs,
         }
-    return loss, metrics
+    return _LossOfPass(loss, metrics, moved, torch.zeros_like(moved, dtype=torch.bool))
 
 
-_LOSSES: dict[Loss, Callable[[Objective, MicroBatchExamples, _LogProbs, BatchTotals], LossAndMetrics]] = {
+@torch.no_grad()
+def _token_ratio(logprobs: _LogProbs) -> Tensor:
+    """Return π_θ/π_old of each kept token, limited as in `maths.losses`: [M]."""
+    return (logprobs.current - logprobs.old).clamp(-losses.LOG_RATIO_LIMIT, losses.LOG_RATIO_LIMIT).exp()
+
+
+_LOSSES: dict[Loss, Callable[[Objective, MicroBatchExamples, _LogProbs, BatchTotals], _LossOfPass]] = {
     **dict.fromkeys(("ppo", "gspo", "segment-ratio", "cispo", "dppo", "sapo", "clip-cov", "kl-cov", "nll"), _policy),
     "distill": _distill,
     "dpo-positive": _dpo_positive,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -21,7 +22,14 @@ from stages.maths import statistics
 from stages.maths.mismatch import multiplicative_error
 from stages.optimization.batches import Example, Layout, MicroBatch, RankSubset, padded
 from stages.optimization.head import Scored
-from stages.optimization.objective import MAX_METRIC, BatchTotals, MicroBatchExamples, Objective, micro_batch_loss
+from stages.optimization.objective import (
+    MAX_METRIC,
+    BatchTotals,
+    MicroBatchExamples,
+    Objective,
+    TokenFigures,
+    micro_batch_loss,
+)
 from stages.optimization.ranks import ALONE, Ranks
 
 
@@ -83,6 +91,25 @@ class Engine(Scorer, Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class KeptTokens:
+    """What a step computed about the kept tokens of one example, each [M].
+
+    Attributes:
+      index: index of the example in the batch.
+      advantage: advantages of the loss, whitened if the objective says so.
+      current, old, entropy, ratio, clipped: as in `objective.TokenFigures`.
+    """
+
+    index: int
+    advantage: NDArray[np.floating]
+    current: NDArray[np.floating]
+    old: NDArray[np.floating]
+    entropy: NDArray[np.floating]
+    ratio: NDArray[np.floating]
+    clipped: NDArray[np.bool_]
+
+
 def update(
     engine: Engine,
     batch: Sequence[Example],
@@ -91,12 +118,17 @@ def update(
     learning_rate: float,
     layout: Layout = padded,
     ranks: Ranks = ALONE,
+    record: Callable[[list[KeptTokens]], None] | None = None,
 ) -> dict[str, float]:
     """Take one optimizer step on a batch, in forward passes of about `size` examples.
 
     Every contribution to the loss is divided by counts of the whole batch, which all ranks know. The split over passes
     and ranks therefore changes only rounding (except with `whiten="micro-batch"`). The weights stay unchanged for a
     batch without a kept token or with a mean ratio above the limit: `skipped/empty` or `skipped/ratio` is 1.
+
+    Args:
+      record: receives what the step computed about the kept tokens of all examples that have one, in the order of the
+        batch and on every rank, before the weights change.
 
     Returns:
       Metrics with TRL's names; means are over kept tokens. `tokens/fed` counts tokens that the model reads, including
@@ -110,7 +142,10 @@ def update(
     if totals.tokens == 0:
         return metrics | {"skipped/empty": 1.0}
     micro_batches = _micro_batches(batch, size, objective, layout, ranks.subset)
-    found = _accumulate_gradient(engine, micro_batches, objective, totals, ranks)
+    tokens: list[KeptTokens] | None = None if record is None else []
+    found = _accumulate_gradient(engine, micro_batches, objective, totals, ranks, tokens)
+    if record is not None:
+        record(sorted((one for own in ranks.gather(tokens or []) for one in own), key=lambda one: one.index))
     largest = found.pop(MAX_METRIC, 0.0)
     metrics |= ranks.sum(found)
     if totals.compared:
@@ -132,8 +167,13 @@ def _accumulate_gradient(
     objective: Objective,
     totals: BatchTotals,
     ranks: Ranks,
+    tokens: list[KeptTokens] | None,
 ) -> dict[str, float]:
-    """Run this rank's forward and backward passes; return its contribution to each metric."""
+    """Run this rank's forward and backward passes; return its contribution to each metric.
+
+    Args:
+      tokens: receives the figures of the kept tokens of this rank's examples.
+    """
     sums: dict[str, torch.Tensor] = {}
     forward_tokens = 0
     for work, last in ranks.lockstep(micro_batches):
@@ -141,8 +181,11 @@ def _accumulate_gradient(
             engine.backward(_idle_loss(engine), last=last)
             continue
         group, inputs = work
-        loss, contributions = micro_batch_loss(objective, group, engine.score(inputs, objective.temperature), totals)
+        scored = engine.score(inputs, objective.temperature)
+        loss, contributions, figures = micro_batch_loss(objective, group, scored, totals)
         engine.backward(loss, last=last)
+        if tokens is not None:
+            tokens += _by_example(group, figures)
         forward_tokens += inputs.input_ids.size
         for name, value in contributions.items():
             add = torch.maximum if name == MAX_METRIC else torch.add
@@ -150,6 +193,14 @@ def _accumulate_gradient(
     # The sums stay tensors until here: one copy from the device per step instead of one per pass.
     values = torch.stack([value.double() for value in sums.values()]).tolist() if sums else []
     return {"tokens/fed": float(forward_tokens)} | dict(zip(sums, values, strict=True))
+
+
+def _by_example(group: MicroBatchExamples, figures: TokenFigures) -> Iterator[KeptTokens]:
+    """Yield the figures of a pass, divided among its examples."""
+    ends = np.cumsum([example.kept.size for example in group.examples])[:-1]
+    columns = [np.split(column.cpu().numpy(), ends) for column in figures]
+    own = zip(group.indices, np.split(group.advantages, ends), *columns, strict=True)
+    yield from (KeptTokens(*one) for one in own)
 
 
 def score_all(

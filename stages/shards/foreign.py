@@ -36,6 +36,7 @@ KEYS = {
     "segment": ("trajectory_id", "segment_index"),
     "estimate": ("trajectory_id", "segment_index"),
     "estimate --keep-rollouts": ("rollout_id",),
+    "train --token-metrics": ("step", "trajectory_id", "age", "position"),
     "eval": ("response_id", "max_tokens"),
 }
 """Stage → columns that identify a row of its table."""

@@ -163,6 +163,11 @@ def task_source(task: str, data: str | None, digest: str, directory: AnyPath) ->
     return Source(_relative_or_name(data, directory) if data else task, digest, "task")
 
 
+def one_deeper(source: Source) -> Source:
+    """Return an input of work in a directory as an input of work in a subdirectory of it."""
+    return dataclasses.replace(source, path=f"../{source.path}") if source.path.startswith("..") else source
+
+
 def differences(found: Lineage, requested: Lineage) -> list[str]:
     """Return how existing work differs from requested work: `temperature: found 1.0, requested 0.6`, one per entry."""
     lines = [

@@ -230,8 +230,35 @@ EVALUATION = Schema(
     ),
 )
 
+_FLOAT = pa.float32()
+
+TOKEN_METRICS = Schema(
+    stage="train --token-metrics",
+    version=1,
+    row_group=65536,
+    columns=(
+        Column("step", pa.int32(), "optimizer step of the call, from 1, as in metrics.jsonl"),
+        Column("trajectory_id", _TEXT, "trajectory or node of the token; with --train-rollouts also a rollout_id"),
+        Column("age", pa.int32(), "iterations since it was sampled (0: the current one; more only with --replay)"),
+        Column("position", pa.int32(), "offset of the token in token_ids of that row"),
+        Column("token_id", pa.int32(), "the token"),
+        Column("old_logprob", _FLOAT, "log-probability under the old policy, which the ratio divides by"),
+        Column("new_logprob", _FLOAT, "log-probability under the trained policy, before the update of the step"),
+        Column("sampler_logprob", _FLOAT, "log-probability that the sampler recorded (null: none)", True, "null"),
+        Column("entropy", _FLOAT, "entropy of the trained policy's distribution, in nats, before the update"),
+        Column(
+            "ratio",
+            _FLOAT,
+            "exp(new_logprob - old_logprob), limited to exp(±10); with gspo and segment-ratio, that of the sequence or "
+            "segment",
+        ),
+        Column("clipped", pa.bool_(), "whether the loss bounds the token (distill: the weight of its segment)"),
+        Column("advantage", pa.float64(), "advantage that the loss multiplies: after whitening"),
+    ),
+)
+
 BY_STAGE: dict[str, Schema] = {
-    schema.stage: schema for schema in (TRAJECTORIES, CUTPOINTS, ADVANTAGES, ROLLOUTS, EVALUATION)
+    schema.stage: schema for schema in (TRAJECTORIES, CUTPOINTS, ADVANTAGES, ROLLOUTS, TOKEN_METRICS, EVALUATION)
 }
 
 ARTEFACT: dict[str, str] = {
@@ -239,6 +266,7 @@ ARTEFACT: dict[str, str] = {
     "segment": "cutpoints",
     "estimate": "advantages",
     "estimate --keep-rollouts": "rollouts",
+    "train --token-metrics": "token metrics",
     "eval": "evaluation responses",
 }
 """Stage → name of the table that it writes, for messages."""
@@ -248,6 +276,7 @@ READER: dict[str, str] = {
     "segment": "estimate",
     "estimate": "train",
     "estimate --keep-rollouts": "train --train-rollouts",
+    "train --token-metrics": "report",
     "eval": "show",
 }
 """Stage → command that reads its table, for messages."""
@@ -256,9 +285,10 @@ READER: dict[str, str] = {
 def recognize(columns: Iterable[str]) -> Schema | None:
     """Return the schema of a file without lineage, recognized by a distinctive column; None if none is found."""
     names = set(columns)
-    # The order matters: rollouts also have `advantage`, advantages `cutpoints`, and evaluations `token_ids`.
+    # The order matters: the first two also have `advantage`, advantages `cutpoints`, and evaluations `token_ids`.
     distinctive = {
         "rollout_id": ROLLOUTS,
+        "new_logprob": TOKEN_METRICS,
         "advantage": ADVANTAGES,
         "cutpoints": CUTPOINTS,
         "response_id": EVALUATION,

@@ -94,6 +94,7 @@ def load_experience(
     *,
     recorded: bool,
     compared: bool = False,
+    kept: bool = False,
     drop_uniform: bool = False,
     drop_unfinished: bool = False,
 ) -> Experience:
@@ -107,6 +108,7 @@ def load_experience(
         4.3); `all` keeps every token of a segment.
       recorded: use the log-probabilities that the sampler recorded as the old ones.
       compared: keep these log-probabilities, to compare them with those of the policy.
+      kept: keep them for the record of the kept tokens.
       drop_uniform: leave out questions whose segments all have an advantage of 0.
       drop_unfinished: leave out responses, or leaves of trees, that reached the token limit.
 
@@ -116,7 +118,7 @@ def load_experience(
     """
     columns = ["trajectory_id", "parent_id", "question_id", "prompt_token_ids", "token_ids", "reward"]
     table = trajectories.read_all(
-        [*columns, *["logprobs"] * (recorded or compared), *["finish_reason"] * drop_unfinished]
+        [*columns, *["logprobs"] * (recorded or compared or kept), *["finish_reason"] * drop_unfinished]
     )
     ids = table["trajectory_id"].to_pylist()
     parent = _parents(trajectories, table)
@@ -125,7 +127,7 @@ def load_experience(
     responses = ragged(table["token_ids"])
     tokens = _kept_tokens(advantages, ids, responses.lengths, mask)
     rewards = table["reward"].to_numpy()
-    logprobs = ragged(table["logprobs"]) if recorded or compared else None
+    logprobs = ragged(table["logprobs"]) if "logprobs" in table.column_names else None
     prefix_of = _prefix_function(parent, ragged(table["prompt_token_ids"]), responses)
 
     used, left_out = _used_rows(table, tokens, questions, drop_uniform, drop_unfinished)
@@ -146,6 +148,7 @@ def load_experience(
                 advantages=tokens.advantage[part],
                 old=sampled if recorded else None,
                 sampled=sampled if compared else None,
+                recorded=sampled if kept else None,
                 segment_ids=tokens.segment[part],
                 response_tokens=response.size,
                 segments=int(tokens.segments[row]),

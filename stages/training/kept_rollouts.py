@@ -58,6 +58,7 @@ def load_rollouts(
     per_state: int | None,
     recorded: bool,
     compared: bool = False,
+    kept: bool = False,
     drop_unfinished: bool = False,
 ) -> Experience:
     """Return an example for every chosen rollout.
@@ -66,7 +67,7 @@ def load_rollouts(
       mask: `cutpoints` keeps the tokens in the column of that name, `all` every token of a rollout.
       only_signal: leave out the states whose rollouts all have an advantage of 0.
       per_state: use the first rollouts of each state only; they do not depend on the rewards. None: all of them.
-      recorded, compared, drop_unfinished: as in `load_experience`.
+      recorded, compared, kept, drop_unfinished: as in `load_experience`.
 
     Raises:
       UserError: a rollout starts from an unknown trajectory or after its end, or an advantage is infinite.
@@ -90,6 +91,7 @@ def load_rollouts(
                 advantages=np.full(position.size, advantage[row], np.float64),
                 old=known if recorded else None,
                 sampled=known if compared else None,
+                recorded=known if kept else None,
                 response_tokens=tokens[row].size,
             )
         )

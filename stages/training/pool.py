@@ -23,6 +23,7 @@ class ExamplePool:
 
     Attributes:
       ids: unique name of each example: `trajectory_id`, followed by its age if that is not 0.
+      names, ages: `trajectory_id` of each example alone (`rollout_id` of a rollout), and its age in iterations.
       groups: group of each example; a batch keeps a group (the siblings in a tree, a pair) together.
       examples: the examples themselves.
       samplers: directory of the model that sampled each example; None if the recorded log-probabilities are used.
@@ -31,6 +32,8 @@ class ExamplePool:
     """
 
     ids: list[str]
+    names: list[str]
+    ages: list[int]
     groups: list[str]
     examples: list[Example]
     samplers: list[Path | None]
@@ -100,6 +103,8 @@ def fill_pool(options: LearningOptions, iterations: Sequence[Iteration], *, reco
         counts["beyond_limit"] = beyond_limit
     return ExamplePool(
         ids=[name for one in selections for name in _with_age(one.experience.ids, one.age)],
+        names=[name for one in selections for name in one.experience.ids],
+        ages=[one.age for one in selections for _ in one.experience.ids],
         groups=[name for one in selections for name in _with_age(one.experience.groups, one.age)],
         examples=[example for one in selections for example in one.experience.examples],
         samplers=[
@@ -121,6 +126,7 @@ def _load_iteration(options: LearningOptions, iteration: Iteration, *, recorded:
         mask,
         recorded=recorded,
         compared=compared,
+        kept=options.token_metrics,
         drop_uniform=options.drop_uniform_groups,
         drop_unfinished=options.mask_truncated_completions,
     )
@@ -136,6 +142,7 @@ def _load_iteration(options: LearningOptions, iteration: Iteration, *, recorded:
         per_state=options.rollouts_per_state,
         recorded=recorded,
         compared=compared,
+        kept=options.token_metrics,
         drop_unfinished=options.mask_truncated_completions,
     )
     return experience.joined(rollouts)

@@ -64,7 +64,7 @@ def measure_entropies(
 
 def thin(example: Example, chosen: NDArray[np.bool_]) -> Example:
     """Return an example whose kept tokens are the chosen ones."""
-    names = ("kept", "advantages", "old", "reference", "sampled", "segment_ids")
+    names = ("kept", "advantages", "old", "reference", "sampled", "recorded", "segment_ids")
     columns = {name: getattr(example, name) for name in names}
     return dataclasses.replace(
         example, **{name: column[chosen] for name, column in columns.items() if column is not None}

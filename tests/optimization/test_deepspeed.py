@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -86,6 +87,8 @@ def two_ranks(killed: TrainingFolder) -> TrainingFolder:
         killed.job("adapted", zero_stage=3, **killed.adapter),
         killed.job("replayed", zero_stage=3, **killed.replay),
         killed.job("idle", **killed.sparse),
+        killed.job("tokens", zero_stage=2, token_metrics=True),
+        killed.job("packed-tokens", zero_stage=3, token_metrics=True, **VARIANTS["packed"]),
         killed.job("bfloat16", zero_stage=2, dtype="bfloat16", epochs=1),
         killed.job("locked", failure={"locked": True}),
         killed.job("unread", failure={"fails_on": 1}),
@@ -121,6 +124,18 @@ def test_a_rank_or_a_step_without_kept_tokens_agrees_with_one_process(two_ranks:
     two_ranks.run_in_process("torch-sparse", **two_ranks.sparse)
     assert agree(two_ranks.folder / "torch-sparse", two_ranks.folder / "idle")
     assert {*skipped(two_ranks.folder / "idle", "empty")} == {None, 1.0}
+
+
+@pytest.mark.parametrize(("name", "options"), [("tokens", {}), ("packed-tokens", VARIANTS["packed"])])
+def test_the_kept_tokens_of_all_ranks_are_those_of_one_process(
+    two_ranks: TrainingFolder, name: str, options: dict[str, Any]
+):
+    two_ranks.run_in_process(f"torch-{name}", token_metrics=True, **options)
+    expected, found = (pandas.read_parquet(two_ranks.folder / one / "token-metrics") for one in (f"torch-{name}", name))
+    exact = ["step", "trajectory_id", "age", "position", "token_id", "sampler_logprob", "clipped"]
+    pandas.testing.assert_frame_equal(found[exact], expected[exact])
+    pandas.testing.assert_frame_equal(found, expected, check_exact=False, atol=2e-4)
+    assert len(found) == sum(line["tokens/trained"] for line in metrics(two_ranks.folder / name))
 
 
 def test_replayed_trajectories_are_scored_by_the_policies_that_sampled_them(two_ranks: TrainingFolder):

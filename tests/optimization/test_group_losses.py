@@ -48,7 +48,9 @@ def loss_and_gradient(inputs: dict[str, Any], **changes: Any) -> tuple[float, np
     current = torch.tensor(logprobs, requires_grad=True)
     flat = current[torch.tensor(mask > 0)]
     group = MicroBatchExamples([*range(len(batch))], batch, np.concatenate([one.advantages for one in batch]))
-    loss, _ = micro_batch_loss(objective, group, Scored(flat, torch.zeros_like(flat)), BatchTotals.of(batch, objective))
+    loss, *_ = micro_batch_loss(
+        objective, group, Scored(flat, torch.zeros_like(flat)), BatchTotals.of(batch, objective)
+    )
     return loss.item(), torch.autograd.grad(loss, current)[0].numpy()
 
 

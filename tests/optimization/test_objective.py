@@ -42,7 +42,7 @@ def gradient(objective: Objective, passes: list[list[int]], batch: list[Example]
         group = MicroBatchExamples(
             indices, [batch[i] for i in indices], np.concatenate([batch[i].advantages for i in indices])
         )
-        own, _ = micro_batch_loss(objective, group, Scored(logprobs, torch.zeros_like(logprobs)), totals)
+        own, *_ = micro_batch_loss(objective, group, Scored(logprobs, torch.zeros_like(logprobs)), totals)
         (slope,) = torch.autograd.grad(own, logprobs)
         loss += own.item()
         slopes |= dict(zip(indices, slope.split([LENGTHS[i] for i in indices]), strict=True))
@@ -114,7 +114,7 @@ def test_the_entropy_bonus_rewards_the_mean_entropy():
     entropy = torch.arange(8.0, dtype=torch.float64).requires_grad_()
     logprobs = torch.cat(CURRENT)
     group = MicroBatchExamples([0, 1, 2], BATCH, np.concatenate([one.advantages for one in BATCH]))
-    loss, metrics = micro_batch_loss(objective, group, Scored(logprobs, entropy), BatchTotals.of(BATCH, objective))
+    loss, metrics, _ = micro_batch_loss(objective, group, Scored(logprobs, entropy), BatchTotals.of(BATCH, objective))
     (slope,) = torch.autograd.grad(loss, entropy)
     assert slope.tolist() == pytest.approx([-0.5 / 8] * 8)
     assert metrics["entropy"].item() == pytest.approx(3.5)

@@ -83,7 +83,7 @@ def gradients(model: PreTrainedModel, examples: list[Example], layout: Any, size
     for indices, inputs in layout(examples, size):
         group = [examples[index] for index in indices]
         advantages = np.concatenate([one.advantages for one in group])
-        loss, _ = micro_batch_loss(
+        loss, *_ = micro_batch_loss(
             objective, MicroBatchExamples(indices, group, advantages), engine.score(inputs, 0.7), totals
         )
         engine.backward(loss)

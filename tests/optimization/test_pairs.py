@@ -45,7 +45,7 @@ def loss_and_gradient(inputs: dict[str, Any], passes: list[list[int]]) -> tuple[
             indices, [batch[i] for i in indices], np.concatenate([batch[i].advantages for i in indices])
         )
         totals = BatchTotals.of(batch, objective)
-        loss, _ = micro_batch_loss(objective, group, Scored(flat, torch.zeros_like(flat)), totals)
+        loss, *_ = micro_batch_loss(objective, group, Scored(flat, torch.zeros_like(flat)), totals)
         gradient += torch.autograd.grad(loss, current)[0]
         total += loss.item()
     return total, gradient.numpy()

@@ -12,7 +12,7 @@ import pytest
 
 from spo_cli.app import main
 from stages.shards.lineage import Source, describe, write_lineage
-from stages.shards.schemas import BY_STAGE, EVALUATION
+from stages.shards.schemas import BY_STAGE, EVALUATION, TOKEN_METRICS
 from tests.chains import value
 from tests.spo_cli.artefacts import RESPONSES, Options, write
 
@@ -285,3 +285,20 @@ def test_invalid_requests_are_reported_in_one_line(run_directory, capsys, argume
     assert code == 2
     assert line in err
     assert len(err.splitlines()) == 1
+
+
+def test_token_metrics_are_described_and_not_listed(run_directory, capsys):
+    tokens = {"step": 1, "trajectory_id": "q0/0", "age": 0, "position": 0, "token_id": 50, "old_logprob": -1.0}
+    tokens |= {"new_logprob": -1.0, "sampler_logprob": -1.5, "entropy": 2.0, "ratio": 1.0, "clipped": False}
+    rows = [
+        tokens | {"advantage": 0.5},
+        tokens | {"step": 2, "advantage": 0.5, "clipped": True, "sampler_logprob": None},
+    ]
+    write(Path("tokens"), TOKEN_METRICS, [rows])
+    found = statistics(capsys, Path("tokens"))
+    assert (found["steps"], found["trajectories"], found["share_of_tokens_that_are_clipped"]) == (2, 1, 0.5)
+    assert found["log_probability_minus_that_of_the_sampler"]["mean"] == 0.5
+    assert "no trajectory drawn: tokens holds single tokens" in show(capsys, "tokens").replace("\n", " ")
+    with pytest.raises(SystemExit, match="2"):
+        main(["show", "tokens", "--where", "step=1"])
+    assert "holds single tokens, not responses" in capsys.readouterr().err
