@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from stages.maths.ragged import offsets_of
 from stages.reporting.columns import smallest
-from stages.reporting.selection import largest_budget
+from stages.reporting.selection import ROLLOUT_CHARACTERS, largest_budget
 from stages.reporting.sources import Responses
 from stages.reporting.tokens import find_decoder, readable_tokens
 from stages.responses.trees import parent_rows
-from stages.shards.schemas import EVALUATION
+from stages.shards.parts import Artefact
+from stages.shards.schemas import EVALUATION, ROLLOUTS, TOKEN_METRICS
 from stages.shards.tables import ragged, rows_by_name
 
 _SEGMENTS = pa.schema(
@@ -37,6 +38,16 @@ _SEGMENTS = pa.schema(
         "rewards": pa.list_(pa.float32()),
     }
 )
+_SEEN: dict[str, type[np.generic]] = {
+    "step": np.uint32,
+    "old_logprob": np.float32,
+    "new_logprob": np.float32,
+    "entropy": np.float32,
+    "ratio": np.float32,
+    "clipped": np.uint8,
+    "advantage": np.float32,
+}
+"""Columns of the token metrics that the page shows; the sampler's log-probability is that of the token."""
 _FINISH = ("stop", "length", "segment")
 _OPTIONAL = ("prompt", "text", "answer", "reference", "reward", "verdict_reason")
 _OPTIONS = {
@@ -71,7 +82,7 @@ class Collector:
         self._strings, self._vocabulary = _Names(), _Names()
         self._names: list[str] = []
         self._columns: dict[str, list[NDArray]] = {}
-        self._rows = 0
+        self._rows = self._tokens = self._rollouts = 0
 
     def add(self, responses: Responses) -> None:
         """Append the chosen rows of a table, and its segments."""
@@ -82,7 +93,10 @@ class Collector:
         first = self._rows
         self._add_rows(responses, rows, key)
         self._add_segments(responses, rows[key])
+        self._add_seen(responses.tokens, rows[key], ragged(rows["token_ids"]).offsets)
+        self._add_rollouts(responses.rollouts, rows[key])
         self._rows += rows.num_rows
+        self._tokens += int(pc.sum(pc.list_value_length(rows["token_ids"])).as_py() or 0)
         self.tables.append(
             {
                 "run": responses.run,
@@ -96,6 +110,8 @@ class Collector:
                 "options": _recorded_options(responses),
                 "segments": responses.cutpoints is not None or responses.advantages is not None,
                 "advantages": responses.advantages is not None,
+                "seen": responses.tokens is not None,
+                "rollouts": responses.rollouts is not None,
             }
         )
 
@@ -104,7 +120,7 @@ class Collector:
         columns = {name: np.concatenate(parts) for name, parts in self._columns.items()}
         for name in ("row.first", "segment.reward_first"):  # lengths become offsets
             columns[name] = offsets_of(columns[name]).astype(np.uint32)
-        for name in ("token.word", "row.question", "row.table"):
+        for name in ("token.word", "row.question", "row.table", "seen.step"):
             columns[name] = smallest(columns[name])
         values = {
             "tables": self.tables,
@@ -176,6 +192,54 @@ class Collector:
         self._append("segment.rewards", rewards.flat, np.float32)
         self._append("token.cut", self._cuts(table, owner), np.uint8)
 
+    def _add_seen(self, tokens: Artefact | None, names: pa.ChunkedArray, first: NDArray[np.int64]) -> None:
+        """Append what the trainer saw of kept tokens, ordered by token and step.
+
+        Args:
+          tokens: the token metrics; None: there are none.
+          names: id of each row that was appended last.
+          first: [rows + 1], number of tokens in the rows before each row.
+        """
+        table = TOKEN_METRICS.arrow.empty_table() if tokens is None else tokens.read_all(TOKEN_METRICS.names)
+        table = table.filter(pc.equal(table["age"], 0))
+        owner = rows_by_name(table["trajectory_id"], names)
+        table, owner = table.filter(pa.array(owner >= 0)), owner[owner >= 0]
+        token = first[owner] + table["position"].to_numpy() + self._tokens
+        order = np.lexsort((table["step"].to_numpy(), token))
+        self._append("seen.token", token[order], np.uint32)
+        for name, dtype in _SEEN.items():
+            self._append(f"seen.{name}", table[name].to_numpy(zero_copy_only=False)[order], dtype)
+
+    def _add_rollouts(self, rollouts: Artefact | None, names: pa.ChunkedArray) -> None:
+        """Append the kept rollouts, and for each state of a response which of them start there.
+
+        A state has one entry for each response that passes through it; all of them name the same rollouts.
+        """
+        table = _rollouts_of(rollouts, self._keep)
+        first: dict[str, int] = {}
+        count: dict[str, int] = {}
+        owners: dict[str, tuple[list[str], int]] = {}
+        for number, (state, passing, start) in enumerate(
+            zip(*(table[name].to_pylist() for name in ("state_id", "trajectory_ids", "start")), strict=True)
+        ):
+            first.setdefault(state, number + self._rollouts)
+            count[state] = count.get(state, 0) + 1
+            owners[state] = passing, start
+        states = [(name, state, start) for state, (passing, start) in owners.items() for name in passing]
+        owner = rows_by_name(pa.array([name for name, _, _ in states], pa.string()), names)
+        states = [one for one, row in zip(states, owner.tolist(), strict=True) if row >= 0]
+        self._append("state.row", owner[owner >= 0] + self._rows, np.int32)
+        self._append("state.start", [start for _, _, start in states], np.int32)
+        self._append("state.first", [first[state] for _, state, _ in states], np.uint32)
+        self._append("state.count", [count[state] for _, state, _ in states], np.uint32)
+        texts = (_shortened(text) for text in table["text"].to_pylist())
+        self._append("rollout.text", [self._strings.number(one) for one in texts], np.int32)
+        self._append("rollout.reward", table["reward"].to_numpy(), np.float32)
+        reasons = [_FINISH.index(one) if one in _FINISH else len(_FINISH) for one in table["finish_reason"].to_pylist()]
+        self._append("rollout.finish", reasons, np.uint8)
+        self._append("rollout.tokens", pc.list_value_length(table["token_ids"]).to_numpy(), np.uint32)
+        self._rollouts += table.num_rows
+
     def _cuts(self, table: pa.Table, owner: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return whether each token of the rows that were appended last is a recorded cutpoint."""
         lengths = self._columns["row.first"][-1]
@@ -199,6 +263,21 @@ def _read(responses: Responses, key: str) -> pa.Table:
             kind = pa.float32() if name == "reward" else pa.string()
             table = table.append_column(name, pa.nulls(table.num_rows, kind))
     return table
+
+
+def _rollouts_of(rollouts: Artefact | None, questions: pa.Array) -> pa.Table:
+    """Return the kept rollouts of the questions, those of a state together and in the order of their numbers."""
+    if rollouts is None:
+        return ROLLOUTS.arrow.empty_table()
+    names = ("question_id", "state_id", "trajectory_ids", "start", "sample", "token_ids", "text", "finish_reason")
+    table = rollouts.read_all([*names, "reward"])
+    table = table.filter(pc.is_in(table["question_id"], value_set=questions))
+    return table.sort_by([("state_id", "ascending"), ("sample", "ascending")])
+
+
+def _shortened(text: str) -> str:
+    """Return the characters of a text that a report shows."""
+    return text if len(text) <= ROLLOUT_CHARACTERS else f"{text[:ROLLOUT_CHARACTERS]}…"
 
 
 def _segments(responses: Responses) -> pa.Table:

@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from stages.configs.estimate import ROLLOUTS_NAME
+from stages.configs.train import TOKEN_METRICS_NAME
 from stages.core.errors import IncompleteInput, UserError
 from stages.core.paths import AnyPath
 from stages.models.checkpoints import METRICS_FILE
-from stages.shards.lineage import Lineage, read_lineage
+from stages.shards.lineage import Lineage, Source, read_lineage
 from stages.shards.origin import trace_back
 from stages.shards.parts import Artefact, open_artefact
-from stages.shards.schemas import CUTPOINTS, EVALUATION, TRAJECTORIES
+from stages.shards.schemas import ADVANTAGES, CUTPOINTS, EVALUATION, ROLLOUTS, TOKEN_METRICS, TRAJECTORIES
 
 Kind = Literal["train", "eval"]
 START = -1
@@ -29,6 +31,8 @@ class Responses:
       kind: "train" for trajectories, "eval" for an evaluation.
       label: name in the report, such as "003" or "start eval".
       artefact: the trajectories or the evaluation.
+      rollouts: the rollouts that were kept beside the advantages.
+      tokens: the token metrics of a policy that was trained on the advantages.
     """
 
     run: int
@@ -38,6 +42,8 @@ class Responses:
     artefact: Artefact
     cutpoints: Artefact | None = None
     advantages: Artefact | None = None
+    rollouts: Artefact | None = None
+    tokens: Artefact | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,8 @@ def _read_iteration(directory: AnyPath, run: int, number: int, found: Found) -> 
                 metrics = child / METRICS_FILE
                 text = metrics.read_text() if metrics.is_file() else ""
                 found.checkpoints.append(Checkpoint(run, number, lineage, text))
+                if _holds_parts(child / TOKEN_METRICS_NAME):
+                    artefacts.append(open_artefact(child / TOKEN_METRICS_NAME))
         except (IncompleteInput, UserError) as error:
             found.notes.append(f"left out: {error}")
     found.responses += _of_artefacts(artefacts, run, number, _iteration_name(number), found.notes)
@@ -130,13 +138,18 @@ def _of_artefacts(
         shown.add(found.fingerprint())
         return found
 
+    tokens = {name: one for one in of(TOKEN_METRICS.stage) if (name := _trained_on(one))}
     advantages = of("estimate")
+    advantages += _behind(tokens, advantages, notes)
     for one in advantages:
         trajectories = traced(lambda one=one: trace_back(one, TRAJECTORIES), one)
         if trajectories is not None:
             cutpoints = traced(lambda one=one: trace_back(one, CUTPOINTS), one)
             name = f"{label} {one.directory.name}".strip() if len(advantages) > 1 or not label else label
-            yield Responses(run, number, "train", name, trajectories, cutpoints, one)
+            seen = tokens.get(one.fingerprint()) or _tokens_beside(one, notes)
+            yield Responses(
+                run, number, "train", name, trajectories, cutpoints, one, _rollouts_beside(one, notes), seen
+            )
     for one in of("segment"):
         trajectories = traced(lambda one=one: trace_back(one, TRAJECTORIES), one)
         if trajectories is not None:
@@ -145,6 +158,67 @@ def _of_artefacts(
         yield Responses(run, number, "train", label or one.directory.name, one)
     for one in of(EVALUATION.stage):
         yield Responses(run, number, "eval", f"{label} {one.directory.name}".strip(), one)
+
+
+def _trained_on(tokens: Artefact) -> str:
+    """Return the fingerprint of the advantages of the current iteration that token metrics are of; "" if unknown."""
+    source = _last_estimate(tokens)
+    return source.fingerprint if source else ""
+
+
+def _last_estimate(tokens: Artefact) -> Source | None:
+    inputs = tokens.lineage.inputs if tokens.lineage else ()
+    return next((one for one in reversed(inputs) if one.stage == ADVANTAGES.stage), None)
+
+
+def _behind(tokens: dict[str, Artefact], advantages: Sequence[Artefact], notes: list[str]) -> Iterator[Artefact]:
+    """Yield the advantages that token metrics are of and that are not among the given ones."""
+    known = {one.fingerprint() for one in advantages}
+    for name, one in tokens.items():
+        if name in known or (source := _last_estimate(one)) is None:
+            continue
+        try:
+            found = open_artefact(one.locate(source.path), ADVANTAGES)
+            if found.fingerprint() == name:
+                yield found
+            else:
+                notes.append(f"{one.path}: the advantages at {found.path} have changed since the training")
+        except (IncompleteInput, UserError) as error:
+            notes.append(f"{one.path}: {error}")
+
+
+def _tokens_beside(advantages: Artefact, notes: list[str]) -> Artefact | None:
+    """Return the token metrics of a model beside the advantages that was trained on them."""
+    own = advantages.fingerprint()
+    for directory in sorted(advantages.directory.parent.glob(f"[!._]*/{TOKEN_METRICS_NAME}")):
+        try:
+            found = open_artefact(directory, TOKEN_METRICS)
+        except (IncompleteInput, UserError) as error:
+            notes.append(f"left out: {error}")
+            continue
+        if _trained_on(found) == own:
+            return found
+    return None
+
+
+def _rollouts_beside(advantages: Artefact, notes: list[str]) -> Artefact | None:
+    """Return the rollouts that were kept beside the advantages, if they are of the same segments."""
+    directory = advantages.directory.with_name(ROLLOUTS_NAME)
+    if not directory.is_dir() or not _holds_parts(directory):
+        return None
+    try:
+        found = open_artefact(directory, ROLLOUTS)
+    except (IncompleteInput, UserError) as error:
+        notes.append(f"left out: {error}")
+        return None
+    made_from = [
+        {one.fingerprint for part in artefact.parts for one in (part.lineage.inputs if part.lineage else ())}
+        for artefact in (advantages, found)
+    ]
+    if made_from[0] == made_from[1]:
+        return found
+    notes.append(f"left out: {directory} are not the rollouts of {advantages.path}")
+    return None
 
 
 def _iterations(path: AnyPath) -> Iterator[tuple[int, AnyPath]]:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from stages import train
 from stages.configs.report import Config
 from stages.maths.partition import find_cutpoints, partition_by_cutpoints
 from stages.maths.ragged import Ragged
@@ -50,7 +51,18 @@ RECOMPUTE = """(() => {
 def run(policy: Path, chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a run whose iterations hold the same responses, or trees, under every estimator."""
     run = tmp_path_factory.mktemp("reported") / "run"
-    value(run / "000" / "advantages", chain / "cutpoints")
+    value(run / "000" / "advantages", chain / "cutpoints", keep_rollouts=True)
+    train.run(
+        train.Config(
+            advantages=(run / "000" / "advantages",),
+            out=run / "000" / "policy",
+            learning_rate=1e-3,
+            per_device_batch_size=4,
+            gradient_accumulation_steps=1,
+            token_metrics=True,
+            threads=1,
+        )
+    )
     for number, (cuts, values) in enumerate(ESTIMATES.values(), 1):
         cut(run / f"{number:03d}" / "cutpoints", chain / "trajectories", **cuts)
         value(run / f"{number:03d}" / "advantages", run / f"{number:03d}" / "cutpoints", rollouts=None, **values)
@@ -153,6 +165,64 @@ def test_a_click_on_the_matrix_opens_the_question_and_the_tree_compares_siblings
     page.click('.node[data-node="1"]')
     assert "difference of V" in page.run("document.querySelector('.compare').textContent")
     assert page.run("document.querySelectorAll('.sibling').length") == 2
+
+
+def test_a_click_on_a_state_lists_its_kept_rollouts_with_their_texts(run: Path, page: Browser):
+    kept: dict[tuple[str, int], list[tuple[str, float]]] = {}
+    for row in rows(run / "000" / "rollouts"):
+        for name in row["trajectory_ids"]:
+            kept.setdefault((name, row["start"]), []).append((row["text"], row["reward"]))
+    found = page.run(
+        "report.model.leaves.filter((row) => report.model.table(row).iteration === 0).flatMap((row) =>"
+        " report.segmentsWith(row).map((one) => [report.model.name(row), one.start, report.model.rolloutsAt(row,"
+        " one.start).map(({ text, reward }) => [text, reward]), [...one.rewards]]))"
+    )
+    assert sum(bool(texts) for _, _, texts, _ in found) > 40
+    for name, start, texts, rewards in found:
+        assert [tuple(one) for one in texts] == kept.get((name, start), [])
+        assert sorted(reward for _, reward in texts) == sorted(rewards) or not rewards
+    name, start = next((name, start) for name, start, texts, _ in found if len({text for text, _ in texts}) > 1)
+    page.run(f"report.change({{view: 'reader', row: report.model.find('{name.rpartition('/')[0]}', '{name}', 0)}})")
+    page.click(f'.state[aria-label^="state before token {start}:"] .knot')
+    page.wait("document.querySelectorAll('.rollout-list li bdi').length > 0")
+    shown = page.run("[...document.querySelectorAll('.rollout-list li bdi')].map((one) => one.textContent)")
+    assert len(shown) == len(kept[name, start])
+    assert all(text[:20].isprintable() and text for text in shown)
+
+
+def test_the_states_of_a_tree_list_the_responses_below_them(page: Browser):
+    page.run("report.change({view: 'reader', row: report.model.leaves.at(-1), estimator: 'recorded'})")
+    page.click(".state .knot")
+    page.wait("document.querySelectorAll('.rollout-list li .chip').length > 0")
+    count = page.run("document.querySelectorAll('.rollout-list li').length")
+    assert count == page.run("report.segmentsWith(report.state.row, { estimator: 'tree' })[0].rewards.length")
+    page.click(".rollout-list li:first-child .chip")
+    assert page.run("report.model.isTree(report.state.row)")
+
+
+def test_the_reader_colors_by_the_ratios_that_the_trainer_saw(run: Path, page: Browser):
+    expected = {(row["trajectory_id"], row["position"]): row for row in rows(run / "000" / "policy" / "token-metrics")}
+    found = page.run(
+        "report.model.leaves.filter((row) => report.model.table(row).iteration === 0).flatMap((row) =>"
+        " [...report.model.seen(row)].map(([at, [one]]) => ({ name: report.model.name(row), at, ...one })))"
+    )
+    assert len(found) == len(expected) > 50
+    for one in found:
+        row = expected[one["name"], one["at"]]
+        names = {"old": "old_logprob", "now": "new_logprob", "ratio": "ratio", "entropy": "entropy", "step": "step"}
+        assert {name: one[name] for name in names} == {name: row[column] for name, column in names.items()}
+        assert one["clipped"] is row["clipped"]
+        assert one["advantage"] == np.float32(row["advantage"])
+    moved = next(one for one in found if one["ratio"] != 1)
+    question, _, _ = moved["name"].rpartition("/")
+    page.run(f"report.change({{row: report.model.find('{question}', '{moved['name']}', 0), token: {moved['at']}}})")
+    page.click('[data-choice="color=ratio"]')
+    assert page.run("report.state.color") == "ratio"
+    color = f"document.querySelector('.token[data-t=\"{moved['at']}\"]').style.backgroundColor"
+    assert page.run(color) not in ("", "transparent")
+    assert f"step {moved['step']}" in page.run("document.querySelector('.formula').textContent")
+    page.run("report.change({row: report.model.leaves.at(-1), color: 'advantage'})")
+    assert page.run("document.querySelector('[data-choice=\"color=ratio\"]').disabled")
 
 
 def test_an_address_leads_to_its_token(run: Path, page: Browser):

@@ -1,7 +1,7 @@
 // The color of a token or unit of text: diverging for advantages, sequential for probabilities and values.
 import { quantile } from "./maths.js";
 
-export const COLOR_NAMES = { advantage: "advantage", probability: "probability", value: "value", none: "none" };
+export const COLOR_NAMES = { advantage: "advantage", probability: "probability", value: "value", ratio: "ratio", none: "none" };
 
 /** CSS color for a share from −1 to 1: orange below 0, blue above, transparent at 0. */
 export function diverging(share) {
@@ -30,8 +30,15 @@ export function advantageScale(segments) {
   return sizes.length ? Math.max(quantile(sizes, 0.95), 1e-6) : 1;
 }
 
-/** Background of a unit of text, from its segments and probabilities. */
-export function unitColor(kind, { advantage, probability, value }, scale) {
+/** |Log-ratio| that has the full color: nearly all of those that the trainer saw in a response are below it. */
+export function ratioScale(seen) {
+  const sizes = [...seen.values()].map((steps) => Math.abs(Math.log(steps.at(-1).ratio))).filter((one) => one > 1e-7);
+  return sizes.length ? Math.max(quantile(sizes, 0.95), 1e-6) : 1;
+}
+
+/** Background of a unit of text, from its segments, probabilities and ratios. */
+export function unitColor(kind, { advantage, probability, value, ratio }, scale) {
+  if (kind === "ratio") return diverging(Math.log(ratio) / scale);
   if (kind === "advantage") return diverging(advantage / scale);
   if (kind === "probability") return sequential(1 - probability);
   if (kind === "value") return Number.isFinite(value) ? `color-mix(in srgb, ${valueColor(value)} 55%, transparent)` : "transparent";

@@ -52,6 +52,16 @@ function recordedSegments(model, row, recorded) {
   return recorded.map((one, i) => (one.written || !again ? { ...one, why: { kind: "recorded" } } : { ...again[i], number: one.number, written: false }));
 }
 
+/** What the value of a state was estimated from: {reward, text, row?} of each kept rollout, or of each response. */
+export function sourcesOf(model, row, one) {
+  if (one.from) return one.from.map((leaf) => ({ reward: model.reward(leaf), row: leaf, text: model.fullText(leaf, one.start) }));
+  const { estimator } = recordedOptions(model, row);
+  if (!["recorded", "chain"].includes(one.why?.kind)) return [];
+  if (estimator === "monte-carlo" || estimator == null) return model.rolloutsAt(row, one.start);
+  const again = segmentsWith(model, row, { estimator }).find((other) => other.from && other.start === one.start);
+  return again ? sourcesOf(model, row, again) : [];
+}
+
 function unknownValue() {
   return { valueStart: NaN, valueEnd: NaN, advantage: NaN, rewards: [], written: false, why: { kind: "none" } };
 }
@@ -101,7 +111,7 @@ function groupSegments(model, row, ranges, name) {
   const rewards = group.map((one) => model.reward(one));
   const result = siblingAdvantage(rewards, group.indexOf(row), name === "rloo" ? "leave-one-out" : "mean", name === "grpo");
   const why = { kind: name, rewards, ...result };
-  return ranges.map((range) => ({ ...range, valueStart: result.start, valueEnd: model.reward(row), advantage: result.advantage, rewards: Float32Array.from(rewards), why }));
+  return ranges.map((range) => ({ ...range, valueStart: result.start, valueEnd: model.reward(row), advantage: result.advantage, rewards: Float32Array.from(rewards), from: group, why }));
 }
 
 /** A_i = V_i − b_i among siblings; b_i is the mean of all or of the others; optionally divided by the deviation + 10⁻⁸. */
@@ -149,10 +159,10 @@ function treeSegments(model, row, options) {
   return path.map((node, i) => {
     const siblings = siblingsOf(model, node).filter((one) => !Number.isNaN(nodeValue(model, one))), values = siblings.map((one) => nodeValue(model, one)), own = siblings.indexOf(node);
     const result = siblingAdvantage(values, own, options.baseline, options.normalizeBy === "siblings");
-    const rewards = Float32Array.from(siblings.flatMap((one) => leavesBelow(model, one)), (leaf) => model.reward(leaf)).filter((one) => !Number.isNaN(one));
+    const leaves = siblings.flatMap((one) => leavesBelow(model, one)).filter((leaf) => !Number.isNaN(model.reward(leaf))), rewards = Float32Array.from(leaves, (leaf) => model.reward(leaf));
     return {
       start: before[i], end: i + 1 < before.length ? before[i + 1] : size, node, valueStart: result.start, valueEnd: values[own],
-      advantage: result.advantage, rewards, why: { kind: "tree", values, own, baseline: options.baseline, normalizeBy: options.normalizeBy, ...result },
+      advantage: result.advantage, rewards, from: leaves, why: { kind: "tree", values, own, baseline: options.baseline, normalizeBy: options.normalizeBy, ...result },
     };
   });
 }
@@ -165,15 +175,14 @@ export function passingThrough(model, row, length) {
 
 function prefixTreeSegments(model, row, ranges, options) {
   const reward = model.reward(row), { size } = model.tokens(row);
-  const stateAt = (offset) => passingThrough(model, row, offset).map((one) => model.reward(one));
-  const states = ranges.map(({ start }) => stateAt(start));
+  const passing = ranges.map(({ start }) => passingThrough(model, row, start)), states = passing.map((rows) => rows.map((one) => model.reward(one)));
   return ranges.map((range, i) => {
     const rewards = states[i], last = range.end >= size || i + 1 === ranges.length;
     const valueEnd = last ? reward : average(states[i + 1]);
     let valueStart = average(rewards);
     if (options.baseline === "leave-one-out") valueStart = rewards.length > 1 ? (rewards.length * valueStart - reward) / (rewards.length - 1) : valueEnd;
     return {
-      ...range, valueStart, valueEnd, advantage: valueEnd - valueStart, rewards: Float32Array.from(rewards),
+      ...range, valueStart, valueEnd, advantage: valueEnd - valueStart, rewards: Float32Array.from(rewards), from: passing[i],
       why: { kind: "prefix-tree", from: { rewards }, to: { rewards: last ? [] : states[i + 1], final: last }, baseline: options.baseline },
     };
   });

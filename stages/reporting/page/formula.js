@@ -12,12 +12,19 @@ export function drawFormula(view, at) {
     step("token", el("bdi", { class: "quoted" }, visible(model.words[word]) || "∅"), ` number ${at}, id ${model.arrays["word.id"][word]}`),
     step("p", `exp(${Number(tokens.logprob[at].toPrecision(4))}) = ${Number(p.toPrecision(5))} ${flags[at] ? "<" : "≥"} ρ = ${rho}`, flags[at] ? ": a cutpoint, in the mask" : ": not a cutpoint"),
   ];
+  for (const one of view.seen.get(at) ?? []) steps.push(step(`step ${one.step}`, seenText(one, tokens.logprob[at])));
   if (!segment) return [el("h3", {}, "Why this advantage"), el("ol", { class: "steps" }, steps), el("p", { class: "note" }, "This token is in no segment.")];
   steps.push(step("segment", `tokens ${segment.start} to ${segment.end - 1}`, `, ${segment.end - segment.start} tokens, ${countFlags(flags, segment)} cutpoints`), ...explain(segment));
   if (segment.why?.bestOf) steps.push(step("bonus", `(1 − (1 − V)^${segment.why.bestOf}) at the end minus the same at the start`, " is added"));
   steps.push(step("A", el("b", {}, Number.isNaN(segment.advantage) ? "not known" : signed(segment.advantage, 6)), ""));
   const name = ESTIMATOR_NAMES[state.estimator === "recorded" ? recordedOptions(model, row).estimator ?? "recorded" : state.estimator] ?? state.estimator;
   return [el("h3", {}, "Why this advantage", el("small", {}, excerpt(name, 30))), el("ol", { class: "steps" }, steps)];
+}
+
+/** What the trainer saw: old and new probability, their ratio, and the advantage that multiplied it. */
+function seenText(one, sampler) {
+  const p = (logprob) => Number(Math.exp(logprob).toPrecision(4));
+  return `p ${p(one.old)} → ${p(one.now)} (sampler ${p(sampler)}), ratio ${Number(one.ratio.toPrecision(5))}${one.clipped ? ", clipped" : ""}, A ${signed(one.advantage, 4)} after whitening, entropy ${figure(one.entropy)}`;
 }
 
 function step(name, value, rest = "") {

@@ -1,5 +1,18 @@
 // Access to the data by row: tables, rows (responses or nodes of trees), paths, tokens and recorded segments.
 
+const FINISHES = ["stop", "length", "segment", "other"];
+
+/** Index of the first value of a rising array that is at least a bound. */
+function firstAtLeast(values, bound) {
+  let low = 0, high = values.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (values[middle] < bound) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}
+
 export class Model {
   constructor(data) {
     Object.assign(this, data);
@@ -21,6 +34,8 @@ export class Model {
     this.segmentFirst = new Int32Array(this.count + 1);
     for (const row of a["segment.row"]) this.segmentFirst[row + 1]++;
     for (let row = 0; row < this.count; row++) this.segmentFirst[row + 1] += this.segmentFirst[row];
+    this.stateAt = new Map(); // "row:start" → its entry among the states with kept rollouts
+    a["state.row"].forEach((row, i) => this.stateAt.set(`${row}:${a["state.start"][i]}`, i));
     this.rowByName = new Map();
     this.cache = new Map();
   }
@@ -36,7 +51,7 @@ export class Model {
   answer(row) { return this.text(this.arrays["row.answer"][row]); }
   reason(row) { return this.text(this.arrays["row.verdict_reason"][row]); }
   reference(row) { return this.questions.reference[this.question(row)]; }
-  finish(row) { return ["stop", "length", "segment", "other"][this.arrays["row.finish"][row]]; }
+  finish(row) { return FINISHES[this.arrays["row.finish"][row]]; }
 
   /** Rows from the first node to this one; a whole response is a path of one row. */
   path(row) {
@@ -73,11 +88,36 @@ export class Model {
     return tokens;
   }
 
-  /** Text of the whole response that ends in a row. */
-  fullText(row) {
+  /** What the trainer saw of each token of the whole response that ends in a row: a list of steps by token. */
+  seen(row) {
+    const a = this.arrays, { before } = this.tokens(row), found = new Map();
+    this.path(row).forEach((node, i) => {
+      const [begin, end] = [a["row.first"][node], a["row.first"][node + 1]];
+      for (let k = firstAtLeast(a["seen.token"], begin); k < a["seen.token"].length && a["seen.token"][k] < end; k++) {
+        const at = a["seen.token"][k] - begin + before[i], get = (name) => a[`seen.${name}`][k];
+        const step = { step: get("step"), old: get("old_logprob"), now: get("new_logprob"), entropy: get("entropy"), ratio: get("ratio"), clipped: get("clipped") === 1, advantage: get("advantage") };
+        if (found.has(at)) found.get(at).push(step);
+        else found.set(at, [step]);
+      }
+    });
+    return found;
+  }
+
+  /** Kept rollouts from the state of a response before a token: text, reward, end and length of each. */
+  rolloutsAt(row, start) {
+    const a = this.arrays, i = this.stateAt.get(`${row}:${start}`);
+    if (i === undefined) return [];
+    return Array.from({ length: a["state.count"][i] }, (_, k) => {
+      const one = a["state.first"][i] + k;
+      return { text: this.text(a["rollout.text"][one]), reward: a["rollout.reward"][one], finish: FINISHES[a["rollout.finish"][one]], tokens: a["rollout.tokens"][one] };
+    });
+  }
+
+  /** Text of the whole response that ends in a row, from a token on. */
+  fullText(row, from = 0) {
     const { word } = this.tokens(row);
     let text = "";
-    for (const number of word) text += this.words[number];
+    for (const number of word.subarray(from)) text += this.words[number];
     return text;
   }
 

@@ -1,5 +1,5 @@
 // The reader: one response as text with its segments, mask and colors, and the tools around it.
-import { COLOR_NAMES, advantageScale, unitColor } from "./colors.js";
+import { COLOR_NAMES, advantageScale, ratioScale, unitColor } from "./colors.js";
 import { el, excerpt, figure, signed, visible } from "./dom.js";
 import { segmentsWith } from "./estimators.js";
 import { doubtOf, shareText } from "./filters.js";
@@ -20,7 +20,7 @@ export function viewOf(model, row) {
   const flags = recorded ? tokens.cut : cutpointFlags(tokens.logprob, state.rho ?? model.table(row).options.rho ?? 0.9);
   const segmentAt = new Int32Array(tokens.size).fill(-1);
   segments.forEach((one, i) => segmentAt.fill(i, one.start, one.end));
-  return { model, row, tokens, segments, flags, segmentAt };
+  return { model, row, tokens, segments, flags, segmentAt, seen: model.seen(row) };
 }
 
 /** Ranges of tokens that are colored and chosen together. */
@@ -39,14 +39,16 @@ function unitsOf(view, grain) {
 }
 
 function measure(view, { start, end }) {
-  let logprob = 0, advantage = 0, known = 0, value = NaN;
+  let logprob = 0, advantage = 0, known = 0, value = NaN, logRatio = 0, seen = 0;
   for (let at = start; at < end; at++) {
     logprob += view.tokens.logprob[at];
     const segment = view.segments[view.segmentAt[at]];
     if (segment && !Number.isNaN(segment.advantage)) { advantage += segment.advantage; known++; }
     if (segment && Number.isNaN(value)) value = segment.valueStart;
+    const steps = view.seen.get(at);
+    if (steps) { logRatio += Math.log(steps.at(-1).ratio); seen++; }
   }
-  return { probability: Math.exp(logprob / Math.max(1, end - start)), advantage: known ? advantage / known : NaN, value };
+  return { probability: Math.exp(logprob / Math.max(1, end - start)), advantage: known ? advantage / known : NaN, value, ratio: seen ? Math.exp(logRatio / seen) : NaN };
 }
 
 export class Reader {
@@ -98,13 +100,14 @@ export class Reader {
   }
 
   tools() {
+    const off = { "color=ratio": this.view.seen.size ? null : "no kept token of this response is in the token metrics (spo train --token-metrics)" };
     const choice = (name, options, label) => el("div", { class: "choice", role: "radiogroup", "aria-label": label }, el("span", {}, label), Object.entries(options).map(([value, text]) =>
-      el("button", { role: "radio", "aria-checked": String(state[name] === value), "data-choice": `${name}=${value}`, onclick: () => change({ [name]: value }) }, text)));
+      el("button", { role: "radio", "aria-checked": String(state[name] === value), "data-choice": `${name}=${value}`, disabled: Boolean(off[`${name}=${value}`]), title: off[`${name}=${value}`], onclick: () => change({ [name]: value }) }, text)));
     return el("div", { class: "tools" }, choice("color", COLOR_NAMES, "color"), choice("grain", GRAINS, "unit"), this.legend());
   }
 
   legend() {
-    const key = { advantage: ["negative", "0", "positive"], value: ["V = 0", "½", "V = 1"], probability: ["certain", "", "in doubt"], none: null }[state.color];
+    const key = { advantage: ["negative", "0", "positive"], value: ["V = 0", "½", "V = 1"], probability: ["certain", "", "in doubt"], ratio: ["less likely", "1", "more likely"], none: null }[state.color];
     return el("div", { class: "key" }, key ? [el("span", {}, key[0]), el("i", { class: `ramp ${state.color}` }), el("span", {}, key[2])] : null,
       el("span", { class: "cut" }, "p < ρ"), el("span", { class: "bracket-key" }, "[ segment ]"));
   }
@@ -112,7 +115,7 @@ export class Reader {
   /** The response as text: brackets around segments, an underline below cutpoints, a color behind units. */
   drawText() {
     const { view, units } = this, { tokens, segments, flags, model } = view;
-    const scale = advantageScale(segments), starts = new Map(segments.map((one, i) => [one.start, i])), ends = new Set(segments.map((one) => one.end));
+    const scale = state.color === "ratio" ? ratioScale(view.seen) : advantageScale(segments), starts = new Map(segments.map((one, i) => [one.start, i])), ends = new Set(segments.map((one) => one.end));
     const text = el("div", { class: "text", tabindex: "0", role: "group", "aria-label": "tokens of the response", onclick: (event) => this.pick(event), onpointerover: (event) => this.hover(event) });
     this.spans = new Array(tokens.size);
     for (const unit of units) {
@@ -121,7 +124,7 @@ export class Reader {
         const segment = segments[starts.get(at)];
         if (segment) text.append(el("span", { class: `bracket open${Number.isNaN(segment.advantage) ? " unknown" : ""}`, "aria-hidden": "true" }));
         const word = model.words[tokens.word[at]], shown = visible(word);
-        const span = el("span", { class: `token${flags[at] ? " cut" : ""}`, "data-t": at, style: { "background-color": color } }, shown || "∅");
+        const span = el("span", { class: `token${flags[at] ? " cut" : ""}${state.color === "ratio" && view.seen.get(at)?.at(-1).clipped ? " clipped" : ""}`, "data-t": at, style: { "background-color": color } }, shown || "∅");
         if (!shown) span.classList.add("nothing");
         this.spans[at] = span;
         text.append(span);

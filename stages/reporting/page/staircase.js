@@ -1,5 +1,6 @@
 // The value staircase: V̂ along the response with its Wilson interval, one dot per rollout, and the doubt of each token.
-import { el, excerpt, figure, visible } from "./dom.js";
+import { el, excerpt, figure } from "./dom.js";
+import { sourcesOf } from "./estimators.js";
 import { average, wilson } from "./maths.js";
 import { change } from "./state.js";
 import { rewardBadge } from "./list.js";
@@ -93,9 +94,18 @@ function drawDoubt(svg, { tokens, flags, model, row }, x, top, height) {
 }
 
 function rolloutPanel(view, one) {
-  const { model } = view, kept = model.rolloutsAt?.(view.row, one.start) ?? [];
+  const sources = sourcesOf(view.model, view.row, one), shown = sources.length ? sources : [...one.rewards].map((reward) => ({ reward }));
   const n = one.rewards.length, mean = n ? average(one.rewards) : one.valueStart, [from, to] = wilson(Math.min(1, Math.max(0, mean)), n);
   return el("div", { class: "rollout-list" }, el("h4", {}, `State before token ${one.start}: V̂ = ${figure(one.valueStart)}`, n ? el("small", {}, `mean of ${n} rewards, 95 % interval ${figure(from, 2)} to ${figure(to, 2)}`) : el("small", {}, "no rollout was drawn here")),
-    el("ol", {}, [...one.rewards].slice(0, 256).map((reward, i) => el("li", {}, rewardBadge(reward), kept[i] ? el("bdi", {}, excerpt(kept[i].text, 400)) : null))),
-    n && !kept.length ? el("p", { class: "note" }, visible("Rewards only: the texts of the rollouts were not kept.")) : null);
+    el("ol", {}, shown.slice(0, 256).map((source) => el("li", {}, rewardBadge(source.reward), sourceText(view.model, source)))),
+    shown.length > 256 ? el("p", { class: "note" }, `${shown.length - 256} more are not listed.`) : null,
+    n && !sources.length ? el("p", { class: "note" }, "Rewards only: the texts of these rollouts were not kept (spo estimate --keep-rollouts).") : null);
+}
+
+/** The text of a rollout, or of a response from the state on, which opens the response. */
+function sourceText(model, { text, row, tokens, finish }) {
+  if (text == null) return null;
+  const shown = excerpt(text, 400) || "∅";
+  if (row === undefined) return [el("bdi", {}, shown), el("span", { class: "item-table" }, `${figure(tokens)} tokens${finish === "stop" ? "" : `, ${finish}`}`)];
+  return [el("button", { class: "chip", onclick: () => change({ row, token: null }) }, excerpt(model.name(row), 40)), el("bdi", {}, shown)];
 }
