@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from stages.maths.ragged import offsets_of
 from stages.reporting.columns import smallest
+from stages.reporting.reasons import reasons
 from stages.reporting.selection import ROLLOUT_CHARACTERS, largest_budget
 from stages.reporting.sources import Responses
 from stages.reporting.tokens import find_decoder, readable_tokens
@@ -154,9 +155,22 @@ class Collector:
         self._append("row.parent", np.where(parent < 0, -1, parent + self._rows), np.int32)
         self._append("row.finish", reasons, np.uint8)
         self._append("row.reward", rows["reward"].to_numpy(), np.float32)
-        for name in ("answer", "verdict_reason"):
-            self._append(f"row.{name}", [self._strings.number(one) for one in rows[name].to_pylist()], np.int32)
+        self._append("row.answer", [self._strings.number(one) for one in rows["answer"].to_pylist()], np.int32)
+        why = self._reasons(responses, rows, parent)
+        self._append("row.verdict_reason", [self._strings.number(one) for one in why], np.int32)
         self._add_tokens(responses, rows)
+
+    def _reasons(self, responses: Responses, rows: pa.Table, parent: NDArray[np.int64]) -> list[str | None]:
+        """Return the reason of each verdict: as a column of another tool holds it, else that of the recorded task."""
+        recorded = rows["verdict_reason"].to_pylist()
+        if any(recorded):
+            return recorded
+        texts = rows["text"].to_pylist()
+        if (parent >= 0).any():
+            texts = _texts_of_leaves(texts, parent)
+        found, note = reasons(responses.artefact, texts, rows["reference"].to_pylist())
+        self.notes += [f"{responses.label}: {note}"] if note else []
+        return found
 
     def _add_tokens(self, responses: Responses, rows: pa.Table) -> None:
         """Append the tokens of responses: word numbers and log-probabilities."""
@@ -263,6 +277,20 @@ def _read(responses: Responses, key: str) -> pa.Table:
             kind = pa.float32() if name == "reward" else pa.string()
             table = table.append_column(name, pa.nulls(table.num_rows, kind))
     return table
+
+
+def _texts_of_leaves(texts: list[str | None], parent: NDArray[np.int64]) -> list[str | None]:
+    """Return the text of the whole response that ends in each leaf of a tree; None for inner nodes."""
+    inner = set(parent.tolist())
+    found: list[str | None] = []
+    for row in range(len(texts)):
+        parts, node = [], row
+        while node >= 0:
+            parts.append(texts[node])
+            node = int(parent[node])
+        whole = None if row in inner or None in parts else "".join(part for part in reversed(parts) if part)
+        found.append(whole)
+    return found
 
 
 def _rollouts_of(rollouts: Artefact | None, questions: pa.Array) -> pa.Table:

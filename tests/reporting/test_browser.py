@@ -190,6 +190,18 @@ def test_a_click_on_a_state_lists_its_kept_rollouts_with_their_texts(run: Path, 
     assert all(text[:20].isprintable() and text for text in shown)
 
 
+def test_the_audit_of_grades_shows_the_reason_of_each_verdict_and_the_suspicious_first(page: Browser):
+    page.run("report.change({view: 'grades'})")
+    found = page.run("report.model.leaves.map((row) => [report.model.reward(row), report.model.reason(row)])")
+    for reward, reason in found:
+        assert (reason or "").startswith("equal") == (reward == 1), (reward, reason)
+    assert {(reason or "").partition(",")[0] for reward, reason in found if reward == 0} >= {"different value"}
+    lines = "[...document.querySelectorAll('.grade-line[data-row] .why')]"
+    shown = page.run(f"{lines}.map((one) => one.querySelector('small')?.textContent)")
+    assert all(shown)
+    assert page.run("document.querySelector('.grade-line[data-row] .why').firstChild.textContent") not in ("stop", "")
+
+
 def test_the_states_of_a_tree_list_the_responses_below_them(page: Browser):
     page.run("report.change({view: 'reader', row: report.model.leaves.at(-1), estimator: 'recorded'})")
     page.click(".state .knot")

@@ -9,6 +9,7 @@ export const SUSPICIONS = {
   ungradable: [6, "ungradable", "the grader reached no verdict"],
   equal: [5, "equal, yet wrong", "the answer is the reference, letter by letter"],
   unboxed: [4, "right without an answer", "graded right although no answer was found"],
+  overlooked: [3, "ends with the reference, yet wrong", "the reference is among its last 300 characters"],
   truncated: [3, "truncated, yet right", "graded right although it did not end"],
   short: [3, "short and right", "among the 5 % shortest right responses, less than half the median"],
   repeated: [2, "repeated", "more than half of its word triples repeat"],
@@ -23,6 +24,7 @@ export function suspicions(model) {
     const reward = model.reward(row), answer = model.answer(row), names = [];
     if (Number.isNaN(reward)) names.push("ungradable");
     if (reward <= 0 && answer != null && answer.trim() === (model.reference(row) ?? "").trim() && answer.trim()) names.push("equal");
+    else if (reward <= 0 && endsWithReference(model, row)) names.push("overlooked");
     if (reward > 0 && answer == null) names.push("unboxed");
     if (reward > 0 && model.finish(row) === "length") names.push("truncated");
     if (reward > 0 && model.length(row) <= short && model.length(row) < median / 2) names.push("short");
@@ -30,6 +32,11 @@ export function suspicions(model) {
     if (reward <= 0 && answer == null) names.push("lost");
     return { row, names, weight: Math.max(0, ...names.map((name) => SUSPICIONS[name][0])) };
   });
+}
+
+function endsWithReference(model, row) {
+  const reference = (model.reference(row) ?? "").trim();
+  return reference !== "" && model.fullText(row, Math.max(0, model.length(row) - 300)).slice(-300).includes(reference);
 }
 
 /** Share of the word triples of a response that occurred before in it. */
