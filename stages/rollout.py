@@ -46,7 +46,7 @@ from stages.sampling.protocol import OnTokens, SamplingParams, Usage, engine_cou
 from stages.shards import sharding
 from stages.shards.files import read_columns
 from stages.shards.lineage import describe, model_source, task_source
-from stages.shards.schemas import TRAJECTORIES, TRAJECTORIES_WITH_TOKEN_TEXTS
+from stages.shards.schemas import TRAJECTORIES, trajectories_with
 from stages.shards.writing import PartWriter, open_part
 from stages.tasks import Question, Task, open_task
 from stages.tasks.selection import select_questions, select_replacements
@@ -98,7 +98,7 @@ def run(config: Config, progress: Progress = Silent(), pool: SamplerPool | None 
     inputs = (task_source(resolved.task, resolved.data, task.digest, resolved.out),)
     model = model_source(resolved.model, checkpoints.digest(model_dir), resolved.out)
     resolved = with_engine(resolved, progress)
-    schema = TRAJECTORIES_WITH_TOKEN_TEXTS if config.token_texts else TRAJECTORIES
+    schema = trajectories_with(*(name for name, written in config.optional_columns.items() if written))
     lineage = describe("rollout", schema, resolved, inputs, model, engine_packages(resolved.engine))
     sampled, prefilled, written = 0, 0, []
     with use_pool(pool, config, config.out, progress) as samplers:
@@ -134,6 +134,7 @@ def _summary(config: Config, parts: Sequence[PartWriter], seconds: float, sample
     """Return the summary of a call that was responsible for these parts; with statistics if there is only one part."""
     figures = dict(parts[0].lineage.summary) if len(parts) == 1 else {}
     counts = [part.lineage.counts for part in parts]
+    figures |= {} if config.staleness is None else {"staleness": float(config.staleness)}
     ungradable = sum(one.get("ungradable", 0) for one in counts)
     notes = [f"{ungradable:,} responses could not be graded: left out of every mean, not trained on"] * bool(ungradable)
     return Summary(
@@ -206,6 +207,8 @@ def _commit_rows(
         if config.token_texts:
             texts = [token_texts(decode, ids) for ids in rows["token_ids"].to_pylist()]
             rows = rows.append_column("token_texts", [texts])
+        if config.staleness is not None:
+            rows = rows.append_column("staleness", pa.array(np.full(rows.num_rows, config.staleness, np.int32)))
         counts = {"sampled": usage.sampled, "ungradable": _count_ungradable(rows), **found.counts}
         counts |= count_overlong(written[i], prompts[i]) | engine_counts(sampler, rows.num_rows)
         # How many tokens were prefilled depends on memory and crashes, so it goes to the log and not into the part.

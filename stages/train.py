@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -96,7 +96,7 @@ def run(
       FingerprintMismatch: the output exists and was made with another configuration.
     """
     cluster = session.cluster if session else config.cluster()
-    if cluster and (session is None or cluster.trains_in_workers):
+    if cluster and (session is None or cluster.trains_in_workers or (not cluster.share_gpus and session.gpus)):
         return _run_in_workers(config, cluster, progress, metrics_log, session)
     return _run_here(config, progress, metrics_log)
 
@@ -123,8 +123,9 @@ def _run_in_workers(
             open_stage_log(config.out, config.report_to, results_config(config), progress, metrics_log)
         )
         logs = log_directory(config.out) / WORKER_LOGS
+        alone = 1 if session or cluster.gpus_per_trainer == 0 else None
         session = session or stack.enter_context(open_session(cluster, logs, progress))
-        count = cluster.trainers or (1 if cluster.gpus_per_trainer == 0 else max(1, session.gpus))
+        count = cluster.trainers or alone or max(1, session.gpus)
         plan = plan_remote_execution(config, config.dtype, count)
         own = dataclasses.replace(config, executor="local", num_workers=None, address=None, report_to=())
 
@@ -160,7 +161,7 @@ def _run(
         up_to_date=work.finished is not None,
         reward=lineage.summary.get("reward"),
         figures={name: value for name, value in lineage.summary.items() if name != "reward"},
-        notes=(*work.start.notes, *mismatch.warn(lineage.summary)),
+        notes=(*work.start.notes, *_mismatch_notes(work.config, lineage.summary)),
     )
 
 
@@ -177,6 +178,7 @@ def _prepare(config: Config, plan: ExecutionPlan, progress: Progress, metrics_lo
         continue_optimizer=resumes_optimizer,
         replay_window=config.replay,
         recorded=config.old_logprobs == "recorded",
+        corrected=_may_correct(config) and config.mismatch_correction != "none",
         with_rollouts=config.train_rollouts != "none",
         adapter=config.adapter(),
     )
@@ -242,12 +244,23 @@ def _whitening(config: Config) -> Literal["batch", "micro-batch", "none"]:
 
 
 def _mismatch_correction(config: Config, start: StartingPoint) -> Literal["tis", "mis"] | None:
-    """Return the correction that is applied: as given, else tis if the sampler had another engine or dtype."""
+    """Return the correction that is applied: as given, else tis if the sampler had another engine, dtype or policy."""
     if config.mismatch_correction is not None:
         return None if config.mismatch_correction == "none" else config.mismatch_correction
-    if config.loss in ("distill", "nll", "dpo-positive") or config.old_logprobs == "recorded":
+    if not _may_correct(config):
         return None
-    return "tis" if mismatch.samplers_differ(start.iterations, config.dtype) else None
+    return "tis" if start.staleness or mismatch.samplers_differ(start.iterations, config.dtype) else None
+
+
+def _may_correct(config: Config) -> bool:
+    """Whether the loss can be weighted for a mismatch between sampler and trainer."""
+    return config.loss not in ("distill", "nll", "dpo-positive") and config.old_logprobs != "recorded"
+
+
+def _mismatch_notes(config: Config, figures: Mapping[str, float]) -> tuple[str, ...]:
+    """Return what the user should know about the difference between sampler and trainer; `config` is resolved."""
+    correction = None if config.mismatch_correction == "none" else config.mismatch_correction
+    return (*mismatch.describe_staleness(figures, correction), *mismatch.warn(figures))
 
 
 def _derived_values(config: Config, start: StartingPoint, plan: ExecutionPlan) -> dict[str, Any]:
@@ -317,7 +330,9 @@ def _train(work: _Work, plan: ExecutionPlan, resumable: ResumableRun, progress: 
     record = None
     if work.tokens and plan.ranks.rank == 0:
         record = TokenRecord.beside(resumable.directory, work.tokens, pool)
-    step = _Step(config, engine, examples, pool.ids, objective, layout, plan.ranks, critic_trainer, record)
+    step = _Step(
+        config, engine, examples, pool.ids, objective, layout, plan.ranks, critic_trainer, record, start.staleness
+    )
     writer = critic_trainer.combined_with(engine) if critic_trainer else engine
     rates = LearningRates.from_options(config, start.steps_before)
     metrics = take_steps(step, rates, batches, writer, tokenizer, resumable, config.save_steps, progress)
@@ -413,6 +428,7 @@ class _Step:
     Attributes:
       examples, ids: all examples of the call, and the `trajectory_id` of each.
       record: writes the kept tokens; None if that is not requested, or on another rank than the first.
+      staleness: iterations of training between the model that sampled the newest examples and the policy.
     """
 
     config: Config
@@ -424,6 +440,7 @@ class _Step:
     ranks: Ranks
     critic_trainer: CriticTrainer | None
     record: TokenRecord | None
+    staleness: int = 0
 
     def __call__(self, number: int, batch: Sequence[int], learning_rate: float) -> dict[str, float]:
         config = self.config
@@ -449,6 +466,8 @@ class _Step:
             self.ranks,
             record=write_tokens if config.token_metrics else None,
         )
+        if self.staleness:
+            metrics[mismatch.STALENESS] = float(self.staleness)
         if self.critic_trainer:
             names = [self.ids[index] for index in batch]
             metrics |= self.critic_trainer.step(names, learning_rate / config.learning_rate)

@@ -21,7 +21,7 @@ from ray._private import worker as ray_worker
 
 from stages.cluster.worker import Resources, Worker
 from stages.configs.execution import Cluster
-from stages.core.errors import UserError, first_line
+from stages.core.errors import SpoError, UserError, first_line
 from stages.core.progress import Progress, Silent
 
 _QUIET: dict[str, Any] = {"logging_level": "error", "log_to_driver": False, "configure_logging": False}
@@ -48,7 +48,7 @@ class Session:
         self.kept: dict[str, Any] = {}
         self._workers: list[Worker] = []
         self._guard: subprocess.Popen[bytes] | None = None
-        self._begun = False
+        self._begun = self._ended = False
         self._lock = threading.Lock()
 
     def begin(self) -> None:
@@ -56,7 +56,10 @@ class Session:
 
         Raises:
           UserError: Ray does not start, or does not answer.
+          SpoError: the session has ended; a thread that outlives it must not start another Ray.
         """
+        if self._ended:
+            raise SpoError("the Ray session has ended")
         if self._begun:
             return
         folder = None
@@ -113,6 +116,7 @@ class Session:
 
     def close(self) -> None:
         """End all workers and the connection, and the Ray if it was started here."""
+        self._ended = True
         if not self._begun:
             return
         self._begun = False

@@ -110,6 +110,14 @@ class Config(
         default=False,
         added=True,
     )
+    staleness: int | None = option(
+        "Iterations of training between --model and the policy that will learn from the samples; written in the "
+        "column staleness. If it is not 0, spo train corrects the loss for the difference.",
+        default=None,
+        added=True,
+        default_text="0, and no column",
+        minimum=0,
+    )
 
     def __post_init__(self) -> None:
         validate(self)
@@ -144,6 +152,11 @@ class Config(
             raise UserError("--rho defines the cutpoints of --branch-at cutpoints: pass both, or neither")
         if self.branch_at == "entropy" and self.engine == "vllm":
             raise UserError("vLLM reports no entropies: pass --branch-at surprisal, or --engine transformers")
+
+    @property
+    def optional_columns(self) -> dict[str, bool]:
+        """The columns that only some trajectories have, and whether these have them."""
+        return {"token_texts": self.token_texts, "staleness": self.staleness is not None}
 
     @property
     def branches(self) -> tuple[int, ...] | None:

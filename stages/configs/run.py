@@ -58,6 +58,15 @@ class Config:
         group="Executor",
         common=True,
     )
+    overlap: int | None = option(
+        "Iterations that sampling is ahead of training: with 1, rollouts are sampled with the weights before the last "
+        "update, while that update is computed where samplers have their own GPUs.",
+        default=None,
+        default_text=f"{_FROM_RECIPE}, else 0",
+        minimum=0,
+        maximum=1,
+        group="Executor",
+    )
     address: str | None = option(
         "With --executor ray: address of a running Ray, as HOST:PORT or auto.",
         default=None,
@@ -101,6 +110,13 @@ class RunTable(ReportOptions):
     executor: Executor = option(
         "Run models in this process (local), or on workers that Ray starts (ray), as the table [ray] says.",
         default="local",
+    )
+    overlap: int = option(
+        "Iterations that sampling is ahead of training: with 1, rollouts are sampled with the weights before the last "
+        "update, while that update is computed where samplers have their own GPUs.",
+        default=0,
+        minimum=0,
+        maximum=1,
     )
     keep_every: int | None = option(
         "Keep the weights of every N-th older checkpoint.", default=None, default_text="none", minimum=1

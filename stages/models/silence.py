@@ -1,16 +1,47 @@
-"""Keep the output of transformers off the terminal; the command line draws its own progress."""
+"""Keep the output of transformers off the terminal; the command line draws its own progress.
+
+What is silenced belongs to the whole process. While rollouts are sampled beside training, two threads load models:
+each silence then lasts from the first thread that enters it to the last one that leaves it.
+"""
 
 from __future__ import annotations
 
 import io
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stdout, suppress
+from functools import wraps
 
 from transformers.utils import logging
 
 
+def _shared(
+    make: Callable[[], AbstractContextManager[None]],
+) -> Callable[[], AbstractContextManager[None]]:
+    """Return a context manager for any number of threads: the first enters `make()`, the last leaves it."""
+    turn, inside, entered = threading.Lock(), [0], ExitStack()
+
+    @contextmanager
+    @wraps(make)
+    def shared() -> Iterator[None]:
+        with turn:
+            if not inside[0]:
+                entered.enter_context(make())
+            inside[0] += 1
+        try:
+            yield
+        finally:
+            with turn:
+                inside[0] -= 1
+                if not inside[0]:
+                    entered.close()
+
+    return shared
+
+
+@_shared
 @contextmanager
 def silenced_transformers() -> Iterator[None]:
     """Silence progress bars and reports of transformers, and anything printed to stdout, inside the block.
@@ -29,6 +60,7 @@ def silenced_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+@_shared
 @contextmanager
 def silenced_descriptors() -> Iterator[None]:
     """Discard what native code prints inside the block: the tokenizers library prints keys of a file as they are."""

@@ -18,13 +18,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stages import estimate, evaluate, rollout, segment, sft, train
+from stages import estimate, evaluate, segment, sft, train
 from stages.cluster.environment import WORKER_LOGS, open_session
 from stages.configs.train import resolve_training_engine
 from stages.core.errors import FingerprintMismatch
 from stages.core.launcher import read_launch, require_single_process
 from stages.core.paths import LOGS, AnyPath, as_path
 from stages.core.progress import Progress, Silent, Summary
+from stages.pipeline.ahead import RolloutsAhead
 from stages.pipeline.planning import Config, Iteration, Plan, make_plan, open_tasks
 from stages.pipeline.retention import prune_run
 from stages.sampling.executors import remote_pool
@@ -94,12 +95,13 @@ def run_plan(plan: Plan, progress: Progress = Silent()) -> Iterator[IterationRes
             if plan.cluster
             else None
         )
+        ahead = stack.enter_context(RolloutsAhead(plan, progress, session))
         pool = stack.enter_context(remote_pool(session) if session else SamplerPool(keep_while_training=True))
         metrics_log = stack.enter_context(open_run_log(plan.out, plan.report_to, plan.settings, progress))
         warm_start = {"sft": sft.run(plan.start, progress, metrics_log)} if plan.start else {}
         yield _evaluate(plan, IterationResult(-1, warm_start), progress, metrics_log, pool)
         for number, iteration in enumerate(plan.iterations):
-            done = _run_iteration(number, iteration, progress, metrics_log, pool, session)
+            done = _run_iteration(number, iteration, progress, metrics_log, pool, session, ahead)
             done = _evaluate(plan, done, progress, metrics_log, pool)
             prune_checkpoints(plan, number, progress)
             yield done
@@ -116,9 +118,10 @@ def _run_iteration(
     metrics_log: MetricsLog | None,
     pool: SamplerPool,
     session: Session | None,
+    ahead: RolloutsAhead,
 ) -> IterationResult:
     """Run the stages of one iteration, up to its checkpoint."""
-    sampled = rollout.run(iteration.rollout, progress, pool)
+    sampled = ahead.take(number, pool)
     for note in sampled.notes:
         progress.note(note)
     stages = {
@@ -130,8 +133,10 @@ def _run_iteration(
         for summary in stages.values():
             figures = ({} if summary.reward is None else {"reward": summary.reward}) | summary.figures
             metrics_log.log_figures(summary.stage, as_path(summary.out), figures)
-    pool.free_memory()  # training needs the memory of the sampling engine
+    if not ahead.begin(number + 1, pool):
+        pool.free_memory()  # training needs the memory of the sampling engine
     stages["train"] = train.run(iteration.train, progress, metrics_log, session)
+    ahead.finish()
     if metrics_log:
         metrics_log.steps += int(stages["train"].figures["steps"])
     done = IterationResult(number, stages)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,6 +52,7 @@ class Plan:
       settings: tables of the recipe, for the trackers.
       keep: which checkpoints are kept whole; None keeps all of them.
       cluster: the workers of Ray; None: the run is one process.
+      overlap: number of iterations that sampling is ahead of training.
     """
 
     out: AnyPath
@@ -61,6 +63,7 @@ class Plan:
     settings: dict[str, Any] = field(default_factory=dict)
     keep: Retention | None = None
     cluster: Cluster | None = None
+    overlap: int = 0
 
 
 def open_tasks(plan: Plan) -> None:
@@ -82,7 +85,7 @@ def open_recipe(config: Config) -> Recipe:
     Raises:
       UserError: as `stages.pipeline.recipe.read_recipe`.
     """
-    given = {name: getattr(config, name) for name in ("out", "iterations", "keep_checkpoints", "executor")}
+    given = {name: getattr(config, name) for name in ("out", "iterations", "keep_checkpoints", "executor", "overlap")}
     flags = [f"run.{name}={value}" for name, value in given.items() if value is not None]
     flags += [f"run.report_to={json.dumps(config.report_to)}"] * bool(config.report_to)
     flags += [f"ray.address={config.address}"] * bool(config.address)
@@ -103,7 +106,7 @@ def make_plan(config: Config) -> Plan:
     start = _warm_start(recipe, table)
     first = str(start.out) if start else str(table.model)
     policies = {-1: first} | {i: str(_directory(table.out, i) / "checkpoint") for i in range(table.iterations)}
-    iterations = tuple(_iteration(recipe, table, i, policies[i - 1], first) for i in range(table.iterations))
+    iterations = tuple(_iteration(recipe, table, i, policies, first) for i in range(table.iterations))
     due = {-1, table.iterations - 1}
     if table.eval_every:
         due |= set(range(table.eval_every - 1, table.iterations, table.eval_every))
@@ -113,7 +116,9 @@ def make_plan(config: Config) -> Plan:
         if "eval" in recipe.tables
     }
     keep = _retention(table, iterations[-1].train) if iterations else None
-    return Plan(table.out, start, iterations, evaluations, table.report_to, dict(recipe.tables), keep, cluster)
+    return Plan(
+        table.out, start, iterations, evaluations, table.report_to, dict(recipe.tables), keep, cluster, table.overlap
+    )
 
 
 def _cluster(recipe: Recipe, table: RunTable) -> Cluster | None:
@@ -142,7 +147,7 @@ def _retention(table: RunTable, learn: train.Config) -> Retention | None:
         )
     # Under replay, the next iteration recomputes old log-probabilities with the policies of the last iterations.
     scored = learn.replay if learn.replay and learn.old_logprobs == "recompute" else 1
-    return Retention(table.keep_checkpoints, scored, table.keep_every)
+    return Retention(table.keep_checkpoints, scored + table.overlap, table.keep_every)
 
 
 def _warm_start(recipe: Recipe, table: RunTable) -> sft.Config | None:
@@ -155,15 +160,17 @@ def _warm_start(recipe: Recipe, table: RunTable) -> sft.Config | None:
     return recipe.config("sft", sft.Config, out=out, **({"model": table.model} if table.model else {}))
 
 
-def _iteration(recipe: Recipe, table: RunTable, number: int, policy: str, first: str) -> Iteration:
+def _iteration(recipe: Recipe, table: RunTable, number: int, policies: Mapping[int, str], first: str) -> Iteration:
     """Return the configurations of one iteration.
 
     Args:
-      policy: model of the iteration before.
+      policies: index of an iteration → the model that it ends with; -1 is the start.
       first: model that the run starts from: the reference of the KL term, and the start of a critic.
     """
-    here = _directory(table.out, number)
-    sample = recipe.config("rollout", rollout.Config, model=policy, out=here / "trajectories", **WHOLE, **_where(table))
+    here, policy = _directory(table.out, number), policies[number - 1]
+    stale = min(number, table.overlap)
+    where = {"out": here / "trajectories", "staleness": stale if table.overlap else None, **WHOLE, **_where(table)}
+    sample = recipe.config("rollout", rollout.Config, model=policies[number - 1 - stale], **where)
     if sample.num_questions is None:
         raise UserError(f"{recipe.source}: [rollout] lacks num_questions, the number of questions of one iteration")
     questions = sample.num_questions * (1 + (sample.refill or 0))  # replacements are no questions of later iterations

@@ -63,7 +63,10 @@ def iterations(found: Found) -> list[dict[str, Any]]:
 
 
 def _of_trajectories(artefact: Artefact) -> dict[str, Any]:
-    """Return reward, length, truncation and agreement; a tree is weighted by the probability of reaching each leaf."""
+    """Return reward, length, truncation, agreement and staleness.
+
+    A tree is weighted by the probability of reaching each leaf.
+    """
     table = artefact.read_all(["trajectory_id", "parent_id", "question_id", "token_ids", "finish_reason", "reward"])
     if not table.num_rows:
         return {}
@@ -93,6 +96,8 @@ def _of_trajectories(artefact: Artefact) -> dict[str, Any]:
         "questions": count,
         "ungradable": int(np.isnan(reward).sum()),
     }
+    if lag := [part.lineage.config.get("staleness") for part in artefact.parts if part.lineage]:
+        figures |= {} if lag[0] is None else {"staleness": lag[0]}
     return figures | ({"agreeing": float(np.mean(spread[several] < 1e-6))} if several.any() else {})
 
 

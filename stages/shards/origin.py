@@ -70,6 +70,11 @@ def sampling_model(artefact: Artefact, flag: str = "--model") -> str | None:
     return lineage.model.path
 
 
+def staleness(trajectories: Artefact) -> int:
+    """Return the iterations of training between the model that sampled and the one that learns, as recorded."""
+    return int(trajectories.lineage.config.get("staleness") or 0) if trajectories.lineage else 0
+
+
 def foreign_notes(*artefacts: Artefact) -> tuple[str, ...]:
     """Return a note for each artefact that has parts without lineage."""
     foreign = [artefact.path for artefact in artefacts if any(part.lineage is None for part in artefact.parts)]
@@ -87,6 +92,8 @@ def check_sampling_model(artefact: Artefact, model: Source, *, named: bool) -> t
     """
     lineage = artefact.lineage
     if lineage is None or lineage.model is None or lineage.model.fingerprint == model.fingerprint:
+        return ()
+    if named and staleness(artefact):  # another model is expected
         return ()
     if named:
         return (f"{model.path} is not the model that sampled {artefact.path} ({lineage.model.path})",)

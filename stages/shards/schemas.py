@@ -137,14 +137,26 @@ TRAJECTORIES = Schema(
     ),
 )
 
-TRAJECTORIES_WITH_TOKEN_TEXTS = dataclasses.replace(
-    TRAJECTORIES,
-    columns=(
-        *TRAJECTORIES.columns,
-        Column("token_texts", pa.list_(_TEXT), "text of each token (only with --token-texts); joined, the response"),
+_OPTIONAL = {
+    "token_texts": Column(
+        "token_texts", pa.list_(_TEXT), "text of each token (only with --token-texts); joined, the response"
     ),
-)
-"""`TRAJECTORIES` with a column for those who read the table; no stage reads it."""
+    "staleness": Column(
+        "staleness",
+        pa.int32(),
+        "iterations of training between the model that sampled and the one that learns (only with --staleness)",
+    ),
+}
+
+
+def trajectories_with(*names: str) -> Schema:
+    """Return `TRAJECTORIES` with further columns, for those who read the table; no stage reads them.
+
+    Args:
+      names: of `token_texts` and `staleness`.
+    """
+    return dataclasses.replace(TRAJECTORIES, columns=(*TRAJECTORIES.columns, *(_OPTIONAL[name] for name in names)))
+
 
 _SEGMENT_COLUMNS = (
     Column("trajectory_id", _TEXT, "trajectory that the segment belongs to"),

@@ -15,7 +15,7 @@ from stages.models.checkpoints import OPTIMIZER_FILE
 from stages.models.pruning import check_optimizer, check_weights, digest_of
 from stages.models.transfer import origin
 from stages.shards.lineage import Source, model_source, read_lineage
-from stages.shards.origin import check_sampling_model, foreign_notes, sampling_model, trace_back
+from stages.shards.origin import check_sampling_model, foreign_notes, sampling_model, staleness, trace_back
 from stages.shards.parts import Artefact, artefact_source, open_artefact
 from stages.shards.schemas import ADVANTAGES, TRAJECTORIES
 from stages.training.kept_rollouts import open_rollouts
@@ -32,7 +32,9 @@ class Iteration:
 
     Attributes:
       age: iterations since then; 0 for the current one.
-      sampler: directory of the model that sampled it; None if it is not needed.
+      sampler: directory of the model whose log-probabilities are the old ones: the one that sampled it, or the policy
+        if the mismatch correction covers the difference; None if it is not needed.
+      staleness: iterations of training between the model that sampled and the policy, as the trajectories record it.
       sampled_by_policy: whether the policy itself sampled it, so that the recorded log-probabilities can be compared
         with the policy's.
       rollouts: the kept rollouts; None if they are not trained on.
@@ -42,6 +44,7 @@ class Iteration:
     trajectories: Artefact
     age: int
     sampler: Path | None = None
+    staleness: int = 0
     sampled_by_policy: bool = False
     rollouts: Artefact | None = None
 
@@ -74,6 +77,11 @@ class StartingPoint:
     inputs: tuple[Source, ...]
     notes: tuple[str, ...]
 
+    @property
+    def staleness(self) -> int:
+        """Iterations of training between the model that sampled the newest trajectories and the policy."""
+        return self.iterations[-1].staleness
+
     def check_not_pruned(self) -> None:
         """Check that every model still has its weights. Call it only if the output is not up to date.
 
@@ -100,6 +108,7 @@ def find_starting_point(
     adapter: LoraOptions,
     replay_window: int | None = None,
     recorded: bool = False,
+    corrected: bool = False,
     with_rollouts: bool = False,
 ) -> StartingPoint:
     """Open the inputs, and resolve options that were not given (None) through the lineage of the trajectories.
@@ -111,6 +120,8 @@ def find_starting_point(
       adapter: the options of the adapter to train.
       replay_window: skip artefacts that are this many iterations old or older; None: use all.
       recorded: use the recorded log-probabilities, so that the models that sampled are not needed.
+      corrected: a mismatch correction weights the loss of stale trajectories of the current iteration, so their old
+        log-probabilities are those of the policy, and the model that sampled them is not needed.
       with_rollouts: open the kept rollouts beside the advantages, too.
 
     Raises:
@@ -126,7 +137,7 @@ def find_starting_point(
     notes += [lora.describe(trained, base)] if trained and base else []
     notes += foreign_notes(*(artefact for one in opened for artefact in (one.advantages, one.trajectories)))
     notes += check_sampling_model(newest, policy_source, named=model is not None)
-    iterations = [_complete(one, policy, policy_source, recorded, with_rollouts) for one in opened]
+    iterations = [_complete(one, policy, policy_source, recorded, corrected, with_rollouts) for one in opened]
     kept = [one.rollouts for one in iterations if one.rollouts]
     read = [*(artefact for one in opened for artefact in (one.advantages, one.trajectories)), *kept]
     reference, reference_source = _find_reference(reference_model, policy, policy_source, out, base)
@@ -164,12 +175,20 @@ def _find_policy(name: str, out: AnyPath, *, whole: bool) -> tuple[Path, Source]
     return policy, model_source(name, checkpoints.digest(policy), out)
 
 
-def _complete(opened: Iteration, policy: Path, policy_source: Source, recorded: bool, with_rollouts: bool) -> Iteration:
-    """Return an iteration with the model that sampled it and its kept rollouts, if they are needed."""
+def _complete(
+    opened: Iteration, policy: Path, policy_source: Source, recorded: bool, corrected: bool, with_rollouts: bool
+) -> Iteration:
+    """Return an iteration with the model of its old log-probabilities and its kept rollouts, if they are needed."""
     rows, sampled, age = opened.advantages, opened.trajectories, opened.age
+    stale = staleness(sampled)
+    if recorded:
+        sampler = None
+    else:
+        sampler = policy if corrected and stale and not age else _find_sampler(sampled, policy, policy_source, age)
     return dataclasses.replace(
         opened,
-        sampler=None if recorded else _find_sampler(sampled, policy, policy_source, age),
+        sampler=sampler,
+        staleness=stale,
         sampled_by_policy=_is_sampled_by_policy(sampled, policy_source, age, recorded),
         rollouts=open_rollouts(rows, sampled) if with_rollouts else None,
     )

@@ -12,6 +12,7 @@ const OVERVIEW_CURVES = [
   ["clipped", "Clipped share", "of the trained tokens"],
   ["mask", "Mask share", "of the tokens that carry loss"],
   ["mismatch", "Sampler mismatch", "KL between sampler and trainer"],
+  ["staleness", "Staleness", "iterations of training between the sampler and the policy"],
   ["length", "Response length", "tokens"],
   ["truncated", "Truncated share", "of the responses"],
   ["agreeing", "Agreeing questions", "whose responses all have the same reward"],
