@@ -18,6 +18,7 @@ MEASUREMENTS = (
     "bench_grading",
     "bench_regrade",
     "bench_scaling",
+    "bench_ray",
 )
 
 
