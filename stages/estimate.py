@@ -145,7 +145,7 @@ def _check_unfinished_reward(config: Config, trajectories: Artefact) -> None:
     """
     requested = config.unfinished_reward
     recorded = trajectories.lineage.config.get("unfinished_reward") if trajectories.lineage else None
-    if config.estimator != "monte-carlo" and requested not in (None, recorded):
+    if config.estimator not in ("monte-carlo", "forward") and requested not in (None, recorded):
         sampled_with = "" if recorded is None else f", sampled with --unfinished-reward {recorded:g}"
         raise UserError(
             f"--unfinished-reward {requested:g} has no effect here: --estimator {config.estimator} uses the rewards of "
@@ -193,5 +193,6 @@ def find_estimator(name: EstimatorName) -> Prepare:
         "prefix-tree": "prefix_tree",
         "tempo": "prefix_tree",
         "critic": "critic",
+        "forward": "monte_carlo",
     }
     return importlib.import_module(f"stages.estimators.{modules[name]}").prepare

@@ -20,11 +20,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.configs.rollout import RHO, SEGMENT_TOKENS, Config
+from stages.configs.rollout import FIRST_RESPONSES, RHO, SEGMENT_TOKENS, Config
 from stages.core.progress import Progress, Silent, Summary
 from stages.models import checkpoints, loading
 from stages.models.token_texts import decoder, token_texts
-from stages.responses import branching, chains, refill, signal, trees
+from stages.responses import branching, chains, growing, refill, signal, trees
 from stages.responses.generation import Sampling
 from stages.responses.grading import LengthPenalty
 from stages.responses.prompts import (
@@ -64,7 +64,7 @@ class RolloutMode:
     Attributes:
       answer: makes the rows of a chunk of questions.
       per_question: number of rows per question (in a tree, the maximum), for the progress display.
-      most_tokens: the most tokens that the rows of a question can take.
+      most_tokens: the most tokens that the rows of a question can take; with --tree-budget, about as many.
       unit: name of a row in the progress display.
       statistics: summary of all rows of a part, from `_STATISTICS_COLUMNS`.
     """
@@ -188,8 +188,8 @@ def _commit_rows(
         penalty = LengthPenalty(config.max_tokens, config.overlong_buffer, config.overlong_penalty)
     sampling = Sampling(sampler, tokenizer, task, params, config.max_tokens, key, config.unfinished_reward, penalty)
     missing = list(part.missing([f"questions {i * size}-{i * size + len(chunk)}" for i, chunk in enumerate(chunks)]))
-    questions_left = sum(len(prompts[i].questions) for i in missing)
-    total = questions_left * len(rounds)
+    # With --refill, every candidate counts, also one that turns out not to be needed.
+    total = sum(sum(map(len, tries[i])) if tries else len(prompts[i].questions) for i in missing)
     progress.start("rollout", total * mode.per_question, mode.unit, total * mode.most_tokens)
     sampled = prefilled = 0
 
@@ -199,7 +199,11 @@ def _commit_rows(
         def attempt(questions: Sequence[Question], token_ids: Sequence[np.ndarray]) -> tuple[pa.Table, Usage]:
             return mode.answer(questions, token_ids, keeping, progress.advance)
 
-        return refill.answer_with_signal(attempt, tries[i]) if tries else refill.Refilled(*attempt(*prompts[i]), {})
+        if not tries:
+            return refill.Refilled(*attempt(*prompts[i]), {})
+        found = refill.answer_with_signal(attempt, tries[i])
+        progress.advance(found.untried * mode.per_question)
+        return found
 
     decode = decoder(tokenizer)
     for i, found in overlap(sampler, missing, answer):
@@ -252,7 +256,16 @@ def _candidates_by_chunk(
 
 
 def _find_mode(config: Config) -> RolloutMode:
-    """Return how the questions are answered: by trees if there are branches, else by independent responses."""
+    """Return how the questions are answered: by trees of a budget or of a shape, or by independent responses."""
+    if config.tree_budget is not None:
+        growth = growing.Growth(
+            config.tree_budget,
+            config.num_trees or FIRST_RESPONSES,
+            config.segment_tokens or SEGMENT_TOKENS,
+            config.branch_at,
+            _rho(config),
+        )
+        return RolloutMode(partial(growing.answer, growth=growth), 1, config.tree_budget, "trees", trees.statistics)
     if config.branches is None:
         count = config.responses_per_question
         tokens = count * config.max_tokens

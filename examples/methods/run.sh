@@ -5,8 +5,8 @@ set -euo pipefail
 here=$(dirname "$0")
 methods=("$@")
 if [ ${#methods[@]} -eq 0 ]; then
-    methods=(spo-chain spo-chain-kept spo-tree branch-at grpo grpo-dynamic grpo-mask rloo dr-grpo vineppo naive-k ppo
-             prefix-tree adaptive tempo treerpo treerl treepo treeadv tree-grpo grpo-entropy grpo-random gspo
+    methods=(spo-chain spo-chain-kept spo-tree branch-at tree-budget grpo grpo-dynamic grpo-mask rloo dr-grpo vineppo
+             naive-k ppo prefix-tree adaptive forward tempo treerpo treerl treepo treeadv tree-grpo grpo-entropy grpo-random gspo
              segment-ratio cispo dppo sapo clip-cov kl-cov restem dpo-positive)
 fi
 

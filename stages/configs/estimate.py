@@ -21,17 +21,21 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 EstimatorName = Literal[
-    "monte-carlo", "tree", "grpo", "rloo", "dr-grpo", "restem", "pairs", "prefix-tree", "tempo", "critic"
+    "monte-carlo", "tree", "grpo", "rloo", "dr-grpo", "restem", "pairs", "prefix-tree", "tempo", "critic", "forward"
 ]
-ROLLOUTS, INTERVAL_WIDTH, CONFIDENCE = 9, 0.2, 0.95  # defaults of --rollouts, --interval-width and --confidence
+# Defaults of --rollouts, --interval-width, --confidence and --prior-weight.
+ROLLOUTS, INTERVAL_WIDTH, CONFIDENCE, PRIOR_WEIGHT = 9, 0.2, 0.95, 4.0
+ANSWER = "{answer}"
+"""The placeholder of the reference answer in --answer-template."""
 RECORDED = "as recorded with the trajectories"
 ROLLOUTS_NAME = "rollouts"
 """Name of the directory of kept rollouts, beside the advantages."""
 T = TypeVar("T", bound="DataclassInstance")
 _GROUP: tuple[EstimatorName, ...] = ("grpo", "rloo", "dr-grpo")
+_ROLLING: tuple[EstimatorName, ...] = ("monte-carlo", "forward")
 
 READ_BY: dict[str, tuple[EstimatorName, ...]] = {
-    "rollouts": ("monte-carlo",),
+    "rollouts": _ROLLING,
     "interval_width": ("monte-carlo",),
     "confidence": ("monte-carlo",),
     "budget": ("monte-carlo",),
@@ -47,14 +51,16 @@ READ_BY: dict[str, tuple[EstimatorName, ...]] = {
     "critic": ("critic",),
     "gae_lambda": ("critic",),
     "gamma": ("critic",),
-    "best_of": ("monte-carlo", "tree", *_GROUP, "prefix-tree"),
+    "prior_weight": ("forward",),
+    "answer_template": ("forward",),
+    "best_of": ("monte-carlo", "tree", *_GROUP, "prefix-tree", "forward"),
 }
 """Option → the estimators that read it; an option that is not listed is read by every estimator."""
 SAMPLING: dict[str, tuple[EstimatorName, ...]] = {
-    **dict.fromkeys((field.name for field in dataclasses.fields(EngineOptions)), ("monte-carlo",)),
-    **dict.fromkeys(("device", "threads", "dtype", "chunk_trajectories"), ("monte-carlo", "critic")),
-    **dict.fromkeys(("model", "task", "task_arg", "temperature", "top_p", "top_k"), ("monte-carlo",)),
-    **dict.fromkeys(("max_tokens", "stop", "unfinished_reward"), ("monte-carlo",)),
+    **dict.fromkeys((field.name for field in dataclasses.fields(EngineOptions)), _ROLLING),
+    **dict.fromkeys(("device", "threads", "dtype", "chunk_trajectories"), (*_ROLLING, "critic")),
+    **dict.fromkeys(("model", "task", "task_arg", "temperature", "top_p", "top_k"), _ROLLING),
+    **dict.fromkeys(("max_tokens", "stop", "unfinished_reward"), _ROLLING),
 }
 """The same for options that the stages of a recipe share: there, [run] may set them for other stages."""
 
@@ -66,16 +72,17 @@ class EstimatorOptions:
     GROUP = "Values"
 
     estimator: EstimatorName = option(
-        "Source of the values: new rollouts (monte-carlo), the sampled tree (tree), the other responses to the "
-        "question (grpo, rloo, dr-grpo), the prefixes that they share (prefix-tree; tempo adds the term of grpo), a "
-        "value model (critic); restem selects good responses, pairs right and wrong ones.",
+        "Source of the values: new rollouts (monte-carlo), the sampled tree (tree), the other responses (grpo, rloo, "
+        "dr-grpo), the prefixes that they share (prefix-tree; tempo adds the term of grpo), a value model (critic), "
+        "the policy's probability of the answer (forward); restem and pairs select responses.",
         default="monte-carlo",
         common=True,
     )
     rollouts: str | None = option(
-        "Monte Carlo rollouts per state: N, or MIN..MAX to draw more than MIN only if --interval-width requires it.",
+        "Monte Carlo rollouts per state: N, or MIN..MAX to draw more than MIN only if --interval-width requires it. "
+        "With forward: N, also 0.",
         default=None,
-        default_text=str(ROLLOUTS),
+        default_text=f"{ROLLOUTS}; 0 with forward",
         metavar="N|MIN..MAX",
         group="Monte Carlo",
         common=True,
@@ -157,6 +164,20 @@ class EstimatorOptions:
         default=8,
         added=True,
         minimum=1,
+    )
+    prior_weight: float | None = option(
+        "With forward and rollouts: number of rollouts that the probability of the reference answer counts as.",
+        default=None,
+        default_text=f"{PRIOR_WEIGHT:g}",
+        added=True,
+        above=0,
+    )
+    answer_template: str | None = option(
+        "With forward: text that follows a state; {answer} is the reference answer, which is scored.",
+        default=None,
+        default_text="as the prompt asks for the answer",
+        added=True,
+        metavar="TEXT",
     )
     critic: str | None = option(
         "With critic: directory of the critic. A language model without a value head starts a critic at zero.",
@@ -243,7 +264,8 @@ def check_estimator_options(options: EstimatorOptions) -> None:
     Raises:
       UserError: the message names the option and the estimators that read it.
     """
-    least, most = rollout_range(options.rollouts)
+    least, most = rollout_range(options.rollouts, options.estimator)
+    _check_prior(options, least, most)
     for name in ("interval_width", "confidence", "budget"):
         if least == most and options.estimator == "monte-carlo" and getattr(options, name) is not None:
             raise UserError(
@@ -264,14 +286,33 @@ def check_estimator_options(options: EstimatorOptions) -> None:
             )
 
 
-def rollout_range(text: str | None) -> tuple[int, int]:
+def _check_prior(options: EstimatorOptions, least: int, most: int) -> None:
+    """Check the options of --estimator forward.
+
+    Raises:
+      UserError: an adaptive number of rollouts, a weight that has no effect, or a template without an answer.
+    """
+    if options.estimator != "forward":
+        return
+    if least < most:
+        raise UserError(f"--estimator forward takes a fixed number of rollouts: expected N, got {options.rollouts}")
+    if most == 0 and options.prior_weight is not None:
+        raise UserError("--prior-weight weighs the prior against rollouts: pass --rollouts N too, or omit it")
+    if options.answer_template is not None and options.answer_template.count(ANSWER) != 1:
+        raise UserError(f"--answer-template must hold {ANSWER} once; got {options.answer_template!r}")
+
+
+def rollout_range(text: str | None, estimator: EstimatorName = "monte-carlo") -> tuple[int, int]:
     """Return the minimum and maximum number of rollouts of a state: `4..32` → (4, 32), `9` → (9, 9), None → (9, 9).
 
     Raises:
-      UserError: text of another form, MIN below 1 or above MAX.
+      UserError: text of another form, MIN below 1 (with forward: below 0) or above MAX.
     """
-    match = re.fullmatch(r"(\d{1,9})(?:\.\.(\d{1,9}))?", str(ROLLOUTS if text is None else text).strip())
-    least, most = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    fewest, default = (0, 0) if estimator == "forward" else (1, ROLLOUTS)
+    match = re.fullmatch(r"(\d{1,9})(?:\.\.(\d{1,9}))?", str(default if text is None else text).strip())
+    least, most = (int(match[1]), int(match[2] or match[1])) if match else (-1, -1)
+    if fewest == 0 and 0 <= least <= most:
+        return least, most
     if not 1 <= least <= most:
         raise UserError(f"--rollouts must be N or MIN..MAX with 1 ≤ MIN ≤ MAX, such as 9 or 4..32; got {text!r}")
     return least, most
@@ -291,6 +332,16 @@ class Config(EstimatorOptions, EngineOptions, ExecutorOptions, OutputOptions, Si
     def unread(self) -> dict[str, str]:
         """Return the options that the estimator, or a greedy one, does not read."""
         unread = dict.fromkeys(("top_p", "top_k"), SAMPLED) if self.temperature == 0 else {}
+        if self.estimator == "forward" and rollout_range(self.rollouts, "forward") == (0, 0):
+            # Without rollouts nothing is sampled: the model is read by the trainer's forward pass.
+            names = {field.name for field in dataclasses.fields(EngineOptions)} - {
+                "device",
+                "threads",
+                "dtype",
+                "model",
+            }
+            names |= {"top_p", "top_k", "max_tokens", "stop", "unfinished_reward"}
+            unread |= dict.fromkeys(sorted(names), "--rollouts of at least 1")
         others = {name: readers for name, readers in SAMPLING.items() if self.estimator not in readers}
         return unread | {name: f"--estimator {', '.join(readers)}" for name, readers in others.items()}
 

@@ -20,7 +20,8 @@ from stages.configs.shared import (
 from stages.core.config import option, validate
 from stages.core.errors import UserError
 
-GENERATIONS, SEGMENT_TOKENS, RHO = 8, 30, 0.9  # defaults of --num-generations, --segment-tokens and --rho
+# Defaults of --num-generations, --segment-tokens, --rho, and of --num-trees with --tree-budget.
+GENERATIONS, SEGMENT_TOKENS, RHO, FIRST_RESPONSES = 8, 30, 0.9, 2
 
 
 def parse_branches(tree: str) -> tuple[int, ...]:
@@ -53,6 +54,15 @@ class Config(
         common=True,
         record=parse_branches,
     )
+    tree_budget: int | None = option(
+        "Sample a tree per question of about this many tokens, in place of a shape: each branch leaves the state with "
+        "the widest Wilson interval of its value, after a multiple of --segment-tokens or as --branch-at says.",
+        default=None,
+        default_text="off",
+        added=True,
+        minimum=1,
+        metavar="TOKENS",
+    )
     segment_tokens: int | None = option(
         "With --tree: tokens between two levels.",
         default=None,
@@ -62,7 +72,8 @@ class Config(
     )
     branch_at: Literal["entropy", "surprisal", "cutpoints"] | None = option(
         "With --tree: grow it from whole responses, which branch again at the tokens of the largest entropy, of the "
-        "largest surprisal, or at evenly spread cutpoints. The branches run to the end.",
+        "largest surprisal, or at evenly spread cutpoints. With --tree-budget: branch at any token, the largest "
+        "entropy or surprisal first, or at cutpoints.",
         default=None,
         added=True,
         default_text="after every --segment-tokens",
@@ -76,10 +87,11 @@ class Config(
         maximum=1,
     )
     num_trees: int | None = option(
-        "With --tree: trees per question. They share the prompt, so 4 trees 1-3-3 are one tree 4-3-3.",
+        "With --tree: trees per question. They share the prompt, so 4 trees 1-3-3 are one tree 4-3-3. With "
+        "--tree-budget: responses that a tree begins with.",
         default=None,
         added=True,
-        default_text="1",
+        default_text=f"1, or {FIRST_RESPONSES} with --tree-budget",
         minimum=1,
         maximum=100_000,
     )
@@ -121,11 +133,14 @@ class Config(
 
     def __post_init__(self) -> None:
         validate(self)
-        if self.tree is None:
+        if not self.in_trees:
             for name in ("segment_tokens", "branch_at", "num_trees"):
                 if getattr(self, name) is not None:
-                    raise UserError(f"--{name.replace('_', '-')} requires --tree: pass both, or neither")
+                    raise UserError(
+                        f"--{name.replace('_', '-')} requires --tree or --tree-budget: pass one of them, or omit it"
+                    )
         self._check_branching()
+        self._check_budget()
         if self.overlong_buffer is None and self.overlong_penalty != 1.0:
             raise UserError("--overlong-penalty requires --overlong-buffer: pass both, or neither")
         if self.overlong_buffer is not None and self.overlong_buffer > self.max_tokens:
@@ -153,6 +168,30 @@ class Config(
         if self.branch_at == "entropy" and self.engine == "vllm":
             raise UserError("vLLM reports no entropies: pass --branch-at surprisal, or --engine transformers")
 
+    def _check_budget(self) -> None:
+        """Check the options that --tree-budget does not fit."""
+        if self.tree_budget is None:
+            return
+        for name in ("tree", "num_generations"):
+            if getattr(self, name) is not None:
+                raise UserError(f"--tree-budget determines the tree: omit --{name.replace('_', '-')}")
+        if self.tree_budget < (least := self.num_trees or FIRST_RESPONSES):
+            raise UserError(
+                f"--tree-budget {self.tree_budget} is less than one token for each of the {least} responses that a "
+                "tree begins with: raise it, or lower --num-trees"
+            )
+        if self.overlong_buffer is not None or not 0 <= self.unfinished_reward <= 1:
+            name = "unfinished-reward" if self.overlong_buffer is None else "overlong-buffer"
+            raise UserError(
+                f"--tree-budget compares Wilson intervals, which need rewards from 0 to 1: omit --{name}, or pass a "
+                "shape with --tree"
+            )
+
+    @property
+    def in_trees(self) -> bool:
+        """Whether the responses to a question form a tree."""
+        return self.tree is not None or self.tree_budget is not None
+
     @property
     def optional_columns(self) -> dict[str, bool]:
         """The columns that only some trajectories have, and whether these have them."""
@@ -160,7 +199,7 @@ class Config(
 
     @property
     def branches(self) -> tuple[int, ...] | None:
-        """Branches at each level of a question's trees, which share the prompt; None for independent responses."""
+        """Branches at each level of a question's trees, which share the prompt; None if no shape is given."""
         if self.tree is None:
             return None
         first, *others = parse_branches(self.tree)
@@ -171,9 +210,12 @@ class Config(
 
         A tree has no --num-generations, and independent responses have no --segment-tokens. Several trees are one.
         """
-        if self.branches is None:
+        if not self.in_trees:
             return dataclasses.replace(self, num_generations=self.responses_per_question)
-        tree = dataclasses.replace(self, tree="-".join(map(str, self.branches)), num_trees=None)
+        if self.branches is None:
+            tree = dataclasses.replace(self, num_trees=self.num_trees or FIRST_RESPONSES)
+        else:
+            tree = dataclasses.replace(self, tree="-".join(map(str, self.branches)), num_trees=None)
         if self.branch_at == "cutpoints":
             return dataclasses.replace(tree, rho=RHO if self.rho is None else self.rho)
         if self.branch_at:
@@ -182,7 +224,9 @@ class Config(
 
     @property
     def responses_per_question(self) -> int:
-        """Responses per question; with --tree, the maximum number of leaves."""
+        """Responses per question; in trees, the maximum number of leaves."""
+        if self.tree_budget is not None:
+            return self.tree_budget
         if not self.branches:
             return self.num_generations or GENERATIONS
         if self.branch_at:

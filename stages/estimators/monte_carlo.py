@@ -8,6 +8,8 @@ A fixed number N of rollouts gives unbiased values. With MIN..MAX, more rollouts
 leave doubt, and none for questions whose responses agree. This needs fewer rollouts for about the same certainty, with
 a small bias towards 0 and 1 (`stages.maths.allocation`).
 
+The estimator `forward` has a prior besides the rollouts, whose number may be 0 (`stages.estimators.forward`).
+
 A rollout that could not be graded is left out of the mean. A response that could not be graded gets no rollouts and
 has no rows; neither has a segment with an end from which no rollout could be graded.
 """
@@ -24,6 +26,7 @@ from numpy.typing import NDArray
 from stages.configs.estimate import (
     CONFIDENCE,
     INTERVAL_WIDTH,
+    PRIOR_WEIGHT,
     Config,
     rollout_range,
 )
@@ -32,12 +35,14 @@ from stages.core.paths import AnyPath
 from stages.core.progress import Progress
 from stages.estimators import EstimatedChunk, Estimator, PreparedPart
 from stages.estimators.budget import RolloutBudget, adaptive_budget, fixed_budget
+from stages.estimators.forward import Prior, check_rewards, find_template, open_prior
 from stages.estimators.kept_rollouts import build_rollouts, find_rho
 from stages.estimators.rollouts import RolloutSampling, distinct_states, sample_rollouts
 from stages.estimators.rows import build_rows, check_probabilities, count_ungradable
 from stages.estimators.segments import SegmentBatch, check_room, check_vocabulary, chunk_by_question, load_segments
 from stages.maths.advantages import Advantages, chain_advantages
 from stages.maths.ragged import gather_ranges
+from stages.maths.shrinkage import shrink
 from stages.maths.values import monte_carlo_values
 from stages.models import checkpoints, loading
 from stages.responses.grading import LengthPenalty
@@ -73,6 +78,7 @@ RECORDED = (
     "engine_arg",
 )
 """Options that this estimator reads."""
+_RECORDED_PRIOR = ("prior_weight", "answer_template")
 
 
 def prepare(
@@ -92,17 +98,27 @@ def prepare(
     model = model_source(model_name, checkpoints.digest(directory), out)
     options = with_engine(options, progress)
     rho = find_rho(options, cutpoints)
+    samples = options.rollouts != "0"
+    if options.estimator == "forward":
+        check_rewards(trajectories)
 
     def read(part: Part) -> PreparedPart:
         batch = load_segments(cutpoints, part, trajectories)
-        check_room(batch, max_tokens)
+        if samples:
+            check_room(batch, max_tokens)
         if options.best_of is not None:
             check_probabilities(batch.trajectories["reward"].to_numpy(), batch.trajectories["trajectory_id"])
         check_vocabulary(batch, loading.vocabulary_size(loading.load_config(directory)), model_name)
         budget = make_budget(options, cutpoints, trajectories)
+        tokenizer = loading.load_tokenizer(directory)
+        prior = None
+        if options.estimator == "forward" and len(batch.prompts):
+            template = find_template(options, task_name, str(tokenizer.decode(batch.prompts[0])))
+            states, _ = distinct_states(batch, range(batch.trajectories.num_rows), options.seed)
+            prior = open_prior(options, directory, template, states, progress)
         sampling = RolloutSampling(
-            pool.open(model_dir=directory, **options.engine_options(), progress=progress),
-            loading.load_tokenizer(directory),
+            pool.open(model_dir=directory, **options.engine_options(), progress=progress) if samples else None,
+            tokenizer,
             task,
             sampling_params(options),
             max_tokens,
@@ -114,7 +130,7 @@ def prepare(
         return PreparedPart(
             chunk_by_question(batch, options.chunk_trajectories),
             lambda chunk, sampler: estimate_chunk(
-                options, batch, chunk, budget, replace(sampling, sampler=resolved(sampler)), rho
+                options, batch, chunk, budget, replace(sampling, sampler=sampler), rho, prior
             ),
             sampling.sampler,
         )
@@ -124,7 +140,9 @@ def prepare(
     all_cutpoints = (artefact_source(cutpoints, out),) if options.budget is not None else ()
     notes = check_sampling_model(trajectories, model, named=named_model)
     packages = engine_packages(options.engine)
-    return Estimator(options, RECORDED, read, (verifier, *all_cutpoints), model, packages, notes, options.keep_rollouts)
+    recorded = (*RECORDED, *_RECORDED_PRIOR) if options.estimator == "forward" else RECORDED
+    inputs = (verifier, *all_cutpoints)
+    return Estimator(options, recorded, read, inputs, model, packages, notes, options.keep_rollouts)
 
 
 def _length_penalty(trajectories: Artefact, max_tokens: int) -> LengthPenalty | None:
@@ -154,8 +172,10 @@ def complete(options: Config, trajectories: Artefact) -> Config:
     values["stop"] = tuple(values["stop"])
     # Options of a task belong to its name: with --task, those of the recorded task do not apply.
     values["task_arg"] = options.task_arg if options.task or options.task_arg else tuple(recorded["task_arg"])
-    minimum, maximum = rollout_range(options.rollouts)
+    minimum, maximum = rollout_range(options.rollouts, options.estimator)
     values["rollouts"] = str(maximum)  # the same text for the default, N and N..N, so the same fingerprint
+    if options.estimator == "forward" and maximum:
+        values["prior_weight"] = options.prior_weight or PRIOR_WEIGHT
     if minimum < maximum:
         values["rollouts"] = f"{minimum}..{maximum}"
         values["interval_width"] = options.interval_width or INTERVAL_WIDTH
@@ -182,7 +202,7 @@ def make_budget(options: Config, cutpoints: Artefact, trajectories: Artefact) ->
     Raises:
       UserError: as `stages.estimators.budget.adaptive_budget`.
     """
-    minimum, maximum = rollout_range(options.rollouts)
+    minimum, maximum = rollout_range(options.rollouts, options.estimator)
     if options.interval_width is None or options.confidence is None:
         return fixed_budget(maximum)
     width, confidence = options.interval_width, options.confidence
@@ -196,11 +216,13 @@ def estimate_chunk(
     budget: RolloutBudget,
     sampling: RolloutSampling,
     rho: float | None = None,
+    prior: Prior | None = None,
 ) -> EstimatedChunk:
     """Sample rollouts from the distinct states of a chunk of trajectories and estimate its rows.
 
     Args:
       rho: of the mask of the rollouts, if they are kept.
+      prior: of the values, with --estimator forward.
     """
     states, state_of = distinct_states(batch, chunk, options.seed)
     rollouts = sample_rollouts(states, budget, sampling)
@@ -210,6 +232,9 @@ def estimate_chunk(
     rewards = gather_ranges(rollouts.rewards.values, starts[state_of], lengths[state_of])
     values = monte_carlo_values(rewards)
     value = np.where(values.rollouts > 0, values.mean, np.array([*decided, np.nan])[state_of])
+    if prior is not None:
+        expected = np.append(prior(states), np.nan)[state_of]
+        value = shrink(values.mean, values.rollouts, expected, options.prior_weight or PRIOR_WEIGHT)
 
     drawn = int(lengths.sum()) + rollouts.ungradable
     counts = {"states": len(states), "rollouts": drawn}
@@ -219,7 +244,7 @@ def estimate_chunk(
         counts["questions_decided"] = len(questions & budget.decided.keys())
     counts |= {"sampled": rollouts.sampled, "ungradable": rollouts.ungradable}
     counts |= count_ungradable(batch.rewards_of(chunk))
-    counts |= engine_counts(sampling.sampler, drawn)
+    counts |= engine_counts(sampling.sampler, drawn) if sampling.sampler else {}
     rows, advantages = chain_rows(batch, chunk, value)
     result = build_rows(rows, advantages, rewards, counts=counts, best_of=options.best_of)
     kept = None

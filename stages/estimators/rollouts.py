@@ -74,13 +74,14 @@ class RolloutSampling:
     """Everything that samples and grades rollouts.
 
     Attributes:
+      sampler: None if no rollouts are sampled.
       max_tokens: maximum length of a response, including the tokens before the state.
       unfinished_reward: reward of a rollout that reaches the limit without ending.
       penalty: of long responses, that of the trajectories; None: none.
       keep: return the tokens of the rollouts too, not only their rewards.
     """
 
-    sampler: Sampler
+    sampler: Sampler | None
     tokenizer: PreTrainedTokenizerBase
     task: Task
     params: SamplingParams
@@ -183,6 +184,7 @@ def _sample_round(
     def on_tokens(done: int, tokens: int, prefilled: int = 0) -> None:
         sampling.progress.advance(0, tokens, prefilled)  # trajectories are done when their chunk is
 
+    assert sampling.sampler is not None, "a state has a number of rollouts above 0 only with a sampler"
     samples, usage = sampling.sampler.sample(requests, sampling.params, on_tokens)
     # The verifier reads the whole response: the tokens before the state, then the rollout.
     rollouts = [(i, sample) for i, group in zip(chosen, samples, strict=True) for sample in group]

@@ -209,7 +209,7 @@ def _scheduled_steps(recipe: Recipe, table: RunTable, sample: rollout.Config, le
     """
     if learn.lr_scheduler_type == "constant" and learn.warmup_ratio == 0 and not learn.warmup_steps:
         return None
-    varies = sample.num_questions is None or sample.tree or sample.refill
+    varies = sample.num_questions is None or sample.in_trees or sample.refill
     if varies or learn.train_rollouts != "none" or learn.replay or learn.drop_uniform_groups:
         raise UserError(
             f"{recipe.source}: [train] lacks total_steps: with trees, refill, rollouts, replay or dropped groups the "

@@ -36,11 +36,13 @@ class Refilled:
       rows: of `TRAJECTORIES`.
       usage: token counts of all attempts.
       counts: `questions_replaced`, those without signal; `places_empty`, those without a candidate that has signal.
+      untried: number of candidates that were not needed.
     """
 
     rows: pa.Table
     usage: Usage
     counts: dict[str, int]
+    untried: int = 0
 
 
 def candidates(prompts: Prompts, places: Sequence[int], context_length: int) -> Candidates:
@@ -76,7 +78,7 @@ def answer_with_signal(
         waiting = [place for place in waiting if place not in kept]
     table = pa.concat_tables([kept[place] for place in sorted(kept)]) if kept else TRAJECTORIES.arrow.empty_table()
     counts = {"questions_replaced": tried - len(kept) - len(waiting), "places_empty": len(waiting)}
-    return Refilled(table, Usage(sampled, prefilled, distinct), counts)
+    return Refilled(table, Usage(sampled, prefilled, distinct), counts, sum(map(len, rounds)) - tried)
 
 
 def questions_with_signal(trajectories: pa.Table) -> set[str]:

@@ -26,7 +26,7 @@ from stages.maths.randomness import random_key
 from stages.maths.trees import node_values, prompt_values
 from stages.maths.values import all_equal
 from stages.responses.generation import Sampling
-from stages.responses.grading import decode, grade
+from stages.responses.grading import Grade, decode, grade
 from stages.responses.signal import without_answer
 from stages.sampling.protocol import OnTokens, Request, Sample, Usage
 from stages.shards.parts import Artefact
@@ -46,6 +46,7 @@ class TreeNode:
       sample: its own tokens.
       response: int32 [T], the tokens from the end of the prompt to the end of this node.
       finish_reason: "segment" if children continue the response.
+      grade: of a leaf that was graded while the tree grew.
     """
 
     question: int
@@ -54,6 +55,7 @@ class TreeNode:
     sample: Sample
     response: np.ndarray
     finish_reason: Literal["stop", "length", "segment"]
+    grade: Grade | None = None
 
 
 def max_nodes(branches: Sequence[int]) -> int:
@@ -146,7 +148,8 @@ def tree_table(
     nodes: Sequence[TreeNode], questions: Sequence[Question], prompts: Sequence[np.ndarray], sampling: Sampling
 ) -> pa.Table:
     """Return one row of `TRAJECTORIES` per node, with the leaves graded on their whole responses."""
-    leaves = [i for i, node in enumerate(nodes) if node.finish_reason != "segment"]
+    graded = {i: node.grade for i, node in enumerate(nodes) if node.grade}
+    leaves = [i for i, node in enumerate(nodes) if node.finish_reason != "segment" and i not in graded]
     grades = grade(
         sampling.tokenizer,
         sampling.task,
@@ -156,7 +159,7 @@ def tree_table(
         sampling.unfinished_reward,
         sampling.penalty,
     )
-    graded = dict(zip(leaves, grades, strict=True))
+    graded |= zip(leaves, grades, strict=True)
     node_questions = [questions[node.question] for node in nodes]
     names = [
         f"{question.id}/{'.'.join(map(str, node.path))}" for question, node in zip(node_questions, nodes, strict=True)
@@ -243,7 +246,8 @@ def parent_rows(trajectories: pa.Table) -> np.ndarray:
 def are_trees(trajectories: Artefact) -> bool:
     """Return whether rows are nodes of trees: by their lineage, or without one by any parent_id that is not null."""
     if trajectories.lineage:
-        return trajectories.lineage.config.get("tree") is not None
+        config = trajectories.lineage.config
+        return config.get("tree") is not None or config.get("tree_budget") is not None
     return any(
         pc.any(pc.is_valid(trajectories.read(part, ["parent_id"])["parent_id"])).as_py()
         for part in trajectories.parts

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from stages.core.errors import UserError
+from stages.core.progress import Silent
 from stages.responses.chains import statistics
 from stages.responses.prompts import Prompts
 from stages.responses.refill import answer_with_signal, candidates, questions_with_signal
@@ -50,6 +51,7 @@ def test_the_first_candidate_with_a_signal_takes_the_place_by_hand():
     assert found.rows["trajectory_id"].to_pylist() == ["a/0", "a/1", "C/0", "C/1"]
     assert found.counts == {"questions_replaced": 3, "places_empty": 1}  # b, c and B; no candidate of place 5 is left
     assert found.usage == Usage(60, 9, 6)
+    assert found.untried == 2  # x twice: a keeps the first place
     assert statistics(found.rows)["frac_reward_zero_std"] == 0
 
 
@@ -96,6 +98,27 @@ def test_a_refilled_batch_has_signal_everywhere_and_equal_bytes_for_every_divisi
     before = files(tmp_path / "chunks")
     assert sample(tmp_path / "chunks", policy, **options).up_to_date
     assert files(tmp_path / "chunks") == before
+
+
+class _Bar(Silent):
+    """Adds up what a stage reports as done."""
+
+    total = done = 0
+
+    def start(self, label: str, total: int, unit: str, most_tokens: int | None = None) -> None:
+        self.total += total
+
+    def advance(self, done: int = 0, tokens: int = 0, prefilled: int = 0, **figures: float) -> None:
+        self.done += done
+
+
+@pytest.mark.parametrize("shape", [{}, {"num_generations": None, "tree": "2-2", "segment_tokens": 3}], ids=str)
+def test_the_progress_of_a_refilled_batch_ends_at_its_total(policy: Path, tmp_path: Path, shape: dict[str, Any]):
+    bar = _Bar()
+    options: dict[str, Any] = {"num_questions": 6, "temperature": 0.8, "refill": 2, "chunk_questions": 4} | shape
+    sample(tmp_path / "out", policy, bar, **options)
+    assert bar.total == 18 * (6 if shape else 3)
+    assert bar.done == bar.total
 
 
 def test_refill_without_a_number_of_questions_is_refused(tmp_path: Path):
