@@ -14,6 +14,9 @@ from stages.core.progress import Progress, Silent
 from stages.reporting import audit
 from stages.reporting.audit import Audit
 
+_GRADIENT = ("tokens", "variance", "at_equal_tokens", "relative", "noise")
+"""Figures of a method that are printed."""
+
 
 def run(config: Config, progress: Progress = Silent()) -> Audit:
     """Audit the advantages. Raises as `stages.reporting.audit.run`."""
@@ -37,6 +40,11 @@ def report(result: Audit) -> None:
     print_results(_table("rollouts N", "error of V", "rank", "right sign", "zero", "wrong", rows=rows))
     mask = [[f"{one['rho']:g}", _percent(one["tokens"]), _percent(one["advantage"])] for one in figures["mask"]]
     print_results(_table("mask p < ρ", "of tokens", "of |advantage|", rows=mask))
+    if figures.get("gradients"):
+        rows = [[one["method"], *(_number(one[name]) for name in _GRADIENT)] for one in figures["gradients"]]
+        print_results(
+            _table("gradient", "tokens", "variance", "at equal tokens", "relative", "noise/signal", rows=rows)
+        )
     spent = figures["spent"]
     if spent["rollouts"]:
         share = _percent(spent["where_the_value_cannot_move"] / spent["rollouts"])
@@ -61,6 +69,10 @@ def _error_cells(one: dict[str, Any]) -> list[str]:
         return [""] * 5
     rank = "–" if one["rank"] is None else f"{one['rank']:.3f}"
     return [f"{one['absolute']:.3f}", rank, *(_percent(one[name]) for name in ("right", "zero", "wrong"))]
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}" if abs(value) < 1e5 else f"{value:.2e}"
 
 
 def _percent(value: float | None) -> str:

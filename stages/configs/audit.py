@@ -42,6 +42,13 @@ class Config(EngineOptions, ExecutorOptions):
         maximum=100_000,
         common=True,
     )
+    gradients: int = option(
+        "Of these responses, the number whose policy gradients are compared under the advantages of GRPO, SPO-chain "
+        "and SPO-tree; 0: none.",
+        default=32,
+        minimum=0,
+        common=True,
+    )
     seed: int = option("Seed of the rollouts; they always differ from those of spo estimate.", default=0, minimum=0)
     figure: AnyPath | None = option(
         "Also draw the calibration, the error against N and the mask as a figure: a .png, .svg or .pdf file.",

@@ -1,8 +1,10 @@
 """`spo audit`: sample many more rollouts from some states of an artefact, and compare its values with their means.
 
-OUT/cutpoints/    the segments of the chosen responses
-OUT/reference/    advantages from the new rollouts; `rewards` begins with those of the estimates of N = 1 to 64
-OUT/audit.json    the figures, all of which follow from these tables, the advantages and the trajectories
+OUT/cutpoints/       the segments of the chosen responses
+OUT/trajectories/    of trees only: the paths to the chosen leaves as whole responses
+OUT/reference/       advantages from the new rollouts; `rewards` begins with those of the estimates of N = 1 to 64
+OUT/gradients/       norms of the gradient of each response under several advantages (`audit_gradients`)
+OUT/audit.json       the figures, all of which follow from these tables, the advantages and the trajectories
 """
 
 # pyarrow.compute makes its functions at import time:
@@ -33,6 +35,10 @@ from stages.core.progress import Progress, Silent
 from stages.core.storage import digest, replacing, write_atomically
 from stages.maths import audit as maths
 from stages.reporting.audit_figure import draw
+from stages.reporting.audit_gradients import summarize
+from stages.reporting.audit_methods import CHAIN_ROLLOUTS, Sources, ValuedSegment, compare
+from stages.reporting.audit_trees import Nodes, write_paths
+from stages.reporting.sources import AUDIT_FILE
 from stages.responses.trees import are_trees
 from stages.shards.disk import disk_errors
 from stages.shards.lineage import canonical_json
@@ -55,7 +61,7 @@ class Audit:
     Attributes:
       out: the directory of the reference rollouts and of audit.json.
       figures: `responses`, `states`, `segments`, `rollouts` of a reference value; `calibration`, `by_rollouts`,
-        `recorded`, `mask` and `spent`, which `measure` describes.
+        `recorded`, `mask` and `spent`, which `measure` describes; `gradients` (`audit_gradients.summarize`).
       config: the options.
     """
 
@@ -68,25 +74,55 @@ def run(config: Config, progress: Progress = Silent()) -> Audit:
     """Audit one artefact of advantages.
 
     Raises:
-      UserError: the advantages are of trees, or their trajectories are not found; as for `stages.estimate.run`.
+      UserError: the trajectories of the advantages are not found, or none of them is graded; as for
+        `stages.estimate.run`.
     """
     advantages = open_artefact(config.advantages, ADVANTAGES)
-    trajectories, cutpoints = trace_back(advantages, TRAJECTORIES), trace_back(advantages, CUTPOINTS)
-    if are_trees(trajectories):
-        raise UserError(f"{trajectories.path} holds trees; spo audit requires independent responses")
+    sampled, cutpoints = trace_back(advantages, TRAJECTORIES), trace_back(advantages, CUTPOINTS)
     out = config.out or advantages.directory.with_name("audit")
-    chosen = _choose(trajectories, config.trajectories)
-    _write_cutpoints(cutpoints, chosen, out / "cutpoints")
+    nodes, trajectories = None, sampled
+    chosen = _choose(sampled, config.trajectories)
+    if are_trees(sampled):
+        nodes = write_paths(sampled, cutpoints, config.trajectories, out)
+        trajectories = open_artefact(out / "trajectories", TRAJECTORIES)
+    else:
+        _write_cutpoints(cutpoints, chosen, out / "cutpoints")
     _estimate(config, out, trajectories, progress)
-    figures = measure(open_artefact(out / "reference", ADVANTAGES), advantages, trajectories)
+    reference = open_artefact(out / "reference", ADVANTAGES)
+    table = _join(reference, advantages, trajectories, nodes)
+    figures = measure(table)
+    if config.gradients:
+        whole = table if nodes is None else _join(reference, advantages, trajectories, nodes, once=False)
+        sources = Sources(advantages, sampled, trajectories, reference)
+        rows = compare(config, segments_of(whole, sources), sources, progress)
+        with disk_errors(out), replacing(_gradients_file(out)) as file:
+            pq.write_table(rows, file)
+        figures["gradients"] = summarize(rows)
     with disk_errors(out):
-        write_atomically(out / "audit.json", f"{canonical_json(figures, indent=2)}\n".encode())
+        write_atomically(out / AUDIT_FILE, f"{canonical_json(figures, indent=2)}\n".encode())
     if config.figure is not None:
         draw(figures, config.figure)
     return Audit(out, json.loads(canonical_json(figures)), config)
 
 
-def measure(reference: Artefact, advantages: Artefact, trajectories: Artefact) -> dict[str, Any]:
+def _gradients_file(out: AnyPath) -> AnyPath:
+    directory = out / "gradients"
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory / "gradients.parquet"
+
+
+def segments_of(table: _Segments, sources: Sources) -> list[ValuedSegment]:
+    """Return the segments of the audited responses with their recorded values and those of a chain.
+
+    A segment without a row was left out by the estimator: its advantage is 0.
+    """
+    recorded = np.nan_to_num(table.recorded_end - table.recorded_value)
+    chain = np.nan_to_num(table.estimated_advantage(CHAIN_ROLLOUTS)) if sources.are_trees else recorded
+    columns = zip(table.names, table.start.tolist(), table.end.tolist(), recorded, chain, strict=True)
+    return [ValuedSegment(name, start, end, float(own), float(sampled)) for name, start, end, own, sampled in columns]
+
+
+def measure(table: _Segments) -> dict[str, Any]:
     """Compare the rows of the advantages with the reference.
 
     Returns:
@@ -95,7 +131,6 @@ def measure(reference: Artefact, advantages: Artefact, trajectories: Artefact) -
       signs of the advantages. `recorded`: the same for the recorded ones. `mask`: shares of tokens and of |advantage|
       by ρ. `spent`: the recorded rollouts, and those at states whose rewards all agree in the reference.
     """
-    table = _join(reference, advantages, trajectories)
     states = table.distinct
     truth, known = table.truth[states], np.isfinite(table.recorded_value[states])
     recorded = table.recorded_value[states][known]
@@ -139,6 +174,8 @@ class _Segments:
       final: reward of the response.
       logprobs: of the tokens of each segment.
       recorded_value, recorded_advantage: of the audited artefact; NaN where it has no row.
+      recorded_end: value of the end of each segment in the audited artefact; NaN where it has no row.
+      names, start, end: response of each segment, and its tokens.
       recorded_rollouts: rollouts that the recorded value was estimated from; 0 where it has no row.
     """
 
@@ -151,6 +188,10 @@ class _Segments:
     recorded_value: NDArray[np.float64]
     recorded_advantage: NDArray[np.float64]
     recorded_rollouts: NDArray[np.int64]
+    recorded_end: NDArray[np.float64]
+    names: list[str]
+    start: NDArray[np.int64]
+    end: NDArray[np.int64]
 
     @property
     def truth(self) -> NDArray[np.float64]:
@@ -235,20 +276,39 @@ def _estimate(config: Config, out: AnyPath, trajectories: Artefact, progress: Pr
     )
 
 
-def _join(reference: Artefact, advantages: Artefact, trajectories: Artefact) -> _Segments:
-    """Return the rows of the reference, joined with the audited artefact and with the tokens."""
+def _join(
+    reference: Artefact,
+    advantages: Artefact,
+    trajectories: Artefact,
+    nodes: Nodes | None = None,
+    *,
+    once: bool = True,
+) -> _Segments:
+    """Return the rows of the reference, joined with the audited artefact and with the tokens.
+
+    Args:
+      nodes: of trees, the node of each segment of a path.
+      once: whether a node that several paths share has one row, that of the first path, or one for each path.
+    """
     names = ["trajectory_id", "segment_index", "start", "end", "rewards"]
     rows = sorted(
         (row for row in reference.read_all(names).to_pylist() if len(row["rewards"]) > ESTIMATES + 1),
         key=lambda row: (row["trajectory_id"], row["start"]),
     )
+    if nodes is not None and once:
+        first: dict[str, dict[str, Any]] = {}
+        for row in rows:
+            first.setdefault(nodes[row["trajectory_id"], row["segment_index"]], row)
+        rows = list(first.values())
     if not rows:
         raise UserError(f"{reference.path} has no state with more than {ESTIMATES + 1} graded rollouts to compare with")
+    values = ["value_start", "value_end", "advantage", "num_rollouts"]
     recorded = {
         (row["trajectory_id"], row["segment_index"]): row
-        for row in advantages.read_all([*names[:2], "value_start", "advantage", "num_rollouts"]).to_pylist()
+        for row in advantages.read_all([*names[:2], *values]).to_pylist()
     }
-    own = [recorded.get((row["trajectory_id"], row["segment_index"]), {}) for row in rows]
+    keys = [(row["trajectory_id"], row["segment_index"]) for row in rows]
+    own = [recorded.get(key if nodes is None else (nodes[key], 0), {}) for key in keys]
     table = trajectories.read_all(["trajectory_id", "question_id", "token_ids", "logprobs", "reward"])
     audited = pa.array(sorted({row["trajectory_id"] for row in rows}), pa.string())
     table = table.filter(pc.is_in(table["trajectory_id"], value_set=audited))
@@ -273,4 +333,8 @@ def _join(reference: Artefact, advantages: Artefact, trajectories: Artefact) -> 
         recorded_value=np.array([one.get("value_start", np.nan) for one in own], np.float64),
         recorded_advantage=np.array([one.get("advantage", np.nan) for one in own], np.float64),
         recorded_rollouts=np.array([one.get("num_rollouts", 0) for one in own], np.int64),
+        recorded_end=np.array([one.get("value_end", np.nan) for one in own], np.float64),
+        names=[row["trajectory_id"] for row in rows],
+        start=np.array([row["start"] for row in rows], np.int64),
+        end=np.array([row["end"] for row in rows], np.int64),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -74,6 +75,7 @@ def collect(
         "title": ", ".join(name for name, _ in found.runs),
         "runs": [{"name": name, "path": path} for name, path in found.runs],
         "iterations": curves.iterations(found),
+        "audits": [dataclasses.asdict(one) for one in found.audits],
         "shown": shown,
         "total": total,
         "rule": rule,

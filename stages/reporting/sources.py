@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from stages.configs.estimate import ROLLOUTS_NAME
 from stages.configs.train import TOKEN_METRICS_NAME
 from stages.core.errors import IncompleteInput, UserError
+from stages.core.json_files import read_json
 from stages.core.paths import AnyPath
 from stages.models.checkpoints import METRICS_FILE
 from stages.shards.lineage import Lineage, Source, read_lineage
@@ -17,6 +18,7 @@ from stages.shards.parts import Artefact, open_artefact
 from stages.shards.schemas import ADVANTAGES, CUTPOINTS, EVALUATION, ROLLOUTS, TOKEN_METRICS, TRAJECTORIES
 
 Kind = Literal["train", "eval"]
+AUDIT_FILE = "audit.json"
 START = -1
 """Number of the iteration that comes before the first one: the warm start."""
 
@@ -61,6 +63,16 @@ class Checkpoint:
     metrics: str
 
 
+@dataclass(frozen=True)
+class Audit:
+    """The figures of `spo audit` in a directory: its audit.json."""
+
+    run: int
+    iteration: int
+    label: str
+    figures: dict[str, Any]
+
+
 @dataclass
 class Found:
     """Everything below the paths of a report.
@@ -73,6 +85,7 @@ class Found:
     runs: list[tuple[str, str]] = field(default_factory=list)
     responses: list[Responses] = field(default_factory=list)
     checkpoints: list[Checkpoint] = field(default_factory=list)
+    audits: list[Audit] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -89,14 +102,20 @@ def find(paths: Sequence[AnyPath]) -> Found:
         if not path.exists():
             raise UserError(f"{path} does not exist; expected a run, an artefact or a part")
         found.runs.append((name, str(path)))
-        before = len(found.responses)
+        before = len(found.responses) + len(found.audits)
         if path.is_file() or _holds_parts(path):
             found.responses += _of_artefacts([open_artefact(path)], run, 0, "", found.notes)
+        elif (path / AUDIT_FILE).is_file():
+            found.audits.append(Audit(run, 0, "", _read_audit(path)))
+            if _holds_parts(path / "reference"):
+                found.responses += _of_artefacts([open_artefact(path / "reference")], run, 0, "", found.notes)
         else:
             for number, directory in _iterations(path):
                 _read_iteration(directory, run, number, found)
-        if len(found.responses) == before:
-            raise UserError(f"{path} contains no complete trajectories or evaluation; expected a run or an artefact")
+        if len(found.responses) + len(found.audits) == before:
+            raise UserError(
+                f"{path} contains no complete trajectories, evaluation or audit; expected a run or an artefact"
+            )
     return found
 
 
@@ -107,7 +126,9 @@ def _read_iteration(directory: AnyPath, run: int, number: int, found: Found) -> 
         if not child.is_dir():
             continue
         try:
-            if _holds_parts(child):
+            if (child / AUDIT_FILE).is_file():
+                found.audits.append(Audit(run, number, _iteration_name(number), _read_audit(child)))
+            elif _holds_parts(child):
                 artefacts.append(open_artefact(child))
             elif (lineage := read_lineage(child)) and lineage.stage == "train":
                 metrics = child / METRICS_FILE
@@ -118,6 +139,21 @@ def _read_iteration(directory: AnyPath, run: int, number: int, found: Found) -> 
         except (IncompleteInput, UserError) as error:
             found.notes.append(f"left out: {error}")
     found.responses += _of_artefacts(artefacts, run, number, _iteration_name(number), found.notes)
+
+
+def _read_audit(directory: AnyPath) -> dict[str, Any]:
+    """Return the figures of an audit.
+
+    Raises:
+      UserError: the file cannot be read, or is not one of this version.
+    """
+    figures = read_json(directory / AUDIT_FILE)
+    needed = {"states", "segments", "responses", "rollouts", "calibration", "by_rollouts", "recorded", "mask", "spent"}
+    if not isinstance(figures, dict) or needed - figures.keys():
+        raise UserError(
+            f"{directory / AUDIT_FILE} is not an audit: expected a JSON object with {', '.join(sorted(needed))}"
+        )
+    return figures
 
 
 def _of_artefacts(

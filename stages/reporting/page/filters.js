@@ -12,9 +12,13 @@ const doubtCache = new Map();
 
 /** Whether a row belongs to the chosen runs and iterations. */
 export function inIterations(model, row) {
-  const table = model.table(row);
-  if (state.runs != null && table.run !== state.runs) return false;
-  return !state.iterations || (table.iteration >= state.iterations[0] && table.iteration <= state.iterations[1]);
+  return inScope(model.table(row));
+}
+
+/** Whether an entry of a run and an iteration, such as an audit, is in the chosen ones. */
+export function inScope({ run, iteration }) {
+  if (state.runs != null && run !== state.runs) return false;
+  return !state.iterations || (iteration >= state.iterations[0] && iteration <= state.iterations[1]);
 }
 
 /** Share of the tokens of a response that are cutpoints, under ρ if it was moved. */

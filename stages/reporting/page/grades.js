@@ -9,7 +9,7 @@ export const SUSPICIONS = {
   ungradable: [6, "ungradable", "the grader reached no verdict"],
   equal: [5, "equal, yet wrong", "the answer is the reference, letter by letter"],
   unboxed: [4, "right without an answer", "graded right although no answer was found"],
-  overlooked: [3, "ends with the reference, yet wrong", "the reference is among its last 300 characters"],
+  overlooked: [2, "holds the reference, yet wrong", "the reference, of two characters or more, is a word of its last 300 characters"],
   truncated: [3, "truncated, yet right", "graded right although it did not end"],
   short: [3, "short and right", "among the 5 % shortest right responses, less than half the median"],
   repeated: [2, "repeated", "more than half of its word triples repeat"],
@@ -34,9 +34,12 @@ export function suspicions(model) {
   });
 }
 
+/** Whether a reference of two characters or more stands near the end of a response, not within another word or number. */
 function endsWithReference(model, row) {
   const reference = (model.reference(row) ?? "").trim();
-  return reference !== "" && model.fullText(row, Math.max(0, model.length(row) - 300)).slice(-300).includes(reference);
+  if (reference.length < 2) return false;
+  const escaped = reference.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
+  return new RegExp(`(?<![\\w.])${escaped}(?![\\w]|\\.\\d)`).test(model.fullText(row, Math.max(0, model.length(row) - 300)).slice(-300));
 }
 
 /** Share of the word triples of a response that occurred before in it. */

@@ -1,4 +1,5 @@
 // Start of the page: unpack the data, build the header and the views, follow the address and the keyboard.
+import { AuditView } from "./audit.js";
 import { unpack } from "./data.js";
 import { el, figure } from "./dom.js";
 import { segmentsWith } from "./estimators.js";
@@ -10,9 +11,9 @@ import { Reader } from "./reader.js";
 import { addressOf, change, listen, readAddress, state } from "./state.js";
 import { TreeView } from "./tree.js";
 
-const VIEW_NAMES = { overview: "Overview", questions: "Questions", reader: "Reader", tree: "Tree", grades: "Grades" };
+const VIEW_NAMES = { overview: "Overview", questions: "Questions", reader: "Reader", tree: "Tree", grades: "Grades", audit: "Audit" };
 const KEYS = [
-  ["1 … 5", "overview, questions, reader, tree, grades"], ["j  k", "next, previous response"], ["→  ←", "next, previous token (or segment, line)"],
+  ["1 … 6", "overview, questions, reader, tree, grades, audit"], ["j  k", "next, previous response"], ["→  ←", "next, previous token (or segment, line)"],
   ["/", "search"], ["t", "light, dark or as the system"], ["Esc", "leave a field, close this help"], ["?", "this help"],
 ];
 
@@ -40,7 +41,7 @@ async function start() {
     if (address !== location.hash) history.replaceState(null, "", address);
   };
   listen(show); // first, so that a view is in the page when it is drawn
-  Object.assign(views, { questions: new MatrixView(model), reader: new Reader(model), tree: new TreeView(model), grades: new GradesView(model) });
+  Object.assign(views, { questions: new MatrixView(model), reader: new Reader(model), tree: new TreeView(model), grades: new GradesView(model), audit: new AuditView(model) });
   app.replaceChildren(header(model, help), main, help);
   listen((names) => { if (names.has("view")) for (const tab of document.querySelectorAll("[data-view-tab]")) tab.setAttribute("aria-selected", String(tab.dataset.viewTab === state.view)); });
   addEventListener("hashchange", () => change(readAddress(model, location.hash)));
@@ -48,13 +49,13 @@ async function start() {
   const first = model.leaves.find((row) => model.table(row).advantages) ?? model.leaves[0] ?? null;
   const wanted = { row: first, ...readAddress(model, location.hash) };
   Object.assign(state, { ...wanted, view: "none" });
-  change({ view: wanted.view ?? "overview" });
+  change({ view: wanted.view ?? (first == null && model.audits.length ? "audit" : "overview") });
   // For tests, and for a look at the data in the console of the browser.
   globalThis.report = { model, state, change, segmentsWith: (row, knobs) => segmentsWith(model, row, knobs), readyAfter: performance.now() };
 }
 
 function header(model, help) {
-  const tabs = el("nav", { class: "tabs", role: "tablist", "aria-label": "views" }, Object.entries(VIEW_NAMES).map(([name, text]) => el("button", { role: "tab", "data-view-tab": name, "aria-selected": String(state.view === name), onclick: () => change({ view: name }) }, text)));
+  const tabs = el("nav", { class: "tabs", role: "tablist", "aria-label": "views" }, Object.entries(VIEW_NAMES).filter(([name]) => name !== "audit" || model.audits.length).map(([name, text]) => el("button", { role: "tab", "data-view-tab": name, "aria-selected": String(state.view === name), onclick: () => change({ view: name }) }, text)));
   const runs = model.runs.length > 1 ? el("select", { "aria-label": "run", "data-filter": "runs", onchange: (event) => change({ runs: event.target.value === "" ? null : Number(event.target.value) }) }, el("option", { value: "" }, "all runs"), model.runs.map((run, i) => el("option", { value: i }, run.name))) : null;
   const axis = el("select", { "aria-label": "axis of the curves", class: "axis", "data-filter": "axis", onchange: (event) => change({ axis: event.target.value }) }, Object.entries(AXES).map(([value, text]) => el("option", { value }, `against ${text}`)));
   return el("header", { class: "top" }, el("div", { class: "brand" }, el("b", {}, "spo report"), el("span", { title: model.runs.map((run) => run.path).join("\n") }, model.title)), tabs,
@@ -112,7 +113,7 @@ function onKey(event, reader, help) {
   if (event.key === "Escape") { event.target.blur?.(); document.body.classList.remove("listing"); return; }
   if (field || event.metaKey || event.ctrlKey || event.altKey || help.open) return;
   const view = Object.keys(VIEW_NAMES)[Number(event.key) - 1];
-  if (view) change({ view });
+  if (view && document.querySelector(`[data-view-tab="${view}"]`)) change({ view });
   else if (event.key === "j" || event.key === "k") { change({ view: "reader" }); reader.list.move(event.key === "j" ? 1 : -1); }
   else if ((event.key === "ArrowRight" || event.key === "ArrowLeft") && state.view === "reader") { event.preventDefault(); reader.step(event.key === "ArrowRight" ? 1 : -1); }
   else if (event.key === "/") { event.preventDefault(); change({ view: "reader" }); reader.list.search.focus(); }

@@ -52,7 +52,7 @@ export function readAddress(model, hash) {
     const question = model.questions.id.indexOf(words.get("q"));
     if (question >= 0) Object.assign(found, { question, view: "reader" });
   }
-  if (["overview", "questions", "reader", "tree", "grades"].includes(words.get("view"))) found.view = words.get("view");
+  if (["overview", "questions", "reader", "tree", "grades", ...(model.audits.length ? ["audit"] : [])].includes(words.get("view"))) found.view = words.get("view");
   for (const name of ["estimator", "color", "partition"]) if (words.has(name)) found[name] = words.get(name);
   for (const name of ["rho", "interval"]) if (Number(words.get(name)) > 0) found[name] = Number(words.get(name));
   return found;
