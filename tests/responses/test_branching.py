@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages import estimate, train
+from stages import estimate, rollout, train
 from stages.core.errors import UserError
+from stages.core.progress import Silent
 from stages.maths.branch_points import most_doubtful, spread_cutpoints
 from stages.responses.branching import max_nodes, most_tokens
+from stages.sampling import engines
 from tests.chains import cut, rows, sample
 from tests.responses.test_trees import by_id
 from tests.test_rollout import forward_logprobs
@@ -155,3 +157,15 @@ def test_estimators_and_training_take_segments_of_unequal_length(
 def test_options_that_do_not_fit_together_are_refused(tmp_path: Path, options: dict[str, Any], message: str):
     with pytest.raises(UserError, match=message):
         grow(tmp_path / "out", tmp_path / "no model", **options)
+
+
+@pytest.mark.parametrize("shape", [{"tree": "2-2"}, {"tree_budget": 99}], ids=str)
+def test_entropies_are_refused_where_the_machine_chooses_vllm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: dict[str, Any]
+):
+    """The engine is known before a model is opened; the other two ways to branch need no entropies."""
+    monkeypatch.setattr(engines, "_obstacle_to_vllm", lambda *_: None)
+    options = {"out": tmp_path / "out", "model": "none", "task": "arithmetic", **shape}
+    with pytest.raises(UserError, match="vLLM reports no entropies: pass --branch-at surprisal"):
+        engines.with_engine(rollout.Config(branch_at="entropy", **options), Silent())
+    assert engines.with_engine(rollout.Config(branch_at="surprisal", **options), Silent()).engine == "vllm"
