@@ -1,4 +1,4 @@
-"""Recipes of examples/methods run to their end at the size of a few questions; every recipe is in the lists of methods."""
+"""Recipes of examples/methods run to their end at a tiny size; every recipe is in the lists of methods."""
 
 from __future__ import annotations
 
