@@ -86,6 +86,12 @@ VERBS = {
         "Write the iterations of a recipe as SLURM jobs, and submit them.",
         group="Runs",
     ),
+    "plan": Verb(
+        "stages.configs.plan",
+        "spo_cli.plan",
+        "Predict the tokens, seconds, files and memory of a run.",
+        group="Runs",
+    ),
     "prune": Verb(
         "stages.configs.prune",
         "stages.pipeline.prune",
@@ -248,7 +254,7 @@ def load_command(name: str, args: Sequence[str] = ()) -> ConfigCommand:
     if form:
         config = options.FORMS[form]
         title, help = f"{name} {form}", config.__doc__
-    takes_recipe = name in ("run", "slurm", "prune")
+    takes_recipe = name in ("run", "slurm", "plan", "prune")
     return ConfigCommand(
         title,
         help,

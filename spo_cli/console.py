@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
 
+from spo_cli.next_step import next_command
 from spo_cli.screen import one_line, stderr, stdout
 from stages.core.progress import Summary
 
@@ -96,9 +97,13 @@ def print_summary(summary: Summary) -> None:
         head.append("  up to date", "green")
     console = stdout()
     console.print(head, soft_wrap=True)
+    if summary.stage == "run" and summary.up_to_date:
+        return
     console.print(_summary_table(summary))
     for note in summary.notes:
         console.print(Text(f"  {one_line(note)}", "dim"), soft_wrap=True)
+    if command := next_command(summary):
+        console.print(Text(f"next: {command}", "dim"), soft_wrap=True)
 
 
 def _summary_table(summary: Summary) -> Table:
@@ -108,7 +113,8 @@ def _summary_table(summary: Summary) -> Table:
     if summary.tokens_sampled or summary.tokens_prefilled:
         figures["tokens sampled"] = summary.tokens_sampled
         figures["tokens prefilled"] = summary.tokens_prefilled
-        figures["tokens per second"] = rounded_rate(summary.tokens_sampled / max(summary.seconds, 1e-9))
+        rate = rounded_rate(summary.tokens_sampled / max(summary.seconds, 1e-9))
+        figures["tokens/s with loading"] = rate  # the progress line counts from the first token
     figures["seconds"] = round(summary.seconds, 1)
     table = Table(box=None, show_header=False, padding=(0, 0, 0, 2))
     table.add_column()

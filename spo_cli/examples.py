@@ -59,6 +59,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "spo run recipe.toml --iterations 4 --train.learning-rate 2e-6 --out runs/y",
         "spo run recipe.toml --set rollout.num_questions=128 --report-to tensorboard",
     ),
+    "plan": (
+        "spo plan recipe.toml --like runs/trial",
+        "spo plan recipe.toml --response-tokens 400 --sampling-rate 5000 \\\n    --training-rate 20000",
+    ),
     "slurm": (
         "spo slurm recipe.toml --dry-run",
         "spo slurm recipe.toml --submit",

@@ -31,6 +31,7 @@ GROUPS = (
     "Input",
     "Prompt",
     "Recipe",
+    "Assumptions",
     "View",
     "Segments",
     "Values",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from spo_cli.console import print_line, print_notes, print_results
+from spo_cli.console import duration, number, print_line, print_notes, print_results, rounded_rate
 from stages.configs.status import Config
 from stages.core.progress import Progress, Silent
 from stages.pipeline import status
@@ -98,9 +98,23 @@ def _last_messages(stages: tuple[StageProgress, ...]) -> Iterator[str]:
             shown = parts[:1] if state == "queued" else parts[:_MOST_MESSAGES]
             for part in shown:
                 name = f" part {part.index}" if stage.work.parts > 1 else ""
-                yield f"{stage.work.output}{name} {state}: {part.message}"
+                yield f"{stage.work.output}{name} {state}: {part.message}{_activity(part)}"
             if len(parts) > len(shown):
                 yield f"{stage.work.output}: {len(parts) - len(shown)} more {state}"
+
+
+def _activity(part: PartProgress) -> str:
+    """Return rate, time left, reward and last warning of a part, as far as they are known."""
+    found, parts = part.activity, list[str]()
+    if found.tokens_per_second is not None and part.state == "running":
+        parts.append(f"{number(rounded_rate(found.tokens_per_second))} tokens/s")
+    if found.seconds_left is not None and part.state == "running":
+        parts.append(f"{duration(found.seconds_left)} left")
+    if found.reward is not None:
+        parts.append(f"reward {number(found.reward)} so far")
+    if found.warning is not None and found.warning not in part.message:
+        parts.append(f"last warning: {found.warning}")
+    return "".join(f" · {text}" for text in parts)
 
 
 def _waits_as_usual(part: PartProgress) -> bool:
@@ -122,6 +136,7 @@ def _plain(found: status.Status) -> dict[str, Any]:
                     "state": part.state,
                     "message": part.message,
                     "job": part.task.name if part.task else None,
+                    **asdict(part.activity),
                 }
                 for part in stage.parts
             ],

@@ -73,14 +73,13 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
     started = time.monotonic()
     trajectories = open_artefact(config.trajectories, schemas.TRAJECTORIES)
     config = _resolve(config, trajectories)
-    cut, sources = _open_partition(config, trajectories)
+    cut, sources = open_partition(config, trajectories)
     columns, batch_rows = ["trajectory_id", "token_ids", "logprobs"], _BATCH_ROWS
     if config.partition == "branches":  # compares all responses to a question, so they must be in the same batch
         _check_questions_are_in_one_part(trajectories)
         columns, batch_rows = [*columns, "question_id"], max(1, trajectories.rows)
     own_parts = [trajectories.parts[i] for i in split(len(trajectories.parts), *resolve_shards(config))]
-    trajectory_count = sum(part.rows for part in own_parts)
-    progress.start("segment", trajectory_count, "trajectories")
+    trajectory_count = left = sum(part.rows for part in own_parts)
     rows, up_to_date = 0, True
     for part in own_parts:
         inputs = (artefact_source(trajectories, config.out, part), *sources)
@@ -94,10 +93,14 @@ def run(config: Config, progress: Progress = Silent()) -> Summary:
             progress=progress,
         ) as writer:
             if not writer.up_to_date:
+                if up_to_date:  # the first part with work
+                    progress.start("segment", left, "trajectories")
                 table = trajectories.read(part, columns)
                 writer.write(_cut_part(table, part, batch_rows, config.rho, cut), {"trajectories": table.num_rows})
         rows, up_to_date = rows + writer.rows, up_to_date and writer.up_to_date
-        progress.advance(part.rows)
+        left -= part.rows
+        if not up_to_date:
+            progress.advance(part.rows)
     return Summary(
         stage="segment",
         out=str(config.out),
@@ -178,7 +181,7 @@ def cutpoint_table(trajectories: pa.Table, rho: float, cut: Partition) -> pa.Tab
     return pa.table(columns, schema=CUTPOINTS.arrow)
 
 
-def _open_partition(config: Config, trajectories: Artefact) -> tuple[Partition, tuple[Source, ...]]:
+def open_partition(config: Config, trajectories: Artefact) -> tuple[Partition, tuple[Source, ...]]:
     """Return the partition, and the inputs that it depends on besides the configuration: a tokenizer or a function."""
     match config.partition:
         case "cutpoints" | "fixed" | "count" | "token" | "trajectory" | "tree" | "branches":

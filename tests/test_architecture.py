@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 VERBS = ("rollout", "segment", "estimate", "train", "evaluate", "sft", "grade", "importing")
 LEVELS = (
     ("spo_cli",),
-    ("pipeline", "reporting"),
+    ("pipeline",),
+    ("reporting",),
     VERBS,
     ("estimators", "training", "evaluation"),
     ("responses",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -44,6 +45,33 @@ class Silent:
     def note(self, line: str) -> None: ...
 
 
+class OnceAtWork:
+    """Hold the notes of a stage back until it begins to work; those of a stage whose output exists are dropped."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._held: list[str] | None = []
+
+    def start(self, label: str, total: int, unit: str, most_tokens: int | None = None) -> None:
+        self.release()
+        self._progress.start(label, total, unit, most_tokens)
+
+    def advance(self, done: int = 0, tokens: int = 0, prefilled: int = 0, **figures: float) -> None:
+        self._progress.advance(done, tokens, prefilled, **figures)
+
+    def note(self, line: str) -> None:
+        if self._held is None:
+            self._progress.note(line)
+        else:
+            self._held.append(line)
+
+    def release(self) -> None:
+        """Report the notes that were held back, and every later one at once."""
+        held, self._held = self._held, None
+        for line in held or ():
+            self._progress.note(line)
+
+
 @dataclass(frozen=True)
 class Summary:
     """Describe the result of one stage.
@@ -70,3 +98,20 @@ class Summary:
     reward: float | None = None
     figures: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+
+def report_work(run_stage: Callable[[Progress], Summary], progress: Progress) -> Summary:
+    """Run a stage of many, and report nothing if its output exists already: 650 iterations would fill the screen.
+
+    Args:
+      run_stage: takes the progress that the stage reports to.
+    """
+    own = OnceAtWork(progress)
+    try:
+        summary = run_stage(own)
+    except BaseException:
+        own.release()
+        raise
+    if not summary.up_to_date:
+        own.release()
+    return summary

@@ -53,10 +53,21 @@ def make_model(preset: str, seed: int) -> tuple[PreTrainedModel, PreTrainedToken
     Raises:
       UserError: unknown preset.
     """
+    config, tokenizer = make_config(preset), make_byte_tokenizer()
+    with torch.random.fork_rng(devices=[]):  # leave the caller's random state unchanged
+        torch.manual_seed(seed)
+        return Qwen2ForCausalLM(config), tokenizer
+
+
+def make_config(preset: str) -> Qwen2Config:
+    """Return the configuration of a preset.
+
+    Raises:
+      UserError: unknown preset.
+    """
     if preset not in PRESETS:
         raise UserError(f"unknown preset {preset!r}; expected one of {', '.join(PRESETS)}")
-    tokenizer = make_byte_tokenizer()
-    config = Qwen2Config(
+    return Qwen2Config(
         **PRESETS[preset],
         vocab_size=BYTES + 2,
         max_position_embeddings=CONTEXT_LENGTH,
@@ -65,9 +76,6 @@ def make_model(preset: str, seed: int) -> tuple[PreTrainedModel, PreTrainedToken
         eos_token_id=BYTES,
         pad_token_id=BYTES + 1,
     )
-    with torch.random.fork_rng(devices=[]):  # leave the caller's random state unchanged
-        torch.manual_seed(seed)
-        return Qwen2ForCausalLM(config), tokenizer
 
 
 def make_byte_tokenizer() -> PreTrainedTokenizerBase:

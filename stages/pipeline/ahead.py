@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 from stages import rollout
 from stages.core.errors import IncompleteInput
 from stages.core.paths import AnyPath
-from stages.core.progress import Progress, Summary
+from stages.core.progress import Progress, Summary, report_work
 from stages.pipeline.planning import Plan
 from stages.sampling.pool import SamplerPool
 from stages.shards.parts import open_artefact
@@ -49,7 +49,7 @@ class RolloutsAhead:
             return False
         config = self._plan.iterations[number].rollout
         if not self._is_to_do(config.out) or not self._are_apart():
-            self._summaries[number] = rollout.run(config, self._progress, pool)
+            self._summaries[number] = report_work(lambda own: rollout.run(config, own, pool), self._progress)
             return False
 
         def work() -> None:
@@ -82,7 +82,8 @@ class RolloutsAhead:
         """Return the summary of the rollouts of an iteration, which are sampled now if they were not begun before."""
         if number in self._summaries:
             return self._summaries.pop(number)
-        return rollout.run(self._plan.iterations[number].rollout, self._progress, pool)
+        config = self._plan.iterations[number].rollout
+        return report_work(lambda own: rollout.run(config, own, pool), self._progress)
 
     def _is_to_do(self, out: AnyPath) -> bool:
         try:

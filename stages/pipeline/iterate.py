@@ -24,7 +24,7 @@ from stages.configs.train import resolve_training_engine
 from stages.core.errors import FingerprintMismatch
 from stages.core.launcher import read_launch, require_single_process
 from stages.core.paths import LOGS, AnyPath, as_path
-from stages.core.progress import Progress, Silent, Summary
+from stages.core.progress import Progress, Silent, Summary, report_work
 from stages.pipeline.ahead import RolloutsAhead
 from stages.pipeline.planning import Config, Iteration, Plan, make_plan, open_tasks
 from stages.pipeline.retention import prune_run
@@ -98,7 +98,8 @@ def run_plan(plan: Plan, progress: Progress = Silent()) -> Iterator[IterationRes
         ahead = stack.enter_context(RolloutsAhead(plan, progress, session))
         pool = stack.enter_context(remote_pool(session) if session else SamplerPool(keep_while_training=True))
         metrics_log = stack.enter_context(open_run_log(plan.out, plan.report_to, plan.settings, progress))
-        warm_start = {"sft": sft.run(plan.start, progress, metrics_log)} if plan.start else {}
+        start = plan.start
+        warm_start = {"sft": report_work(lambda own: sft.run(start, own, metrics_log), progress)} if start else {}
         yield _evaluate(plan, IterationResult(-1, warm_start), progress, metrics_log, pool)
         for number, iteration in enumerate(plan.iterations):
             done = _run_iteration(number, iteration, progress, metrics_log, pool, session, ahead)
@@ -122,12 +123,12 @@ def _run_iteration(
 ) -> IterationResult:
     """Run the stages of one iteration, up to its checkpoint."""
     sampled = ahead.take(number, pool)
-    for note in sampled.notes:
+    for note in () if sampled.up_to_date else sampled.notes:
         progress.note(note)
     stages = {
         "rollout": sampled,
-        "segment": segment.run(iteration.segment, progress),
-        "estimate": estimate.run(iteration.estimate, progress, pool),
+        "segment": report_work(lambda own: segment.run(iteration.segment, own), progress),
+        "estimate": report_work(lambda own: estimate.run(iteration.estimate, own, pool), progress),
     }
     if metrics_log:
         for summary in stages.values():
@@ -135,7 +136,7 @@ def _run_iteration(
             metrics_log.log_figures(summary.stage, as_path(summary.out), figures)
     if not ahead.begin(number + 1, pool):
         pool.free_memory()  # training needs the memory of the sampling engine
-    stages["train"] = train.run(iteration.train, progress, metrics_log, session)
+    stages["train"] = report_work(lambda own: train.run(iteration.train, own, metrics_log, session), progress)
     ahead.finish()
     if metrics_log:
         metrics_log.steps += int(stages["train"].figures["steps"])
@@ -143,7 +144,8 @@ def _run_iteration(
     reward = "no reward" if sampled.reward is None else f"reward {sampled.reward:.3f}"
     shares = {name: sampled.figures.get(f"completions/{column}_ratio", 0.0) for name, column in _SHARES.items()}
     reward += "".join(f", {name} {share:.0%}" for name, share in shares.items() if share >= _NOTABLE)
-    progress.note(f"{_name(number)}: {reward}, {done.tokens_sampled:,} tokens sampled, {done.seconds:.1f} s")
+    if not all(one.up_to_date for one in stages.values()):
+        progress.note(f"{_name(number)}: {reward}, {done.tokens_sampled:,} tokens sampled, {done.seconds:.1f} s")
     return done
 
 
@@ -167,9 +169,10 @@ def _evaluate(
     """Return the result with its evaluation, which runs here if one is due."""
     if done.number not in plan.evaluations:
         return done
-    evaluation = evaluate.run(plan.evaluations[done.number], progress, metrics_log, pool)
+    evaluation = report_work(lambda own: evaluate.run(plan.evaluations[done.number], own, metrics_log, pool), progress)
     figures = ", ".join(f"{name} {value:.3f}" for name, value in evaluation.figures.items())
-    progress.note(f"{_name(done.number)}: {figures}")
+    if not evaluation.up_to_date:
+        progress.note(f"{_name(done.number)}: {figures}")
     return dataclasses.replace(done, evaluation=evaluation)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,9 @@ _TRAINED = {
     "grad_norm": "grad_norm",
 }
 """Figure → name in the summary of a training call."""
-_SECONDS = re.compile(r"finished: .* in ([0-9.]+) s$", re.MULTILINE)
+_SECONDS = re.compile(r"^\S+ finished: .* in ([0-9.]+) s$", re.MULTILINE)
+_CALL = re.compile(r"^(?=\S+ started: )", re.MULTILINE)
+_TIME = re.compile(r"^(\d{4}-\d\d-\d\dT\S+) ", re.MULTILINE)
 _PREFILLED = re.compile(r"^\S+ chunk .*\bprefilled ([0-9.e+]+)", re.MULTILINE)
 
 
@@ -57,8 +60,9 @@ def iterations(found: Found) -> list[dict[str, Any]]:
         at.setdefault("label", one.label.split()[0] if one.label else "")
     for one in found.checkpoints:
         at = point(one.run, one.iteration)
-        at |= _of_training(one)
-        at["stages"]["train"] = _cost_of_training(one)
+        if one.lineage.stage == "train":
+            at |= _of_training(one)
+        at["stages"][one.lineage.stage] = _cost_of_training(one)
     return [points[key] for key in sorted(points)]
 
 
@@ -117,12 +121,16 @@ def _of_training(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _cost(artefact: Artefact) -> dict[str, float]:
-    """Return the tokens that a stage sampled, from its footers, and its seconds and prefilled tokens, from its logs."""
+    """Return the tokens that a stage sampled, from its footers, and its seconds and prefilled tokens, from its logs.
+
+    The seconds are those of all calls that worked on the parts, killed ones too, summed over the parts: of parts that
+    are made at the same time, they are more than the time that passes.
+    """
     sampled = sum(part.lineage.counts.get("sampled", 0) for part in artefact.parts if part.lineage)
     logs = [log.read_text() for log in sorted(log_directory(artefact.directory).glob("part-*.log"))]
     return _known(
         sampled=sampled,
-        seconds=sum(_last(_SECONDS, log) for log in logs),
+        seconds=sum(map(_seconds, logs)),
         prefilled=sum(_all(_PREFILLED, log) for log in logs),
     )
 
@@ -132,7 +140,7 @@ def _cost_of_training(checkpoint: Checkpoint) -> dict[str, float]:
     times = re.findall(r'"step_time": ([0-9.e-]+)', checkpoint.metrics)
     counts = checkpoint.lineage.counts
     return _known(
-        trained=counts.get("kept_tokens", 0),
+        trained=counts.get("kept_tokens", 0 if checkpoint.lineage.stage == "train" else counts["tokens"]),
         fed=counts.get("fed_tokens", 0),
         steps=counts.get("steps", 0),
         seconds=sum(map(float, times)),
@@ -143,8 +151,16 @@ def _known(**figures: float) -> dict[str, float]:
     return {name: value for name, value in figures.items() if value}
 
 
-def _last(pattern: re.Pattern[str], text: str) -> float:
-    return float(next(iter(pattern.findall(text)[-1:]), 0))
+def _seconds(log: str) -> float:
+    """Return the seconds of all calls in a log; of a call that did not finish, those up to its last line."""
+    total = 0.0
+    for call in _CALL.split(log):
+        times = [datetime.fromisoformat(time) for time in _TIME.findall(call)]
+        if finished := _SECONDS.findall(call):
+            total += float(finished[-1])
+        elif times:
+            total += (times[-1] - times[0]).total_seconds()
+    return total
 
 
 def _all(pattern: re.Pattern[str], text: str) -> float:

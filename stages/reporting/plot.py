@@ -70,13 +70,13 @@ def series(points: Sequence[dict[str, Any]], axis: Axis, name: str) -> Curve:
 
     Args:
       points: as `stages.reporting.curves.iterations` returns them.
-      axis: `iteration`, or what is summed over the iterations; evaluations are left out of the sums.
+      axis: `iteration`, or what is summed over the iterations; evaluations and the warm start are left out of the sums.
       name: of the figure.
     """
     found: list[tuple[float, float, float]] = []
     total = 0.0
     for point in points:
-        stages = [cost for stage, cost in point["stages"].items() if stage != "eval"]
+        stages = [cost for stage, cost in point["stages"].items() if stage not in ("eval", "sft")]
         after = total + sum(cost.get(axis, 0) for cost in stages)
         measured_after = name == "accuracy" and point["iteration"] != START
         value = point.get(name)

@@ -50,7 +50,7 @@ class Responses:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model that an iteration ended with.
+    """A model that an iteration ended with, or the warm start.
 
     Attributes:
       lineage: of the model.
@@ -130,7 +130,7 @@ def _read_iteration(directory: AnyPath, run: int, number: int, found: Found) -> 
                 found.audits.append(Audit(run, number, _iteration_name(number), _read_audit(child)))
             elif _holds_parts(child):
                 artefacts.append(open_artefact(child))
-            elif (lineage := read_lineage(child)) and lineage.stage == "train":
+            elif (lineage := read_lineage(child)) and lineage.stage in ("train", "sft"):
                 metrics = child / METRICS_FILE
                 text = metrics.read_text() if metrics.is_file() else ""
                 found.checkpoints.append(Checkpoint(run, number, lineage, text))

@@ -8,11 +8,13 @@ import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from stages.core.paths import log_directory
+from stages.slurm.activity import Activity, of_model, of_part
 from stages.slurm.jobs import MODEL_STAGES, STAGES, Work
 from stages.slurm.queue import JobQueue, JobTask
 from stages.slurm.records import FOLDER, LOGS, SubmittedJob
@@ -34,12 +36,14 @@ class PartProgress:
       state: `failed` if work on it began and nothing works on it now, for whatever reason; `missing` if none began.
       message: the last line of its log, or why its task waits.
       task: the last SLURM task that was submitted for it.
+      activity: rate, time left, reward and last warning of work that began and is not done.
     """
 
     index: int
     state: WorkState
     message: str = ""
     task: JobTask | None = None
+    activity: Activity = field(default_factory=Activity)
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,10 @@ def _part_progress(
     # A task that makes several parts makes them one after the other.
     one_part_per_task = work.parts <= work.num_shards and work.shards_per_task == 1
     may_wait = not one_part_per_task and not begun.exists()
-    return _unfinished_progress(index, begun, logs, task, waits_in_task=may_wait)
+    progress = _unfinished_progress(index, begun, logs, task, waits_in_task=may_wait)
+    if progress.state not in ("running", "failed"):
+        return progress
+    return dataclasses.replace(progress, activity=of_part(logs[0], begun, datetime.now(UTC)))
 
 
 def _model_progress(
@@ -134,7 +141,7 @@ def _model_progress(
     if not steps or progress.state == "queued":
         return progress
     message = f"step {steps}: {progress.message}" if progress.message else f"step {steps}"
-    return PartProgress(index, progress.state, message, task)
+    return PartProgress(index, progress.state, message, task, of_model(begun / _METRICS_FILE))
 
 
 def _unfinished_progress(

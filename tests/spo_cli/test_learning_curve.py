@@ -73,6 +73,21 @@ def test_costs_come_from_footers_and_logs(run: Path, capsys: pytest.CaptureFixtu
     assert total[1] == "1,234"
 
 
+def test_every_call_on_a_part_counts_killed_ones_too(run: Path, capsys: pytest.CaptureFixture[str]):
+    (run / "000" / "_logs" / "trajectories" / "part-00001-of-00002.log").write_text("")
+    (run / "000" / "_logs" / "trajectories" / "part-00000-of-00002.log").write_text(
+        "2026-01-01T00:00:00+00:00 started: spo rollout (host a, process 1), fingerprint f\n"
+        "2026-01-01T00:00:40+00:00 chunk 1 of 3: 2 rows, sampled 20, prefilled 1000\n"
+        "2026-01-02T00:00:00+00:00 started: spo rollout (host a, process 2), fingerprint f\n"
+        "2026-01-02T00:00:05+00:00 chunk 2 of 3: 2 rows, sampled 20, prefilled 200\n"
+        "2026-01-02T00:00:09+00:00 interrupted: SIGTERM\n"
+        "2026-01-03T00:00:00+00:00 started: spo rollout (host a, process 3), fingerprint f\n"
+        "2026-01-03T00:00:07+00:00 finished: 6 rows in 7.5 s\n"
+    )
+    lines = [line.split() for line in show(capsys, run, "--cost").splitlines()]
+    assert ["000", "rollout", "1,200", "56.5"] in lines
+
+
 def test_no_number_is_broken_at_80_columns_or_fewer(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):

@@ -21,12 +21,12 @@ const OVERVIEW_CURVES = [
 ];
 export const AXES = { iteration: "iteration", sampled: "sampled tokens", trained: "trained tokens", seconds: "seconds" };
 
-/** Position of every iteration on the chosen axis; costs accumulate within a run, without evaluation. */
+/** Position of every iteration on the chosen axis; costs accumulate within a run, without evaluation and warm start. */
 function positions(model, axis) {
   const sums = new Map();
   return model.iterations.map((point) => {
     if (axis === "iteration") return point.iteration;
-    const name = axis, spent = Object.entries(point.stages).filter(([stage]) => stage !== "eval").reduce((sum, [, cost]) => sum + (cost[name] ?? 0), 0);
+    const name = axis, spent = Object.entries(point.stages).filter(([stage]) => stage !== "eval" && stage !== "sft").reduce((sum, [, cost]) => sum + (cost[name] ?? 0), 0);
     sums.set(point.run, (sums.get(point.run) ?? 0) + spent);
     return sums.get(point.run);
   });
