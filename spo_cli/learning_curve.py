@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -23,7 +23,19 @@ _BARS = "▁▂▃▄▅▆▇█"
 _MOST_BARS = 48
 _FIGURES = ("reward", "accuracy", "entropy", "kl", "length")
 _NAMES = {"kl": "KL"}
-_COSTS = ("prefilled", "sampled", "trained", "seconds")
+_COSTS = {
+    "prefilled": "prefilled",
+    "sampled": "sampled",
+    "trained": "trained",
+    "seconds": "seconds",
+    "wall_seconds": "wall s",
+    "gpu_seconds": "GPU s",
+}
+"""Figure → heading of its column."""
+COST_NOTES = (
+    "seconds: work of all calls on all parts, killed ones too, with loading and saving; wall s: while one worked",
+    "GPU s: seconds times GPUs; CPU: none was used; empty: not recorded",
+)
 
 
 def read_points(found: Found) -> list[Point]:
@@ -55,15 +67,25 @@ def draw_curve(points: Sequence[Point]) -> list[RenderableType]:
 
 
 def draw_costs(points: Sequence[Point]) -> RenderableType:
-    """Return a table with the tokens and seconds of each stage of each iteration, and their sums."""
-    table = _table("iteration", "stage", *_COSTS)
-    totals = dict.fromkeys(_COSTS, 0.0)
+    """Return a table with the tokens and times of each stage of each iteration, and their sums."""
+    table = _table("iteration", "stage", *_COSTS.values())
+    costs = [cost for point in points for cost in point["stages"].values()]
     for point in points:
         for stage, cost in point["stages"].items():
-            table.add_row(iteration_name(point["iteration"]), stage, *(_amount(cost.get(name, 0)) for name in _COSTS))
-            totals = {name: totals[name] + cost.get(name, 0) for name in _COSTS}
-    table.add_row(Text("all", "bold"), "", *(_amount(totals[name]) for name in _COSTS))
+            table.add_row(iteration_name(point["iteration"]), stage, *_costs(cost))
+    totals = {name: sum(cost[name] for cost in costs if name in cost) for name in _COSTS if _is_known(name, costs)}
+    table.add_row(Text("all", "bold"), "", *_costs(totals))
     return table
+
+
+def _is_known(name: str, costs: Sequence[dict[str, float]]) -> bool:
+    """Return whether the sum of a figure is known: of GPU-seconds, only if every stage records them."""
+    return all(name in cost for cost in costs) if name == "gpu_seconds" else any(name in cost for cost in costs)
+
+
+def _costs(cost: Mapping[str, float]) -> list[str]:
+    """Return the cells of a stage."""
+    return ["CPU" if name == "gpu_seconds" and cost.get(name) == 0 else _amount(cost.get(name, 0)) for name in _COSTS]
 
 
 def sparkline(values: Sequence[float], width: int = _MOST_BARS) -> str:

@@ -19,7 +19,7 @@ from spo_cli.console import number, print_line, print_results, print_wide
 from spo_cli.excerpt import excerpt
 from spo_cli.figures import COLUMNS, statistics
 from spo_cli.inventory import holds_iterations, holds_parts, inventory, model_figures
-from spo_cli.learning_curve import draw_costs, draw_curve, read_points
+from spo_cli.learning_curve import COST_NOTES, draw_costs, draw_curve, read_points
 from spo_cli.listing import draw_list, select
 from spo_cli.screen import stdout
 from spo_cli.tables import plain
@@ -217,7 +217,11 @@ def _show_run(path: AnyPath, config: Config) -> None:
     print_results(_heading(str(path)))
     for drawn in [draw_costs(points)] if config.cost else draw_curve(points):
         print_wide(drawn)
-    notes = [*found.notes, "spo show --files lists all artefacts and models; spo report shows every response"]
+    notes = [
+        *found.notes,
+        *(COST_NOTES if config.cost else ()),
+        "spo show --files lists all artefacts and models; spo report shows every response",
+    ]
     print_results(*(Text(note, "yellow" if note in found.notes else "dim") for note in notes))
     return None
 

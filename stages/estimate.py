@@ -58,7 +58,7 @@ def run(config: Config, progress: Progress = Silent(), pool: SamplerPool | None 
             with ExitStack() as stack:
                 writers = [stack.enter_context(one) for one in _writers(config, estimator, part, inputs, progress)]
                 if not all(writer.up_to_date for writer in writers):
-                    usage = _estimate_part(estimator.read(part), part, writers, progress)
+                    usage = _estimate_part(estimator.read(part), part, writers, progress, opened)
                     sampled, prefilled = sampled + usage[0], prefilled + usage[1]
             written.append(writers[0])
         busy = opened.report()
@@ -99,7 +99,7 @@ def _writers(
 
 
 def _estimate_part(
-    prepared: PreparedPart, part: Part, writers: Sequence[PartWriter], progress: Progress
+    prepared: PreparedPart, part: Part, writers: Sequence[PartWriter], progress: Progress, pool: SamplerPool
 ) -> tuple[int, float]:
     """Estimate and commit a part, chunk by chunk; return the tokens that this call sampled and prefilled.
 
@@ -114,7 +114,7 @@ def _estimate_part(
     numbers = sorted(set().union(*missing.values()))
     label = "estimate" if part.count == 1 else f"estimate {part.index}/{part.count}"
     progress.start(label, sum(map(len, (chunks[i] for i in numbers))), "trajectories")
-    sampled, prefilled = 0, 0.0
+    sampled, prefilled, gpus = 0, 0.0, pool.gpus if prepared.sampler else 0
 
     def estimate(i: int) -> EstimatedChunk:
         # The advantages are committed last, so their writer keeps the samples of a chunk until both are committed.
@@ -125,7 +125,7 @@ def _estimate_part(
     for i, result in overlap(prepared.sampler, numbers, estimate):
         for writer in (one for one, own in missing.items() if i in own):
             if writer is writers[0]:
-                writer.commit(i, result.table, result.counts, result.figures)
+                writer.commit(i, result.table, result.counts, {**result.figures, "gpus": gpus})
             else:
                 assert result.rollouts is not None, "an estimator that keeps rollouts returns those of every chunk"
                 writer.commit(i, result.rollouts)

@@ -184,7 +184,7 @@ def _sample_part(
     for i, (rows, usage) in overlap(sampler, missing, answer):
         counts = {"sampled": usage.sampled, "ungradable": rows["reward"].null_count}
         counts |= count_overlong(written[i], prompts[i]) | engine_counts(sampler, rows.num_rows)
-        part.commit(i, rows, counts, {"prefilled": usage.prefilled})
+        part.commit(i, rows, counts, {"prefilled": usage.prefilled, "gpus": pool.gpus})
         sampled, prefilled = sampled + usage.sampled, prefilled + usage.prefilled
     return sampled, prefilled
 

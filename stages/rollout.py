@@ -216,7 +216,7 @@ def _commit_rows(
         counts = {"sampled": usage.sampled, "ungradable": _count_ungradable(rows), **found.counts}
         counts |= count_overlong(written[i], prompts[i]) | engine_counts(sampler, rows.num_rows)
         # How many tokens were prefilled depends on memory and crashes, so it goes to the log and not into the part.
-        part.commit(i, rows, counts, {"prefilled": usage.prefilled})
+        part.commit(i, rows, counts, {"prefilled": usage.prefilled, "gpus": pool.gpus})
         sampled, prefilled = sampled + usage.sampled, prefilled + usage.prefilled
     return sampled, prefilled
 

@@ -85,7 +85,12 @@ def _run(config: Config, progress: Progress, metrics_log: MetricsLog | None) -> 
     examples, notes = load_examples(task, config, count, tokenizer, context_length, vocabulary)
     examples, held_out = _hold_out(examples, config.eval_examples)
     with open_resumable_run(
-        config.out, lineage, overwrite=config.overwrite, progress=progress, metrics_log=metrics_log
+        config.out,
+        lineage,
+        overwrite=config.overwrite,
+        progress=progress,
+        metrics_log=metrics_log,
+        began=started,
     ) as resumable:
         if adapter and base:
             progress.note(lora.describe(adapter, checkpoints.base_of(base)))
@@ -213,6 +218,7 @@ def _train(
     per_epoch = math.ceil(len(examples) / config.batch_size)
     steps = config.steps or max(1, round(config.epochs * per_epoch))
     metrics = resumable.metrics
+    resumable.announce(steps, devices.count_gpus(devices.pick_device(config.device)))
     progress.start("sft", steps, "steps")
     progress.advance(len(metrics))
     batches: list[np.ndarray] = []

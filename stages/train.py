@@ -67,6 +67,7 @@ class _Work:
       lineage: lineage of the requested output, without counts and summary.
       tokens: lineage of the token metrics inside it; None if none are requested.
       finished: lineage of the existing output if it is up to date; None if the output must be made.
+      began: when the call began (`time.monotonic`).
     """
 
     config: Config
@@ -75,6 +76,7 @@ class _Work:
     lineage: Lineage
     tokens: Lineage | None
     finished: Lineage | None
+    began: float
 
 
 Make = Callable[["_Work", ExecutionPlan, Progress, MetricsLog | None], Lineage]
@@ -167,6 +169,7 @@ def _run(
 
 def _prepare(config: Config, plan: ExecutionPlan, progress: Progress, metrics_log: MetricsLog | None) -> _Work:
     """Find the inputs, describe the output, and check whether it is up to date."""
+    began = time.monotonic()
     resumes_optimizer = config.optimizer_state == "resume"
     start = find_starting_point(
         config.out,
@@ -199,7 +202,7 @@ def _prepare(config: Config, plan: ExecutionPlan, progress: Progress, metrics_lo
     finished = find_finished(
         config.out, lineage, overwrite=config.overwrite, progress=progress, metrics_log=metrics_log
     )
-    return _Work(resolved, start, critic, lineage, tokens, finished)
+    return _Work(resolved, start, critic, lineage, tokens, finished, began)
 
 
 def _resolve(config: Config, start: StartingPoint) -> Config:
@@ -291,6 +294,7 @@ def _make_output(work: _Work, plan: ExecutionPlan, progress: Progress, metrics_l
         progress=progress,
         metrics_log=metrics_log,
         ranks=plan.ranks,
+        began=work.began,
     ) as resumable:
         return _train(work, plan, resumable, progress)
 
@@ -312,6 +316,7 @@ def _train(work: _Work, plan: ExecutionPlan, resumable: ResumableRun, progress: 
     if not pool.examples:
         progress.note("there is no segment to train on: the policy does not change")
     batches = plan_batches(pool.ids, config.seed, config.epochs, config.batch_size, pool.groups)
+    resumable.announce(len(batches), devices.count_gpus(plan.device, plan.ranks.size))
     layout, adam = _choose_layout(config, pool), _adam(config)
     precision = {"dtype": config.dtype, "gradient_checkpointing": config.gradient_checkpointing}
     check = partial(pool.check_fits, packed=layout is packed)

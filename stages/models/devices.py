@@ -45,6 +45,11 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return names[dtype]
 
 
+def count_gpus(device: torch.device, processes: int = 1) -> int:
+    """Return how many GPUs a number of processes use, each of which computes on such a device."""
+    return 0 if device.type == "cpu" else processes
+
+
 def use_threads(threads: int | None, quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> str | None:
     """Let torch compute with a number of CPU threads; return a line if they are likely to slow each other down.
 

@@ -6,9 +6,7 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,7 @@ from stages.maths import tree_structure
 from stages.maths.statistics import mean_and_standard_error, question_means
 from stages.reporting.sources import Checkpoint, Found
 from stages.responses.trees import parent_rows
+from stages.shards.calls import Call, gpu_seconds, read_log, wall_seconds
 from stages.shards.parts import Artefact
 from stages.shards.tables import encode_names
 
@@ -34,10 +33,8 @@ _TRAINED = {
     "grad_norm": "grad_norm",
 }
 """Figure → name in the summary of a training call."""
-_SECONDS = re.compile(r"^\S+ finished: .* in ([0-9.]+) s$", re.MULTILINE)
-_CALL = re.compile(r"^(?=\S+ started: )", re.MULTILINE)
-_TIME = re.compile(r"^(\d{4}-\d\d-\d\dT\S+) ", re.MULTILINE)
-_PREFILLED = re.compile(r"^\S+ chunk .*\bprefilled ([0-9.e+]+)", re.MULTILINE)
+_WITHOUT_MODEL = ("segment",)
+"""Stages that run no model, so that they use no GPU."""
 
 
 def iterations(found: Found) -> list[dict[str, Any]]:
@@ -60,8 +57,7 @@ def iterations(found: Found) -> list[dict[str, Any]]:
         at.setdefault("label", one.label.split()[0] if one.label else "")
     for one in found.checkpoints:
         at = point(one.run, one.iteration)
-        if one.lineage.stage == "train":
-            at |= _of_training(one)
+        at |= _of_training(one)
         at["stages"][one.lineage.stage] = _cost_of_training(one)
     return [points[key] for key in sorted(points)]
 
@@ -121,50 +117,41 @@ def _of_training(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _cost(artefact: Artefact) -> dict[str, float]:
-    """Return the tokens that a stage sampled, from its footers, and its seconds and prefilled tokens, from its logs.
-
-    The seconds are those of all calls that worked on the parts, killed ones too, summed over the parts: of parts that
-    are made at the same time, they are more than the time that passes.
-    """
+    """Return the tokens that a stage sampled, from its footers, and what its calls took, from its logs."""
     sampled = sum(part.lineage.counts.get("sampled", 0) for part in artefact.parts if part.lineage)
-    logs = [log.read_text() for log in sorted(log_directory(artefact.directory).glob("part-*.log"))]
-    return _known(
-        sampled=sampled,
-        seconds=sum(map(_seconds, logs)),
-        prefilled=sum(_all(_PREFILLED, log) for log in logs),
-    )
+    logs = [read_log(log) for log in sorted(log_directory(artefact.directory).glob("part-*.log"))]
+    prefilled = sum(call.total("prefilled") for calls in logs for call in calls)
+    return _known(sampled=sampled, prefilled=prefilled) | _times(logs, artefact.schema.stage)
 
 
 def _cost_of_training(checkpoint: Checkpoint) -> dict[str, float]:
-    """Return the tokens that a call trained, and the seconds of its optimizer steps."""
-    times = re.findall(r'"step_time": ([0-9.e-]+)', checkpoint.metrics)
+    """Return the tokens that a call of `spo train` or `spo sft` trained, from its lineage, and its times."""
     counts = checkpoint.lineage.counts
-    return _known(
-        trained=counts.get("kept_tokens", 0 if checkpoint.lineage.stage == "train" else counts["tokens"]),
+    figures = _known(
+        trained=counts.get("kept_tokens", 0) or counts.get("tokens", 0),
         fed=counts.get("fed_tokens", 0),
         steps=counts.get("steps", 0),
-        seconds=sum(map(float, times)),
     )
+    return figures | _times([checkpoint.calls], checkpoint.lineage.stage)
+
+
+def _times(logs: Sequence[Sequence[Call]], stage: str) -> dict[str, float]:
+    """Return what the calls of a stage took; {} if they are not recorded.
+
+    seconds: of all calls on all parts together, with loading and saving, and with calls that were killed.
+    wall_seconds: while at least one of them worked.
+    gpu_seconds: seconds times GPUs; 0 on CPUs, absent if the logs do not say.
+    """
+    calls = [call for log in logs for call in log]
+    if not calls:
+        return {}
+    times = {"seconds": sum(call.seconds for call in calls), "wall_seconds": wall_seconds(calls)}
+    gpus = 0.0 if stage in _WITHOUT_MODEL else gpu_seconds(logs)
+    return times if gpus is None else times | {"gpu_seconds": gpus}
 
 
 def _known(**figures: float) -> dict[str, float]:
     return {name: value for name, value in figures.items() if value}
-
-
-def _seconds(log: str) -> float:
-    """Return the seconds of all calls in a log; of a call that did not finish, those up to its last line."""
-    total = 0.0
-    for call in _CALL.split(log):
-        times = [datetime.fromisoformat(time) for time in _TIME.findall(call)]
-        if finished := _SECONDS.findall(call):
-            total += float(finished[-1])
-        elif times:
-            total += (times[-1] - times[0]).total_seconds()
-    return total
-
-
-def _all(pattern: re.Pattern[str], text: str) -> float:
-    return sum(map(float, pattern.findall(text)))
 
 
 def _with_error(values: np.ndarray | Sequence[float]) -> list[float]:

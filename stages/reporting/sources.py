@@ -10,8 +10,9 @@ from stages.configs.estimate import ROLLOUTS_NAME
 from stages.configs.train import TOKEN_METRICS_NAME
 from stages.core.errors import IncompleteInput, UserError
 from stages.core.json_files import read_json
-from stages.core.paths import AnyPath
+from stages.core.paths import AnyPath, log_directory
 from stages.models.checkpoints import METRICS_FILE
+from stages.shards.calls import Call, read_log
 from stages.shards.lineage import Lineage, Source, read_lineage
 from stages.shards.origin import trace_back
 from stages.shards.parts import Artefact, open_artefact
@@ -19,6 +20,8 @@ from stages.shards.schemas import ADVANTAGES, CUTPOINTS, EVALUATION, ROLLOUTS, T
 
 Kind = Literal["train", "eval"]
 AUDIT_FILE = "audit.json"
+MODEL_STAGES = ("sft", "train")
+"""The stages whose output is a model."""
 START = -1
 """Number of the iteration that comes before the first one: the warm start."""
 
@@ -50,10 +53,11 @@ class Responses:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model that an iteration ended with, or the warm start.
+    """A model that an iteration ended with.
 
     Attributes:
       lineage: of the model.
+      calls: the calls that made the model, from its log.
       metrics: text of its metrics, one JSON object per optimizer step; "" if there are none.
     """
 
@@ -61,6 +65,7 @@ class Checkpoint:
     iteration: int
     lineage: Lineage
     metrics: str
+    calls: tuple[Call, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -130,10 +135,11 @@ def _read_iteration(directory: AnyPath, run: int, number: int, found: Found) -> 
                 found.audits.append(Audit(run, number, _iteration_name(number), _read_audit(child)))
             elif _holds_parts(child):
                 artefacts.append(open_artefact(child))
-            elif (lineage := read_lineage(child)) and lineage.stage in ("train", "sft"):
+            elif (lineage := read_lineage(child)) and lineage.stage in MODEL_STAGES:
                 metrics = child / METRICS_FILE
                 text = metrics.read_text() if metrics.is_file() else ""
-                found.checkpoints.append(Checkpoint(run, number, lineage, text))
+                calls = tuple(read_log(log_directory(child) / f"{lineage.stage}.log"))
+                found.checkpoints.append(Checkpoint(run, number, lineage, text, calls))
                 if _holds_parts(child / TOKEN_METRICS_NAME):
                     artefacts.append(open_artefact(child / TOKEN_METRICS_NAME))
         except (IncompleteInput, UserError) as error:

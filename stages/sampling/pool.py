@@ -27,11 +27,13 @@ class _Kept:
     Attributes:
       settings: engine and options that it was opened with.
       model: directory of its model, with names, sizes and times of the files; None: its memory is freed.
+      gpus: number of GPUs that it computes on.
     """
 
     settings: tuple[object, ...]
     model: object
     sampler: Sampler
+    gpus: int = 0
 
 
 class SamplerPool:
@@ -113,8 +115,13 @@ class SamplerPool:
             sampler = open_sampler(model_dir, **shared)
         for line in filter(None, (busy, sampler.caveat, loading.describe_limit(model_dir, max_model_len))):
             progress.note(line)
-        self._kept = _Kept(settings, model, sampler)
+        self._kept = _Kept(settings, model, sampler, _count_gpus(sampler, device, vllm))
         return sampler
+
+    @property
+    def gpus(self) -> int:
+        """Number of GPUs that the open sampler computes on; 0 on a CPU, or where none is open."""
+        return self._kept.gpus if self._kept else 0
 
     def _reuse(self, settings: tuple[object, ...], model: object, model_dir: Path) -> Sampler | None:
         """Return the open sampler with this model, loaded in place if necessary; None if that is impossible."""
@@ -156,6 +163,15 @@ class SamplerPool:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _count_gpus(sampler: Sampler, device: str, vllm: dict[str, Any]) -> int:
+    """Return the number of GPUs that a sampler computes on."""
+    if isinstance(sampler, SharedSampler):
+        return sampler.gpus
+    from stages.models.devices import count_gpus, pick_device
+
+    return count_gpus(pick_device(device), vllm.get("tensor_parallel_size", 1))
 
 
 def _own_threads() -> int:

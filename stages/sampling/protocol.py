@@ -220,6 +220,11 @@ class SharedSampler(ReloadableSampler, Protocol):
         """Number of calls of `sample`, by as many threads, that keep all workers busy."""
         ...
 
+    @property
+    def gpus(self) -> int:
+        """Number of GPUs of all workers together."""
+        ...
+
     def report(self) -> str:
         """Return one line about the work since the last report: how busy each worker was."""
         ...

@@ -1,4 +1,6 @@
-"""The log of a part, `_logs/NAME/part-….log` beside the artefact: text lines with a time.
+"""The log of a part (`part-….log`) or of a training call (`train.log`, `sft.log`), in `_logs/NAME/` beside the output.
+
+Each line is text with a time.
 
 Times, hosts and speeds are written here and not to the part, whose bytes must not differ between two runs.
 """
@@ -17,7 +19,7 @@ from stages.core.store import StorePath
 
 
 class PartLog:
-    """The log of one part. Every run appends to it; each line starts with the time in UTC."""
+    """The log of one part or of one model. Every call appends to it; each line starts with the time in UTC."""
 
     def __init__(self, path: AnyPath) -> None:
         self.path = path

@@ -19,17 +19,19 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 from transformers import PreTrainedTokenizerBase
 
-from stages.core.errors import FingerprintMismatch, SpoError, UserError
+from stages.core.errors import FingerprintMismatch, Interrupted, SpoError, UserError
 from stages.core.json_files import read_json_lines
-from stages.core.paths import AnyPath, cache_directory
+from stages.core.paths import AnyPath, cache_directory, log_directory
 from stages.core.progress import Progress
 from stages.core.storage import digest, write_atomically
 from stages.models import transfer
 from stages.models.checkpoints import METRICS_FILE
 from stages.models.guard import guarded
 from stages.optimization.ranks import ALONE, Ranks
+from stages.shards.calls import WARNING
 from stages.shards.disk import disk_errors, locked
 from stages.shards.lineage import Lineage, differences, read_lineage, write_lineage
+from stages.shards.logs import PartLog
 from stages.shards.places import check_place
 from stages.tracking.metrics_log import MetricsLog, Series
 
@@ -55,6 +57,7 @@ class ResumableRun:
       directory: `.NAME.partial/` beside the output.
       checkpoint: model directory to resume from; None if nothing was saved yet.
       metrics: metrics of the steps up to that checkpoint.
+      call_log: the log of the calls that worked on the output.
     """
 
     def __init__(
@@ -65,10 +68,23 @@ class ResumableRun:
         metrics: Metrics,
         series: Series | None,
         ranks: Ranks,
+        call_log: PartLog,
     ) -> None:
         self.directory, self.checkpoint, self.metrics = directory, checkpoint, metrics
+        self.call_log = call_log
         self._lineage, self._series, self._ranks = lineage, series, ranks
         self._saved_at = time.monotonic()
+
+    def announce(self, steps: int, gpus: int) -> None:
+        """Write to the log how many steps there are in all, and on how many GPUs they run."""
+        if self._ranks.rank == 0:
+            self.call_log.write(f"to do: {steps - len(self.metrics)} of {steps} steps, gpus {gpus}")
+
+    def warn(self, line: str, progress: Progress) -> None:
+        """Report a line to the user, and write it to the log."""
+        progress.note(line)
+        if self._ranks.rank == 0:
+            self.call_log.write(f"{WARNING}{line}")
 
     def log(self, line: dict[str, float]) -> None:
         """Append the metrics of a step to the file of the unfinished run and to the trackers."""
@@ -124,6 +140,7 @@ def open_resumable_run(
     progress: Progress,
     metrics_log: MetricsLog | None = None,
     ranks: Ranks = ALONE,
+    began: float | None = None,
 ) -> Iterator[ResumableRun]:
     """Open the unfinished run of an output, or start one, and lock it until the block ends.
 
@@ -132,13 +149,15 @@ def open_resumable_run(
     Args:
       overwrite: whether to discard unfinished work of another configuration.
       metrics_log: log that receives the metrics of every step.
-      ranks: the ranks of this run; rank 0 holds the lock for all of them.
+      ranks: the ranks of this run; rank 0 holds the lock for all of them, and writes the log of calls.
+      began: when the call began (`time.monotonic`), for the seconds in the log; None: now.
 
     Raises:
       FingerprintMismatch: the unfinished work is of another configuration, and `overwrite` is False.
       UserError: another process holds the lock, or the directory cannot be written.
     """
-    directory = partial_directory(out)
+    directory, began = partial_directory(out), time.monotonic() if began is None else began
+    call_log = PartLog(log_directory(out) / f"{lineage.stage}.log")
     with ExitStack() as stack:
         stack.enter_context(disk_errors(directory))
         if ranks.rank == 0 and not stack.enter_context(locked(directory)):
@@ -147,12 +166,29 @@ def open_resumable_run(
         series = metrics_log and metrics_log.open_series(lineage.stage, out, lineage.fingerprint, metrics)
         if metrics:
             progress.note(f"resuming {out} after step {len(metrics)}")
+        if ranks.rank == 0:
+            stack.enter_context(_logged(call_log, lineage, began))
         try:
-            yield ResumableRun(directory, lineage, checkpoint, metrics, series, ranks)
+            yield ResumableRun(directory, lineage, checkpoint, metrics, series, ranks, call_log)
         except SpoError:
             if ranks.rank == 0 and not _checkpoints(directory):
                 shutil.rmtree(directory, ignore_errors=True)  # there is nothing to resume from
             raise
+
+
+@contextmanager
+def _logged(call_log: PartLog, lineage: Lineage, began: float) -> Iterator[None]:
+    """Write the beginning and the end of a call to its log."""
+    call_log.start(lineage.fingerprint)
+    try:
+        yield
+    except Interrupted as error:
+        call_log.end(f"interrupted: {error}")
+        raise
+    except BaseException as error:  # the log says how the work ended, whatever ended it
+        call_log.end(f"failed: {type(error).__name__}: {error}")
+        raise
+    call_log.write(f"finished: {lineage.stage} in {time.monotonic() - began:.1f} s")
 
 
 def find_finished(

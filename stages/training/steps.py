@@ -136,7 +136,7 @@ def take_steps(
         line = {"step": number + 1, **figures, "num_tokens": before + tokens}
         if number == 0:  # a warning per step would hide everything else; the closing summary repeats it
             for note in mismatch.warn(figures):
-                progress.note(note)
+                resumable.warn(note, progress)
         metrics.append(line | {"step_time": seconds, "tokens_per_second": tokens / seconds})
         resumable.log(metrics[-1])
         shown: dict[str, Any] = {name: figures[name] for name in ("reward", "loss", "kl") if name in figures}

@@ -62,15 +62,23 @@ def test_the_files_and_the_json_of_a_run(run: Path, capsys: pytest.CaptureFixtur
 
 
 def test_costs_come_from_footers_and_logs(run: Path, capsys: pytest.CaptureFixture[str]):
-    logs, time = run / "000" / "_logs" / "trajectories", "2026-01-01T00:00:00+00:00"
-    (logs / "part-00001-of-00002.log").write_text("")
-    (logs / "part-00000-of-00002.log").write_text(
-        f"{time} chunk 1 of 1: 2 rows, sampled 20, prefilled 1234\n{time} finished: 2 rows in 7.5 s\n"
+    logs, day = run / "000" / "_logs" / "trajectories", "2026-01-01T00:00:"
+    (logs / "part-00001-of-00002.log").write_text(
+        f"{day}00+00:00 started: b\n{day}02+00:00 chunk 1 of 1: 2 rows, gpus 0\n"
+        f"{day}02+00:00 finished: 2 rows in 2.0 s\n"
     )
-    lines = [line.split() for line in show(capsys, run, "--cost").splitlines()]
-    assert ["000", "rollout", "1,234", "7.5"] in lines
+    (logs / "part-00000-of-00002.log").write_text(
+        f"{day}00+00:00 started: a\n{day}03+00:00 chunk 1 of 2: 1 rows, sampled 10, prefilled 1000, gpus 0\n"
+        f"{day}20+00:00 started: a\n{day}27+00:00 chunk 2 of 2: 1 rows, sampled 10, prefilled 234, gpus 0\n"
+        f"{day}28+00:00 finished: 2 rows in 7.5 s\n"
+    )
+    text = show(capsys, run, "--cost")
+    lines = [line.split() for line in text.splitlines()]
+    # 3 s of the killed call, 7.5 s of the one that resumed it, 2 s of the other part, which overlaps the killed one
+    assert ["000", "rollout", "1,234", "12.5", "10.5", "CPU"] in lines
     (total,) = [line for line in lines if line[:1] == ["all"]]
     assert total[1] == "1,234"
+    assert "wall s: while one worked" in text
 
 
 def test_every_call_on_a_part_counts_killed_ones_too(run: Path, capsys: pytest.CaptureFixture[str]):

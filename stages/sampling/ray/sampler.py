@@ -67,7 +67,7 @@ class RaySampler:
         if count * each > gpus or not count:
             needed = f"{count or 1} samplers with {each} GPUs each"
             raise UserError(f"{needed} need more than the {gpus} GPUs that Ray has: ask for fewer")
-        self.closed = False
+        self.closed, self.gpus = False, count * each
         self.options = _worker_options(options)
         self.crew = Crew(session, "sampler", count, [Resources(cluster.cpus, each, cluster.memory_bytes)] * count)
         self._tokens = _Tokens([0] * count, time.monotonic())
