@@ -171,7 +171,7 @@ def test_the_output_is_a_hugging_face_directory_with_metrics_and_lineage(
     rewards, graded = ([line[name] for line in lines] for name in ("reward", "responses/graded"))
     assert graded == [4, 4, 3]
     assert summary.reward == pytest.approx(np.average(rewards, weights=graded))
-    assert [entry.name for entry in tmp_path.iterdir()] == ["policy"]  # nothing unfinished is left
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["_logs", "policy"]  # nothing unfinished is left
 
 
 def test_a_second_call_finds_it_up_to_date(chain: Path, tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(chain: Path, tm
     run(config)
     assert_identical(tmp_path / "whole" / "policy", tmp_path / "torn" / "policy")
     assert [line["step"] for line in metrics(tmp_path / "torn" / "policy")] == [1, 2, 3, 4, 5, 6]
-    assert [entry.name for entry in (tmp_path / "torn").iterdir()] == ["policy"]
+    assert sorted(entry.name for entry in (tmp_path / "torn").iterdir()) == ["_logs", "policy"]
 
 
 def test_a_signal_leaves_a_resumable_run(chain: Path, tmp_path: Path) -> None:
@@ -424,7 +424,7 @@ def test_a_trajectory_longer_than_the_context_is_named(chain: Path, model: Path,
     (short / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"trajectory q5/0 has 18 tokens .* is 16"):
         run(settings(chain, tmp_path / "policy", model=str(short)))
-    assert [entry.name for entry in tmp_path.iterdir()] == ["short"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["_logs", "short"]
 
 
 def test_a_reference_with_another_vocabulary_is_refused(chain: Path, model: Path, tmp_path: Path) -> None:
