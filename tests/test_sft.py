@@ -132,7 +132,7 @@ def test_the_output_is_a_model_directory_with_a_lineage(tmp_path: Path):
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert summary.rows == 32
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["_logs", "model"]  # nothing unfinished is left beside it
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["_logs", "model"]  # nothing unfinished
 
 
 def test_the_number_of_passes_per_step_changes_rounding_only(tmp_path: Path):
