@@ -191,7 +191,9 @@ def _checkpoints(plan: Plan, shape: Shape | None) -> Amounts:
 def _rollout(config: Rollout, profile: Profile) -> Amounts:
     """Return the tokens of sampling the responses of one iteration."""
     alive = survival(profile.lengths, profile.weights, config.max_tokens)
-    if config.branches is None:
+    if config.tree_budget is not None:
+        tokens = float(config.tree_budget)
+    elif config.branches is None:
         tokens = config.responses_per_question * float(alive.sum())
     elif config.branch_at:  # each chain, and at each of its cuts all but one of the branches, which begin anywhere
         fresh = sum(count - 1 for count in config.branches[1:])
@@ -228,7 +230,7 @@ class _Kept:
 
 def _estimate(first: Iteration, profile: Profile) -> tuple[Amounts, _Kept]:
     """Return the tokens of the rollouts of one estimation, and those of a response that are kept for training."""
-    if first.estimate.estimator != "monte-carlo":
+    if first.estimate.estimator not in ("monte-carlo", "forward") or first.rollout.in_trees:
         return Amounts(), _Kept()
     questions = first.rollout.num_questions or 0
     responses = questions * first.rollout.responses_per_question
@@ -296,9 +298,9 @@ def _train(first: Iteration, profile: Profile, sampled: Amounts, kept: _Kept) ->
     own = sampled.sampled / _attempts(rollout, profile) / max(questions, 1)
     if config.drop_uniform_groups and not rollout.refill:
         questions *= 1 - profile.agreeing
-    if rollout.branches:
+    if rollout.in_trees:
         questions *= profile.signal  # nodes without an advantage are left out
-        tokens, shared = own, _tree_prefixes(first, rollout.branches, profile)
+        tokens, shared = own, _tree_prefixes(first, profile)
     else:
         count = rollout.responses_per_question
         tokens, shared = own + count * kept.tokens, count * _prefixes(first, profile, own / count, kept)
@@ -324,7 +326,7 @@ def _prefixes(first: Iteration, profile: Profile, own: float, kept: _Kept) -> fl
     return profile.prompt_tokens + divisions * (profile.prompt_tokens + kept.middle)
 
 
-def _tree_prefixes(first: Iteration, branches: tuple[int, ...], profile: Profile) -> float:
+def _tree_prefixes(first: Iteration, profile: Profile) -> float:
     """Return the tokens of the paths that are read before the nodes of a tree.
 
     Siblings are in one batch and read their path once. Groups of siblings are spread over the batches; those of a tree
@@ -332,11 +334,15 @@ def _tree_prefixes(first: Iteration, branches: tuple[int, ...], profile: Profile
     """
     config = first.rollout
     alive = survival(profile.lengths, profile.weights, config.max_tokens)
-    if config.branch_at:  # each cut of each chain begins a group of siblings, at any of its tokens
+    branches = config.branches
+    if branches is None or config.branch_at:  # each cut begins a group of siblings, at any of the tokens
         before = float(alive @ np.arange(alive.size)) / float(alive.sum())
-        cuts = branches[0] * (len(branches) - 1)
+        if branches:
+            cuts, nodes = branches[0] * (len(branches) - 1), branches[0] * (1 + sum(branches[1:]))
+        else:  # within a budget, each branch is cut from an earlier one
+            cuts = (config.tree_budget or 0) / max(_mean_rest(alive), 1.0)
+            nodes = 1 + 2 * cuts
         groups, paths = 1.0 + cuts, cuts * before
-        nodes = branches[0] * (1 + sum(branches[1:]))
     else:
         size = config.segment_tokens or SEGMENT_TOKENS
         starts = [depth * size for depth in range(len(branches)) if depth * size < alive.size]

@@ -53,7 +53,7 @@ class Responses:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model that an iteration ended with.
+    """A model that an iteration ended with, or the warm start.
 
     Attributes:
       lineage: of the model.

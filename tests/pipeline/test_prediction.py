@@ -127,6 +127,15 @@ def test_without_an_earlier_run_responses_are_as_long_as_they_can_be(policy: Pat
     assert figures(shorter)["rollout"]["sampled"] == 24 * 4 * 10
 
 
+def test_a_budget_is_what_its_trees_sample(trial: Path, policy: Path, tmp_path: Path):
+    tables = {"rollout": "tree_budget = 40\nsegment_tokens = 5", "estimate": 'estimator = "tree"'}
+    found = prediction.run(Config(recipe=recipe(tmp_path / "run.toml", policy, **tables), like=trial))
+    amounts = figures(found)
+    assert amounts["rollout"]["sampled"] == 24 * 40
+    assert amounts["estimate"]["sampled"] == 0
+    assert amounts["train"]["fed"] > 2 * 24 * 40 * 0.99
+
+
 def test_kept_checkpoints_alone_take_disk(policy: Path, tmp_path: Path):
     path = recipe(tmp_path / "run.toml", policy, 10, **GRPO)
 
