@@ -154,7 +154,7 @@ def test_the_printed_and_the_json_report(
         "000–002 all stages 6 · · · · 6",
         "003 rollout · · · 1 1 2",
         "004–005 all stages · · · · 4 4",
-        "003/trajectories part 1 failed: failed: RuntimeError: CUDA out of memory",
+        "003/trajectories part 1 failed: failed: RuntimeError: CUDA out of memory · reward 0.4 so far",
     ]
     status_command.report(status_command.run(status_command.Config(run=run, json=True)))
     report = json.loads(capsys.readouterr().out)

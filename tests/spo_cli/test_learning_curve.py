@@ -93,7 +93,7 @@ def test_every_call_on_a_part_counts_killed_ones_too(run: Path, capsys: pytest.C
         "2026-01-03T00:00:07+00:00 finished: 6 rows in 7.5 s\n"
     )
     lines = [line.split() for line in show(capsys, run, "--cost").splitlines()]
-    assert ["000", "rollout", "1,200", "56.5"] in lines
+    assert ["000", "rollout", "1,200", "56.5", "56.5"] in lines
 
 
 def test_no_number_is_broken_at_80_columns_or_fewer(
