@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-IMAGES = {f"images/comparison-{table}.svg": f"examples/compare/results/{table}.svg" for table in "ABCDE"}
+IMAGES = {f"images/comparison-{table}.svg": f"examples/compare/results/{table}.svg" for table in "ABCDEF"}
 """Page images → the files that they are copied from."""
 
 _DIRECTIVE = re.compile(r"^<!-- generate: (.+) -->$", re.MULTILINE)
