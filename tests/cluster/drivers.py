@@ -28,7 +28,8 @@ def until(condition: Callable[[], bool], seconds: float) -> None:
 class Driver:
     """A command that runs in a process group and a temporary folder of its own; ended with the `with` block.
 
-    The folder is a variable of the environment of all its processes, which finds them after their parents have ended.
+    The folder, or one in it, is a variable of the environment of all its processes, which finds them after their parents
+    have ended.
     """
 
     def __init__(self, words: Sequence[str | Path]) -> None:
@@ -71,7 +72,8 @@ class Driver:
         found = dict[int, str]()
         for one in psutil.process_iter():
             with suppress(psutil.Error):  # it may end, or belong to another user
-                if str(self._folder) in one.environ().values() and one.status() != psutil.STATUS_ZOMBIE:
+                places = [value for value in one.environ().values() if f"{value}/".startswith(f"{self._folder}/")]
+                if places and one.status() != psutil.STATUS_ZOMBIE:
                     found[one.pid] = " ".join(one.cmdline())
         return found
 

@@ -149,7 +149,7 @@ def test_each_method_has_its_own_fingerprint(cutpoints: Path, tmp_path: Path):
     [
         (
             {"estimator": "grpo", "rollouts": "4"},
-            "--rollouts is an option of --estimator monte-carlo; grpo does not read it",
+            "--rollouts is an option of --estimator monte-carlo, forward; grpo does not read it",
         ),
         ({"estimator": "grpo", "keep_zero": True}, "--keep-zero is an option of --estimator tree, prefix-tree"),
         ({"estimator": "prefix-tree", "normalize_by": "siblings"}, "--normalize-by is an option of --estimator tree;"),
