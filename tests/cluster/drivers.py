@@ -28,8 +28,8 @@ def until(condition: Callable[[], bool], seconds: float) -> None:
 class Driver:
     """A command that runs in a process group and a temporary folder of its own; ended with the `with` block.
 
-    The folder, or one in it, is a variable of the environment of all its processes, which finds them after their parents
-    have ended.
+    The folder, or one inside it, is a variable of the environment of all its processes, which finds them after their
+    parents have ended.
     """
 
     def __init__(self, words: Sequence[str | Path]) -> None:
