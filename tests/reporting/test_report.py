@@ -66,7 +66,7 @@ def test_nothing_to_show_is_an_error_in_one_line(tmp_path: Path, capsys: pytest.
     with pytest.raises(SystemExit) as ended:
         main(["report", str(tmp_path)])
     assert ended.value.code == 2
-    assert "contains no complete trajectories or evaluation" in capsys.readouterr().err
+    assert "contains no complete trajectories, evaluation or audit" in capsys.readouterr().err
 
 
 def test_the_policy_of_the_page_allows_its_own_script_and_style_alone(chain: Path, tmp_path: Path):
