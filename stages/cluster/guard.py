@@ -31,7 +31,7 @@ from ray._raylet import persist_port  # pyright: ignore[reportAttributeAccessIss
 _PR_SET_CHILD_SUBREAPER = 36
 _START_SECONDS = 600.0
 _AGENT_PORTS = ("dashboard_agent_listen_port", "runtime_env_agent_port")
-_NO_PORTS = ("metrics_agent_port", "metrics_export_port")  # of services that nobody asks here
+_NO_PORTS = ("metrics_agent_port", "metrics_export_port")  # no command reads these services
 
 
 def main(folder: Path, options: dict[str, Any]) -> None:
