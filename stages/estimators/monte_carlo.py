@@ -35,7 +35,7 @@ from stages.core.paths import AnyPath
 from stages.core.progress import Progress
 from stages.estimators import EstimatedChunk, Estimator, PreparedPart
 from stages.estimators.budget import RolloutBudget, adaptive_budget, fixed_budget
-from stages.estimators.forward import Prior, check_rewards, find_template, open_prior
+from stages.estimators.forward import Prior, check_rewards, find_template
 from stages.estimators.kept_rollouts import build_rollouts, find_rho
 from stages.estimators.rollouts import RolloutSampling, distinct_states, sample_rollouts
 from stages.estimators.rows import build_rows, check_probabilities, count_ungradable
@@ -113,6 +113,8 @@ def prepare(
         tokenizer = loading.load_tokenizer(directory)
         prior = None
         if options.estimator == "forward" and len(batch.prompts):
+            from stages.estimators.answer_scores import open_prior  # imports torch
+
             template = find_template(options, task_name, str(tokenizer.decode(batch.prompts[0])))
             states, _ = distinct_states(batch, range(batch.trajectories.num_rows), options.seed)
             prior = open_prior(options, directory, template, states, progress)
