@@ -1,5 +1,8 @@
 """Test that `spo train` with DeepSpeed on real ranks (gloo) takes the same steps as one torch process."""
 
+# The types of pandas are wider than what its methods return:
+# pyright: reportArgumentType=false
+
 from __future__ import annotations
 
 import json

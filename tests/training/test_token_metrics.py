@@ -1,5 +1,8 @@
 """`spo train --token-metrics`: the kept tokens of every step, as pandas reads them, against metrics and inputs."""
 
+# The types of pandas are wider than what its methods return:
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
 import json
