@@ -45,7 +45,7 @@ class Call:
       ending: how it ended; "" if it was killed or still works.
       steps: number of optimizer steps of the whole work; None for a part.
       gpus: number of GPUs that it used; None if the log does not say.
-      warnings: in order.
+      warnings, notes: in order; a note is a line that reports no routine step.
     """
 
     began: float
@@ -55,6 +55,7 @@ class Call:
     gpus: int | None = None
     chunks: list[LoggedChunk] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     measured: float | None = None
 
     @property
@@ -138,6 +139,8 @@ def _add(call: Call, time: float, line: str) -> None:
     elif match := _STEPS.fullmatch(line):
         call.steps = int(match[2])
         _add_gpus(call, {name: float(value) for name, value in _FIGURE.findall(match[3])})
+    elif ": resuming" not in line:
+        call.notes.append(line)
 
 
 def _add_gpus(call: Call, figures: dict[str, float]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,11 +12,7 @@ import pyarrow.parquet as pq
 
 from stages.core.errors import UserError
 from stages.core.json_files import read_json_lines
-
-_LINE = re.compile(r"^(\S+) (.*)$", re.MULTILINE)
-_CHUNK = re.compile(r"chunk (\d+) of (\d+): .*")
-_SAMPLED = re.compile(r"\bsampled ([0-9.e+]+)")
-_ROUTINE = re.compile(r"started: |finished: |chunk \d+ of |.*: resuming")
+from stages.shards.calls import read_calls
 
 
 @dataclass(frozen=True)
@@ -28,7 +23,7 @@ class Activity:
       tokens_per_second: sampled tokens of the last call, from its start to its last chunk; trained ones of a model.
       seconds_left: until the part is done, at the pace of the last call.
       reward: mean reward of the committed chunks, or of the last step of a training.
-      warning: last line of the log that reports no routine step.
+      warning: last warning of the last call, or its last note if it has none.
     """
 
     tokens_per_second: float | None = None
@@ -45,22 +40,21 @@ def of_part(log: Path, begun: Path, now: datetime) -> Activity:
       begun: directory of its chunks.
       now: the time, with a time zone.
     """
-    text = log.read_text(errors="replace") if log.is_file() else ""
-    lines = [(time, line) for time, line in _LINE.findall(text) if time[:2].isdigit()]
-    first = max((i for i, (_, line) in enumerate(lines) if line.startswith("started: ")), default=0)
-    call = lines[first:]
-    warning = next((line for _, line in reversed(call) if not _ROUTINE.match(line)), None)
-    chunks = [(datetime.fromisoformat(time), match) for time, line in call if (match := _CHUNK.fullmatch(line))]
-    if not chunks:
+    calls = read_calls(log.read_text(errors="replace")) if log.is_file() else []
+    if not calls:
+        return Activity(reward=_mean_reward(begun))
+    call = calls[-1]
+    warning = next(reversed(call.warnings or call.notes), None)
+    if not call.chunks:
         return Activity(reward=_mean_reward(begun), warning=warning)
-    started, last = datetime.fromisoformat(call[0][0]), chunks[-1][0]
-    seconds = max((last - started).total_seconds(), 1.0)  # the times are whole seconds
-    sampled = sum(float(found[1]) for _, match in chunks if (found := _SAMPLED.search(match[0])))
-    done = {match[1] for _, line in lines if (match := _CHUNK.fullmatch(line))}
-    left = max(int(chunks[-1][1][2]) - len(done), 0) * seconds / len(chunks)
+    last = call.chunks[-1]
+    seconds = max(last.time - call.began, 1.0)  # the times are whole seconds
+    sampled = call.total("sampled")
+    done = {chunk.number for one in calls for chunk in one.chunks}
+    left = max(last.count - len(done), 0) * seconds / len(call.chunks)
     return Activity(
         sampled / seconds if sampled else None,
-        max(left - (now - last).total_seconds(), 0.0),
+        max(left - (now.timestamp() - last.time), 0.0),
         _mean_reward(begun),
         warning,
     )
